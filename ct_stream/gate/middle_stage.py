@@ -1,0 +1,256 @@
+"""Stage M: which mailbox pattern does this domain accept?
+
+A generator: it yields questions and is sent answers (the way of httpx's `Auth.auth_flow`), so a test is a list of
+answers, a pass goes on from kept answers, and a transcript can be read again under other rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from ct_stream.gate.failures import FailureCode
+from ct_stream.gate.patterns import (
+    CATCH_ALL_CONFIDENCE,
+    UNPROVEN_CONFIDENCE,
+    Address,
+    Pattern,
+    email_method,
+    random_address,
+    render,
+)
+from ct_stream.gate.questions import (
+    RANDOM,
+    Answer,
+    AskControl,
+    Attempt,
+    ControlKind,
+    LookupMx,
+    MailboxAnswer,
+    MxAnswer,
+    MxStatus,
+    ProbeMailbox,
+    Question,
+    Trouble,
+    VerifyAnswer,
+    VerifyEmail,
+    VerifyStatus,
+)
+from ct_stream.gate.replies import Meaning, Reading, Stage, read_reply
+from ct_stream.gate.verdicts import Failed, Held, HeldBy, Passed, Verdict, VerifiedBy
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from ct_stream.gate.rules import Rules
+
+Flow: TypeAlias = Generator[Question, Answer, Verdict]
+
+_NO_MX_REASONS = {
+    MxStatus.NO_RECORDS: "the domain has no MX records",
+    MxStatus.NXDOMAIN: "the domain does not exist (NXDOMAIN)",
+    MxStatus.NULL_MX: "the domain says that it takes no mail (null MX, RFC 7505)",
+}
+# Trouble that may be our own way out, so that it counts only once an SMTP control succeeded after it.
+_CONNECTION_TROUBLE = frozenset(
+    {Trouble.REFUSED, Trouble.UNREACHABLE, Trouble.TIMEOUT, Trouble.CLOSED, Trouble.DEADLINE, Trouble.TLS}
+)
+# Trouble that a resolver of ours may have made up.
+_NAME_TROUBLE = frozenset({Trouble.NO_ADDRESS, Trouble.NAME_LOOKUP, Trouble.UNROUTABLE})
+
+_TROUBLE_SENTENCES = {
+    Trouble.NO_ADDRESS: "the MX host's name has no address",
+    Trouble.NAME_LOOKUP: "the MX host's address could not be looked up",
+    Trouble.UNROUTABLE: "MX is not publicly routable",
+    Trouble.REFUSED: "connection refused",
+    Trouble.UNREACHABLE: "network unreachable",
+    Trouble.TIMEOUT: "timeout",
+    Trouble.CLOSED: "the server closed the connection",
+    Trouble.GARBLED: "the server does not speak SMTP",
+    Trouble.TLS: "TLS failed",
+    Trouble.DEADLINE: "timeout: the pass deadline was reached",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """One mailbox question with its answer, read."""
+
+    pattern: Pattern | None  #: None for the random address
+    attempt: Attempt
+    reading: Reading
+
+    @property
+    def reached_rcpt(self) -> bool:
+        return self.attempt.stage is Stage.RCPT and self.attempt.reply is not None
+
+
+def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str | None) -> Flow:
+    """Decide by MX, RCPT TO and at most one Tier-2 call.
+
+    `tier2_off` says why Tier-2 will not be asked ("Tier-2 is off", "the month's budget is spent"); None when it is on.
+    """
+    mx = yield LookupMx(domain=domain)
+    assert isinstance(mx, MxAnswer)
+    if mx.status in _NO_MX_REASONS:
+        yield AskControl(kind=ControlKind.DNS)
+        reason = _NO_MX_REASONS[mx.status] + (f"; {mx.detail}" if mx.detail else "")
+        return Failed(code=FailureCode.NO_MX, reason=reason, domain=domain)
+    if mx.status is MxStatus.UNAVAILABLE:
+        yield AskControl(kind=ControlKind.DNS)
+        cause = f"MX could not be looked up: {mx.detail}"
+        return (yield from _inconclusive(domain, [], [cause], rules, tier2_off))
+
+    asked: list[_Asked] = []
+    hosts = mx.hosts
+    for pattern in rules.patterns:
+        address = render(pattern, rules.probe_name, domain)
+        step = yield from _probe(pattern, address, hosts)
+        if isinstance(step, Held):
+            return step
+        asked.append(step)
+        if step.reading.meaning is Meaning.ACCEPT:
+            return (yield from _accepted(outreach_id, domain, pattern, step.attempt.host))
+        if step.reached_rcpt:
+            # From here on every question goes to this host: a backup MX may accept anything.
+            hosts = (step.attempt.host,)
+        elif step.attempt.stage is not Stage.RCPT or step.attempt.trouble is Trouble.DEADLINE:
+            break  # no host can be talked to: the remaining patterns stay unasked, which is inconclusive
+    if len(asked) == len(rules.patterns) and all(step.reading.meaning is Meaning.REJECT for step in asked):
+        reason = f"{asked[0].attempt.host} refused all {len(asked)} patterns as unknown mailboxes"
+        return Failed(code=FailureCode.NO_PATTERN, reason=reason, domain=domain)
+
+    troubles = {step.attempt.trouble for step in asked}
+    if troubles & _NAME_TROUBLE:
+        yield AskControl(kind=ControlKind.DNS)
+    if troubles & _CONNECTION_TROUBLE:
+        yield AskControl(kind=ControlKind.SMTP)
+    return (yield from _inconclusive(domain, asked, _causes(asked), rules, tier2_off))
+
+
+def _probe(
+    pattern: Pattern | None, address: Address, hosts: tuple[str, ...]
+) -> Generator[Question, Answer, _Asked | Held]:
+    """Ask about one mailbox; a reply about us that is not settled as the company's private policy holds the pass."""
+    answer = yield ProbeMailbox(pattern=pattern.name if pattern else RANDOM, address=address, hosts=hosts)
+    assert isinstance(answer, MailboxAnswer)
+    last = answer.attempts[-1]
+    reading = read_attempt(last)
+    if not answer.settled and not (last.stage is Stage.RCPT and reading.meaning in (Meaning.ACCEPT, Meaning.REJECT)):
+        for attempt in answer.attempts:
+            held = _held(attempt)
+            if held is not None:
+                return held
+    return _Asked(pattern=pattern, attempt=last, reading=reading)
+
+
+def read_attempt(attempt: Attempt) -> Reading:
+    """Return what one attempt means; without a reply it is inconclusive, and its trouble is the cause."""
+    if attempt.reply is None:
+        assert attempt.trouble is not None
+        return Reading(
+            meaning=Meaning.INCONCLUSIVE,
+            rule=f"trouble-{attempt.trouble}",
+            cause=_TROUBLE_SENTENCES[attempt.trouble],
+        )
+    return read_reply(attempt.stage, attempt.reply)
+
+
+def _held(attempt: Attempt) -> Held | None:
+    """Return the hold that a reply about us puts on the pass."""
+    reading = read_attempt(attempt)
+    if reading.meaning is Meaning.ABOUT_US:
+        by = HeldBy.REFUSED
+    elif reading.meaning is Meaning.OUR_RATE:
+        by = HeldBy.RATE
+    else:
+        return None
+    assert attempt.reply is not None
+    reason = f"{attempt.host} at {attempt.stage}: {attempt.reply.code} {attempt.reply.enhanced} {attempt.reply.text}"
+    return Held(by=by, host=attempt.host, reason=reason[:300])
+
+
+def _accepted(outreach_id: UUID, domain: str, pattern: Pattern, host: str) -> Flow:
+    """Tell an honest yes from a catch-all by asking the same host for a mailbox that cannot exist."""
+    answer = yield ProbeMailbox(pattern=RANDOM, address=random_address(outreach_id, domain), hosts=(host,))
+    assert isinstance(answer, MailboxAnswer)
+    reading = read_attempt(answer.attempts[-1])
+    if reading.meaning is Meaning.ACCEPT:
+        return _catch_all(domain, VerifiedBy.CATCH_ALL)
+    if reading.meaning is Meaning.REJECT:
+        return _passed(pattern, domain, pattern.confidence, VerifiedBy.SMTP)
+    # The company's yes stands whatever stopped the second question, even a reply about us: waiting could only
+    # raise the confidence, never change the outcome.
+    note = f"whether a random mailbox is refused could not be told: {reading.cause}"
+    return _passed(pattern, domain, min(pattern.confidence, UNPROVEN_CONFIDENCE), VerifiedBy.SMTP, note)
+
+
+def _inconclusive(domain: str, asked: list[_Asked], causes: list[str], rules: Rules, tier2_off: str | None) -> Flow:
+    """Stage M5: ask Tier-2 once where it is on, else fail with the cause."""
+    reason = "; ".join(causes)
+    if tier2_off is None:
+        pattern = _pattern_for_tier2(asked, rules)
+        answer = yield VerifyEmail(pattern=pattern.name, address=render(pattern, rules.probe_name, domain))
+        assert isinstance(answer, VerifyAnswer)
+        match answer.status:
+            case VerifyStatus.VALID:
+                return _passed(pattern, domain, pattern.confidence, VerifiedBy.TIER2)
+            case VerifyStatus.CATCH_ALL:
+                return _catch_all(domain, VerifiedBy.TIER2)
+            case VerifyStatus.INVALID:
+                return Failed(code=FailureCode.VERIFY_FAIL, reason=f"{answer.detail}; before: {reason}", domain=domain)
+            case VerifyStatus.NO_ANSWER:
+                reason = f"{reason}; Tier-2 gave no usable answer: {answer.detail}"
+    else:
+        reason = f"{reason}; {tier2_off}"
+    return Failed(code=FailureCode.SMTP_FAIL, reason=reason, domain=domain)
+
+
+def _pattern_for_tier2(asked: list[_Asked], rules: Rules) -> Pattern:
+    """Return the first inconclusive role pattern, else the first inconclusive one, else `info`.
+
+    A pattern that was never asked is inconclusive.
+    """
+    rejected = {step.pattern.name for step in asked if step.pattern and step.reading.meaning is Meaning.REJECT}
+    open_patterns = [pattern for pattern in rules.patterns if pattern.name not in rejected]
+    for pattern in open_patterns:
+        if pattern.is_role:
+            return pattern
+    if open_patterns:
+        return open_patterns[0]
+    return next((p for p in rules.patterns if p.name == "info"), rules.patterns[0])
+
+
+def _catch_all(domain: str, verified_by: VerifiedBy) -> Passed:
+    """Return the PASS of a domain that takes any local part: the pattern is a guess (M4)."""
+    guess = Pattern(name="first.last", template="{first}.{last}", confidence=CATCH_ALL_CONFIDENCE)
+    return replace(_passed(guess, domain, CATCH_ALL_CONFIDENCE, verified_by), is_catchall=True)
+
+
+def _passed(pattern: Pattern, domain: str, confidence: float, verified_by: VerifiedBy, note: str = "") -> Passed:
+    return Passed(
+        domain=domain,
+        method_type=pattern.name,
+        email_method=email_method(pattern, domain),
+        confidence=confidence,
+        is_catchall=False,
+        verified_by=verified_by,
+        note=note,
+    )
+
+
+def _causes(asked: list[_Asked]) -> list[str]:
+    """Return each distinct cause with the host and reply that showed it, in the order met, at most three."""
+    causes: dict[str, str] = {}
+    for step in asked:
+        if step.reading.meaning is Meaning.REJECT:
+            continue
+        attempt = step.attempt
+        said = ""
+        if attempt.reply is not None:
+            said = f": {attempt.reply.code} {attempt.reply.enhanced} {attempt.reply.text}".rstrip()[:160]
+        elif attempt.detail:
+            said = f": {attempt.detail}"[:160]
+        causes.setdefault(step.reading.cause, f"{step.reading.cause} ({attempt.host} at {attempt.stage}{said})")
+    return list(causes.values())[:3]

@@ -1,0 +1,154 @@
+"""Stage O: which bytes go to which topic for a verdict, and which row does each table get?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID, uuid5
+
+import orjson
+
+from ct_stream.gate.contracts import CT_FAIL, CT_PASS
+from ct_stream.gate.transcript import Exchange, to_json, tools_used
+from ct_stream.gate.verdicts import Failed, Passed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from ct_stream.gate.failures import FailureCode
+
+PASS_TOPIC = "ct.pass"
+FAIL_TOPIC = "ct.fail"
+_CE_NAMESPACE = UUID("7d0a4c0e-5b8f-4a53-9d6e-2f1c8e9b7a10")
+_CE_SOURCE = "/outreach/company-target"
+_SCHEMA_VERSION = 1
+
+#: In order; names may repeat.
+Headers: TypeAlias = tuple[tuple[str, bytes], ...]
+
+
+class ContractBroken(Exception):
+    """An outcome does not fit its own schema: a bug of ours, so there is no outcome."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a company came from, and what is carried through to its outcome."""
+
+    outreach_id: UUID
+    topic: str = ""
+    partition: int = -1
+    offset: int = -1
+    correlation_id: str | None = None
+    traceparent: bytes | None = None
+    correlation_header: bytes | None = None  #: the record's `correlation_id` header, byte for byte
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """All that is kept of a decided company: rows and the exact bytes to publish."""
+
+    origin: Origin
+    verdict: Passed | Failed
+    rules_version: str
+    decided_at: datetime
+    duration_ms: int
+    transcript: list[dict[str, Any]]
+    topic: str
+    key: bytes
+    value: bytes
+    headers: Headers
+
+    @property
+    def outreach_id(self) -> UUID:
+        """Return the company's id."""
+        return self.origin.outreach_id
+
+    @property
+    def failure_code(self) -> FailureCode | None:
+        """Return the code of a FAIL."""
+        return self.verdict.code if isinstance(self.verdict, Failed) else None
+
+
+def output_stage(
+    origin: Origin,
+    verdict: Passed | Failed,
+    exchanges: Sequence[Exchange],
+    *,
+    rules_version: str,
+    decided_at: datetime,
+    duration_ms: int,
+) -> Outcome:
+    """Return the outcome of `verdict`; `decided_at` is in UTC. Raises ContractBroken when its event fits no schema."""
+    decided = rfc3339(decided_at)
+    passed = isinstance(verdict, Passed)
+    body = _pass_body(verdict) if isinstance(verdict, Passed) else _fail_body(verdict)
+    body |= {
+        "schema_version": _SCHEMA_VERSION,
+        "outreach_id": str(origin.outreach_id),
+        "tools_used": tools_used(exchanges),
+        "correlation_id": origin.correlation_id,
+        "decided_at": decided,
+        "duration_ms": duration_ms,
+    }
+    problem = (CT_PASS if passed else CT_FAIL).problem(body)
+    if problem is not None:
+        raise ContractBroken(f"{PASS_TOPIC if passed else FAIL_TOPIC} event of {origin.outreach_id}: {problem}")
+    return Outcome(
+        origin=origin,
+        verdict=verdict,
+        rules_version=rules_version,
+        decided_at=decided_at,
+        duration_ms=duration_ms,
+        transcript=to_json(exchanges),
+        topic=PASS_TOPIC if passed else FAIL_TOPIC,
+        key=str(origin.outreach_id).encode(),
+        value=orjson.dumps(body),
+        headers=_headers(origin, passed=passed, decided=decided),
+    )
+
+
+def rfc3339(moment: datetime) -> str:
+    """Return a UTC moment with milliseconds and Z."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def _pass_body(verdict: Passed) -> dict[str, Any]:
+    return {
+        "domain": verdict.domain,
+        "email_method": verdict.email_method,
+        "method_type": verdict.method_type,
+        "confidence_score": verdict.confidence,
+        "is_catchall": verdict.is_catchall,
+        "verified_by": verdict.verified_by.value,
+    }
+
+
+def _fail_body(verdict: Failed) -> dict[str, Any]:
+    return {
+        "domain": verdict.domain,
+        "failure_code": verdict.code.value,
+        "imo_stage": verdict.code.imo_stage,
+        "blocking_reason": verdict.reason[:1000],
+        "retry_allowed": False,
+    }
+
+
+def _headers(origin: Origin, *, passed: bool, decided: str) -> Headers:
+    """Return CloudEvents 1.0 headers in Kafka's binary mode; a repeat carries the same `ce_id`."""
+    ce_id = uuid5(_CE_NAMESPACE, f"{origin.outreach_id}/outcome")
+    headers: list[tuple[str, bytes]] = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", str(ce_id).encode()),
+        ("ce_type", b"outreach.ct.pass.v1" if passed else b"outreach.ct.fail.v1"),
+        ("ce_source", _CE_SOURCE.encode()),
+        ("ce_subject", str(origin.outreach_id).encode()),
+        ("ce_time", decided.encode()),
+        ("content-type", b"application/json"),
+    ]
+    if origin.traceparent is not None:
+        headers.append(("traceparent", origin.traceparent))
+    if origin.correlation_header is not None:
+        headers.append(("correlation_id", origin.correlation_header))
+    return tuple(headers)

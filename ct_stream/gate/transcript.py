@@ -1,0 +1,162 @@
+"""How are questions and answers kept, and how does a pass go on from kept answers?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ct_stream.gate.questions import (
+    Answer,
+    Attempt,
+    ControlAnswer,
+    MailboxAnswer,
+    MxAnswer,
+    MxStatus,
+    Question,
+    SpineAnswer,
+    Trouble,
+    VerifyAnswer,
+    VerifyStatus,
+)
+from ct_stream.gate.replies import Reply, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ct_stream.gate.middle_stage import Flow
+    from ct_stream.gate.verdicts import Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """One question, by its key, with its answer."""
+
+    key: str  #: "spine", "mx", "rcpt:<pattern>", "rcpt:random", "control:dns", "control:smtp", "verify"
+    answer: Answer
+    asked: str = ""  #: what was asked, for people: a domain or an address
+    at: str = ""  #: when it was answered, RFC 3339, UTC
+
+
+class OutOfStep(Exception):
+    """Kept answers do not fit the questions: they were given under other rules."""
+
+
+class Play:
+    """A pass in progress: the open question, or the verdict, and the exchanges so far.
+
+    `resume` sends kept answers as long as their keys fit the questions, so that an answered question is not put
+    to the world again.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self.exchanges: list[Exchange] = []
+        self.question: Question | None = None
+        self.verdict: Verdict | None = None
+        self._advance(None)
+
+    def answer(self, answer: Answer, *, asked: str = "", at: str = "") -> None:
+        """Answer the open question and move to the next one, or to the verdict."""
+        if self.question is None:
+            raise OutOfStep("the pass has a verdict already")
+        self.exchanges.append(Exchange(key=self.question.key, answer=answer, asked=asked, at=at))
+        self._advance(answer)
+
+    def resume(self, kept: Sequence[Exchange]) -> None:
+        """Send kept answers in their order. Raises OutOfStep when one answers another question than the open one."""
+        for exchange in kept:
+            if self.question is None or self.question.key != exchange.key:
+                open_key = self.question.key if self.question else "none"
+                raise OutOfStep(f"kept answer {exchange.key!r} meets the question {open_key!r}")
+            self.answer(exchange.answer, asked=exchange.asked, at=exchange.at)
+
+    def _advance(self, answer: Answer | None) -> None:
+        try:
+            self.question = next(self._flow) if answer is None else self._flow.send(answer)
+        except StopIteration as stop:
+            self.question, self.verdict = None, stop.value
+
+
+def tools_used(exchanges: Sequence[Exchange]) -> list[str]:
+    """Return the ids of the tools that the answers came from, in the toolbox's order."""
+    tools = []
+    if any(isinstance(e.answer, MxAnswer) for e in exchanges):
+        tools.append("TOOL-004")
+    if any(isinstance(e.answer, MailboxAnswer) for e in exchanges):
+        tools.append("TOOL-005")
+    if any(isinstance(e.answer, VerifyAnswer) for e in exchanges):
+        tools.append("TOOL-019")
+    return tools
+
+
+def without_trouble(exchanges: Sequence[Exchange]) -> list[Exchange]:
+    """Return the exchanges without those that our own trouble may have made, and without what rests on them.
+
+    Called when a control failed around them: a timeout, a refused connection or a dead resolver then says nothing
+    about the company, and those questions count as unasked.
+    """
+    kept: list[Exchange] = []
+    for exchange in exchanges:
+        answer = exchange.answer
+        if isinstance(answer, MxAnswer) and answer.status is not MxStatus.FOUND:
+            break
+        if isinstance(answer, MailboxAnswer) and answer.attempts[-1].reply is None:
+            break  # what follows was asked of the hosts that this answer left
+        if isinstance(answer, ControlAnswer):
+            break
+        kept.append(exchange)
+    return kept
+
+
+def to_json(exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:
+    """Return the exchanges as JSON values; `from_json` is its inverse."""
+    return [{"key": e.key, "asked": e.asked, "at": e.at, "answer": _plain(asdict(e.answer))} for e in exchanges]
+
+
+def from_json(values: Sequence[dict[str, Any]]) -> list[Exchange]:
+    """Return the exchanges that `to_json` gave. Raises KeyError or ValueError on anything else."""
+    return [Exchange(key=v["key"], asked=v["asked"], at=v["at"], answer=_answer(v["key"], v["answer"])) for v in values]
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` without its unset fields, to keep a transcript short. A spine's empty domain is not unset."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v is not None and (k == "domain" or v not in ("", ()))}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _answer(key: str, v: dict[str, Any]) -> Answer:
+    kind = key.partition(":")[0]
+    match kind:
+        case "spine":
+            return SpineAnswer(found=v["found"], domain=v.get("domain"))
+        case "mx":
+            return MxAnswer(
+                status=MxStatus(v["status"]),
+                hosts=tuple(v.get("hosts", ())),
+                detail=v.get("detail", ""),
+                resolver=v.get("resolver", ""),
+            )
+        case "rcpt":
+            return MailboxAnswer(attempts=tuple(_attempt(a) for a in v["attempts"]), settled=v.get("settled", False))
+        case "control":
+            return ControlAnswer(detail=v.get("detail", ""))
+        case "verify":
+            return VerifyAnswer(status=VerifyStatus(v["status"]), detail=v.get("detail", ""))
+    raise ValueError(f"unknown answer {key!r} in a transcript")
+
+
+def _attempt(v: dict[str, Any]) -> Attempt:
+    reply = v.get("reply")
+    return Attempt(
+        host=v.get("host", ""),
+        stage=Stage(v["stage"]),
+        ip=v.get("ip", ""),
+        reply=Reply(code=reply["code"], enhanced=reply.get("enhanced", ""), text=reply.get("text", ""))
+        if reply
+        else None,
+        trouble=Trouble(v["trouble"]) if v.get("trouble") else None,
+        detail=v.get("detail", ""),
+    )

@@ -1,0 +1,84 @@
+"""What does a pass need from the rest of the program, to ask the world within its limits?
+
+Protocols only: the store implements them over Postgres for workers, `local_limits` in the process for
+`ct-stream check`. The driver in `answer` knows nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from ct_stream.gate.patterns import Address
+    from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer, VerifyAnswer
+    from ct_stream.gate.verdicts import Held
+    from ct_stream.gate.waits import Wait
+
+
+class ProbeLease(Protocol):
+    """The right to probe one domain, held from the first session of a pass to its last."""
+
+    async def next_session(self) -> Wait | None:
+        """Take one SMTPCheck unit and come back when the domain's next slot is there, at most a few seconds later.
+
+        The first call of a lease returns at once: `begin_probe` took its unit and its slot.
+        """
+
+    def session_ended(self) -> None:
+        """Start the domain's pause: the next session may begin 2 s after this call."""
+
+    async def release(self, *, greeted: bool, refused: Held | None) -> None:
+        """Give the domain and the provider's place back; say whether a server greeted us normally or refused us."""
+
+
+class Permits(Protocol):
+    """The limits of the toolbox, over all workers."""
+
+    async def mx_lookup(self) -> Wait | None:
+        """Take one MXLookup unit of the day and of the second; None when the look-up may go now."""
+
+    async def begin_probe(self, domain: str, provider: str) -> ProbeLease | Wait:
+        """Take the domain's slot, a place at the provider and one SMTPCheck unit, or none of them."""
+
+
+class Spine(Protocol):
+    """The spine's row, with the grace and the control that a lasting absence needs."""
+
+    async def lookup(self, outreach_id: UUID) -> SpineAnswer | Wait:
+        """Return the row, or its lasting absence, or why that cannot be told yet."""
+
+
+class Controls(Protocol):
+    """Proof that our own resolvers and our way out work."""
+
+    async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
+        """Return a control's success that was begun after this call's pass last failed, or a wait for one."""
+
+
+class Refusals(Protocol):
+    """Where replies about us are judged: this company's policy, a closed provider, or all of us halted."""
+
+    async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:
+        """Return the wait that the reply puts on the pass; None when it is this one company's private policy."""
+
+
+class Tier2(Protocol):
+    """The paid vendor."""
+
+    def off_because(self) -> str | None:
+        """Return why Tier-2 is not asked, or None when it is on."""
+
+    async def verify(self, outreach_id: UUID, address: Address) -> VerifyAnswer | Wait:
+        """Spend the company's one attempt, or return what it brought."""
+
+
+class MailboxAsker(Protocol):
+    """A pass's way to mail servers: keeps at most one session open."""
+
+    async def ask(self, address: Address, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
+        """Ask RCPT TO for `address` of the first host that can be talked to."""
+
+    async def close(self) -> None:
+        """Say QUIT where a session is open, and give the lease back."""
