@@ -1,0 +1,118 @@
+"""How do many companies share one statement, and what happens when it fails?
+
+What is queued goes in one statement, with no timer: while one batch is at the server the next one gathers. A batch
+belongs to nobody's task, so an event that is cancelled cannot tear a recording apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from ct_stream.store.outage import AGAIN, OUTAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MAX_BATCH = 500
+
+
+class Batches(Generic[Item, Result]):
+    """A queue of items whose results come from one statement for many.
+
+    `run` gets the items in the order of `order` and returns one result an item, in the same order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        order: Callable[[Item], object] | None = None,
+        retrying: Callable[[str, BaseException], Awaitable[None]],
+    ) -> None:
+        self.name = name
+        self._run = run
+        self._order = order
+        self._retrying = retrying  # called before each new try in an outage; waits as long as it takes
+        self._queue: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._filled = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the task that sends batches."""
+        self._worker = asyncio.create_task(self._send_batches(), name=f"batches:{self.name}")
+
+    async def stop(self) -> None:
+        """Stop sending; what is at the server is not waited for."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        for _, future in self._queue:
+            future.cancel()
+        self._queue.clear()
+
+    async def __call__(self, item: Item) -> Result:
+        """Return the item's own result. Cancelling the caller leaves the batch alone."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.append((item, future))
+        self._filled.set()
+        return await asyncio.shield(future)
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    async def _send_batches(self) -> None:
+        while True:
+            await self._filled.wait()
+            batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
+            if not self._queue:
+                self._filled.clear()
+            if self._order is not None:
+                order = self._order
+                batch.sort(key=lambda pair: order(pair[0]))  # type: ignore[arg-type, return-value]
+            try:
+                await self._settle(batch)
+            except asyncio.CancelledError:
+                for _, future in batch:
+                    future.cancel()
+                raise
+
+    async def _settle(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        """Bring every item of the batch to its result, or to the error that is its own."""
+        items = [item for item, _ in batch]
+        while True:
+            try:
+                results = await self._run(items)
+            except AGAIN as error:
+                log.info("Batch %s runs again: %s", self.name, error, extra={"action": "batch_again"})
+            except OUTAGE as error:
+                await self._retrying(self.name, error)
+            except Exception as error:
+                if len(batch) == 1:
+                    _resolve(batch[0][1], error=error)
+                    return
+                # One of them is at fault, and only that one may be charged: each runs alone.
+                for pair in batch:
+                    await self._settle([pair])
+                return
+            else:
+                for (_, future), result in zip(batch, results, strict=True):
+                    _resolve(future, result=result)
+                return
+
+
+def _resolve(future: asyncio.Future[Result], *, result: Result | None = None, error: Exception | None = None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+        future.exception()  # its caller may be gone: an unread exception is no news then
+    else:
+        future.set_result(result)  # type: ignore[arg-type]

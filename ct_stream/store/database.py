@@ -1,0 +1,209 @@
+"""Is there a database that may be trusted with outcomes, and what does its clock say?
+
+A durable primary with the ledger that we know: a server in recovery, a read-only one, another ledger's epoch, or one
+with fewer outcomes than were seen (a restored backup) makes everything wait, and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from ct_stream.store.migrate import latest_migration
+from ct_stream.store.outage import AGAIN, OUTAGE
+from ct_stream.store.queries import query
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from uuid import UUID
+
+log = logging.getLogger(__name__)
+
+_COMMAND_TIMEOUT_S = 15.0
+_RETRY_FIRST_S, _RETRY_MOST_S = 0.2, 5.0
+POOL_SIZE = 8
+
+
+class UnfitDatabase(Exception):
+    """The server answers, but outcomes must not be written to it; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Which ledger a database holds, and how far it has come."""
+
+    epoch: UUID
+    last_ordinal: int
+
+
+class Database:
+    """A pool of connections to the one primary, with its state as a sentence for people."""
+
+    def __init__(self, dsn: str, *, application_name: str = "ct-stream", pool_size: int = POOL_SIZE) -> None:
+        self._dsn = dsn
+        self._application_name = application_name
+        self._pool_size = pool_size
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._up = asyncio.Event()
+        self._epoch: UUID | None = None
+        self._seen_ordinal = 0
+        self._clock_base: tuple[datetime, float] | None = None
+        self._retry_s = _RETRY_FIRST_S
+        self._probe_lock = asyncio.Lock()
+        self.trouble: str | None = "not connected to Postgres yet"  #: why nothing is written now; None: all is well
+
+    # ---------------------------------------------------------------- state
+
+    @property
+    def is_up(self) -> bool:
+        """Tell if statements may be expected to work."""
+        return self._up.is_set()
+
+    @property
+    def epoch(self) -> UUID:
+        """Return the ledger's epoch, known after the first connection."""
+        assert self._epoch is not None
+        return self._epoch
+
+    async def wait_up(self) -> None:
+        """Come back when the database can be used."""
+        await self._up.wait()
+
+    def now(self) -> datetime:
+        """Return the database's time: its clock at the last look plus our monotonic clock since (FAULTS row 25)."""
+        if self._clock_base is None:
+            return datetime.now(UTC)
+        base, at = self._clock_base
+        return base + timedelta(seconds=time.monotonic() - at)
+
+    def saw_ordinal(self, ordinal: int) -> None:
+        """Remember how far the ledger has come, so that a restored backup is noticed."""
+        self._seen_ordinal = max(self._seen_ordinal, ordinal)
+
+    # ---------------------------------------------------------------- life
+
+    async def open(self) -> None:
+        """Connect and look at the server. Raises OSError, asyncpg.PostgresError or UnfitDatabase."""
+        await self._check()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            try:
+                async with asyncio.timeout(5):
+                    await pool.close()
+            except TimeoutError:
+                pool.terminate()
+
+    async def retrying(self, what: str, error: BaseException) -> None:
+        """Note an outage, and come back when the database looks usable again. Never gives up."""
+        sentence = f"Postgres: {_sentence(error)}"
+        if self.trouble != sentence:
+            log.warning("%s (%s waits)", sentence, what, extra={"action": "postgres_down", "what": what})
+        self.trouble = sentence
+        self._up.clear()
+        while True:
+            await asyncio.sleep(self._retry_s)
+            async with self._probe_lock:
+                if self._up.is_set():
+                    return
+                try:
+                    await self._check()
+                except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, UnfitDatabase) as again:
+                    self.trouble = f"Postgres: {_sentence(again)}"
+                    self._retry_s = min(self._retry_s * 2, _RETRY_MOST_S)
+                else:
+                    log.info("Postgres answers again", extra={"action": "postgres_up"})
+                    # The same error again right away would spin: the next wait starts longer, and shrinks by success.
+                    return
+
+    async def _check(self) -> None:
+        if self._pool is None:
+            self._pool = await asyncpg.create_pool(
+                self._dsn,
+                min_size=0,
+                max_size=self._pool_size,
+                timeout=10,
+                command_timeout=_COMMAND_TIMEOUT_S,
+                max_inactive_connection_lifetime=60,
+                server_settings={"application_name": self._application_name, "synchronous_commit": "on"},
+            )
+        row = await self._pool.fetchrow(query("server"))
+        assert row is not None
+        at = time.monotonic()
+        if row["in_recovery"] or row["read_only"] == "on":
+            raise UnfitDatabase("the server is a standby or read-only; CT_POSTGRES_DSN must name the primary")
+        epoch = row["epoch"]
+        if epoch is None:
+            raise UnfitDatabase("the ledger has no epoch; run `ct-stream migrate`")
+        applied = {m["name"] for m in await self._pool.fetch(query("migrations"))}
+        if latest_migration() not in applied:
+            raise UnfitDatabase("the schema is older than this version; run `ct-stream migrate`")
+        if self._epoch is not None and epoch != self._epoch:
+            raise UnfitDatabase(f"this is another ledger (epoch {epoch}, was {self._epoch}): restored or replaced?")
+        if row["last_ordinal"] < self._seen_ordinal:
+            raise UnfitDatabase(
+                f"the ledger ends at {row['last_ordinal']}, but {self._seen_ordinal} was seen: restored from a backup?"
+            )
+        self._epoch = epoch
+        self._clock_base = (row["now"], at)
+        self.saw_ordinal(row["last_ordinal"])
+        self.trouble = None
+        self._up.set()
+
+    # ---------------------------------------------------------------- statements
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
+        """Lend a connection."""
+        if self._pool is None:
+            raise ConnectionError("not connected")
+        async with self._pool.acquire(timeout=10) as connection:
+            yield connection
+
+    async def fetch(self, name: str, *args: Any) -> list[asyncpg.Record]:
+        """Run the named query and return its rows."""
+        async with self.connection() as connection:
+            rows = await connection.fetch(query(name), *args)
+        self._retry_s = _RETRY_FIRST_S
+        return list(rows)
+
+    async def fetch_one(self, name: str, *args: Any) -> asyncpg.Record | None:
+        """Run the named query and return its first row."""
+        rows = await self.fetch(name, *args)
+        return rows[0] if rows else None
+
+    async def run(self, name: str, *args: Any) -> None:
+        """Run the named query for its effect."""
+        await self.fetch(name, *args)
+
+    async def persist(self, name: str, *args: Any) -> list[asyncpg.Record]:
+        """Run the named query again and again until the database takes it: for what must not be lost."""
+        while True:
+            try:
+                return await self.fetch(name, *args)
+            except AGAIN:
+                continue
+            except OUTAGE as error:
+                await self.retrying(name, error)
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ConnectionRefusedError):
+        return f"connection refused ({text})"
+    if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedFunctionError | asyncpg.UndefinedColumnError):
+        return f"{text}; run `ct-stream migrate`, and check that the spine outreach.outreach exists"
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return f"{text}; run `ct-stream migrate`, which grants what the gate needs"
+    return text.splitlines()[0][:300]

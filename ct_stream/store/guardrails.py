@@ -1,0 +1,148 @@
+"""A server refuses us: is it this company's policy, a provider that closed, or all of us?
+
+Three companies of one provider within 24 hours, with no good talk between, close that provider; five of the last 20
+providers halt the tool until a person resumes it. Until the third, those companies wait too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from ct_stream.gate.questions import ControlKind
+from ct_stream.gate.verdicts import Held, HeldBy
+from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.store.controls import control_wait
+
+if TYPE_CHECKING:
+    from ct_stream.store.database import Database
+
+log = logging.getLogger(__name__)
+
+CLOSE_AFTER_COMPANIES = 3
+HALT_AFTER_PROVIDERS = 5
+FIRST_TRY_S = 600.0  #: of a closed provider; doubles to 6 h
+RATE_PAUSE_S = 60.0
+_REFRESH_S = 5.0
+SMTP_RAIL = "tool:TOOL-005"
+
+
+class Guardrails:
+    """The guardrail table as all workers share it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._suspects: set[str] = set()  # providers whose next good talk is news
+        self._refresh_at = 0.0
+        self.halted: dict[str, str] = {}  #: rail to reason, as last read
+
+    async def judge(self, held: Held, domain: str, provider: str, *, is_own_server: bool) -> Wait:
+        """Record a reply about us, draw what follows for all companies, and return the wait for this one."""
+        kind = "rate" if held.by is HeldBy.RATE else "refused"
+        await self._database.persist("note_talk", provider, domain, kind, held.host, held.reason)
+        self._suspects.add(provider)
+        if held.by is HeldBy.RATE:
+            await self.set_state(f"provider:{provider}", "closed", f"asks us to slow down: {held.reason}", RATE_PAUSE_S)
+            return Wait(
+                reason=WaitReason.OUR_RATE,
+                detail=f"{provider} says that we ask too fast: {held.reason}",
+                waits_on=f"provider:{provider}",
+            )
+        rows = await self._database.persist("refusing_providers")
+        if rows[0]["refusing"] >= HALT_AFTER_PROVIDERS:
+            reason = f"{rows[0]['refusing']} of the last 20 providers refuse us, the last one {provider}: {held.reason}"
+            await self.set_state(SMTP_RAIL, "halted", reason, None)
+        if is_own_server:
+            # Its own policy, if a control talks to us normally: the scope is settled by that proof.
+            return control_wait(ControlKind.SMTP, f"{held.host} refuses us; a control must show whether all do")
+        rows = await self._database.persist("refusals_at_provider", provider)
+        if rows[0]["companies"] >= CLOSE_AFTER_COMPANIES:
+            reason = f"{rows[0]['companies']} companies were refused within 24 h, the last by {held.reason}"
+            await self.set_state(f"provider:{provider}", "closed", reason, FIRST_TRY_S)
+        return Wait(
+            reason=WaitReason.REFUSED,
+            detail=f"{provider} refuses us: {held.reason}",
+            after_s=FIRST_TRY_S,
+            waits_on=f"provider:{provider}",
+        )
+
+    async def talked(self, provider: str, domain: str) -> None:
+        """Note a normal talk where it is news: it opens a closed provider."""
+        if provider not in self._suspects:
+            return
+        self._suspects.discard(provider)
+        await self._database.persist("note_talk", provider, domain, "talked", "", "")
+        await self.set_state(f"provider:{provider}", "open", "talks normally again", None)
+
+    async def set_state(self, rail: str, state: str, reason: str, next_try_s: float | None) -> None:
+        """Close, halt or open a guardrail; a change is logged as an alert."""
+        rows = await self._database.persist(
+            "set_guardrail", rail, state, reason, -1.0 if next_try_s is None else next_try_s
+        )
+        if rows[0]["changed"]:
+            level = logging.INFO if state == "open" else logging.ERROR
+            log.log(level, "Guardrail %s is %s: %s", rail, state, reason, extra={"action": "guardrail", "rail": rail})
+
+    async def refresh(self) -> None:
+        """Read the table, at most every few seconds."""
+        if time.monotonic() < self._refresh_at:
+            return
+        self._refresh_at = time.monotonic() + _REFRESH_S
+        rows = await self._database.fetch("guardrails")
+        self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
+        self._suspects |= {
+            row["key"].removeprefix("provider:")
+            for row in rows
+            if row["state"] != "open" and row["key"].startswith("provider:")
+        }
+
+
+class SpineControl:
+    """May a missing spine row be believed?
+
+    Not when too many of the last look-ups missed: a wrong database, a lagging replica or a lost grant looks just
+    like that. A person looks, and resumes the rail `spine`.
+    """
+
+    WINDOW = 50
+    MOST_MISSES = 20
+    RAIL = "spine"
+
+    def __init__(self, database: Database, guardrails: Guardrails) -> None:
+        self._database = database
+        self._guardrails = guardrails
+        self._lookups: list[bool] = []
+        self._was_halted = False
+        self._lock = asyncio.Lock()
+
+    def saw(self, *, usable: bool) -> None:
+        """Count one company's look-up: a row with a domain, or a miss."""
+        self._lookups.append(usable)
+        del self._lookups[: -self.WINDOW]
+
+    async def trouble(self) -> str | None:
+        """Return why a miss must not be believed now, or None."""
+        async with self._lock:
+            await self._guardrails.refresh()
+            halted = self._guardrails.halted.get(self.RAIL)
+            if halted is not None:
+                self._was_halted = True
+                return halted
+            if self._was_halted:  # a person resumed it: the window starts empty
+                self._was_halted = False
+                self._lookups.clear()
+            row = (await self._database.persist("spine_control"))[0]
+            if row["in_recovery"]:
+                return "the spine is read from a standby; CT_POSTGRES_DSN must name the primary"
+            if row["row_security"]:
+                return "row security hides spine rows from the gate's role; exempt ct_gate from it"
+            if not row["has_rows"]:
+                return "the spine holds no company at all: is this the right database?"
+            misses = self._lookups.count(False)
+            if misses > self.MOST_MISSES:
+                reason = f"{misses} of the last {len(self._lookups)} spine look-ups found no usable row"
+                await self._guardrails.set_state(self.RAIL, "halted", reason, None)
+                return reason
+            return None

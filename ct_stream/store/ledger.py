@@ -1,0 +1,192 @@
+"""What is known of a company, which verdict won, and what is still to be published?"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ct_stream.gate.failures import FailureCode
+from ct_stream.gate.verdicts import Passed
+from ct_stream.store.batches import Batches
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from ct_stream.gate.output_stage import Headers, Outcome
+    from ct_stream.store.database import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the database knows of one company at one moment."""
+
+    outcome: str | None  #: "PASS" or "FAIL"
+    is_settled: bool  #: published, or never to be
+    pass_state: str | None  #: "waiting" or "stuck"
+    in_spine: bool
+    domain: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """The recorded bytes of one outcome, to be published under a claim."""
+
+    outreach_id: UUID
+    topic: str
+    key: bytes
+    value: bytes
+    headers: Headers
+
+
+class Ledger:
+    """The one arbiter of outcomes (law 1), a batch a statement."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        retrying = database.retrying
+        self.look_up: Batches[UUID, Known] = Batches("look-up", self._look_up, retrying=retrying)
+        self.record: Batches[Outcome, bool] = Batches(
+            "record", self._record, order=lambda outcome: outcome.outreach_id, retrying=retrying
+        )
+        self.stamp: Batches[UUID, None] = Batches("stamp", self._stamp, order=lambda i: i, retrying=retrying)
+        self.claim: Batches[UUID, Publication | None] = Batches(
+            "claim", self._claim, order=lambda i: i, retrying=retrying
+        )
+
+    @property
+    def batches(self) -> tuple[Batches[Any, Any], ...]:
+        """Return the queues, to be started and stopped with the program."""
+        return (self.look_up, self.record, self.stamp, self.claim)
+
+    async def claim_unpublished(self, limit: int) -> list[Publication]:
+        """Claim outcomes that a crash left unpublished, oldest first."""
+        return [_publication(row) for row in await self._database.fetch("claim_unpublished", limit)]
+
+    async def count_unpublished(self) -> int:
+        """Return how many outcomes are recorded and not yet published."""
+        row = await self._database.fetch_one("count_unpublished")
+        return int(row["unpublished"]) if row else 0
+
+    async def _look_up(self, ids: Sequence[UUID]) -> list[Known]:
+        rows = {row["outreach_id"]: row for row in await self._database.fetch("look_up", list(set(ids)))}
+        return [
+            Known(
+                outcome=rows[i]["outcome"],
+                is_settled=bool(rows[i]["settled"]) and rows[i]["outcome"] is not None,
+                pass_state=rows[i]["pass_state"],
+                in_spine=rows[i]["in_spine"],
+                domain=rows[i]["domain"],
+            )
+            for i in ids
+        ]
+
+    async def _record(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        """Record outcomes, and forget their undecided passes; True for each that won.
+
+        A batch that runs again because the answer to COMMIT was lost finds its own rows and wins nothing: its
+        outcomes are then published like any other that is recorded and not stamped, under a new claim.
+        """
+        first: dict[UUID, Outcome] = {}
+        for outcome in outcomes:
+            first.setdefault(outcome.outreach_id, outcome)
+        columns = [_row(outcome) for outcome in first.values()]
+        won_rows = await self._database.fetch("record", *map(list, zip(*columns, strict=True)))
+        for row in won_rows:
+            self._database.saw_ordinal(row["ordinal"])
+        won = {row["outreach_id"] for row in won_rows}
+        await self._database.run("forget", list(first))
+        return [o.outreach_id in won and first[o.outreach_id] is o for o in outcomes]
+
+    async def _stamp(self, ids: Sequence[UUID]) -> list[None]:
+        await self._database.run("stamp", list(ids))
+        return [None] * len(ids)
+
+    async def _claim(self, ids: Sequence[UUID]) -> list[Publication | None]:
+        rows = await self._database.fetch("claim_unpublished_of", list(set(ids)))
+        claimed = {row["outreach_id"]: _publication(row) for row in rows}
+        return [claimed.pop(i, None) for i in ids]
+
+
+def publication_of(outcome: Outcome) -> Publication:
+    """Return what to publish for an outcome that this worker has just recorded (and so holds the claim of)."""
+    return Publication(
+        outreach_id=outcome.outreach_id,
+        topic=outcome.topic,
+        key=outcome.key,
+        value=outcome.value,
+        headers=outcome.headers,
+    )
+
+
+def _publication(row: Any) -> Publication:
+    return Publication(
+        outreach_id=row["outreach_id"],
+        topic=row["topic"],
+        key=row["key"],
+        value=row["value"],
+        headers=headers_from_json(row["headers"]),
+    )
+
+
+def headers_to_json(headers: Headers) -> str:
+    """Return headers as the ledger keeps them: in order, text where printable ASCII, else base64."""
+    return orjson.dumps(
+        [
+            [name, value.decode() if value.isascii() and value.decode().isprintable() else {"base64": _b64(value)}]
+            for name, value in headers
+        ]
+    ).decode()
+
+
+def headers_from_json(text: str) -> Headers:
+    """Return the headers that `headers_to_json` gave, byte for byte."""
+    return tuple(
+        (name, value.encode() if isinstance(value, str) else base64.b64decode(value["base64"]))
+        for name, value in orjson.loads(text)
+    )
+
+
+def _b64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+def _row(outcome: Outcome) -> tuple[Any, ...]:
+    """Return one outcome in the order of the arrays of the query `record`."""
+    verdict = outcome.verdict
+    passed = isinstance(verdict, Passed)
+    origin = outcome.origin
+    code = outcome.failure_code
+    raw_input = {
+        "topic": origin.topic,
+        "partition": origin.partition,
+        "offset": origin.offset,
+        "correlation_id": origin.correlation_id,
+    }
+    return (
+        outcome.outreach_id,
+        "PASS" if passed else "FAIL",
+        code.value if isinstance(code, FailureCode) else None,
+        verdict.note if isinstance(verdict, Passed) else verdict.reason,
+        verdict.domain,
+        outcome.rules_version,
+        orjson.dumps(outcome.transcript).decode(),
+        outcome.decided_at,
+        outcome.duration_ms,
+        origin.topic,
+        origin.partition,
+        origin.offset,
+        outcome.topic,
+        outcome.key,
+        outcome.value,
+        headers_to_json(outcome.headers),
+        verdict.email_method if isinstance(verdict, Passed) else None,
+        verdict.method_type if isinstance(verdict, Passed) else None,
+        verdict.confidence if isinstance(verdict, Passed) else None,
+        verdict.is_catchall if isinstance(verdict, Passed) else None,
+        code.imo_stage if code is not None else None,
+        orjson.dumps(raw_input).decode() if not passed else None,
+    )

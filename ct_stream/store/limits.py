@@ -1,0 +1,224 @@
+"""The toolbox's limits over all workers: who may look up or probe now, and who waits for what?
+
+One call of a function in Postgres serves a whole batch; durations are by the database's clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.store.batches import Batches
+from ct_stream.store.passes import LEASE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ct_stream.store.database import Database
+
+#: A slot of the per-second rate is waited for in the task as long as it is near; else the company is put away.
+_MAX_SLOT_WAIT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The numbers of the toolbox that Postgres enforces."""
+
+    mx_per_second: float
+    mx_per_day: int
+    smtp_per_day: int
+    smtp_domain_pause_s: float
+    smtp_per_provider: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """When a granted look-up may go, or why it may not."""
+
+    delay_s: float = 0.0
+    wait: Wait | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """The database's answer to the begin of a probe chain."""
+
+    answer: str  #: granted, halted, provider_closed, provider_busy, domain_busy, cap
+    retry_s: float | None
+    detail: str | None
+
+
+class SharedLimits:
+    """The limits as all workers share them."""
+
+    def __init__(self, database: Database, owner: str, limits: Limits) -> None:
+        self._database = database
+        self._owner = owner
+        self.limits = limits
+        retrying = database.retrying
+        self.take_mx: Batches[None, Slot] = Batches("take-mx", self._take_mx, retrying=retrying)
+        self.take_smtp: Batches[None, Slot] = Batches("take-smtp", self._take_smtp, retrying=retrying)
+        self.begin: Batches[tuple[str, str], Begun] = Batches(
+            "begin-probes", self._begin, order=lambda pair: (pair[1], pair[0]), retrying=retrying
+        )
+        self.end: Batches[tuple[str, float], None] = Batches(
+            "end-probes", self._end, order=lambda pair: pair[0], retrying=retrying
+        )
+
+    @property
+    def batches(self) -> tuple[Batches[Any, Any], ...]:
+        """Return the queues, to be started and stopped with the program."""
+        return (self.take_mx, self.take_smtp, self.begin, self.end)
+
+    async def mx_lookup(self) -> Wait | None:
+        """Take one MXLookup unit; None when the look-up may go now."""
+        slot = await self.take_mx(None)
+        if slot.wait is None and slot.delay_s > 0:
+            await asyncio.sleep(slot.delay_s)
+        return slot.wait
+
+    async def begin_probe(self, domain: str, provider: str) -> DomainLease | Wait:
+        """Take the domain's slot, a place at the provider and one SMTPCheck unit, or none of them."""
+        begun = await self.begin((domain, provider))
+        if begun.answer == "granted":
+            return DomainLease(self, domain)
+        return _wait(begun, domain, provider)
+
+    # ---------------------------------------------------------------- batches
+
+    async def _take_mx(self, wanted: Sequence[None]) -> list[Slot]:
+        limits = self.limits
+        row = await self._database.fetch_one(
+            "take_mx", len(wanted), limits.mx_per_second, limits.mx_per_day, _MAX_SLOT_WAIT_S
+        )
+        assert row is not None
+        granted: int = row["granted"]
+        slots = [Slot(delay_s=row["delay_s"] + n / limits.mx_per_second) for n in range(granted)]
+        for n in range(len(wanted) - granted):
+            if row["refusal"] == "cap":
+                wait = Wait(
+                    reason=WaitReason.DAILY_CAP,
+                    detail=f"all {limits.mx_per_day} MX look-ups of the UTC day (TOOL-004) are used up",
+                    after_s=row["retry_s"],
+                )
+            else:
+                # Put away until its turn is near: in the order refused, one slot apart.
+                wait = Wait(
+                    reason=WaitReason.RATE_LIMIT,
+                    detail=f"{limits.mx_per_second:g} MX look-ups a second (TOOL-004) are allowed",
+                    after_s=row["retry_s"] + n / limits.mx_per_second,
+                )
+            slots.append(Slot(wait=wait))
+        return slots
+
+    async def _take_smtp(self, wanted: Sequence[None]) -> list[Slot]:
+        row = await self._database.fetch_one("take_smtp", len(wanted), self.limits.smtp_per_day)
+        assert row is not None
+        refused = Slot(wait=_cap_wait(self.limits, row["retry_s"]))
+        return [Slot() if n < row["granted"] else refused for n in range(len(wanted))]
+
+    async def _begin(self, pairs: Sequence[tuple[str, str]]) -> list[Begun]:
+        rows = await self._database.fetch(
+            "begin_probes",
+            self._owner,
+            [domain for domain, _ in pairs],
+            [provider for _, provider in pairs],
+            LEASE_S,
+            self.limits.smtp_per_day,
+            self.limits.smtp_per_provider,
+        )
+        begun = {row["place"]: row for row in rows}
+        return [
+            Begun(answer=begun[n]["answer"], retry_s=begun[n]["retry_s"], detail=begun[n]["detail"])
+            for n in range(1, len(pairs) + 1)
+        ]
+
+    async def _end(self, ended: Sequence[tuple[str, float]]) -> list[None]:
+        now = time.monotonic()
+        await self._database.run(
+            "end_probes",
+            self._owner,
+            [domain for domain, _ in ended],
+            [now - ended_at for _, ended_at in ended],
+            self.limits.smtp_domain_pause_s,
+        )
+        return [None] * len(ended)
+
+
+class DomainLease:
+    """The right to probe one domain, from the first session of a pass to its last."""
+
+    def __init__(self, shared: SharedLimits, domain: str) -> None:
+        self._shared = shared
+        self._domain = domain
+        self._sessions = 0
+        self._ended_at = time.monotonic()
+        self._released = False
+
+    async def next_session(self) -> Wait | None:
+        """Take the next session's unit, and come back when the domain's pause is over."""
+        self._sessions += 1
+        if self._sessions == 1:
+            return None
+        slot = await self._shared.take_smtp(None)
+        if slot.wait is not None:
+            return slot.wait
+        pause = self._ended_at + self._shared.limits.smtp_domain_pause_s - time.monotonic()
+        if pause > 0:
+            await asyncio.sleep(pause)
+        return None
+
+    def session_ended(self) -> None:
+        """Start the domain's pause."""
+        self._ended_at = time.monotonic()
+
+    async def release(self) -> None:
+        """Give the domain and the place back; the pause counts from the last session's end."""
+        if not self._released:
+            self._released = True
+            await self._shared.end((self._domain, self._ended_at))
+
+
+def _wait(begun: Begun, domain: str, provider: str) -> Wait:
+    match begun.answer:
+        case "halted":
+            return Wait(
+                reason=WaitReason.HALTED, detail=f"TOOL-005 is halted: {begun.detail}", waits_on="tool:TOOL-005"
+            )
+        case "provider_closed":
+            return Wait(
+                reason=WaitReason.PROVIDER_CLOSED,
+                detail=f"provider {provider} is closed: {begun.detail}",
+                waits_on=f"provider:{provider}",
+            )
+        case "provider_busy":
+            return Wait(
+                reason=WaitReason.PROVIDER_BUSY,
+                detail=f"all sessions allowed at provider {provider} are open",
+                waits_on=f"places:{provider}",
+            )
+        case "domain_busy":
+            return Wait(
+                reason=WaitReason.DOMAIN_BUSY,
+                detail=f"another company of {domain} is being probed, or was just now",
+                after_s=begun.retry_s,
+                waits_on=f"domain:{domain}",
+            )
+        case "cap":
+            return Wait(
+                reason=WaitReason.DAILY_CAP,
+                detail="all SMTP sessions of the UTC day (TOOL-005) are used up",
+                after_s=begun.retry_s,
+            )
+    raise AssertionError(begun.answer)
+
+
+def _cap_wait(limits: Limits, retry_s: float) -> Wait:
+    return Wait(
+        reason=WaitReason.DAILY_CAP,
+        detail=f"all {limits.smtp_per_day} SMTP sessions of the UTC day (TOOL-005) are used up",
+        after_s=retry_s,
+    )

@@ -1,0 +1,37 @@
+-- Run at each migrate: who may do what. The spine may have been made since the last time.
+
+REVOKE ALL ON SCHEMA outreach FROM PUBLIC;
+GRANT USAGE ON SCHEMA outreach TO ct_gate, ct_ops;
+
+-- The gate: inserts outcomes, moves the publish claim, keeps undecided passes; deletes nothing by itself.
+GRANT SELECT, INSERT ON outreach.ct_outcomes TO ct_gate;
+GRANT UPDATE (publish_until, published_at) ON outreach.ct_outcomes TO ct_gate;
+GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
+GRANT SELECT, INSERT ON outreach.company_target_errors TO ct_gate;
+GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.ct_rates, outreach.ct_domains,
+    outreach.ct_refusals TO ct_gate;
+GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
+GRANT SELECT ON outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held,
+    outreach.ct_migrations TO ct_gate;
+GRANT UPDATE ON outreach.ct_guardrails TO ct_gate;
+
+-- People: read everything of the gate, and the audited functions.
+GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_target_errors, outreach.ct_passes,
+    outreach.ct_usage, outreach.ct_rates, outreach.ct_domains, outreach.ct_refusals, outreach.ct_controls,
+    outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held, outreach.ct_migrations
+    TO ct_ops;
+
+REVOKE ALL ON FUNCTION outreach.ct_forget_passes(uuid[]), outreach.ct_tidy(),
+    outreach.ct_set_guardrail(text, text, text, timestamptz), outreach.resume_guardrail(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION outreach.ct_forget_passes(uuid[]), outreach.ct_tidy(),
+    outreach.ct_set_guardrail(text, text, text, timestamptz) TO ct_gate;
+GRANT EXECUTE ON FUNCTION outreach.resume_guardrail(text, text) TO ct_ops;
+
+-- The spine, by column: never sovereign_id (law 4).
+DO $$
+BEGIN
+    IF to_regclass('outreach.outreach') IS NOT NULL THEN
+        REVOKE ALL ON outreach.outreach FROM ct_gate, ct_ops;
+        GRANT SELECT (outreach_id, domain) ON outreach.outreach TO ct_gate, ct_ops;
+    END IF;
+END $$;

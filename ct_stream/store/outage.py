@@ -1,0 +1,27 @@
+"""Which errors are the database's own trouble, and never a company's?"""
+
+from __future__ import annotations
+
+import asyncpg
+
+#: Run again at once: two batches met in opposite orders, or a serialisation conflict.
+AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+#: The database is in trouble, whatever the statement: wait and run again. Never charged to a company.
+OUTAGE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,  # shutdown, crash, query cancelled, cannot connect now
+    asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InsufficientPrivilegeError,  # a revoked grant is ours to mend
+    asyncpg.UndefinedTableError,  # a migration is missing, or it is the wrong database
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InternalClientError,
+)

@@ -1,0 +1,170 @@
+"""Which companies are undecided, why, with which answers, and who goes on with them?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ct_stream.gate.output_stage import Origin
+from ct_stream.gate.transcript import Exchange, from_json, to_json
+from ct_stream.store.batches import Batches
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from ct_stream.gate.waits import Wait
+    from ct_stream.store.database import Database
+
+LEASE_S = 60.0  #: how long a worker that went silent keeps its companies; renewed every third of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked:
+    """An undecided company as it is put away: its wait, and its answers so far."""
+
+    origin: Origin
+    event_at: datetime | None  #: the record's timestamp
+    wait: Wait
+    domain: str | None = None
+    exchanges: tuple[Exchange, ...] = ()
+    pending: Exchange | None = None
+    spent_s: float = 0.0
+    asked_s: float | None = None  #: there is new trouble, first asked so many seconds ago
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """An undecided company that this worker has leased."""
+
+    origin: Origin
+    event_at: datetime | None
+    domain: str | None
+    reason: str
+    exchanges: tuple[Exchange, ...]
+    pending: Exchange | None
+    spent_s: float
+    asked_at: datetime | None
+    failed_at: datetime | None
+    since: datetime
+    exceptions: int
+
+
+class Passes:
+    """The undecided companies in Postgres: an event is acked once its wait stands here."""
+
+    def __init__(self, database: Database, owner: str, worker_version: str) -> None:
+        self._database = database
+        self._owner = owner
+        self._version = worker_version
+        self.park: Batches[Parked, None] = Batches(
+            "park", self._park, order=lambda parked: parked.origin.outreach_id, retrying=database.retrying
+        )
+
+    async def claim_due(self, limit: int) -> list[Resumed]:
+        """Lease up to `limit` companies whose wait is over."""
+        return [_resumed(row) for row in await self._database.fetch("claim_due", self._owner, limit, LEASE_S)]
+
+    async def renew_leases(self) -> None:
+        """Keep what this worker leases: companies, domains and places."""
+        await self._database.run("renew_leases", self._owner, LEASE_S)
+
+    async def give_back(self, ids: Sequence[UUID]) -> None:
+        """End leases without a change."""
+        await self._database.run("give_back", self._owner, list(ids))
+
+    async def retry_stuck(self) -> None:
+        """Make due what a worker of another version found stuck."""
+        await self._database.persist("retry_stuck", self._version)
+
+    async def count_exception(
+        self, origin: Origin, event_at: datetime | None, detail: str, traceback: str
+    ) -> tuple[int, str]:
+        """Count our bug against the company; return (exceptions so far, state)."""
+        rows = await self._database.persist(
+            "count_exception",
+            origin.outreach_id,
+            detail,
+            traceback,
+            origin.topic,
+            origin.partition,
+            origin.offset,
+            event_at,
+            origin.correlation_id,
+            origin.traceparent,
+            origin.correlation_header,
+            self._version,
+        )
+        return (int(rows[0]["exceptions"]), str(rows[0]["state"]))
+
+    async def stuck_lately(self) -> int:
+        """Return how many companies became stuck within the last hour."""
+        row = await self._database.fetch_one("stuck_lately")
+        return int(row["stuck"]) if row else 0
+
+    async def waiting_by_reason(self) -> list[tuple[str, str, int, datetime]]:
+        """Return (state, reason, companies, oldest) of all that is undecided."""
+        rows = await self._database.fetch("waiting_by_reason")
+        return [(row["state"], row["reason"], row["companies"], row["oldest"]) for row in rows]
+
+    async def wake_sleepers(self, sessions_per_provider: int) -> None:
+        """Wake what a crash or a race kept asleep, and tidy."""
+        await self._database.run("wake_sleepers", sessions_per_provider)
+
+    async def _park(self, parked: Sequence[Parked]) -> list[None]:
+        last = {p.origin.outreach_id: p for p in parked}  # one company twice in a batch: one row can be written once
+        columns = [list(column) for column in zip(*map(_row, last.values()), strict=True)]
+        await self._database.run("park", *columns, self._version, self._owner)
+        return [None] * len(parked)
+
+
+def _row(parked: Parked) -> tuple[Any, ...]:
+    """Return one company in the order of the arrays of the query `park`."""
+    origin, wait = parked.origin, parked.wait
+    return (
+        origin.outreach_id,
+        parked.domain,
+        wait.reason.value,
+        wait.detail,
+        wait.waits_on,
+        -1.0 if wait.after_s is None else max(0.0, wait.after_s),
+        orjson.dumps(to_json(parked.exchanges)).decode(),
+        orjson.dumps(to_json([parked.pending])).decode() if parked.pending else None,
+        round(parked.spent_s * 1000),
+        -1.0 if parked.asked_s is None else parked.asked_s,
+        origin.topic,
+        origin.partition,
+        origin.offset,
+        parked.event_at,
+        origin.correlation_id,
+        origin.traceparent,
+        origin.correlation_header,
+    )
+
+
+def _resumed(row: Any) -> Resumed:
+    pending = from_json(orjson.loads(row["pending"])) if row["pending"] else []
+    return Resumed(
+        origin=Origin(
+            outreach_id=row["outreach_id"],
+            topic=row["event_topic"] or "",
+            partition=-1 if row["event_partition"] is None else row["event_partition"],
+            offset=-1 if row["event_offset"] is None else row["event_offset"],
+            correlation_id=row["correlation_id"],
+            traceparent=row["traceparent"],
+            correlation_header=row["correlation_header"],
+        ),
+        event_at=row["event_at"],
+        domain=row["domain"],
+        reason=row["reason"],
+        exchanges=tuple(from_json(orjson.loads(row["answers"]))),
+        pending=pending[0] if pending else None,
+        spent_s=row["spent_ms"] / 1000,
+        asked_at=row["asked_at"],
+        failed_at=row["failed_at"],
+        since=row["since"],
+        exceptions=row["exceptions"],
+    )

@@ -1,0 +1,317 @@
+-- The statements of the gate, by name. `$n` are asyncpg's parameters; arrays are parallel, one element a company,
+-- sorted by outreach_id by the caller (opposite orders deadlock).
+
+-- name: server
+-- What server is this, and which ledger does it hold?
+SELECT pg_is_in_recovery() AS in_recovery,
+    current_setting('transaction_read_only') AS read_only,
+    clock_timestamp() AS now,
+    (SELECT e.epoch FROM outreach.ct_epoch AS e) AS epoch,
+    (SELECT coalesce(max(o.ordinal), 0) FROM outreach.ct_outcomes AS o) AS last_ordinal;
+
+-- name: migrations
+-- Which migrations were applied?
+SELECT m.name, m.checksum FROM outreach.ct_migrations AS m ORDER BY m.name;
+
+-- name: look_up
+-- All that is known of these companies: outcome, undecided pass, spine row.
+SELECT i.id AS outreach_id,
+    o.outcome,
+    (o.published_at IS NOT NULL OR o.topic IS NULL) AS settled,
+    p.state AS pass_state,
+    (s.outreach_id IS NOT NULL) AS in_spine,
+    s.domain
+FROM unnest($1::uuid[]) AS i (id)
+LEFT JOIN outreach.ct_outcomes AS o ON o.outreach_id = i.id
+LEFT JOIN outreach.ct_passes AS p ON p.outreach_id = i.id
+LEFT JOIN outreach.outreach AS s ON s.outreach_id = i.id;
+
+-- name: record
+-- Record outcomes: the first one of an outreach_id wins, and only winners get their rows. Returns the winners.
+WITH input AS (
+    SELECT * FROM unnest(
+        $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
+        $9::integer[], $10::text[], $11::integer[], $12::bigint[], $13::text[], $14::bytea[], $15::bytea[],
+        $16::text[], $17::text[], $18::text[], $19::float8[], $20::boolean[], $21::text[], $22::text[]
+    ) AS i (
+        outreach_id, outcome, failure_code, reason, domain, rules_version, transcript, decided_at,
+        duration_ms, event_topic, event_partition, event_offset, topic, key, value,
+        headers, email_method, method_type, confidence, is_catchall, imo_stage, raw_input
+    )
+), won AS (
+    INSERT INTO outreach.ct_outcomes AS o (
+        outreach_id, outcome, failure_code, reason, domain, rules_version, transcript, decided_at, duration_ms,
+        event_topic, event_partition, event_offset, topic, key, value, headers, publish_until
+    )
+    SELECT i.outreach_id, i.outcome, i.failure_code, i.reason, i.domain, i.rules_version, i.transcript::jsonb,
+        i.decided_at, i.duration_ms, i.event_topic, i.event_partition, i.event_offset, i.topic, i.key, i.value,
+        i.headers::jsonb, clock_timestamp() + interval '30 seconds'
+    FROM input AS i
+    ON CONFLICT (outreach_id) DO NOTHING
+    RETURNING o.outreach_id, o.ordinal
+), target AS (
+    INSERT INTO outreach.company_target AS t (
+        outreach_id, email_method, method_type, confidence_score, is_catchall, execution_status, imo_completed_at,
+        updated_at
+    )
+    SELECT i.outreach_id, i.email_method, i.method_type, i.confidence::numeric(5, 4), i.is_catchall,
+        CASE WHEN i.outcome = 'PASS' THEN 'ready' ELSE 'failed' END, i.decided_at, clock_timestamp()
+    FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
+    WHERE i.failure_code IS DISTINCT FROM 'CT-I-NOT-FOUND'
+    ON CONFLICT (outreach_id) DO UPDATE SET
+        email_method = excluded.email_method, method_type = excluded.method_type,
+        confidence_score = excluded.confidence_score, is_catchall = excluded.is_catchall,
+        execution_status = excluded.execution_status, imo_completed_at = excluded.imo_completed_at,
+        updated_at = excluded.updated_at
+    WHERE t.execution_status = 'pending'
+), errors AS (
+    INSERT INTO outreach.company_target_errors (
+        outreach_id, pipeline_stage, failure_code, blocking_reason, severity, imo_stage, retry_allowed, created_at,
+        raw_input
+    )
+    SELECT i.outreach_id, 'company_target', i.failure_code, i.reason, 'terminal', i.imo_stage, false, i.decided_at,
+        i.raw_input::jsonb
+    FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
+    WHERE i.outcome = 'FAIL'
+)
+SELECT w.outreach_id, w.ordinal FROM won AS w;
+
+-- name: claim_unpublished_of
+-- Claim the recorded bytes of these companies for publishing, where nobody else holds the claim.
+UPDATE outreach.ct_outcomes AS o SET publish_until = clock_timestamp() + interval '30 seconds'
+WHERE o.outreach_id = ANY ($1::uuid[]) AND o.published_at IS NULL AND o.topic IS NOT NULL
+    AND o.publish_until < clock_timestamp()
+RETURNING o.outreach_id, o.topic, o.key, o.value, o.headers;
+
+-- name: claim_unpublished
+-- Claim what a crash left unpublished, oldest claim first.
+UPDATE outreach.ct_outcomes AS o SET publish_until = clock_timestamp() + interval '30 seconds'
+WHERE o.outreach_id IN (
+    SELECT u.outreach_id FROM outreach.ct_outcomes AS u
+    WHERE u.published_at IS NULL AND u.topic IS NOT NULL AND u.publish_until < clock_timestamp()
+    ORDER BY u.publish_until LIMIT $1 FOR UPDATE SKIP LOCKED
+) AND o.published_at IS NULL AND o.publish_until < clock_timestamp()
+RETURNING o.outreach_id, o.topic, o.key, o.value, o.headers;
+
+-- name: stamp
+-- The broker has these outcomes.
+UPDATE outreach.ct_outcomes AS o SET published_at = clock_timestamp()
+WHERE o.outreach_id = ANY ($1::uuid[]) AND o.published_at IS NULL;
+
+-- name: count_unpublished
+SELECT count(*) AS unpublished FROM outreach.ct_outcomes AS o WHERE o.published_at IS NULL AND o.topic IS NOT NULL;
+
+-- name: forget
+-- Undecided passes of companies that have an outcome now.
+SELECT outreach.ct_forget_passes($1::uuid[]);
+
+-- name: park
+-- Record why companies wait, and their answers so far. A pass that another worker leases meanwhile is left to it,
+-- and a stuck one stays stuck. `asked_s` >= 0: there is new trouble, first asked so many seconds ago; controls must
+-- look forward from now.
+INSERT INTO outreach.ct_passes AS p (
+    outreach_id, state, domain, reason, detail, waits_on, not_before, answers, pending, spent_ms, asked_at, failed_at,
+    event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header,
+    worker_version
+)
+SELECT i.outreach_id, 'waiting', i.domain, i.reason, i.detail, nullif(i.waits_on, ''),
+    CASE WHEN i.after_s < 0 THEN 'infinity' ELSE clock_timestamp() + i.after_s * interval '1 second' END,
+    i.answers::jsonb, i.pending::jsonb, i.spent_ms,
+    CASE WHEN i.asked_s >= 0 THEN clock_timestamp() - i.asked_s * interval '1 second' END,
+    CASE WHEN i.asked_s >= 0 THEN clock_timestamp() END,
+    i.event_topic, i.event_partition, i.event_offset, i.event_at, i.correlation_id, i.traceparent,
+    i.correlation_header, $18::text
+FROM unnest(
+    $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[], $9::integer[],
+    $10::float8[], $11::text[], $12::integer[], $13::bigint[], $14::timestamptz[], $15::text[], $16::bytea[],
+    $17::bytea[]
+) AS i (
+    outreach_id, domain, reason, detail, waits_on, after_s, answers, pending, spent_ms, asked_s,
+    event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header
+)
+ON CONFLICT (outreach_id) DO UPDATE SET
+    domain = excluded.domain, reason = excluded.reason, detail = excluded.detail, waits_on = excluded.waits_on,
+    not_before = excluded.not_before, answers = excluded.answers, pending = excluded.pending,
+    spent_ms = excluded.spent_ms,
+    asked_at = coalesce(excluded.asked_at, p.asked_at),
+    failed_at = coalesce(excluded.failed_at, p.failed_at),
+    lease_owner = NULL, lease_until = NULL
+WHERE p.state = 'waiting'
+    AND (p.lease_owner IS NULL OR p.lease_owner = $19::text OR p.lease_until < clock_timestamp());
+
+-- name: claim_due
+-- Lease companies whose wait is over, the longest over first.
+UPDATE outreach.ct_passes AS p SET lease_owner = $1, lease_until = clock_timestamp() + $3 * interval '1 second'
+WHERE p.outreach_id IN (
+    SELECT q.outreach_id FROM outreach.ct_passes AS q
+    WHERE q.state = 'waiting' AND q.not_before <= clock_timestamp()
+        AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
+    ORDER BY q.not_before LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p.asked_at, p.failed_at, p.since,
+    p.event_topic, p.event_partition, p.event_offset, p.event_at, p.correlation_id, p.traceparent,
+    p.correlation_header, p.exceptions;
+
+-- name: retry_stuck
+-- Companies that a worker of another version found stuck are tried again by this one.
+UPDATE outreach.ct_passes AS p SET state = 'waiting', exceptions = 0, not_before = clock_timestamp()
+WHERE p.outreach_id IN (
+    SELECT q.outreach_id FROM outreach.ct_passes AS q
+    WHERE q.state = 'stuck' AND q.worker_version IS DISTINCT FROM $1 FOR UPDATE SKIP LOCKED
+);
+
+-- name: renew_leases
+-- Keep this worker's passes and domains.
+WITH passes AS (
+    UPDATE outreach.ct_passes SET lease_until = clock_timestamp() + $2 * interval '1 second' WHERE lease_owner = $1
+)
+UPDATE outreach.ct_domains SET lease_until = clock_timestamp() + $2 * interval '1 second' WHERE lease_owner = $1;
+
+-- name: give_back
+-- End this worker's leases of these companies without a change: they are due again at once.
+UPDATE outreach.ct_passes SET lease_owner = NULL, lease_until = NULL
+WHERE lease_owner = $1 AND outreach_id = ANY ($2::uuid[]);
+
+-- name: count_exception
+-- Our bug: count it against the company; the third makes it stuck.
+INSERT INTO outreach.ct_passes AS p (
+    outreach_id, state, reason, detail, not_before, event_topic, event_partition, event_offset, event_at,
+    correlation_id, traceparent, correlation_header, exceptions, traceback, worker_version
+)
+VALUES ($1, 'waiting', 'our_bug', $2, clock_timestamp() + interval '5 seconds', $4, $5, $6, $7, $8, $9, $10, 1, $3, $11)
+ON CONFLICT (outreach_id) DO UPDATE SET
+    exceptions = p.exceptions + 1,
+    state = CASE WHEN p.exceptions + 1 >= 3 THEN 'stuck' ELSE p.state END,
+    reason = 'our_bug', detail = excluded.detail, traceback = excluded.traceback,
+    worker_version = excluded.worker_version, waits_on = NULL,
+    not_before = clock_timestamp() + interval '5 seconds', lease_owner = NULL, lease_until = NULL
+RETURNING p.exceptions, p.state;
+
+-- name: stuck_lately
+-- How many companies became stuck within the last hour?
+SELECT count(*) AS stuck FROM outreach.ct_passes AS p
+WHERE p.state = 'stuck' AND p.not_before > clock_timestamp() - interval '1 hour';
+
+-- name: waiting_by_reason
+-- How many companies are undecided, and why?
+SELECT p.state, p.reason, count(*) AS companies, min(p.since) AS oldest FROM outreach.ct_passes AS p
+GROUP BY p.state, p.reason;
+
+-- name: wake_sleepers
+-- See ct_wake_sleepers.
+SELECT outreach.ct_wake_sleepers($1);
+
+-- name: tidy
+-- See ct_tidy.
+SELECT outreach.ct_tidy();
+
+-- name: take_mx
+-- See ct_take_mx.
+SELECT t.granted, t.delay_s, t.refusal, t.retry_s FROM outreach.ct_take_mx($1, $2, $3, $4) AS t;
+
+-- name: take_smtp
+-- See ct_take_smtp.
+SELECT t.granted, t.retry_s FROM outreach.ct_take_smtp($1, $2) AS t;
+
+-- name: begin_probes
+-- See ct_begin_probes.
+SELECT b.place, b.answer, b.retry_s, b.detail FROM outreach.ct_begin_probes($1, $2, $3, $4, $5, $6) AS b;
+
+-- name: end_probes
+-- See ct_end_probes.
+SELECT outreach.ct_end_probes($1, $2, $3, $4);
+
+-- name: control
+-- What is known of our own way?
+SELECT c.started_at, c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until
+FROM outreach.ct_controls AS c WHERE c.kind = $1;
+
+-- name: begin_control
+-- One control at a time over all workers, at most one in so many seconds, and only when somebody waits for it.
+UPDATE outreach.ct_controls AS c
+SET started_at = clock_timestamp(), lease_until = clock_timestamp() + interval '30 seconds'
+WHERE c.kind = $1::text AND c.lease_until < clock_timestamp()
+    AND c.started_at + $2 * interval '1 second' <= clock_timestamp()
+    AND EXISTS (
+        SELECT 1 FROM outreach.ct_passes AS p
+        WHERE p.waits_on = 'control:' || $1::text AND p.not_before = 'infinity' AND p.state = 'waiting'
+    )
+RETURNING c.started_at;
+
+-- name: control_succeeded
+-- A proof that was begun at $2 succeeded. It serves all that failed before it; trouble, if there was any, is over.
+WITH proof AS (
+    UPDATE outreach.ct_controls AS c SET
+        lease_until = '-infinity',
+        ok_begun_at = greatest(c.ok_begun_at, $2),
+        ok_detail = $3,
+        trouble_until = CASE WHEN c.trouble_until = 'infinity' THEN clock_timestamp() ELSE c.trouble_until END
+    WHERE c.kind = $1::text
+    RETURNING c.ok_begun_at
+)
+UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()
+FROM proof WHERE p.waits_on = 'control:' || $1::text AND p.state = 'waiting' AND p.failed_at < proof.ok_begun_at;
+
+-- name: control_failed
+-- Our own way is broken, from the last proof of the contrary until the next one.
+UPDATE outreach.ct_controls AS c SET
+    lease_until = '-infinity',
+    failed_at = clock_timestamp(),
+    failed_detail = $2,
+    trouble_from = CASE WHEN c.trouble_until = 'infinity' THEN c.trouble_from ELSE c.ok_begun_at END,
+    trouble_until = 'infinity'
+WHERE c.kind = $1::text;
+
+-- name: good_talk
+-- A company's server greeted us in a session that was begun $1 seconds ago: as good as an SMTP control.
+WITH proof AS (
+    UPDATE outreach.ct_controls AS c SET
+        ok_begun_at = clock_timestamp() - $1 * interval '1 second',
+        ok_detail = $2,
+        trouble_until = CASE WHEN c.trouble_until = 'infinity' THEN clock_timestamp() ELSE c.trouble_until END
+    WHERE c.kind = 'smtp' AND c.ok_begun_at < clock_timestamp() - $1 * interval '1 second'
+    RETURNING c.ok_begun_at
+)
+UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()
+FROM proof WHERE p.waits_on = 'control:smtp' AND p.state = 'waiting' AND p.failed_at < proof.ok_begun_at;
+
+-- name: note_talk
+-- Evidence about a provider: it refused us, said that we ask too fast, or talked normally.
+INSERT INTO outreach.ct_refusals (provider, domain, kind, host, reason) VALUES ($1, $2, $3, $4, $5);
+
+-- name: refusals_at_provider
+-- How many companies at this provider met a refusal within 24 hours, with no good talk since?
+SELECT count(DISTINCT r.domain) AS companies FROM outreach.ct_refusals AS r
+WHERE r.provider = $1 AND r.kind <> 'talked' AND NOT r.void AND r.at > clock_timestamp() - interval '24 hours'
+    AND r.at > coalesce((
+        SELECT max(t.at) FROM outreach.ct_refusals AS t WHERE t.provider = $1 AND t.kind = 'talked'
+    ), '-infinity');
+
+-- name: refusing_providers
+-- Of the last 20 distinct providers with evidence within 24 hours, how many refuse us?
+SELECT count(*) FILTER (WHERE recent.kind = 'refused') AS refusing
+FROM (
+    SELECT latest.kind FROM (
+        SELECT DISTINCT ON (r.provider) r.provider, r.kind, r.at FROM outreach.ct_refusals AS r
+        WHERE NOT r.void AND r.at > clock_timestamp() - interval '24 hours'
+        ORDER BY r.provider, r.at DESC
+    ) AS latest
+    ORDER BY latest.at DESC LIMIT 20
+) AS recent;
+
+-- name: set_guardrail
+-- See ct_set_guardrail; $4 is in how many seconds one company may try, -1 for never.
+SELECT outreach.ct_set_guardrail(
+    $1, $2, $3, CASE WHEN $4::float8 >= 0 THEN clock_timestamp() + $4::float8 * interval '1 second' END
+) AS changed;
+
+-- name: guardrails
+-- Which tools and providers are closed or halted, and why?
+SELECT g.key, g.state, g.reason, g.since, g.next_try_at, g.tries, g.changed_by
+FROM outreach.ct_guardrails AS g ORDER BY g.key;
+
+-- name: spine_control
+-- May a missing row be believed? A primary, no row security in the way, and a spine that holds companies at all.
+SELECT pg_is_in_recovery() AS in_recovery,
+    row_security_active('outreach.outreach') AS row_security,
+    EXISTS (SELECT s.outreach_id FROM outreach.outreach AS s) AS has_rows;
