@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ct_stream.gate.company import Known, Publication
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.verdicts import Passed
 from ct_stream.store.batches import Batches
@@ -18,28 +18,6 @@ if TYPE_CHECKING:
 
     from ct_stream.gate.output_stage import Headers, Outcome
     from ct_stream.store.database import Database
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What the database knows of one company at one moment."""
-
-    outcome: str | None  #: "PASS" or "FAIL"
-    is_settled: bool  #: published, or never to be
-    pass_state: str | None  #: "waiting" or "stuck"
-    in_spine: bool
-    domain: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Publication:
-    """The recorded bytes of one outcome, to be published under a claim."""
-
-    outreach_id: UUID
-    topic: str
-    key: bytes
-    value: bytes
-    headers: Headers
 
 
 class Ledger:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ct_stream.gate.company import Parked, Resumed
 from ct_stream.gate.output_stage import Origin
-from ct_stream.gate.transcript import Exchange, from_json, to_json
+from ct_stream.gate.transcript import from_json, to_json
 from ct_stream.store.batches import Batches
 
 if TYPE_CHECKING:
@@ -16,41 +16,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from ct_stream.gate.waits import Wait
     from ct_stream.store.database import Database
 
 LEASE_S = 60.0  #: how long a worker that went silent keeps its companies; renewed every third of it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parked:
-    """An undecided company as it is put away: its wait, and its answers so far."""
-
-    origin: Origin
-    event_at: datetime | None  #: the record's timestamp
-    wait: Wait
-    domain: str | None = None
-    exchanges: tuple[Exchange, ...] = ()
-    pending: Exchange | None = None
-    spent_s: float = 0.0
-    asked_s: float | None = None  #: there is new trouble, first asked so many seconds ago
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resumed:
-    """An undecided company that this worker has leased."""
-
-    origin: Origin
-    event_at: datetime | None
-    domain: str | None
-    reason: str
-    exchanges: tuple[Exchange, ...]
-    pending: Exchange | None
-    spent_s: float
-    asked_at: datetime | None
-    failed_at: datetime | None
-    since: datetime
-    exceptions: int
 
 
 class Passes:

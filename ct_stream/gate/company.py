@@ -1,0 +1,70 @@
+"""What is known of one company between its event and its outcome?
+
+Plain values that the stream, the probes and the store hand to each other; those three do not import one another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from ct_stream.gate.output_stage import Headers, Origin
+    from ct_stream.gate.transcript import Exchange
+    from ct_stream.gate.waits import Wait
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the database knows of one company at one moment."""
+
+    outcome: str | None  #: "PASS" or "FAIL"
+    is_settled: bool  #: published, or never to be
+    pass_state: str | None  #: "waiting" or "stuck"
+    in_spine: bool
+    domain: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """The recorded bytes of one outcome, to be published under a claim."""
+
+    outreach_id: UUID
+    topic: str
+    key: bytes
+    value: bytes
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked:
+    """An undecided company as it is put away: its wait, and its answers so far."""
+
+    origin: Origin
+    event_at: datetime | None  #: the record's timestamp
+    wait: Wait
+    domain: str | None = None
+    exchanges: tuple[Exchange, ...] = ()
+    pending: Exchange | None = None  #: an answer about us whose scope is not settled
+    spent_s: float = 0.0  #: of the pass deadline
+    asked_s: float | None = None  #: there is new trouble, first asked so many seconds ago
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """An undecided company that this worker has leased."""
+
+    origin: Origin
+    event_at: datetime | None
+    domain: str | None
+    reason: str
+    exchanges: tuple[Exchange, ...]
+    pending: Exchange | None
+    spent_s: float
+    asked_at: datetime | None
+    failed_at: datetime | None
+    since: datetime
+    exceptions: int

@@ -1,0 +1,59 @@
+"""What does the worker count, and why is it ready or not?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
+
+
+class Metrics:
+    """The worker's metrics in a registry of their own; names are stable."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.received = Counter("ct_received_total", "Records of spine.created taken in hand", registry=r)
+        self.passed = Counter("ct_pass_total", "Outcomes PASS recorded by this worker", ["verified_by"], registry=r)
+        self.failed = Counter("ct_fail_total", "Outcomes FAIL recorded by this worker", ["code"], registry=r)
+        self.already = Counter("ct_already_processed_total", "Events of companies that had an outcome", registry=r)
+        self.rejected = Counter("ct_rejected_total", "Unreadable records sent to ct.rejected", ["reason"], registry=r)
+        self.keyless = Counter("ct_keyless_total", "Records without a key", registry=r)
+        self.parked = Counter("ct_parked_total", "Companies put away undecided", ["reason"], registry=r)
+        self.resumed = Counter("ct_resumed_total", "Undecided companies gone on with", registry=r)
+        self.exceptions = Counter("ct_exceptions_total", "Exceptions of our own, by company", registry=r)
+        self.stuck = Counter("ct_stuck_total", "Companies that became stuck", registry=r)
+        self.published = Counter("ct_published_total", "Outcomes sent to Kafka", ["topic"], registry=r)
+        self.swept = Counter("ct_swept_total", "Outcomes published by the sweeper after a crash", registry=r)
+        self.table_hits = Counter("ct_table_hits_total", "Events found in the dedupe table", registry=r)
+        self.tool_calls = Counter("ct_tool_calls_total", "Calls of a tool by this worker", ["tool"], registry=r)
+        self.acked = Counter("ct_acked_total", "Offsets acked", registry=r)
+        self.runtime = Histogram("ct_runtime_seconds", "From event to outcome", buckets=_BUCKETS, registry=r)
+        self.running = Gauge("ct_running_passes", "Passes running in this worker", registry=r)
+        self.unacked = Gauge("ct_unacked_events", "Events in hand and not acked", registry=r)
+        self.oldest_unacked = Gauge("ct_oldest_unacked_seconds", "Age of the oldest event in hand", registry=r)
+        self.waiting = Gauge("ct_undecided", "Undecided companies in Postgres", ["state", "reason"], registry=r)
+        self.unpublished = Gauge("ct_unpublished", "Outcomes recorded and not yet published", registry=r)
+        self.lag = Gauge("ct_lag", "Records of spine.created not yet committed, -1: not known", registry=r)
+        self.ready = Gauge("ct_ready", "1 when the worker is ready", registry=r)
+
+
+@dataclass(slots=True)
+class Health:
+    """Why the worker is not ready: a sentence for each part in trouble."""
+
+    troubles: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)  #: worth saying, and no trouble
+
+    def set(self, part: str, trouble: str | None) -> None:
+        """Say what is wrong with `part`, or that nothing is."""
+        if trouble is None:
+            self.troubles.pop(part, None)
+        else:
+            self.troubles[part] = trouble
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell if no part is in trouble."""
+        return not self.troubles

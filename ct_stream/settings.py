@@ -1,0 +1,256 @@
+"""What did the operator set, and is it usable?
+
+Environment variables with the prefix `CT_`; a variable `NAME_FILE` names a file that holds the value (for secrets).
+Every missing or wrong one is named in a line of its own, all at once.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Value = TypeVar("Value")
+
+
+class SettingsError(Exception):
+    """One or more settings are missing or wrong; one line for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def _default_data_dir() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(base) / "ct-stream"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings, checked. Secrets are left out of its repr."""
+
+    kafka_bootstrap: str | None = None  #: host:port,... of the Kafka brokers
+    kafka_security_protocol: str = "PLAINTEXT"  #: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
+    kafka_sasl_mechanism: str | None = None  #: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
+    kafka_sasl_username: str | None = None
+    kafka_sasl_password: str | None = field(default=None, repr=False)
+    kafka_ssl_cafile: Path | None = None  #: certificates of authorities, PEM; default: the system's
+    kafka_ssl_certfile: Path | None = None  #: client certificate, PEM
+    kafka_ssl_keyfile: Path | None = None  #: client key, PEM
+    postgres_dsn: str | None = field(default=None, repr=False)  #: for the gate, role ct_gate
+    postgres_ops_dsn: str | None = field(default=None, repr=False)  #: for people, role ct_ops
+    postgres_admin_dsn: str | None = field(default=None, repr=False)  #: for migrations
+    dns_servers: tuple[str, ...] = ()  #: ip:port of each resolver, in order; default: the system's
+    smtp_port: int = 25
+    smtp_helo: str | None = None  #: the name that our address's reverse DNS gives
+    smtp_mail_from: str | None = None  #: the sender of our probes, an address that takes bounces
+    smtp_allow_cidrs: tuple[str, ...] = ()  #: networks besides the public ones that may be connected to
+    control_domains: tuple[str, ...] = ("gmail.com", "outlook.com")  #: prove that our own way works
+    toolbox: Path | None = None  #: another SNAP_ON_TOOLBOX.yaml
+    in_flight: int = 1000  #: running passes of one worker
+    pass_deadline_s: float = 90.0  #: of waiting for servers' answers, for one company
+    drain_s: float = 20.0  #: running passes get so long when a worker stops
+    spine_grace_s: float = 60.0  #: an event must be so old before its absence from the spine counts
+    tier2_provider: str = "none"  #: only none for now
+    web_host: str = "127.0.0.1"
+    web_port: int = 6066  #: 0: a free one
+    data_dir: Path = field(default_factory=_default_data_dir)  #: of the embedded stack and of the stream's state
+
+    def require(self, *names: str) -> None:
+        """Raise SettingsError with a line for each of `names` that is not set."""
+        problems = [
+            f"{variable(name)} is not set; set it to {_EXAMPLES[name]}" for name in names if getattr(self, name) is None
+        ]
+        if problems:
+            raise SettingsError(problems)
+
+
+_EXAMPLES = {
+    "kafka_bootstrap": "your brokers, such as kafka1.example.com:9092,kafka2.example.com:9092",
+    "postgres_dsn": "the gate's database, such as postgresql://ct_gate:...@db.example.com/outreach",
+    "postgres_ops_dsn": "a database login with the role ct_ops, such as postgresql://ct_ops:...@db.example.com/outreach",
+    "postgres_admin_dsn": "a login that may create roles and tables, for migrations",
+    "smtp_helo": "the name in your address's reverse DNS, such as probe.example.com",
+    "smtp_mail_from": "a sender that takes bounces, such as probe@example.com",
+}
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"CT_{name.upper()}"
+
+
+def load_settings(environ: Mapping[str, str]) -> Settings:
+    """Read all settings from `environ`. Raises SettingsError with a line for each wrong one."""
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for name, read in _READERS.items():
+        try:
+            raw = _raw(environ, variable(name))
+            if raw is not None:
+                values[name] = read(raw)
+        except ValueError as error:
+            problems.append(f"{variable(name)} {error}")
+    known = {variable(name) for name in _READERS}
+    problems.extend(
+        f"{key} is no setting of ct-stream; see the README's table of settings"
+        for key in sorted(environ)
+        if key.startswith("CT_") and key not in known and key.removesuffix("_FILE") not in known
+    )
+    sasl = values.get("kafka_security_protocol", "").startswith("SASL")
+    problems.extend(
+        f"{variable(name)} is not set; CT_KAFKA_SECURITY_PROTOCOL needs it"
+        for name in ("kafka_sasl_mechanism", "kafka_sasl_username", "kafka_sasl_password")
+        if sasl and name not in values
+    )
+    if problems:
+        raise SettingsError(problems)
+    return Settings(**values)
+
+
+def _raw(environ: Mapping[str, str], key: str) -> str | None:
+    """Return a variable's value, or the contents of the file that its _FILE twin names; empty means unset."""
+    value = environ.get(key, "").strip()
+    path = environ.get(f"{key}_FILE", "").strip()
+    if value and path:
+        raise ValueError(f"and {key}_FILE are both set; keep one of them")
+    if path:
+        try:
+            return Path(path).read_text("utf-8").strip() or None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot be read from {key}_FILE {path!r}: {error}") from error
+    return value or None
+
+
+def _choice(*options: str) -> Callable[[str], str]:
+    def read(raw: str) -> str:
+        if raw not in options:
+            raise ValueError(f"{raw!r} is unknown; use one of {', '.join(options)}")
+        return raw
+
+    return read
+
+
+def _number(kind: Callable[[str], Value], least: float, most: float) -> Callable[[str], Value]:
+    def read(raw: str) -> Value:
+        try:
+            number = kind(raw)
+        except ValueError:
+            raise ValueError(f"{raw!r} is not a number") from None
+        if not least <= number <= most:  # type: ignore[operator]
+            raise ValueError(f"{raw!r} is out of range; use {least:g} to {most:g}")
+        return number
+
+    return read
+
+
+def _bootstrap(raw: str) -> str:
+    for broker in raw.split(","):
+        host, colon, port = broker.strip().rpartition(":")
+        if not (colon and host and port.isdigit()):
+            raise ValueError(f"{broker!r} is not host:port; write host:port,host:port")
+    return ",".join(broker.strip() for broker in raw.split(","))
+
+
+def _dns_servers(raw: str) -> tuple[str, ...]:
+    servers = []
+    for server in raw.split(","):
+        text = server.strip()
+        host, colon, port = text.rpartition(":")
+        if text.startswith("[") and "]" in text:
+            host, port = text[1:].split("]", 1)[0], text.rpartition("]:")[2] or "53"
+        elif not colon or text.count(":") > 1:
+            host, port = text, "53"
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            raise ValueError(f"{text!r} is not ip:port; write addresses, such as 192.0.2.53:53") from None
+        if not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError(f"{text!r} has no usable port; write ip:port")
+        servers.append(f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}")
+    return tuple(servers)
+
+
+def _cidrs(raw: str) -> tuple[str, ...]:
+    networks = []
+    for text in raw.split(","):
+        try:
+            networks.append(str(ipaddress.ip_network(text.strip())))
+        except ValueError as error:
+            raise ValueError(f"{text.strip()!r} is not a network: {error}") from None
+    return tuple(networks)
+
+
+def _host_name(raw: str) -> str:
+    labels = raw.rstrip(".").split(".")
+    if len(labels) < 2 or not all(label.replace("-", "a").isalnum() and label.isascii() for label in labels):
+        raise ValueError(f"{raw!r} is not a full host name; set it to the name in your reverse DNS")
+    return raw.rstrip(".").lower()
+
+
+def _mail_address(raw: str) -> str:
+    local_part, at, domain = raw.rpartition("@")
+    if not at or not local_part or any(c.isspace() or c in "<>" for c in raw):
+        raise ValueError(f"{raw!r} is not a mail address; set it to a sender that takes bounces")
+    _host_name(domain)
+    return raw
+
+
+def _domains(raw: str) -> tuple[str, ...]:
+    return tuple(_host_name(part.strip()) for part in raw.split(","))
+
+
+def _not_yet(_raw: str) -> str:
+    raise ValueError("is not supported by this version; unset it")
+
+
+def _existing_file(raw: str) -> Path:
+    if not Path(raw).is_file():
+        raise ValueError(f"{raw!r} is not a file")
+    return Path(raw)
+
+
+def _dsn(raw: str) -> str:
+    if not raw.startswith(("postgresql://", "postgres://")):
+        raise ValueError("does not start with postgresql://; write postgresql://user:password@host:port/database")
+    return raw
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "kafka_bootstrap": _bootstrap,
+    "kafka_security_protocol": _choice("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"),
+    "kafka_sasl_mechanism": _choice("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
+    "kafka_sasl_username": str,
+    "kafka_sasl_password": str,
+    "kafka_ssl_cafile": _existing_file,
+    "kafka_ssl_certfile": _existing_file,
+    "kafka_ssl_keyfile": _existing_file,
+    "postgres_dsn": _dsn,
+    "postgres_ops_dsn": _dsn,
+    "postgres_admin_dsn": _dsn,
+    "dns_servers": _dns_servers,
+    "smtp_port": _number(int, 1, 65535),
+    "smtp_helo": _host_name,
+    "smtp_mail_from": _mail_address,
+    "smtp_allow_cidrs": _cidrs,
+    "control_domains": _domains,
+    "toolbox": _existing_file,
+    "in_flight": _number(int, 1, 100_000),
+    "pass_deadline_s": _number(float, 1, 3600),
+    "drain_s": _number(float, 0, 3600),
+    "spine_grace_s": _number(float, 0, 86400),
+    "tier2_provider": _choice("none"),
+    # Names that are promised; an accepted setting that does nothing would be a lie.
+    "tier2_url": _not_yet,
+    "tier2_api_key": _not_yet,
+    "alert_webhook": _not_yet,
+    "web_host": str,
+    "web_port": _number(int, 0, 65535),
+    "data_dir": Path,
+}

@@ -1,0 +1,205 @@
+"""The gate's agent: takes records of `spine.created` in hand, and lets go of each when its company is safe.
+
+Never raises, never acks out of order, never holds more than it may: a record that waits keeps no place (it waits in
+Postgres), and while the database is away nothing is pulled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from faust.types import TP
+
+from ct_stream.gate.events import SpineCreated, Unreadable, read_spine_created
+from ct_stream.gate.output_stage import Origin
+from ct_stream.stream.ack_gate import AckGates, Cell
+from ct_stream.stream.rejects import reject
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ct_stream.metrics import Health, Metrics
+    from ct_stream.stream.companies import Companies
+    from ct_stream.stream.dedupe import DedupeTable
+    from ct_stream.stream.offset_guard import OffsetGuard
+    from ct_stream.stream.outbox import Producer
+    from ct_stream.stream.ports import LedgerPort
+
+log = logging.getLogger(__name__)
+
+_ROOM_POLL_S = 0.05
+_LOST_ROW_RETRY_S = 5.0
+
+
+class GateAgent:
+    """The events of this worker, from arrival to ack."""
+
+    def __init__(
+        self,
+        *,
+        companies: Companies,
+        ledger: LedgerPort,
+        producer: Producer,
+        guard: OffsetGuard,
+        table: DedupeTable,
+        metrics: Metrics,
+        health: Health,
+        in_flight: int,
+        drain_s: float,
+        on_fatal: Callable[[str], None],
+    ) -> None:
+        self._companies = companies
+        self._ledger = ledger
+        self._producer = producer
+        self._guard = guard
+        self._table = table
+        self._metrics = metrics
+        self._health = health
+        self._in_flight = in_flight
+        self._drain_s = drain_s
+        self._on_fatal = on_fatal
+        self.gates: AckGates[Any] = AckGates()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._stopping = False
+        self._freed = asyncio.Event()
+
+    @property
+    def running(self) -> int:
+        """Return how many events are being worked on."""
+        return len(self._tasks)
+
+    async def consume(self, stream: Any) -> None:
+        """Take events in hand, as many as there is room for; the body of the Faust agent."""
+        async for event in stream.noack().events():
+            if not await self._guard.accept(event):
+                continue
+            tp = TP(event.message.topic, event.message.partition)
+            generation = event.message.generation_id
+            if not await self._room(tp):
+                continue  # draining: dropped un-acked, it is delivered again
+            cell = self.gates.arrive(tp, event)
+            self._metrics.received.inc()
+            task = asyncio.create_task(self._handle(tp, cell), name=f"event:{tp.partition}:{event.message.offset}")
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+            del event, cell, task, generation
+
+    async def _room(self, tp: TP) -> bool:
+        """Come back when there is room and the database answers; False when the worker drains meanwhile."""
+        while True:
+            if self._draining or self._stopping:
+                return False
+            if len(self._tasks) < self._in_flight and self.gates.has_room(tp) and self._ledger.is_usable():
+                return True
+            self._freed.clear()
+            try:
+                async with asyncio.timeout(_ROOM_POLL_S):
+                    await self._freed.wait()
+            except TimeoutError:
+                pass
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._freed.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Its event stays un-acked, and this process must not go on as if nothing had happened.
+            log.critical("An event's task failed: %r", error, exc_info=error)
+            self._on_fatal(f"an event's task failed: {error!r}")
+
+    # ---------------------------------------------------------------- one event
+
+    async def _handle(self, tp: TP, cell: Cell[Any]) -> None:
+        message = cell.event.message
+        match read_spine_created(message.key, message.value):
+            case Unreadable() as unreadable:
+                await self._reject(message, unreadable)
+            case SpineCreated() as created:
+                if created.key_missing:
+                    self._metrics.keyless.inc()
+                await self._company(message, created, tp)
+        self._metrics.acked.inc(self.gates.finish(tp, cell))
+
+    async def _company(self, message: Any, created: SpineCreated, tp: TP) -> None:
+        headers = dict(_header_pairs(message.headers))
+        origin = Origin(
+            outreach_id=created.outreach_id,
+            topic=message.topic,
+            partition=message.partition,
+            offset=message.offset,
+            correlation_id=created.correlation_id,
+            traceparent=headers.get("traceparent"),
+            correlation_header=headers.get("correlation_id"),
+        )
+        key, epoch = str(created.outreach_id), self._ledger.epoch()
+        remembered = self._table.outcome(key, epoch)
+        if remembered is not None:
+            self._metrics.table_hits.inc()
+            await self._wait_for_row(created, remembered)
+        if await self._companies.from_event(origin, _event_at(message)) and remembered is None:
+            known = await self._ledger.look_up(created.outreach_id)
+            if known.outcome is not None and not self._draining:
+                self._table.remember(key, epoch, known.outcome, tp.partition)
+
+    async def _wait_for_row(self, created: SpineCreated, remembered: str) -> None:
+        """Hold an event whose outcome we remember and the ledger does not: the ledger has lost rows (FAULTS row 24)."""
+        while (await self._ledger.look_up(created.outreach_id)).outcome is None:
+            trouble = (
+                f"the ledger has no row of {created.outreach_id}, decided {remembered} under the same epoch: "
+                "was it restored from a backup? The gate waits; it will not decide a company twice"
+            )
+            if "ledger" not in self._health.troubles:
+                log.error("%s", trouble, extra={"action": "ledger_lost_rows"})
+            self._health.set("ledger", trouble)
+            await asyncio.sleep(_LOST_ROW_RETRY_S)
+        self._health.set("ledger", None)
+
+    async def _reject(self, message: Any, unreadable: Unreadable) -> None:
+        word = unreadable.reason.partition(":")[0]
+        self._metrics.rejected.labels(reason=word).inc()
+        log.warning(
+            "Rejected %s[%d] offset %d: %s",
+            message.topic,
+            message.partition,
+            message.offset,
+            unreadable.reason,
+            extra={"action": "rejected"},
+        )
+        await reject(self._producer, message, unreadable.reason)
+
+    # ---------------------------------------------------------------- drain
+
+    async def drain(self) -> None:
+        """Stop pulling, give what runs `drain_s`, then give the rest up un-acked (its answers are stored)."""
+        self._draining = True
+        if self._tasks:
+            log.info("Draining %d events", len(self._tasks), extra={"action": "drain"})
+            await asyncio.wait(self._tasks, timeout=self._drain_s)
+        given_up = set(self._tasks)
+        for task in given_up:
+            task.cancel()
+        await asyncio.gather(*given_up, return_exceptions=True)
+        self.gates.clear()
+        self._table.revoked()
+
+    def stop_pulling(self) -> None:
+        """Take no more events, for good."""
+        self._stopping = True
+
+    def assigned(self) -> None:
+        """Pull again: partitions were assigned."""
+        self._draining = False
+
+
+def _header_pairs(headers: Any) -> list[tuple[str, bytes]]:
+    if headers is None:
+        return []
+    return list(headers.items()) if isinstance(headers, dict) else list(headers)
+
+
+def _event_at(message: Any) -> datetime | None:
+    timestamp = message.timestamp  # seconds in Faust, -1 where the record has none
+    return datetime.fromtimestamp(timestamp, UTC) if timestamp is not None and timestamp > 0 else None

@@ -1,0 +1,237 @@
+"""How does one company get from its event to its outcome, and nothing twice?
+
+Steps (docs/flow.md): received, looked up, asked, recorded, published, stamped; then its event may be acked. An
+exception of ours is charged to the company in Postgres and to nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from typing import TYPE_CHECKING, assert_never
+
+from ct_stream.gate.company import Known, Parked, Publication, Resumed
+from ct_stream.gate.output_stage import Origin, Outcome, output_stage
+from ct_stream.gate.verdicts import Failed, Passed
+from ct_stream.gate.waits import Wait, WaitReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from uuid import UUID
+
+    from ct_stream.metrics import Metrics
+    from ct_stream.stream.outbox import Outbox
+    from ct_stream.stream.ports import Gate, LedgerPort, PassesPort, RunningPass
+
+log = logging.getLogger(__name__)
+
+_CLAIM_RETRY_S = 1.0
+
+
+class Companies:
+    """Takes companies through the gate, from events and from the undecided ones."""
+
+    def __init__(
+        self,
+        *,
+        gate: Gate,
+        ledger: LedgerPort,
+        passes: PassesPort,
+        outbox: Outbox,
+        metrics: Metrics,
+        on_stuck: Callable[[UUID], None],
+    ) -> None:
+        self._gate = gate
+        self._ledger = ledger
+        self._passes = passes
+        self._outbox = outbox
+        self._metrics = metrics
+        self._on_stuck = on_stuck
+        self._running: dict[UUID, asyncio.Future[None]] = {}
+        self._parking: set[asyncio.Task[None]] = set()
+
+    @property
+    def running(self) -> int:
+        """Return how many companies are in hand."""
+        return len(self._running)
+
+    async def from_event(self, origin: Origin, event_at: datetime | None) -> bool:
+        """Bring a company to where its event may be acked; True when an outcome of it is settled now.
+
+        Never raises but CancelledError.
+        """
+        while (other := self._running.get(origin.outreach_id)) is not None:
+            # The same company is in hand already: its second event has nothing to add but must not be acked first.
+            await asyncio.wait([other])
+        with _InHand(self._running, origin.outreach_id):
+            try:
+                known = await self._ledger.look_up(origin.outreach_id)
+                if known.outcome is not None:
+                    self._metrics.already.inc()
+                    log.info(
+                        "Already processed %s: %s",
+                        origin.outreach_id,
+                        known.outcome,
+                        extra={"action": "already_processed", "outreach_id": str(origin.outreach_id)},
+                    )
+                    await self._settle(origin.outreach_id, known)
+                    return True
+                if known.pass_state is not None:
+                    return False  # its wait is on record; the scheduler goes on with it
+                return await self._pass(origin, event_at, known, None)
+            except Exception as error:
+                await self._charge(origin, event_at, error)
+                return False
+
+    async def from_waiting(self, resumed: Resumed) -> None:
+        """Go on with an undecided company that this worker has leased. Never raises but CancelledError."""
+        origin = resumed.origin
+        if origin.outreach_id in self._running:
+            await self._passes.give_back([origin.outreach_id])
+            return
+        self._metrics.resumed.inc()
+        with _InHand(self._running, origin.outreach_id):
+            try:
+                known = await self._ledger.look_up(origin.outreach_id)
+                if known.outcome is not None:
+                    await self._settle(origin.outreach_id, known)
+                    await self._passes.forget(origin.outreach_id)
+                    return
+                await self._pass(origin, resumed.event_at, known, resumed)
+            except Exception as error:
+                await self._charge(origin, resumed.event_at, error)
+
+    # ---------------------------------------------------------------- one pass
+
+    async def _pass(self, origin: Origin, event_at: datetime | None, known: Known, resumed: Resumed | None) -> bool:
+        begun_at = resumed.since if resumed else self._ledger.now()
+        running = await self._gate.begin(origin, event_at, known, resumed)
+        try:
+            result = await running.run()
+        except asyncio.CancelledError:
+            self._park_answers(origin, event_at, running)
+            raise
+        match result:
+            case Passed() | Failed():
+                decided_at = self._ledger.now()
+                outcome = output_stage(
+                    origin,
+                    result,
+                    running.exchanges,
+                    rules_version=self._gate.rules_version,
+                    decided_at=decided_at,
+                    duration_ms=max(0, round((decided_at - begun_at).total_seconds() * 1000)),
+                )
+                await self._record(outcome)
+                return True
+            case Wait():
+                await self._park(origin, event_at, running, result)
+                return False
+        assert_never(result)
+
+    async def _record(self, outcome: Outcome) -> None:
+        won = await self._ledger.record(outcome)
+        if won:
+            self._count(outcome)
+            published = await self._outbox.publish(
+                Publication(
+                    outreach_id=outcome.outreach_id,
+                    topic=outcome.topic,
+                    key=outcome.key,
+                    value=outcome.value,
+                    headers=outcome.headers,
+                )
+            )
+            if published:
+                return
+        await self._settle(outcome.outreach_id, await self._ledger.look_up(outcome.outreach_id))
+
+    async def _settle(self, outreach_id: UUID, known: Known) -> None:
+        """See a recorded outcome published and stamped, by whoever holds the claim."""
+        while not known.is_settled:
+            publication = await self._ledger.claim(outreach_id)
+            if publication is not None and await self._outbox.publish(publication):
+                return
+            await asyncio.sleep(_CLAIM_RETRY_S)
+            known = await self._ledger.look_up(outreach_id)
+
+    # ---------------------------------------------------------------- putting away
+
+    async def _park(self, origin: Origin, event_at: datetime | None, running: RunningPass, wait: Wait) -> None:
+        await self._passes.park(
+            Parked(
+                origin=origin,
+                event_at=event_at,
+                wait=wait,
+                domain=running.domain,
+                exchanges=tuple(running.exchanges),
+                pending=running.pending,
+                spent_s=running.spent_s,
+                asked_s=running.asked_s,
+            )
+        )
+        self._metrics.parked.labels(reason=wait.reason.value).inc()
+
+    def _park_answers(self, origin: Origin, event_at: datetime | None, running: RunningPass) -> None:
+        """Store the answers of a pass that is given up, so that nobody asks them again (law 2)."""
+        wait = Wait(reason=WaitReason.DRAIN, detail="its worker was told to stop; it goes on elsewhere", after_s=0.0)
+        task = asyncio.create_task(self._park(origin, event_at, running, wait), name=f"park:{origin.outreach_id}")
+        self._parking.add(task)
+        task.add_done_callback(self._parking.discard)
+
+    async def wait_parked(self) -> None:
+        """Come back when the answers of given-up passes are stored."""
+        while self._parking:
+            await asyncio.wait(set(self._parking))
+
+    async def _charge(self, origin: Origin, event_at: datetime | None, error: Exception) -> None:
+        """Count an exception of ours; the third makes the company stuck (law 3: no outcome)."""
+        self._metrics.exceptions.inc()
+        log.exception(
+            "Our bug, not the company's fault: %s raised %s",
+            origin.outreach_id,
+            type(error).__name__,
+            extra={"action": "our_bug", "outreach_id": str(origin.outreach_id)},
+        )
+        detail = f"{type(error).__name__}: {error}"[:500].replace("\0", "")
+        trace = "".join(traceback.format_exception(error))[-8000:].replace("\0", "")
+        exceptions, state = await self._passes.count_exception(origin, event_at, detail, trace)
+        if state == "stuck":
+            self._metrics.stuck.inc()
+            log.error(
+                "Company %s is stuck after %d exceptions; no outcome, a worker of another version tries it again",
+                origin.outreach_id,
+                exceptions,
+                extra={"action": "stuck", "outreach_id": str(origin.outreach_id)},
+            )
+            self._on_stuck(origin.outreach_id)
+
+    def _count(self, outcome: Outcome) -> None:
+        self._metrics.runtime.observe(outcome.duration_ms / 1000)
+        extra = {"outreach_id": str(outcome.outreach_id), "domain": outcome.verdict.domain or ""}
+        if isinstance(outcome.verdict, Passed):
+            method = outcome.verdict.method_type
+            self._metrics.passed.labels(verified_by=outcome.verdict.verified_by.value).inc()
+            log.info("Gate passed %s: %s", outcome.outreach_id, method, extra=extra | {"action": "gate_passed"})
+        else:
+            code = outcome.verdict.code.value
+            self._metrics.failed.labels(code=code).inc()
+            log.info(
+                "Gate failed %s: %s", outcome.outreach_id, code, extra=extra | {"action": "gate_failed", "code": code}
+            )
+
+
+class _InHand:
+    """Marks a company as in hand for the length of a block."""
+
+    def __init__(self, running: dict[UUID, asyncio.Future[None]], outreach_id: UUID) -> None:
+        self._running = running
+        self._id = outreach_id
+
+    def __enter__(self) -> None:
+        self._running[self._id] = asyncio.get_running_loop().create_future()
+
+    def __exit__(self, *_: object) -> None:
+        self._running.pop(self._id).set_result(None)

@@ -1,0 +1,147 @@
+"""How does a recorded outcome reach Kafka, once if nothing breaks, and never changed?"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.transaction import InitProducerIdRequest
+
+from ct_stream.stream.topology import kafka_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ct_stream.gate.company import Publication
+    from ct_stream.metrics import Health, Metrics
+    from ct_stream.settings import Settings
+    from ct_stream.stream.ports import LedgerPort
+
+log = logging.getLogger(__name__)
+
+PRODUCE_TIMEOUT_S = 20.0  #: shorter than a publish claim (30 s), so that a claim outlives its produce
+_RETRY_S = 1.0
+_SWEEP_EVERY_S = 2.0
+_SWEEP_MANY = 500
+_MAX_REQUEST = 1024 * 1024 + 64 * 1024
+
+
+class Producer:
+    """Sends records and waits for the broker's word: acks=all, idempotent where the broker can."""
+
+    def __init__(self, settings: Settings, health: Health) -> None:
+        self._settings = settings
+        self._health = health
+        self._producer: AIOKafkaProducer | None = None
+        self.is_idempotent = False
+
+    async def start(self) -> None:
+        """Connect. Raises KafkaError when no broker answers."""
+        self.is_idempotent = await supports_idempotence(self._settings)
+        self._producer = AIOKafkaProducer(
+            **kafka_options(self._settings),
+            client_id="ct-stream-outbox",
+            acks="all",
+            enable_idempotence=self.is_idempotent,
+            request_timeout_ms=int(PRODUCE_TIMEOUT_S * 1000),
+            max_request_size=_MAX_REQUEST,
+        )
+        await self._producer.start()
+        if not self.is_idempotent:
+            log.info("This broker has no idempotent producer; repeats on a topic are identical all the same")
+
+    async def stop(self) -> None:
+        """Send what is buffered, and close."""
+        if self._producer is not None:
+            try:
+                async with asyncio.timeout(PRODUCE_TIMEOUT_S):
+                    await self._producer.stop()
+            except TimeoutError:
+                log.warning("Kafka did not take the last records in time; they stay in the ledger")
+
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> None:
+        """Send one record and wait for the broker's word. Raises KafkaError or TimeoutError."""
+        assert self._producer is not None
+        async with asyncio.timeout(PRODUCE_TIMEOUT_S):
+            future = await self._producer.send(topic, value=value, key=key, headers=list(headers))
+            await future
+
+    async def deliver(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> None:
+        """Send one record, again and again until the broker has it."""
+        while True:
+            try:
+                await self.send(topic, key, value, headers)
+            except (KafkaError, TimeoutError, OSError) as error:
+                self.note_failure(error)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                self.note_success()
+                return
+
+    def note_success(self) -> None:
+        """Say that the broker takes records."""
+        self._health.set("kafka", None)
+
+    def note_failure(self, error: BaseException) -> None:
+        """Say that the broker does not take records."""
+        text = f"Kafka does not take records: {error or type(error).__name__}"
+        if self._health.troubles.get("kafka") != text:
+            log.warning("%s", text, extra={"action": "kafka_down"})
+        self._health.set("kafka", text)
+
+
+async def supports_idempotence(settings: Settings) -> bool:
+    """Ask the broker for a producer id (KIP-98); a broker without them answers with an error."""
+    client = AIOKafkaClient(**kafka_options(settings), client_id="ct-stream-capabilities")
+    await client.bootstrap()
+    try:
+        node = client.get_random_node()
+        request = InitProducerIdRequest(transactional_id=None, transaction_timeout_ms=0)
+        async with asyncio.timeout(5):
+            response: Any = await client.send(node, request)
+        return bool(response.error_code == 0)
+    except (KafkaError, TimeoutError, AssertionError) as error:
+        log.debug("No idempotent producer: %s", error)
+        return False
+    finally:
+        await client.close()
+
+
+class Outbox:
+    """Publishes outcomes under a claim, and stamps them."""
+
+    def __init__(self, producer: Producer, ledger: LedgerPort, metrics: Metrics) -> None:
+        self._producer = producer
+        self._ledger = ledger
+        self._metrics = metrics
+
+    async def publish(self, publication: Publication) -> bool:
+        """Publish claimed bytes and stamp them; False when the broker did not take them (the claim runs out)."""
+        try:
+            await self._producer.send(publication.topic, publication.key, publication.value, publication.headers)
+        except (KafkaError, TimeoutError, OSError) as error:
+            self._producer.note_failure(error)
+            return False
+        self._producer.note_success()
+        self._metrics.published.labels(topic=publication.topic).inc()
+        await self._ledger.stamp(publication.outreach_id)
+        return True
+
+    async def sweep(self) -> None:
+        """Publish, for ever, what a crash or a broker's outage left recorded and unpublished."""
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY_S)
+            await self._ledger.wait_usable()
+            for publication in await self._ledger.claim_unpublished(_SWEEP_MANY):
+                # One by one: while the broker is away the first failure shows it, and the other claims run out.
+                if not await self.publish(publication):
+                    break
+                self._metrics.swept.inc()

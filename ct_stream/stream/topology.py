@@ -1,0 +1,154 @@
+"""Which topics does the gate use, how are they set up, and do they fit each other?"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError
+
+if TYPE_CHECKING:
+    from ct_stream.settings import Settings
+
+GROUP = "ct-stream"
+SPINE_CREATED = "spine.created"
+CT_PASS = "ct.pass"
+CT_FAIL = "ct.fail"
+CT_REJECTED = "ct.rejected"
+TABLE = "decided"
+#: Faust's own rule: <app id>-<table>-changelog.
+CHANGELOG = f"{GROUP}-{TABLE}-changelog"
+DEFAULT_PARTITIONS = 12
+_DAYS_30_MS = str(30 * 24 * 3600 * 1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicPlan:
+    """One topic as we make it."""
+
+    name: str
+    partitions: int
+    config: dict[str, str] = field(default_factory=dict)
+
+
+class TopologyError(Exception):
+    """Topics are missing or do not fit; the message names the command that mends it."""
+
+
+def kafka_options(settings: Settings) -> dict[str, Any]:
+    """Return what every aiokafka client of ours is made with."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": settings.kafka_bootstrap,
+        "security_protocol": settings.kafka_security_protocol,
+    }
+    if settings.kafka_security_protocol.endswith("SSL"):
+        context = ssl.create_default_context(
+            cafile=str(settings.kafka_ssl_cafile) if settings.kafka_ssl_cafile else None
+        )
+        if settings.kafka_ssl_certfile:
+            context.load_cert_chain(settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile)
+        options["ssl_context"] = context
+    if settings.kafka_security_protocol.startswith("SASL"):
+        options |= {
+            "sasl_mechanism": settings.kafka_sasl_mechanism,
+            "sasl_plain_username": settings.kafka_sasl_username,
+            "sasl_plain_password": settings.kafka_sasl_password,
+        }
+    return options
+
+
+def topic_plans(partitions: int, *, min_insync: int | None) -> tuple[TopicPlan, ...]:
+    """Return all topics; the changelog and the source have the same number of partitions, or the table cannot work."""
+    durable = {"min.insync.replicas": str(min_insync)} if min_insync else {}
+    kept = {"cleanup.policy": "compact", "retention.ms": "-1"} | durable
+    for_30_days = {"cleanup.policy": "delete", "retention.ms": _DAYS_30_MS} | durable
+    return (
+        TopicPlan(name=SPINE_CREATED, partitions=partitions, config=for_30_days),
+        TopicPlan(name=CT_PASS, partitions=partitions, config=kept),
+        TopicPlan(name=CT_FAIL, partitions=partitions, config=kept),
+        TopicPlan(name=CT_REJECTED, partitions=partitions, config=for_30_days),
+        TopicPlan(name=CHANGELOG, partitions=partitions, config={"cleanup.policy": "compact"} | durable),
+    )
+
+
+async def partition_counts(admin: AIOKafkaAdminClient, names: tuple[str, ...]) -> dict[str, int]:
+    """Return the number of partitions of each topic that exists."""
+    existing = set(await admin.list_topics())
+    described = await admin.describe_topics([name for name in names if name in existing]) if existing else []
+    return {topic["topic"]: len(topic["partitions"]) for topic in described if not topic["error_code"]}
+
+
+async def create_topics(settings: Settings, *, replication: int | None = None) -> tuple[list[str], dict[str, int]]:
+    """Make the topics that are missing; return their names, and the partitions of all.
+
+    An existing `spine.created` gives the number of partitions: upstream may have made it. `replication` defaults to
+    3, or to the number of brokers where there are fewer.
+    """
+    admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-topics")
+    await admin.start()
+    try:
+        names = tuple(plan.name for plan in topic_plans(1, min_insync=None))
+        counts = await partition_counts(admin, names)
+        if replication is None:
+            cluster = await admin.describe_cluster()
+            replication = min(3, max(1, len(cluster["brokers"])))
+        partitions = counts.get(SPINE_CREATED, DEFAULT_PARTITIONS)
+        made = []
+        for plan in topic_plans(partitions, min_insync=2 if replication >= 3 else None):
+            if plan.name in counts:
+                continue
+            topic = NewTopic(plan.name, plan.partitions, replication, topic_configs=plan.config)
+            try:
+                await _create(admin, topic)
+            except TopicAlreadyExistsError:
+                continue  # somebody else made it meanwhile
+            made.append(plan.name)
+        counts = await partition_counts(admin, names)
+        problem = misfit(counts)
+        if problem:
+            raise TopologyError(problem)
+        return made, counts
+    finally:
+        await admin.close()
+
+
+async def _create(admin: AIOKafkaAdminClient, topic: NewTopic) -> None:
+    response = await admin.create_topics([topic])
+    for entry in response.topic_errors:
+        code, message = entry[1], entry[2] if len(entry) > 2 else ""
+        if code == TopicAlreadyExistsError.errno:
+            raise TopicAlreadyExistsError
+        if code:
+            raise TopologyError(f"topic {entry[0]} could not be made: error {code} {message or ''}".rstrip())
+
+
+def misfit(counts: dict[str, int]) -> str | None:
+    """Return what is wrong with the topics, in a line that says what to do, or None."""
+    missing = [plan.name for plan in topic_plans(1, min_insync=None) if plan.name not in counts]
+    if missing:
+        return f"topics are missing: {', '.join(missing)}; make them with `ct-stream topics`"
+    source, changelog = counts[SPINE_CREATED], counts[CHANGELOG]
+    if source != changelog:
+        return (
+            f"{SPINE_CREATED} has {source} partitions and {CHANGELOG} has {changelog}; the table cannot follow: "
+            f"delete {CHANGELOG} (it is a cache) and run `ct-stream topics`"
+        )
+    return None
+
+
+async def check_topics(settings: Settings) -> dict[str, int]:
+    """Return the partitions of our topics. Raises TopologyError, or KafkaError when no broker answers."""
+    admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-check")
+    try:
+        await admin.start()
+        counts = await partition_counts(admin, tuple(plan.name for plan in topic_plans(1, min_insync=None)))
+    except KafkaError as error:
+        raise TopologyError(f"Kafka at {settings.kafka_bootstrap} does not answer: {error}") from error
+    finally:
+        await admin.close()
+    problem = misfit(counts)
+    if problem:
+        raise TopologyError(problem)
+    return counts
