@@ -100,7 +100,7 @@ class ControlLedger:
         if now < self._next_good_talk:
             return
         self._next_good_talk = now + _GOOD_TALK_EVERY_S
-        await self._database.run("good_talk", now - begun_at_monotonic, f"{host} greeted a session begun later")
+        await self._database.persist("good_talk", now - begun_at_monotonic, f"{host} greeted a session begun later")
 
 
 def control_wait(kind: ControlKind, detail: str) -> Wait:

@@ -315,3 +315,16 @@ FROM outreach.ct_guardrails AS g ORDER BY g.key;
 SELECT pg_is_in_recovery() AS in_recovery,
     row_security_active('outreach.outreach') AS row_security,
     EXISTS (SELECT s.outreach_id FROM outreach.outreach AS s) AS has_rows;
+
+-- name: release_owner
+-- A worker ends: its companies and domains are free at once.
+WITH passes AS (
+    UPDATE outreach.ct_passes SET lease_owner = NULL, lease_until = NULL WHERE lease_owner = $1
+)
+UPDATE outreach.ct_domains SET lease_owner = NULL, lease_until = NULL,
+    free_at = greatest(free_at, clock_timestamp() + $2 * interval '1 second')
+WHERE lease_owner = $1;
+
+-- name: has_own_outcomes
+-- Did a gate of ours ever decide a company here?
+SELECT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.source = 'gate') AS has_outcomes;

@@ -8,6 +8,7 @@ from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.input_stage import input_stage
 from ct_stream.gate.patterns import PATTERNS, random_address
 from ct_stream.gate.questions import (
+    Answer,
     AskControl,
     ControlKind,
     MailboxAnswer,
@@ -272,7 +273,7 @@ def test_a_refusal_settled_as_this_companys_policy_is_inconclusive() -> None:
     ],
 )
 def test_tier_2_decides_what_is_inconclusive(status: VerifyStatus, outcome: object) -> None:
-    answers = [mx(), *[GREY] * 8, VerifyAnswer(status=status, detail="the vendor says so")]
+    answers: list[Answer] = [mx(), *[GREY] * 8, VerifyAnswer(status=status, detail="the vendor says so")]
     verdict, asked = play(answers, tier2_off=None)
     assert isinstance(asked[-1], VerifyEmail)
     assert asked[-1].pattern == "info", "the first inconclusive role pattern"

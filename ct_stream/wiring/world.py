@@ -1,0 +1,255 @@
+"""What the probes need of the world, joined to what the store keeps: one company's way through the gate."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ct_stream.gate.domains import canonical_domain
+from ct_stream.gate.pipeline import single_pass
+from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer
+from ct_stream.gate.transcript import Exchange, without_trouble
+from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.probes.answer import PassDriver, Waiting, World
+from ct_stream.probes.providers import is_own_server
+from ct_stream.store.limits import DomainLease
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from ct_stream.gate.company import Known, Resumed
+    from ct_stream.gate.output_stage import Origin
+    from ct_stream.gate.patterns import Address
+    from ct_stream.gate.questions import VerifyAnswer
+    from ct_stream.gate.rules import Rules
+    from ct_stream.gate.verdicts import Failed, Held, Passed
+    from ct_stream.metrics import Metrics
+    from ct_stream.probes.mailbox import MailboxProber, Stopwatch
+    from ct_stream.probes.mx import Resolver
+    from ct_stream.probes.world import Permits
+    from ct_stream.store.controls import ControlLedger
+    from ct_stream.store.guardrails import Guardrails, SpineControl
+    from ct_stream.store.limits import SharedLimits
+
+_SPINE_POLL_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateParts:
+    """What all passes of a worker share."""
+
+    rules: Rules
+    resolver: Resolver
+    make_prober: Callable[[Permits, Stopwatch, str], MailboxProber]
+    limits: SharedLimits
+    controls: ControlLedger
+    guardrails: Guardrails
+    spine_control: SpineControl
+    metrics: Metrics
+    now: Callable[[], datetime]
+    pass_deadline_s: float
+    spine_grace_s: float
+
+
+class WorkerGate:
+    """Makes the passes of a worker."""
+
+    def __init__(self, parts: GateParts) -> None:
+        self._parts = parts
+        self.rules_version = parts.rules.version
+
+    async def begin(
+        self, origin: Origin, event_at: datetime | None, known: Known, resumed: Resumed | None
+    ) -> CompanyPass:
+        """Return the pass of a company, with its kept answers where it was put away."""
+        kept: list[Exchange] = []
+        failed_at = None
+        if resumed is not None:
+            kept, failed_at = await self._kept(resumed)
+        return CompanyPass(self._parts, origin, event_at, known, resumed, kept, failed_at)
+
+    async def _kept(self, resumed: Resumed) -> tuple[list[Exchange], datetime | None]:
+        """Return the answers that still count, and since when a proof is needed."""
+        kept, failed_at = list(resumed.exchanges), resumed.failed_at
+        if failed_at is None:
+            return kept, None
+        states = [await self._parts.controls.state(kind) for kind in ControlKind]
+        if any(state.voids(resumed.asked_at or failed_at, failed_at) for state in states):
+            # Our own way was broken around these answers: they say nothing about the company.
+            return without_trouble(kept), None
+        if resumed.pending is not None and states[1].proves(failed_at):
+            # Its own server refuses us while others talk to us: its private policy, inconclusive (domain scope).
+            answer = resumed.pending.answer
+            assert isinstance(answer, MailboxAnswer)
+            kept.append(replace(resumed.pending, answer=replace(answer, settled=True)))
+        return kept, failed_at
+
+
+class CompanyPass:
+    """One company's way through the gate, as the stream runs it."""
+
+    def __init__(
+        self,
+        parts: GateParts,
+        origin: Origin,
+        event_at: datetime | None,
+        known: Known,
+        resumed: Resumed | None,
+        kept: Sequence[Exchange],
+        failed_at: datetime | None,
+    ) -> None:
+        self._parts = parts
+        self._known = known
+        self._event_at = event_at
+        self._since = resumed.since if resumed else parts.now()
+        self._failed_at = failed_at
+        self._begun_at = time.monotonic()
+        self._asked_s: float | None = None
+        self.pending: Exchange | None = None
+        self._domain = resumed.domain if resumed else None
+        world = World(
+            spine=self,
+            resolver=parts.resolver,
+            permits=self,
+            controls=self,
+            refusals=self,
+            tier2=self,
+            make_prober=parts.make_prober,
+        )
+        self._driver = PassDriver(
+            outreach_id=origin.outreach_id,
+            flow=lambda: single_pass(origin.outreach_id, parts.rules, tier2_off=self.off_because()),
+            world=world,
+            deadline_s=parts.pass_deadline_s,
+            spent_s=resumed.spent_s if resumed else 0.0,
+            kept=kept,
+        )
+
+    async def run(self) -> Passed | Failed | Wait:
+        """Go on until there is a verdict, or a wait."""
+        result = await self._driver.run()
+        if isinstance(result, Waiting):
+            self.pending = result.pending
+            if result.wait.waits_on.startswith("control:") and self._failed_at is None:
+                self._asked_s = time.monotonic() - self._begun_at
+            return result.wait
+        return result
+
+    @property
+    def exchanges(self) -> Sequence[Exchange]:
+        """Return the answers so far."""
+        return self._driver.exchanges
+
+    @property
+    def domain(self) -> str | None:
+        """Return the canonical domain, once it is known."""
+        return self._domain
+
+    @property
+    def spent_s(self) -> float:
+        """Return how much of the pass deadline is used up."""
+        return self._driver.spent_s
+
+    @property
+    def asked_s(self) -> float | None:
+        """Return how long ago new trouble was first asked for, or None when there is none."""
+        return self._asked_s
+
+    # ---------------------------------------------------------------- the world's protocols (probes/world.py)
+
+    async def lookup(self, outreach_id: UUID) -> SpineAnswer | Wait:
+        """Return the spine row that was read with the company, or why its absence cannot be believed yet."""
+        known, parts = self._known, self._parts
+        domain = canonical_domain(known.domain) if known.in_spine else None
+        if isinstance(domain, str):
+            self._domain = domain
+            parts.spine_control.saw(usable=True)
+            return SpineAnswer(found=True, domain=known.domain)
+        if not known.in_spine:
+            age_s = (parts.now() - (self._event_at or self._since)).total_seconds()
+            # A clock of another machine may run ahead: the grace also counts from when we first saw the company.
+            age_s = min(age_s, (parts.now() - self._since).total_seconds() if age_s < 0 else age_s)
+            if age_s < parts.spine_grace_s:
+                return Wait(
+                    reason=WaitReason.SPINE_GRACE,
+                    detail=f"{outreach_id} is not in the spine yet; looked up again until the event is "
+                    f"{parts.spine_grace_s:g} s old",
+                    after_s=min(parts.spine_grace_s - age_s, max(1.0, age_s)),
+                )
+        parts.spine_control.saw(usable=False)
+        trouble = await parts.spine_control.trouble()
+        if trouble is not None:
+            halted = parts.spine_control.RAIL in parts.guardrails.halted
+            return Wait(
+                reason=WaitReason.SPINE_CONTROL,
+                detail=f"a missing spine row is not believed: {trouble}",
+                after_s=None if halted else _SPINE_POLL_S,
+                waits_on=parts.spine_control.RAIL,
+            )
+        return SpineAnswer(found=known.in_spine, domain=known.domain)
+
+    async def mx_lookup(self) -> Wait | None:
+        """Take one MXLookup unit."""
+        wait = await self._parts.limits.mx_lookup()
+        if wait is None:
+            self._parts.metrics.tool_calls.labels(tool="TOOL-004").inc()
+        return wait
+
+    async def begin_probe(self, domain: str, provider: str) -> Lease | Wait:
+        """Take the domain's slot, a place at the provider and one SMTPCheck unit."""
+        lease = await self._parts.limits.begin_probe(domain, provider)
+        if isinstance(lease, Wait):
+            return lease
+        self._parts.metrics.tool_calls.labels(tool="TOOL-005").inc()
+        return Lease(self._parts, lease, domain, provider)
+
+    async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
+        """Return a proof that was begun after this pass's last failed answer."""
+        return await self._parts.controls.confirm(kind, self._failed_at)
+
+    async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:
+        """Record a reply about us and return the wait that follows."""
+        own = is_own_server(held.host, domain)
+        return await self._parts.guardrails.judge(held, domain, provider, is_own_server=own)
+
+    def off_because(self) -> str | None:
+        """Return why Tier-2 is not asked."""
+        return "Tier-2 is off (CT_TIER2_PROVIDER is none)"
+
+    async def verify(self, outreach_id: UUID, address: Address) -> VerifyAnswer | Wait:
+        """Never called: Tier-2 is off."""
+        raise AssertionError(f"Tier-2 asked for {outreach_id} at {address} while it is off")
+
+
+class Lease:
+    """The right to probe one domain; tells the controls and the guardrails how the talk went."""
+
+    def __init__(self, parts: GateParts, lease: DomainLease, domain: str, provider: str) -> None:
+        self._parts = parts
+        self._lease = lease
+        self._domain = domain
+        self._provider = provider
+        self._begun_at = time.monotonic()
+        self._sessions = 0
+
+    async def next_session(self) -> Wait | None:
+        """Take the next session's unit and wait for the domain's slot."""
+        self._sessions += 1
+        wait = await self._lease.next_session()
+        if wait is None and self._sessions > 1:
+            self._parts.metrics.tool_calls.labels(tool="TOOL-005").inc()
+        return wait
+
+    def session_ended(self) -> None:
+        """Start the domain's pause."""
+        self._lease.session_ended()
+
+    async def release(self, *, greeted: bool, refused: Held | None) -> None:
+        """Give the domain and the place back."""
+        await self._lease.release()
+        if greeted and refused is None:
+            await self._parts.controls.good_talk(self._begun_at, self._domain)
+            await self._parts.guardrails.talked(self._provider, self._domain)
