@@ -43,7 +43,7 @@ def is_alive(pid: int) -> bool:
 
 async def becomes_true(condition: Callable[[], bool], deadline_s: float = 10.0) -> bool:
     deadline = time.monotonic() + deadline_s
-    while not condition() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:  # noqa: ASYNC110  other processes tell us no event
         await asyncio.sleep(0.02)
     return condition()
 
