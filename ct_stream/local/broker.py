@@ -10,7 +10,7 @@ from typing import Self
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from ct_stream.local.processes import ChildProcess, LocalError, free_port
+from ct_stream.local.processes import ChildProcess, LocalError, free_port, require_free_port
 
 _READY_S = 15.0  #: it serves after some 5 ms; the rest is for a busy machine
 
@@ -41,6 +41,7 @@ class EmbeddedBroker:
 
     async def __aenter__(self) -> Self:
         self._data_dir.mkdir(parents=True, exist_ok=True)
+        require_free_port(self.port, "the broker")
         url = f"tcp://{self.bootstrap}"
         self._child = ChildProcess(
             # Every address is said: by itself it listens on all interfaces and calls itself localhost.

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import asyncpg
 
-from ct_stream.local.processes import ChildProcess, LocalError, free_port
+from ct_stream.local.processes import ChildProcess, LocalError, free_port, require_free_port
 
 _NOBODY = 65534  #: the overflow uid and gid, there on every Linux without making a user
 _READY_S = 60.0  #: a start after a crash replays the log first
@@ -96,6 +96,7 @@ class EmbeddedPostgres:
         if not (cluster / "PG_VERSION").exists():
             await asyncio.to_thread(_make_cluster, install, cluster, self._password, owner, self._durable)
         await _clear_stale_pid_file(cluster)
+        require_free_port(self.port, "postgres")
         self._child = ChildProcess(
             [install / "bin" / "postgres", "-D", cluster, *self._options()],
             name="postgres",
@@ -116,15 +117,23 @@ class EmbeddedPostgres:
             raise
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self._remove_temporary()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop(crash=self._temporary)
+        await self._remove_temporary()
+
+    async def _remove_temporary(self) -> None:
         if self._temporary and self._home is not None:
             await asyncio.to_thread(shutil.rmtree, self._home, ignore_errors=True)
+            self._home = None
 
     def _options(self) -> list[str]:
         options = {

@@ -7,6 +7,7 @@ order. If the parent is killed, the kernel sends each child its death signal: no
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -143,6 +144,25 @@ class ChildProcess:
         if self._popen is None:
             raise LocalError(f"{self.name} was not started")
         return self._popen
+
+
+def require_free_port(port: int, name: str) -> None:
+    """Raise LocalError if somebody listens on that port of 127.0.0.1: a child would fail later and less clearly."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a former server left does not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            reason = error.strerror
+            raise LocalError(
+                f"port {port} of 127.0.0.1 is not to be had for {name}: {reason}; choose another"
+            ) from error
+
+
+def raise_descriptor_limit() -> None:
+    """Allow this process as many open files as the system lets it: each connection and each address is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def free_port() -> int:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ct_stream.local.processes import ChildProcess, LocalError, free_port
+from ct_stream.local.processes import ChildProcess, LocalError, free_port, require_free_port
 
 IGNORES_TERM = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -93,6 +94,13 @@ async def test_a_missing_setpriv_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LocalError, match="install util-linux"):
         child(tmp_path, "/bin/true").start()
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(LocalError, match=f"port {port} of 127.0.0.1 is not to be had for postgres"):
+            require_free_port(port, "postgres")
 
 
 def test_two_free_ports_differ() -> None:

@@ -11,6 +11,7 @@ import uvloop
 
 from ct_stream.local.farm.mailfarm import MailFarm
 from ct_stream.local.farm.remote import FarmControl, State
+from ct_stream.local.processes import raise_descriptor_limit
 
 
 async def run(*, state_path: Path, log_path: Path | None, reply_delay_s: float, own_addresses: int) -> None:
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--reply-delay", type=float, default=0.0, help="seconds before each SMTP reply")
     parser.add_argument("--own-addresses", type=int, default=1000, help="MX hosts with an address of their own")
     options = parser.parse_args()
+    raise_descriptor_limit()
     uvloop.run(
         run(
             state_path=options.state,

@@ -7,19 +7,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-import dns.exception
-import dns.flags
-import dns.message
-import dns.name
-import dns.rcode
-import dns.rdatatype
-import dns.rrset
-
 from ct_stream.local.farm.faults import Faults, ResolverMode
 from ct_stream.local.farm.log import FarmLog
 from ct_stream.local.farm.names import Company, MxHost, Names
 from ct_stream.local.farm.scenarios import Dns
 from ct_stream.local.processes import LocalError
+
+try:
+    import dns.exception
+    import dns.flags
+    import dns.message
+    import dns.name
+    import dns.rcode
+    import dns.rdatatype
+    import dns.rrset
+except ModuleNotFoundError as error:
+    raise LocalError("the mail farm is not installed; run: pip install 'ct-stream[local]'") from error
 
 _TTL_S = 60
 _MAX_UDP_BYTES = 1232  #: what servers send in one datagram (DNS flag day 2020)

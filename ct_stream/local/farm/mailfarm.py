@@ -29,7 +29,8 @@ class MailFarm:
     """Scripted DNS and mail servers on loopback, for as long as the `async with` lasts.
 
     `reply_delay_s` is waited before each SMTP reply but the greeting. `probe_name` are the first and last name that
-    the name patterns are rendered with.
+    the name patterns are rendered with. The first `own_addresses` MX hosts get an address and a socket each; later ones
+    share those of their scenario.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class MailFarm:
         reply_delay_s: float = 0.0,
         log_path: Path | None = None,
         probe_name: tuple[str, str] = ("jordan", "whitfield"),
-        own_addresses: int = 1000,
+        own_addresses: int = 200,
     ) -> None:
         self.log = FarmLog(log_path)
         self.names = Names()
