@@ -1,0 +1,60 @@
+"""Run a mail farm until SIGTERM: python -m ct_stream.local.farm --state FILE [--log FILE]"""
+
+import argparse
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import orjson
+import uvloop
+
+from ct_stream.local.farm.mailfarm import MailFarm
+from ct_stream.local.farm.remote import FarmControl, State
+from ct_stream.local.processes import raise_descriptor_limit
+
+
+async def run(*, state_path: Path, log_path: Path | None, reply_delay_s: float, own_addresses: int) -> None:
+    """Serve; the state file appears, whole, when everything listens, and is gone when nothing does."""
+    async with MailFarm(reply_delay_s=reply_delay_s, log_path=log_path, own_addresses=own_addresses) as farm:
+        control = FarmControl(farm, log_path)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, control.stop)
+        publish(await control.start(), state_path)
+        try:
+            await control.until_stopped()
+        finally:
+            os.unlink(state_path)
+            await control.close()
+
+
+def publish(state: State, path: Path) -> None:
+    """Write the state file in one step, so that a reader finds all of it or none, and print it."""
+    partial_path = path.with_suffix(".partial")
+    partial_path.write_bytes(orjson.dumps(state, option=orjson.OPT_INDENT_2))
+    partial_path.rename(path)
+    print(orjson.dumps(state).decode(), flush=True)
+
+
+def main() -> None:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(prog="python -m ct_stream.local.farm", description=run.__doc__)
+    parser.add_argument("--state", type=Path, required=True, help="where to write the settings that lead to the farm")
+    parser.add_argument("--log", type=Path, help="where to write every question, as JSON lines")
+    parser.add_argument("--reply-delay", type=float, default=0.0, help="seconds before each SMTP reply")
+    parser.add_argument("--own-addresses", type=int, default=1000, help="MX hosts with an address of their own")
+    options = parser.parse_args()
+    raise_descriptor_limit()
+    uvloop.run(
+        run(
+            state_path=options.state,
+            log_path=options.log,
+            reply_delay_s=options.reply_delay,
+            own_addresses=options.own_addresses,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

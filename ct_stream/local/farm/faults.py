@@ -1,0 +1,87 @@
+"""What is wrong with our side of the world right now?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+EVERYWHERE = "*"  #: in the place of a provider: every MX host refuses us
+
+
+class ResolverMode(StrEnum):
+    """How one resolver behaves."""
+
+    OK = "ok"
+    DOWN = "down"  #: no answer
+    SERVFAIL = "servfail"
+    REFUSED = "refused"
+    NXDOMAIN_ALL = "nxdomain_all"  #: poisoned: no name exists
+    WILDCARD = "wildcard"  #: poisoned: every name exists, with the same MX and address
+
+
+class SmtpBlock(StrEnum):
+    """How connections to port 25 are stopped on the way out, established ones included."""
+
+    REFUSED = "refused"
+    TIMEOUT = "timeout"
+
+
+class Stage(StrEnum):
+    """Where in the dialogue a refusal is spoken."""
+
+    BANNER = "banner"
+    MAIL = "mail"
+    RCPT = "rcpt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A reply about us, in place of the answer."""
+
+    reply: str
+    stage: Stage
+
+
+class Faults:
+    """The faults in force; each holds until it is lifted."""
+
+    def __init__(self, resolvers: int, on_smtp_block: Callable[[SmtpBlock | None], None]) -> None:
+        self._on_smtp_block = on_smtp_block
+        self.resolvers = [ResolverMode.OK] * resolvers
+        self.smtp_block: SmtpBlock | None = None
+        self.refusals: dict[str, Refusal] = {}
+
+    def set_resolver(self, index: int, mode: ResolverMode | str) -> None:
+        """Let the resolver with that place in CT_DNS_SERVERS behave so."""
+        self.resolvers[index] = ResolverMode(mode)
+
+    def set_resolvers(self, mode: ResolverMode | str) -> None:
+        """Let all resolvers behave so."""
+        for index in range(len(self.resolvers)):
+            self.set_resolver(index, mode)
+
+    def block_smtp(self, mode: SmtpBlock | str | None) -> None:
+        """Stop all SMTP; None lets it through again."""
+        self.smtp_block = None if mode is None else SmtpBlock(mode)
+        self._on_smtp_block(self.smtp_block)
+
+    def refuse(self, provider: str, reply: str, stage: Stage | str = Stage.RCPT) -> None:
+        """Let the hosts of that domain (or EVERYWHERE) answer `reply` at that stage."""
+        self.refusals[provider] = Refusal(reply=reply, stage=Stage(stage))
+
+    def accept(self, provider: str) -> None:
+        """Lift the refusal."""
+        self.refusals.pop(provider, None)
+
+    def refusal(self, domain: str, stage: Stage) -> str | None:
+        """Return the reply that a host of `domain` gives us at that stage in place of its own."""
+        for refusal in (self.refusals.get(domain), self.refusals.get(EVERYWHERE)):
+            if refusal is not None and refusal.stage is stage:
+                return refusal.reply
+        return None
+
+    def clear(self) -> None:
+        """Lift all faults."""
+        self.set_resolvers(ResolverMode.OK)
+        self.refusals.clear()
+        if self.smtp_block is not None:
+            self.block_smtp(None)

