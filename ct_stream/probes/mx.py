@@ -51,7 +51,7 @@ _TROUBLES = {
 class NameTrouble:
     """Why a host has no address that may be connected to."""
 
-    trouble: Trouble  #: NO_ADDRESS, NAME_LOOKUP or UNROUTABLE
+    trouble: Trouble  #: NO_ADDRESS, NAME_LOOKUP, UNROUTABLE, or DEADLINE before the question was put
     detail: str
 
 
@@ -116,7 +116,7 @@ class Resolver:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._first_answer(host, kind)) for kind in ("A", "AAAA")]
         answers = [task.result() for task in tasks]
-        found = [r.data.addr for a in answers if not isinstance(a, _NoAnswer) for r in a if _is_address(r.data)]
+        found = [address for a in answers if not isinstance(a, _NoAnswer) for address in _addresses(a)]
         routable = [address for address in found if is_routable(address, self._allowed)]
         if routable:
             return tuple(routable[:MAX_ADDRESSES])
@@ -222,7 +222,7 @@ def mx_hosts(records: Iterable[tuple[int, str]]) -> tuple[str, ...]:
 
     A null MX among real ones breaks RFC 7505 section 3; the real ones are taken.
     """
-    hosts = {}
+    hosts: dict[str, None] = {}
     for _, host in sorted((preference, exchange.rstrip(".").lower()) for preference, exchange in records):
         if host:
             hosts[host] = None
@@ -244,8 +244,8 @@ class _Channel(aiodns.DNSResolver):
         return False, pycares.Channel(sock_state_cb=watch, timeout=self._timeout, **options)
 
 
-def _is_address(data: object) -> bool:
-    return isinstance(data, pycares.ARecordData | pycares.AAAARecordData)
+def _addresses(records: _Records) -> list[str]:
+    return [r.data.addr for r in records if isinstance(r.data, pycares.ARecordData | pycares.AAAARecordData)]
 
 
 def _system_servers() -> tuple[str, ...]:

@@ -20,8 +20,8 @@ A = "a.example."
 LOOPBACK = [ip_network("127.0.0.0/8")]
 
 
-def resolver(*servers: DnsServer, **options: float) -> Resolver:
-    return Resolver([server.address for server in servers], **({"timeout_s": 0.3, "again_s": 0.1} | options))
+def resolver(*servers: DnsServer, timeout_s: float = 0.3, again_s: float = 0.1) -> Resolver:
+    return Resolver([server.address for server in servers], timeout_s=timeout_s, again_s=again_s)
 
 
 def test_mx_hosts_come_in_preference_order_each_once_in_lower_case() -> None:
@@ -161,7 +161,7 @@ async def test_questions_leave_no_thread_and_no_task_behind(dns_server: DnsFacto
 
 
 async def test_a_server_that_is_no_address_is_named() -> None:
-    with pytest.raises(ValueError, match="'dns.example:53' is not a DNS server"):
+    with pytest.raises(ValueError, match=r"'dns\.example:53' is not a DNS server"):
         Resolver(["dns.example:53"])
 
 
