@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
@@ -138,7 +138,7 @@ async def dns_server() -> AsyncIterator[DnsFactory]:
 # ---------------------------------------------------------------- SMTP
 
 Step: TypeAlias = "str | bytes | tuple[str, str | bytes | Callable[[SmtpServer], Awaitable[bytes]] | None]"
-Dialogue: TypeAlias = "list[Step]"
+Dialogue: TypeAlias = "Sequence[Step]"
 
 
 @dataclass
@@ -186,7 +186,7 @@ class SmtpServer:
         self.connections += 1
         if not self.dialogues:
             self.unexpected.append("a connection")
-            return
+            return None
         for step in self.dialogues.pop(0):
             if not isinstance(step, tuple):
                 await self._say(writer, step)
@@ -240,9 +240,9 @@ class MailFarm:
         return server
 
     @staticmethod
-    def hello(*more: Step, mail: str = "250 2.1.0 ok", ehlo: str = "250 mx.example") -> Dialogue:
+    def hello(*more: Step, mail: str = "250 2.1.0 ok", ehlo: str = "250 mx.example") -> list[Step]:
         """Return a dialogue up to MAIL FROM, and `more`."""
-        start: Dialogue = ["220 mx.example ESMTP", ("EHLO gate.example", ehlo)]
+        start: list[Step] = ["220 mx.example ESMTP", ("EHLO gate.example", ehlo)]
         return [*start, ("MAIL FROM:<probe@gate.example>", mail), *more]
 
     @staticmethod

@@ -17,7 +17,7 @@ from ct_stream.probes.smtp import SmtpSession, SmtpSettings, clean_text, read_wi
 from ct_stream.probes.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from tests.probes.conftest import Dialogue, MailFarm, SmtpServer
+    from tests.probes.conftest import Dialogue, MailFarm, SmtpServer, Step
 
 INFO = Address(local_part="info", domain="acme.example")
 
@@ -36,9 +36,9 @@ def session(
     return SmtpSession("mx.example", ip, settings, Stopwatch(deadline_s))
 
 
-async def talk(farm: MailFarm, *dialogue: object, command_s: float = 1.0, deadline_s: float = 5.0) -> Attempt:
+async def talk(farm: MailFarm, *dialogue: Step, command_s: float = 1.0, deadline_s: float = 5.0) -> Attempt:
     """Play one dialogue and return the last attempt: where it stopped, or the reply to RCPT TO."""
-    await farm.server(list(dialogue))  # type: ignore[arg-type]
+    await farm.server(dialogue)
     talking = session(farm, command_s=command_s, deadline_s=deadline_s)
     try:
         return await talking.start() or await talking.rcpt(INFO)
@@ -118,8 +118,8 @@ async def test_odd_banners_that_are_a_welcome(farm: MailFarm, banner: bytes) -> 
 
 
 async def test_a_reply_may_come_byte_by_byte(farm: MailFarm) -> None:
-    dialogue: Dialogue = [bytes([byte]) for byte in b"220 mx.example\r\n"]
-    dialogue += farm.hello(farm.rcpt("info", "250 ok"))[1:]
+    banner = [bytes([byte]) for byte in b"220 mx.example\r\n"]
+    dialogue: Dialogue = [*banner, *farm.hello(farm.rcpt("info", "250 ok"))[1:]]
     assert ended(await talk(farm, *dialogue)) == (Stage.RCPT, 250)
 
 
@@ -218,11 +218,11 @@ async def test_trouble_of_this_process_is_no_answer(
 async def test_a_reply_glued_to_another_is_never_read_as_the_next_answer(farm: MailFarm, steps: int) -> None:
     whole: Dialogue = farm.hello()
     step = whole[steps]
-    glued: Dialogue = (
-        [*whole[:steps], f"{step}\n250 ok"]
-        if isinstance(step, str)
-        else [*whole[:steps], (step[0], f"{step[1]!s}\n250 2.1.5 ok")]
-    )
+    if isinstance(step, tuple):
+        command, reply = step
+        glued: Dialogue = [*whole[:steps], (command, f"{reply!s}\n250 2.1.5 ok")]
+    else:
+        glued = [f"{step!s}\n250 ok"]
     attempt = await talk(farm, *glued)
     assert attempt.trouble is Trouble.GARBLED
     assert attempt.stage is not Stage.RCPT
