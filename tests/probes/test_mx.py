@@ -253,11 +253,15 @@ async def test_one_good_resolver_is_enough_for_the_dns_control(dns_server: DnsFa
     assert (await resolver(bad, good).dns_control("c.example")).ok
 
 
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def test_a_dead_resolver_uses_a_bounded_number_of_descriptors(dns_server: DnsFactory) -> None:
     server = await dns_server({("*.example.", "MX"): "DROP"})
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors()
     asker = resolver(server, timeout_s=0.2, again_s=0.05)
     asking = asyncio.gather(*(asker.lookup_mx(f"a{n}.example") for n in range(300)))
     await asyncio.sleep(0.1)
-    assert len(list(Path("/proc/self/fd").iterdir())) - before < 450
+    assert descriptors() - before < 450
     assert {answer.status for answer in await asking} == {MxStatus.UNAVAILABLE}
