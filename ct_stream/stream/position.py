@@ -76,5 +76,3 @@ async def lag(settings: Settings) -> int:
         ends = await consumer.end_offsets(tps)
         begins = await consumer.beginning_offsets(tps)
     return sum(max(0, ends[tp] - max(committed.get(tp.partition, 0), begins[tp])) for tp in tps)
-
-
