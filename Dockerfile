@@ -16,12 +16,10 @@ RUN python -m venv --without-pip /opt/ct-stream \
 
 FROM python:3.11.14-slim-bookworm
 
-RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin ct-stream \
-    && install --directory --owner=ct-stream --group=ct-stream /var/lib/ct-stream
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin ct-stream
 COPY --from=build /opt/ct-stream /opt/ct-stream
 ENV PATH=/opt/ct-stream/bin:$PATH \
-    PYTHONDONTWRITEBYTECODE=1 \
-    CT_DATA_DIR=/var/lib/ct-stream
+    PYTHONDONTWRITEBYTECODE=1
 USER ct-stream
 # Alive, not ready: a worker that waits for Kafka or Postgres must not be restarted. Why it waits: /readyz.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
