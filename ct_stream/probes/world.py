@@ -80,5 +80,5 @@ class MailboxAsker(Protocol):
     async def ask(self, address: Address, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
         """Ask RCPT TO for `address` of the first host that can be talked to."""
 
-    async def close(self) -> None:
-        """Say QUIT where a session is open, and give the lease back."""
+    async def close(self, *, refused: Held | None = None) -> None:
+        """Say QUIT where a session is open, and give the lease back with the reply that refused us, if there was one."""

@@ -48,6 +48,7 @@ class GateAgent:
         metrics: Metrics,
         health: Health,
         in_flight: int,
+        others_running: Callable[[], int],
         drain_s: float,
         on_fatal: Callable[[str], None],
     ) -> None:
@@ -59,6 +60,7 @@ class GateAgent:
         self._metrics = metrics
         self._health = health
         self._in_flight = in_flight
+        self._others_running = others_running  # waiting companies that went on: they are running passes too
         self._drain_s = drain_s
         self._on_fatal = on_fatal
         self.gates: AckGates[Any] = AckGates()
@@ -93,7 +95,8 @@ class GateAgent:
         while True:
             if self._draining or self._stopping:
                 return False
-            if len(self._tasks) < self._in_flight and self.gates.has_room(tp) and self._ledger.is_usable():
+            running = len(self._tasks) + self._others_running()
+            if running < self._in_flight and self.gates.has_room(tp) and self._ledger.is_usable():
                 return True
             self._freed.clear()
             try:

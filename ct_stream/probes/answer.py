@@ -1,0 +1,214 @@
+"""How does one pass get from the gate's questions to a verdict, or to a wait that keeps its answers?"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol, TypeAlias, assert_never
+
+from ct_stream.gate.output_stage import rfc3339
+from ct_stream.gate.pipeline import single_pass
+from ct_stream.gate.questions import (
+    Answer,
+    AskControl,
+    LookupMx,
+    LookupSpine,
+    MailboxAnswer,
+    MxAnswer,
+    MxStatus,
+    ProbeMailbox,
+    Question,
+    VerifyEmail,
+)
+from ct_stream.gate.transcript import Exchange, OutOfStep, Play
+from ct_stream.gate.verdicts import Failed, Held, Passed, Verdict
+from ct_stream.gate.waits import Wait
+from ct_stream.probes.providers import provider_of
+from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from uuid import UUID
+
+    from ct_stream.gate.middle_stage import Flow
+    from ct_stream.gate.rules import Rules
+    from ct_stream.probes.world import Controls, MailboxAsker, Permits, Refusals, Spine, Tier2
+
+log = logging.getLogger(__name__)
+
+_LOOKUP_S = 60.0  #: beyond all that a resolver's own limits allow
+
+
+class MxLookup(Protocol):
+    """The part of a resolver that finds a domain's hosts."""
+
+    async def lookup_mx(self, domain: str) -> MxAnswer:
+        """Return the hosts, most preferred first, or how their absence is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Everything that a pass asks or waits for."""
+
+    spine: Spine
+    resolver: MxLookup
+    permits: Permits
+    controls: Controls
+    refusals: Refusals
+    tier2: Tier2
+    probers: Callable[[Stopwatch], MailboxAsker]  #: makes one for each pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """No verdict yet: what stands in the way, and all that is kept to go on later without asking again.
+
+    `pending` is an answer about us whose scope is not settled. Given back as the last kept exchange it is judged
+    again; left out, its question is asked again.
+    """
+
+    wait: Wait
+    exchanges: tuple[Exchange, ...]
+    spent_s: float
+    pending: Exchange | None = None
+
+
+Ending: TypeAlias = Passed | Failed | Waiting
+
+
+class PassDriver:
+    """One pass of one company. `exchanges` and `spent_s` are true at every moment, also after a cancellation."""
+
+    def __init__(
+        self,
+        outreach_id: UUID,
+        rules: Rules,
+        world: World,
+        *,
+        deadline_s: float,
+        spent_s: float = 0.0,
+        kept: Sequence[Exchange] = (),
+        flow: Callable[[], Flow] | None = None,
+    ) -> None:
+        """Go on from `kept` after `spent_s` seconds of waiting; `flow` makes another decision than the single pass.
+
+        It is called again whenever answers are played again.
+        """
+        self._outreach_id = outreach_id
+        self._world = world
+        self._stopwatch = Stopwatch(deadline_s, spent_s)
+        self._kept = tuple(kept)
+        self._prober: MailboxAsker | None = None
+        self._refused: Held | None = None
+        # A paid answer is read even if Tier-2 was turned off since.
+        paid = any(exchange.key == "verify" for exchange in kept)
+        tier2_off = None if paid else world.tier2.off_because()
+        self._flow = flow or (lambda: single_pass(outreach_id, rules, tier2_off=tier2_off))
+        self._play = self._resumed()
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """Return the questions answered so far, with their answers."""
+        return tuple(self._play.exchanges)
+
+    @property
+    def spent_s(self) -> float:
+        """Return how long the pass has waited for servers, with the time that it was given as spent."""
+        return self._stopwatch.spent_s
+
+    async def run(self) -> Ending:
+        """Ask until there is a verdict or a wait. The session and its lease are given back however this ends."""
+        try:
+            while True:
+                if self._play.question is not None:
+                    wait = await self._answer(self._play.question)
+                    if wait is not None:
+                        return self._waiting(wait)
+                    continue
+                ending = await self._end(self._verdict())
+                if ending is not None:
+                    return ending
+        finally:
+            if self._prober is not None:
+                await self._prober.close(refused=self._refused)
+
+    def _resumed(self) -> Play:
+        play = Play(self._flow())
+        try:
+            play.resume(self._kept)
+        except OutOfStep as error:
+            log.warning(
+                "Asking %s from the start: %s",
+                self._outreach_id,
+                error,
+                extra={"action": "pass_restarted", "outreach_id": str(self._outreach_id)},
+            )
+            return Play(self._flow())
+        return play
+
+    async def _answer(self, question: Question) -> Wait | None:
+        """Answer the open question, or return what stands in the way."""
+        answer = await self._ask(question)
+        if isinstance(answer, Wait):
+            return answer
+        self._play.answer(answer, asked=_asked(question), at=rfc3339(datetime.now(UTC)))
+        return None
+
+    async def _ask(self, question: Question) -> Answer | Wait:
+        match question:
+            case LookupSpine():
+                return await self._world.spine.lookup(question.outreach_id)
+            case LookupMx():
+                return await self._world.permits.mx_lookup() or await self._lookup_mx(question.domain)
+            case ProbeMailbox():
+                if self._prober is None:
+                    self._prober = self._world.probers(self._stopwatch)
+                return await self._prober.ask(question.address, question.hosts)
+            case AskControl():
+                return await self._world.controls.confirm(question.kind)
+            case VerifyEmail():
+                return await self._world.tier2.verify(self._outreach_id, question.address)
+        assert_never(question)
+
+    async def _lookup_mx(self, domain: str) -> MxAnswer:
+        try:
+            async with self._stopwatch.waiting(_LOOKUP_S):
+                return await self._world.resolver.lookup_mx(domain)
+        except OutOfTime:
+            return MxAnswer(status=MxStatus.UNAVAILABLE, detail="the pass deadline was reached")
+
+    def _verdict(self) -> Verdict:
+        assert self._play.verdict is not None  # there is no open question
+        return self._play.verdict
+
+    async def _end(self, verdict: Verdict) -> Ending | None:
+        """Return the end of the pass; None when it goes on because a reply about us proved to be private policy."""
+        if not isinstance(verdict, Held):
+            return verdict
+        self._refused = verdict
+        *before, last = self._play.exchanges
+        assert isinstance(last.answer, MailboxAnswer)
+        domain = last.asked.rpartition("@")[2]
+        wait = await self._world.refusals.judge(verdict, domain, provider_of(verdict.host, domain))
+        settled = replace(last, answer=replace(last.answer, settled=True))
+        self._play = Play(self._flow())
+        self._play.resume([*before, settled] if wait is None else before)
+        return None if wait is None else self._waiting(wait, pending=last)
+
+    def _waiting(self, wait: Wait, pending: Exchange | None = None) -> Waiting:
+        return Waiting(wait=wait, exchanges=self.exchanges, spent_s=self.spent_s, pending=pending)
+
+
+def _asked(question: Question) -> str:
+    """Return what was asked, for people."""
+    match question:
+        case LookupSpine():
+            return str(question.outreach_id)
+        case LookupMx():
+            return question.domain
+        case ProbeMailbox() | VerifyEmail():
+            return str(question.address)
+        case AskControl():
+            return question.kind.value
+    assert_never(question)

@@ -1,0 +1,297 @@
+"""How does `ct-stream check` keep the limits without a database: in this process, for this run?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from ct_stream.gate.questions import ControlAnswer, ControlKind, SpineAnswer
+from ct_stream.gate.verdicts import HeldBy
+from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.probes.mx import ControlResult, NameTrouble
+from ct_stream.probes.providers import is_own_server
+from ct_stream.probes.routable import is_ip_literal
+from ct_stream.probes.smtp import SmtpSession, SmtpSettings
+from ct_stream.probes.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from uuid import UUID
+
+    from ct_stream.gate.patterns import Address
+    from ct_stream.gate.questions import MxAnswer, VerifyAnswer
+    from ct_stream.gate.verdicts import Held
+    from ct_stream.probes.toolbox import Toolbox
+
+_CONTROL_S = 60.0  #: for one SMTP control in all
+_RATE_PAUSE_S = 60.0  #: after a reply about our rate
+_CONTROL_HOSTS = 2  #: of a control domain, with two addresses each
+
+
+def next_slot(tat: float, per_second: float, now: float) -> tuple[float, float]:
+    """Return (seconds to wait, the next theoretical arrival time) for one more unit at `per_second`.
+
+    The generic cell rate algorithm without burst: `tat` is the moment from which a unit is free of waiting, 0 at the
+    begin.
+    """
+    begin = max(tat, now)
+    return begin - now, begin + 1 / per_second
+
+
+class LocalPermits:
+    """The toolbox's limits, counted in this process. `clock` gives seconds that never go back."""
+
+    def __init__(
+        self,
+        toolbox: Toolbox,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.clock = clock
+        self.sleep = sleep
+        self.pause_s = toolbox.smtp.domain_pause_s
+        self._toolbox = toolbox
+        self._mx_tat = 0.0
+        self._mx_today = 0
+        self._sessions_today = 0
+        self._busy_domains: set[str] = set()
+        self._free_at: dict[str, float] = {}  #: by domain: when its pause is over
+        self._open: dict[str, int] = {}  #: sessions by provider
+
+    async def mx_lookup(self) -> Wait | None:
+        """Take one MXLookup unit, after the wait of at most a few milliseconds that its rate asks for."""
+        if self._mx_today >= self._toolbox.mx.per_day:
+            return _daily_cap("TOOL-004", self._toolbox.mx.per_day)
+        self._mx_today += 1
+        wait_s, self._mx_tat = next_slot(self._mx_tat, self._toolbox.mx.per_second, self.clock())
+        await self.sleep(wait_s)
+        return None
+
+    async def begin_probe(self, domain: str, provider: str) -> LocalLease | Wait:
+        """Take the domain's slot, a place at the provider and one SMTPCheck unit, or none of them."""
+        pause_s = self._free_at.get(domain, 0.0) - self.clock()
+        if domain in self._busy_domains or pause_s > 0:
+            return Wait(
+                reason=WaitReason.DOMAIN_BUSY,
+                detail=f"{domain} is being asked, or was asked less than {self.pause_s:g} s ago",
+                after_s=max(pause_s, 0.0) or None,
+                waits_on=f"domain:{domain}",
+            )
+        places = self._toolbox.smtp.sessions_per_provider
+        if self._open.get(provider, 0) >= places:
+            return Wait(
+                reason=WaitReason.PROVIDER_BUSY,
+                detail=f"{places} sessions are open to {provider}",
+                waits_on=f"provider:{provider}",
+            )
+        wait = self.take_session()
+        if wait is not None:
+            return wait
+        self._busy_domains.add(domain)
+        self._open[provider] = self._open.get(provider, 0) + 1
+        return LocalLease(self, domain, provider)
+
+    def take_session(self) -> Wait | None:
+        """Take one SMTPCheck unit of the day."""
+        if self._sessions_today >= self._toolbox.smtp.per_day:
+            return _daily_cap("TOOL-005", self._toolbox.smtp.per_day)
+        self._sessions_today += 1
+        return None
+
+    def give_back(self, domain: str, provider: str, free_at: float) -> None:
+        """End a lease."""
+        self._busy_domains.discard(domain)
+        self._free_at[domain] = free_at
+        self._open[provider] -= 1
+        if not self._open[provider]:
+            del self._open[provider]
+
+
+class LocalLease:
+    """The right to probe one domain, in this process."""
+
+    def __init__(self, permits: LocalPermits, domain: str, provider: str) -> None:
+        self._permits = permits
+        self._domain = domain
+        self._provider = provider
+        self._first = True
+        self._free_at = 0.0
+        self._released = False
+
+    async def next_session(self) -> Wait | None:
+        """Take one SMTPCheck unit and sleep until the domain's pause is over; the first time at once."""
+        if self._first:
+            self._first = False
+            return None
+        wait = self._permits.take_session()
+        if wait is None:
+            await self._permits.sleep(max(0.0, self._free_at - self._permits.clock()))
+        return wait
+
+    def session_ended(self) -> None:
+        """Start the domain's pause."""
+        self._free_at = self._permits.clock() + self._permits.pause_s
+
+    async def release(self, *, greeted: bool, refused: Held | None) -> None:  # noqa: ARG002 - no provider is remembered
+        """Give the domain and the provider's place back, once."""
+        if not self._released:
+            self._released = True
+            self._permits.give_back(self._domain, self._provider, self._free_at)
+
+
+class ControlResolver(Protocol):
+    """The part of a resolver that controls need."""
+
+    async def lookup_mx(self, domain: str) -> MxAnswer:
+        """Return the hosts of `domain`."""
+
+    async def lookup_addresses(self, host: str) -> tuple[str, ...] | NameTrouble:
+        """Return the addresses of `host` that may be connected to."""
+
+    async def dns_control(self, domain: str) -> ControlResult:
+        """Return whether a resolver finds `domain` and no random name below it."""
+
+
+class SmtpControl:
+    """Proof that our way out to port 25 works: a control domain's server greets us.
+
+    Counts outside the daily cap, and outside every pass.
+    """
+
+    def __init__(self, resolver: ControlResolver, settings: SmtpSettings) -> None:
+        self._resolver = resolver
+        self._settings = settings
+
+    async def smtp_control(self, domain: str, *, up_to_mail: bool = False) -> ControlResult:
+        """Return whether a server of `domain` greets with 220 or, if asked, takes MAIL FROM as well. Never DATA."""
+        mx = await self._resolver.lookup_mx(domain)
+        if not mx.hosts:
+            return ControlResult(ok=False, detail=f"{domain}: {mx.status} {mx.detail}".rstrip())
+        seen: list[str] = []
+        stopwatch = Stopwatch(_CONTROL_S)
+        for host in mx.hosts[:_CONTROL_HOSTS]:
+            if is_ip_literal(host):
+                continue
+            found = await self._resolver.lookup_addresses(host)
+            if isinstance(found, NameTrouble):
+                seen.append(f"{host}: {found.trouble} {found.detail}".rstrip())
+                continue
+            for ip in found:
+                result = await self._greeting(SmtpSession(host, ip, self._settings, stopwatch), up_to_mail)
+                if result.ok:
+                    return result
+                seen.append(result.detail)
+        return ControlResult(ok=False, detail="; ".join(seen) or f"{domain}: no host to connect to")
+
+    async def _greeting(self, session: SmtpSession, up_to_mail: bool) -> ControlResult:
+        try:
+            stopped = await session.start()
+        finally:
+            await session.end()
+        if stopped is None or (session.greeted and not up_to_mail):
+            took = "takes MAIL FROM" if stopped is None else "greets"
+            return ControlResult(ok=True, detail=f"{session.host} {took}")
+        said = stopped.trouble or (stopped.reply and f"{stopped.reply.code} {stopped.reply.text}")
+        return ControlResult(ok=False, detail=f"{session.host} at {stopped.stage}: {said}"[:300])
+
+
+class LocalControls:
+    """Controls asked on the spot: each one begins after the failed answer that it is asked for."""
+
+    def __init__(self, resolver: ControlResolver, smtp: SmtpControl, domains: Sequence[str]) -> None:
+        self._resolver = resolver
+        self._smtp = smtp
+        self._domains = tuple(domains)
+
+    async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
+        """Return the first control domain's success, or the wait that all their failures make."""
+        ask = self._resolver.dns_control if kind is ControlKind.DNS else self._smtp.smtp_control
+        result = await first_success(ask, self._domains)
+        if result.ok:
+            return ControlAnswer(detail=result.detail)
+        return Wait(
+            reason=WaitReason.RESOLVER if kind is ControlKind.DNS else WaitReason.CONTROL,
+            detail=f"no control succeeds: {result.detail}",
+            waits_on=f"control:{kind}",
+        )
+
+
+class LocalRefusals:
+    """Replies about us, judged one at a time: nothing is known of what other companies' servers said."""
+
+    def __init__(self, smtp: SmtpControl, domains: Sequence[str]) -> None:
+        self._smtp = smtp
+        self._domains = tuple(domains)
+
+    async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:
+        """Return None when a company's own server refuses us while a control talks normally up to MAIL FROM."""
+        if held.by is HeldBy.RATE:
+            return Wait(
+                reason=WaitReason.OUR_RATE,
+                detail=f"{provider} says that we ask too fast: {held.reason}",
+                after_s=_RATE_PAUSE_S,
+                waits_on=f"provider:{provider}",
+            )
+
+        async def up_to_mail(control: str) -> ControlResult:
+            return await self._smtp.smtp_control(control, up_to_mail=True)
+
+        result = await first_success(up_to_mail, self._domains)
+        if not result.ok:
+            return Wait(
+                reason=WaitReason.HALTED,
+                detail=f"a control does not take mail from us either: {result.detail}; first: {held.reason}",
+                waits_on="tool:TOOL-005",
+            )
+        if is_own_server(held.host, domain):
+            return None
+        return Wait(
+            reason=WaitReason.PROVIDER_CLOSED,
+            detail=f"{provider} refuses us while a control talks normally: {held.reason}",
+            waits_on=f"provider:{provider}",
+        )
+
+
+class Tier2Off:
+    """No vendor is asked."""
+
+    def __init__(self, because: str = "Tier-2 is off") -> None:
+        self._because = because
+
+    def off_because(self) -> str | None:
+        """Return why."""
+        return self._because
+
+    async def verify(self, outreach_id: UUID, address: Address) -> VerifyAnswer | Wait:
+        """Raise RuntimeError: the gate asks no tool that is off."""
+        raise RuntimeError(f"Tier-2 is off, yet {outreach_id} asked for an address at {address.domain}")
+
+
+class NoSpine:
+    """The spine of a run that has no database: it is given the domain instead."""
+
+    def __init__(self, domain: str) -> None:
+        self._domain = domain
+
+    async def lookup(self, outreach_id: UUID) -> SpineAnswer | Wait:  # noqa: ARG002 - one company only
+        """Return a row with the domain that a person typed."""
+        return SpineAnswer(found=True, domain=self._domain)
+
+
+async def first_success(ask: Callable[[str], Awaitable[ControlResult]], domains: Sequence[str]) -> ControlResult:
+    """Ask about one control domain after the other until one succeeds; return it, or all that failed."""
+    seen: list[str] = []
+    for domain in domains:
+        result = await ask(domain)
+        if result.ok:
+            return result
+        seen.append(result.detail)
+    return ControlResult(ok=False, detail="; ".join(seen) or "no control domain is set")
+
+
+def _daily_cap(tool: str, per_day: int) -> Wait:
+    return Wait(
+        reason=WaitReason.DAILY_CAP, detail=f"{tool} has used its {per_day} of the day", waits_on=f"tool:{tool}"
+    )

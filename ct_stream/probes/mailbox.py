@@ -1,0 +1,174 @@
+"""How does one pass reach the servers of one company: which host, which address, over which session?"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from ct_stream.gate.questions import Attempt, MailboxAnswer, Trouble
+from ct_stream.gate.replies import Stage
+from ct_stream.gate.waits import Wait
+from ct_stream.probes.mx import NameTrouble
+from ct_stream.probes.providers import provider_of
+from ct_stream.probes.routable import is_ip_literal
+from ct_stream.probes.smtp import MAX_RCPTS, SmtpSession, SmtpSettings
+from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
+
+if TYPE_CHECKING:
+    from ct_stream.gate.patterns import Address
+    from ct_stream.gate.verdicts import Held
+    from ct_stream.probes.world import Permits, ProbeLease
+
+MAX_HOSTS = 3
+_LOOKUP_S = 60.0  #: beyond all that a resolver's own limits allow
+
+
+class AddressLookup(Protocol):
+    """The part of a resolver that finds a host's addresses."""
+
+    async def lookup_addresses(self, host: str) -> tuple[str, ...] | NameTrouble:
+        """Return the addresses that may be connected to, or why there are none."""
+
+
+class MailboxProber:
+    """Ask for one mailbox after the other, over one open session where the server lets us.
+
+    The lease is taken at the first connection: a company whose hosts cannot be connected to costs no limit. What was
+    learnt on the way (addresses, the one that answered, a broken STARTTLS) holds for the rest of the pass.
+    """
+
+    def __init__(
+        self, *, resolver: AddressLookup, permits: Permits, settings: SmtpSettings, stopwatch: Stopwatch
+    ) -> None:
+        self._resolver = resolver
+        self._permits = permits
+        self._settings = settings
+        self._stopwatch = stopwatch
+        self._session: SmtpSession | None = None
+        self._lease: ProbeLease | None = None
+        self._provider = ""  #: the lease's
+        self._greeted = False  #: by a server of the lease's provider
+        self._addresses: dict[str, tuple[str, ...] | NameTrouble] = {}
+        self._without_tls: set[str] = set()  #: hosts whose STARTTLS is broken
+
+    async def ask(self, address: Address, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
+        """Ask RCPT TO for `address` of the first of `hosts` that can be talked to; its reply is the last attempt."""
+        attempts: list[Attempt] = []
+        if await self._can_go_on(hosts):
+            assert self._session is not None
+            attempts.append(await self._rcpt(self._session, address))
+            # A server that hung up did so over an earlier question: this one was not answered, and is put again.
+            if attempts[-1].trouble is not Trouble.CLOSED:
+                return MailboxAnswer(attempts=tuple(attempts))
+        for host in hosts[:MAX_HOSTS]:
+            wait = await self._ask_host(host, address, attempts)
+            if wait is not None:
+                return wait
+            if attempts[-1].stage is Stage.RCPT or attempts[-1].trouble is Trouble.DEADLINE:
+                break
+        return MailboxAnswer(attempts=tuple(attempts))
+
+    async def close(self, *, refused: Held | None = None) -> None:
+        """End the session and give the lease back, also when the pass is cancelled meanwhile."""
+        closing = asyncio.create_task(self._close(refused))
+        cancelled: asyncio.CancelledError | None = None
+        while not closing.done():
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None and not closing.cancelled():
+            raise cancelled
+        closing.result()
+
+    async def _close(self, refused: Held | None) -> None:
+        lease, self._lease = self._lease, None
+        try:
+            await self._end_session(lease)
+        finally:
+            if lease is not None:
+                await lease.release(greeted=self._greeted, refused=refused)
+
+    async def _can_go_on(self, hosts: tuple[str, ...]) -> bool:
+        """Return whether the open session will do for the next question; end it when not."""
+        session = self._session
+        if session is None:
+            return False
+        if session.host in hosts and session.rcpts < MAX_RCPTS and await session.in_step():
+            return True
+        await self._end_session(self._lease)
+        return False
+
+    async def _ask_host(self, host: str, address: Address, attempts: list[Attempt]) -> Wait | None:
+        """Add what `host` did at each of its addresses, up to its first reply to RCPT TO."""
+        found = await self._lookup(host)
+        if isinstance(found, NameTrouble):
+            attempts.append(Attempt(host=host, stage=Stage.CONNECT, trouble=found.trouble, detail=found.detail))
+            return None
+        for ip in found:
+            session = await self._open(host, ip, address.domain, attempts)
+            if isinstance(session, Wait):
+                return session
+            if session is not None:
+                self._addresses[host] = (ip, *(other for other in found if other != ip))
+                attempts.append(await self._rcpt(session, address))
+                return None
+            if attempts[-1].trouble is Trouble.DEADLINE:
+                return None
+        return None
+
+    async def _lookup(self, host: str) -> tuple[str, ...] | NameTrouble:
+        if host not in self._addresses:
+            if is_ip_literal(host):
+                return NameTrouble(trouble=Trouble.UNROUTABLE, detail="MX is an IP literal")
+            try:
+                async with self._stopwatch.waiting(_LOOKUP_S):
+                    self._addresses[host] = await self._resolver.lookup_addresses(host)
+            except OutOfTime:
+                return NameTrouble(trouble=Trouble.DEADLINE, detail="")
+        return self._addresses[host]
+
+    async def _open(self, host: str, ip: str, domain: str, attempts: list[Attempt]) -> SmtpSession | Wait | None:
+        """Return a session in which RCPT TO may be asked; None after adding why there is none."""
+        for tls in (True, False):
+            if tls and host in self._without_tls:
+                continue
+            lease = await self._next_session(host, domain)
+            if isinstance(lease, Wait):
+                return lease
+            session = self._session = SmtpSession(host, ip, self._settings, self._stopwatch)
+            stopped = await session.start(tls=tls)
+            self._greeted = self._greeted or (session.greeted and provider_of(host, domain) == self._provider)
+            if stopped is None:
+                return session
+            attempts.append(stopped)
+            await self._end_session(lease)
+            if not session.tls_failed:
+                return None
+            self._without_tls.add(host)
+        return None
+
+    async def _next_session(self, host: str, domain: str) -> ProbeLease | Wait:
+        if self._lease is None:
+            provider = provider_of(host, domain)
+            lease = await self._permits.begin_probe(domain, provider)
+            if isinstance(lease, Wait):
+                return lease
+            self._lease, self._provider = lease, provider
+        return await self._lease.next_session() or self._lease
+
+    async def _rcpt(self, session: SmtpSession, address: Address) -> Attempt:
+        attempt = await session.rcpt(address)
+        if not await session.in_step():
+            await self._end_session(self._lease)
+        return attempt
+
+    async def _end_session(self, lease: ProbeLease | None) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        try:
+            await session.end()
+        finally:
+            if lease is not None:
+                lease.session_ended()

@@ -1,0 +1,270 @@
+"""Which hosts accept mail for a domain, and at which addresses may they be connected to?
+
+Every question goes out on a c-ares channel of its own. A shared channel would (a) keep negative answers in c-ares'
+cache, so that a poisoned NXDOMAIN outlives the control that clears it, and (b) learn a timeout of five times the
+resolver's mean latency, at least 250 ms, so that a slow domain at a fast resolver times out after about a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import weakref
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import aiodns
+import pycares
+
+from ct_stream.gate.questions import MxAnswer, MxStatus, Trouble
+from ct_stream.probes.routable import is_routable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ct_stream.probes.routable import Network
+
+MAX_MX_HOSTS = 5
+MAX_ADDRESSES = 2  #: per host
+_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
+
+# NOCHECKRESP hands SERVFAIL and REFUSED over at once: the next resolver is our choice, not c-ares'.
+_FLAGS = pycares.ARES_FLAG_NOCHECKRESP | pycares.ARES_FLAG_EDNS | pycares.ARES_FLAG_NOSEARCH
+_ABSENCES = {
+    aiodns.error.ARES_ENODATA: MxStatus.NO_RECORDS,
+    aiodns.error.ARES_ENOTFOUND: MxStatus.NXDOMAIN,
+}
+# What a resolver, or the way to it, can do wrong. Any other code is trouble in this process, and raises.
+_TROUBLES = {
+    aiodns.error.ARES_EFORMERR: "FORMERR",
+    aiodns.error.ARES_ESERVFAIL: "SERVFAIL",
+    aiodns.error.ARES_ENOTIMP: "NOTIMP",
+    aiodns.error.ARES_EREFUSED: "REFUSED",
+    aiodns.error.ARES_EBADRESP: "a malformed answer",
+    aiodns.error.ARES_ECONNREFUSED: "connection refused",
+    aiodns.error.ARES_ETIMEOUT: "timeout",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameTrouble:
+    """Why a host has no address that may be connected to."""
+
+    trouble: Trouble  #: NO_ADDRESS, NAME_LOOKUP, UNROUTABLE, or DEADLINE before the question was put
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlResult:
+    """Whether a control held, and what it saw."""
+
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NoAnswer:
+    detail: str
+
+
+_Records: TypeAlias = "list[pycares.DNSRecord]"
+
+
+class Resolver:
+    """Ask the configured resolvers, in their order; nothing stays open between questions."""
+
+    def __init__(
+        self,
+        servers: Sequence[str] | None = None,
+        *,
+        allowed: Iterable[Network] = (),
+        timeout_s: float = 5.0,
+        again_s: float = 1.5,
+    ) -> None:
+        """Take `servers` as ip:port, or the system's; `allowed` networks may be connected to besides public ones.
+
+        A question that has no answer after `again_s` is sent a second time (a datagram may be lost), and the first
+        answer counts; after `timeout_s` the next resolver is asked.
+        """
+        self.servers = tuple(servers) if servers else _system_servers()
+        for server in self.servers:
+            _check_server(server)
+        self._allowed = tuple(allowed)
+        self._timeout_s = timeout_s
+        self._again_s = again_s
+
+    async def lookup_mx(self, domain: str) -> MxAnswer:
+        """Return the hosts that accept mail for `domain`, most preferred first.
+
+        That there are none is confirmed by a second resolver where one is configured; one that finds records wins.
+        """
+        troubles: list[str] = []
+        for number, server in enumerate(self.servers):
+            answer = await self._mx_at(server, domain)
+            if answer.status is MxStatus.FOUND:
+                return answer
+            if answer.status is not MxStatus.UNAVAILABLE:
+                return await self._confirmed(answer, domain, self.servers[number + 1 :], troubles)
+            troubles.append(answer.detail)
+        return MxAnswer(status=MxStatus.UNAVAILABLE, detail=", ".join(troubles))
+
+    async def lookup_addresses(self, host: str) -> tuple[str, ...] | NameTrouble:
+        """Return at most two addresses of `host` that may be connected to, IPv4 before IPv6."""
+        if not _HOST_NAME.fullmatch(host):
+            return NameTrouble(trouble=Trouble.NO_ADDRESS, detail="the MX is not a host name")
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._first_answer(host, kind)) for kind in ("A", "AAAA")]
+        answers = [task.result() for task in tasks]
+        found = [address for a in answers if not isinstance(a, _NoAnswer) for address in _addresses(a)]
+        routable = [address for address in found if is_routable(address, self._allowed)]
+        if routable:
+            return tuple(routable[:MAX_ADDRESSES])
+        if found:
+            return NameTrouble(trouble=Trouble.UNROUTABLE, detail=f"its address is {', '.join(found[:MAX_ADDRESSES])}")
+        for answer in answers:
+            if isinstance(answer, _NoAnswer):
+                return NameTrouble(trouble=Trouble.NAME_LOOKUP, detail=answer.detail)
+        return NameTrouble(trouble=Trouble.NO_ADDRESS, detail="")
+
+    async def dns_control(self, domain: str) -> ControlResult:
+        """Return whether a resolver finds the MX of `domain` and tells that a random label below it does not exist.
+
+        The second half unmasks a resolver that answers every name alike.
+        """
+        seen: list[str] = []
+        for server in self.servers:
+            answer = await self._mx_at(server, domain)
+            if answer.status is not MxStatus.FOUND:
+                seen.append(f"{server} finds no MX of {domain} ({answer.detail or answer.status})")
+                continue
+            name = f"ct-{secrets.token_hex(8)}.{domain}"
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._ask(server, name, kind)) for kind in ("MX", "A")]
+            if all(task.result() is MxStatus.NXDOMAIN for task in tasks):
+                return ControlResult(ok=True, detail=f"{server} finds the MX of {domain} and no random name below it")
+            seen.append(f"{server} does not say that a random name below {domain} is absent")
+        return ControlResult(ok=False, detail="; ".join(seen))
+
+    async def _confirmed(self, answer: MxAnswer, domain: str, others: Sequence[str], troubles: list[str]) -> MxAnswer:
+        """Return `answer`, an absence, with what other resolvers say of it."""
+        troubles = list(troubles)
+        for server in others:
+            second = await self._mx_at(server, domain)
+            if second.status is MxStatus.FOUND:
+                return replace(second, detail=f"{answer.resolver} said {answer.status}")
+            if second.status is not MxStatus.UNAVAILABLE:
+                return replace(answer, detail=f"confirmed by {server}")
+            troubles.append(second.detail)
+        return replace(answer, detail=f"not confirmed: {', '.join(troubles)}" if troubles else "")
+
+    async def _mx_at(self, server: str, domain: str) -> MxAnswer:
+        answer = await self._ask(server, domain, "MX")
+        if isinstance(answer, _NoAnswer):
+            return MxAnswer(status=MxStatus.UNAVAILABLE, detail=answer.detail, resolver=server)
+        if isinstance(answer, MxStatus):
+            return MxAnswer(status=answer, resolver=server)
+        pairs = [(r.data.priority, r.data.exchange) for r in answer if isinstance(r.data, pycares.MXRecordData)]
+        hosts = mx_hosts(pairs)
+        if hosts:
+            return MxAnswer(status=MxStatus.FOUND, hosts=hosts, resolver=server)
+        # Records of another type only (a CNAME that leads nowhere) are no MX.
+        return MxAnswer(status=MxStatus.NULL_MX if pairs else MxStatus.NO_RECORDS, resolver=server)
+
+    async def _first_answer(self, name: str, kind: str) -> _Records | _NoAnswer:
+        """Return what the first resolver that answers says; its "there is none" is an empty list."""
+        troubles: list[str] = []
+        for server in self.servers:
+            answer = await self._ask(server, name, kind)
+            if isinstance(answer, MxStatus):
+                return []
+            if not isinstance(answer, _NoAnswer):
+                return answer
+            troubles.append(answer.detail)
+        return _NoAnswer(detail=", ".join(troubles))
+
+    async def _ask(self, server: str, name: str, kind: str) -> _Records | MxStatus | _NoAnswer:
+        """Return the records, or NO_RECORDS or NXDOMAIN, or why this resolver gave no answer."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._ask_twice(server, name, kind)
+        except TimeoutError:
+            return _NoAnswer(detail=f"timeout from {server}")
+        except aiodns.error.DNSError as error:
+            code = error.args[0]
+            if code in _ABSENCES:
+                return _ABSENCES[code]
+            if code in _TROUBLES:
+                return _NoAnswer(detail=f"{_TROUBLES[code]} from {server}")
+            raise
+
+    async def _ask_twice(self, server: str, name: str, kind: str) -> _Records:
+        tasks = {asyncio.create_task(self._ask_once(server, name, kind))}
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=self._again_s)
+            if not done:
+                tasks.add(asyncio.create_task(self._ask_once(server, name, kind)))
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _ask_once(self, server: str, name: str, kind: str) -> _Records:
+        # One try: c-ares drops the answer to an earlier datagram once it has sent a later one.
+        async with _Channel([server], flags=_FLAGS, timeout=self._timeout_s * 2, tries=1, lookups="b") as channel:
+            return (await channel.query_dns(name, kind)).answer
+
+
+def mx_hosts(records: Iterable[tuple[int, str]]) -> tuple[str, ...]:
+    """Return the hosts of MX records, most preferred first, each once; none for a null MX (RFC 7505).
+
+    A null MX among real ones breaks RFC 7505 section 3; the real ones are taken.
+    """
+    hosts: dict[str, None] = {}
+    for _, host in sorted((preference, exchange.rstrip(".").lower()) for preference, exchange in records):
+        if host:
+            hosts[host] = None
+    return tuple(hosts)[:MAX_MX_HOSTS]
+
+
+class _Channel(aiodns.DNSResolver):
+    """A resolver that lives in the event loop alone: aiodns' own keeps a thread and an inotify watch per channel."""
+
+    def _make_channel(self, **options: Any) -> tuple[bool, pycares.Channel]:
+        # Weak, as in aiodns: the channel must not keep its owner alive.
+        owner = weakref.ref(self)
+
+        def watch(fd: int, readable: bool, writable: bool) -> None:
+            resolver = owner()
+            if resolver is not None:
+                resolver._sock_state_cb(fd, readable, writable)
+
+        return False, pycares.Channel(sock_state_cb=watch, timeout=self._timeout, **options)
+
+
+def _addresses(records: _Records) -> list[str]:
+    return [r.data.addr for r in records if isinstance(r.data, pycares.ARecordData | pycares.AAAARecordData)]
+
+
+def _system_servers() -> tuple[str, ...]:
+    channel = pycares.Channel(sock_state_cb=_ignore)
+    try:
+        return tuple(channel.servers)
+    finally:
+        channel.close()
+
+
+def _check_server(server: str) -> None:
+    channel = pycares.Channel(sock_state_cb=_ignore)
+    try:
+        channel.servers = [server]
+    except pycares.AresError as error:
+        raise ValueError(f"{server!r} is not a DNS server; write ip:port") from error
+    finally:
+        channel.close()
+
+
+def _ignore(fd: int, readable: bool, writable: bool) -> None:
+    """Watch no socket of a channel that asks nothing."""

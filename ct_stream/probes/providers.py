@@ -1,0 +1,31 @@
+"""Who runs the server that takes a company's mail: the company, or a provider that many share?"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from publicsuffixlist import PublicSuffixList
+
+
+@cache
+def _suffixes() -> PublicSuffixList:
+    return PublicSuffixList()  # the list inside the package, with its private section; nothing is fetched
+
+
+def registrable_domain(name: str) -> str:
+    """Return the part of `name` that somebody registered, or `name` where nothing could be registered."""
+    name = name.rstrip(".").lower()
+    return _suffixes().privatesuffix(name) or name
+
+
+def provider_of(host: str, domain: str) -> str:
+    """Return the name under which an MX host's limits and refusals are kept.
+
+    A host without a registrable domain (a bare suffix, a single label) stands for nobody but the company itself.
+    """
+    return _suffixes().privatesuffix(host.rstrip(".").lower()) or registrable_domain(domain)
+
+
+def is_own_server(host: str, domain: str) -> bool:
+    """Return whether an MX host stands under the company's own registrable domain."""
+    return provider_of(host, domain) == registrable_domain(domain)

@@ -1,0 +1,318 @@
+"""What does one mail server say in one session, from its banner to RCPT TO?
+
+One connection to one checked address, one command at a time, never DATA. Every reply is attacker text: bounded,
+cleaned, and judged only when it stands alone after its command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+import ssl
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, cast
+
+from aiosmtplib.errors import SMTPResponseException, SMTPServerDisconnected
+from aiosmtplib.protocol import SMTPProtocol
+
+from ct_stream.gate.questions import Attempt, Trouble
+from ct_stream.gate.replies import Reply, Stage
+from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
+
+if TYPE_CHECKING:
+    from ct_stream.gate.patterns import Address
+
+#: RCPT TO in one session: 8 patterns and one random address; Exim's shipped configuration denies all after 10.
+MAX_RCPTS = 9
+_MAX_TEXT_BYTES = 512
+_CLOSE_S = 0.2  #: for the event loop to let go of a socket that was aborted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmtpSettings:
+    """How we come forward, and how long we listen."""
+
+    helo: str  #: the name in our reverse DNS
+    mail_from: str  #: the envelope sender; "" is the null sender
+    port: int = 25
+    connect_s: float = 5.0
+    command_s: float = 15.0  #: for the whole reply to one command, and for the banner
+    quit_s: float = 0.5  #: for the reply to QUIT, which nothing depends on
+
+
+class SmtpSession:
+    """One session with `host` at `ip`.
+
+    Its attempts say how far it came. Trouble of this process (descriptors, ports, memory) raises OSError: it is no
+    answer about the company.
+    """
+
+    def __init__(self, host: str, ip: str, settings: SmtpSettings, stopwatch: Stopwatch) -> None:
+        self.host = host
+        self.ip = ip
+        self.greeted = False  #: the banner was 220
+        self.tls_failed = False  #: STARTTLS was offered and broke the session
+        self.rcpts = 0
+        self._settings = settings
+        self._stopwatch = stopwatch
+        self._wire: _Wire | None = None
+        self._over = False  #: nothing may be asked any more
+        self._offers_starttls = False
+
+    async def start(self, *, tls: bool = True) -> Attempt | None:
+        """Come as far as an accepted MAIL FROM and return None, or return where and why it ended before."""
+        stopped = await self._connect() or await self._banner() or await self._helo()
+        if stopped is None and tls and self._offers_starttls:
+            stopped = await self._starttls()
+        if stopped is None:
+            stopped = await self._expect_2xx(Stage.MAIL, "MAIL", f"FROM:<{self._settings.mail_from}>")
+        if stopped is None and not await self.in_step():
+            stopped = self._out_of_step(Stage.MAIL)
+        return stopped
+
+    async def rcpt(self, address: Address) -> Attempt:
+        """Ask RCPT TO for `address` and return the answer, whatever it is."""
+        self.rcpts += 1
+        return await self._command(Stage.RCPT, "RCPT", f"TO:<{address}>")
+
+    async def in_step(self) -> bool:
+        """Return whether the session lives and the server has said nothing but replies to our commands."""
+        await asyncio.sleep(0)  # what has arrived already is read before we decide
+        return not self._over and self._wire is not None and self._wire.is_connected and not self._wire.surplus
+
+    async def end(self) -> None:
+        """Say QUIT where the server still listens, and close; waits at most `quit_s`."""
+        wire, self._wire = self._wire, None
+        if wire is None:
+            return
+        try:
+            if not self._over and wire.is_connected and not wire.surplus:
+                async with asyncio.timeout(self._settings.quit_s):
+                    await wire.execute_command(b"QUIT")
+        except (TimeoutError, SMTPServerDisconnected, SMTPResponseException):
+            pass  # the verdict does not depend on it
+        finally:
+            await wire.abort()
+
+    async def _connect(self) -> Attempt | None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with self._stopwatch.waiting(self._settings.connect_s):
+                _, self._wire = await loop.create_connection(_Wire, self.ip, self._settings.port)
+        except OutOfTime:
+            return self._trouble(Stage.CONNECT, Trouble.DEADLINE)
+        except OSError as error:
+            trouble = _connect_trouble(error, self.ip)
+            detail = f"no connection within {self._settings.connect_s:g} s" if trouble is Trouble.TIMEOUT else ""
+            return self._trouble(Stage.CONNECT, trouble, detail)
+        return None
+
+    async def _banner(self) -> Attempt | None:
+        attempt = await self._command(Stage.BANNER)
+        self.greeted = attempt.reply is not None and attempt.reply.code == 220
+        return None if self.greeted else attempt
+
+    async def _helo(self) -> Attempt | None:
+        attempt = await self._command_in_step(Stage.HELO, "EHLO", self._settings.helo)
+        if attempt.reply is not None and attempt.reply.code >= 500:
+            return await self._expect_2xx(Stage.HELO, "HELO", self._settings.helo)  # RFC 5321 section 3.2
+        return None if _is_2xx(attempt) else attempt
+
+    async def _starttls(self) -> Attempt | None:
+        """Encrypt without asking who answers, as mail servers do (RFC 7435); a refusal leaves the session as it was."""
+        if not await self.in_step():
+            return self._out_of_step(Stage.STARTTLS)
+        assert self._wire is not None
+        try:
+            async with self._stopwatch.waiting(self._settings.command_s):
+                await self._wire.start_tls(_unverified())
+        except OutOfTime:
+            return self._trouble(Stage.STARTTLS, Trouble.DEADLINE)
+        except SMTPResponseException as refusal:
+            attempt = self._read(Stage.STARTTLS, refusal.code, refusal.message)
+            return attempt if self._over else None
+        except (SMTPServerDisconnected, OSError) as error:  # ssl.SSLError and TimeoutError are OSErrors
+            return self._no_tls(clean_text(str(error)) or "timeout")
+        stopped = await self._helo()
+        if stopped is not None and stopped.reply is None and stopped.trouble is not Trouble.DEADLINE:
+            return self._no_tls(f"{stopped.trouble} after the handshake")
+        return stopped
+
+    def _no_tls(self, detail: str) -> Attempt:
+        self.tls_failed = True
+        return self._trouble(Stage.STARTTLS, Trouble.TLS, detail)
+
+    async def _expect_2xx(self, stage: Stage, *words: str) -> Attempt | None:
+        attempt = await self._command_in_step(stage, *words)
+        return None if _is_2xx(attempt) else attempt
+
+    async def _command_in_step(self, stage: Stage, *words: str) -> Attempt:
+        if not await self.in_step():
+            return self._out_of_step(stage)
+        return await self._command(stage, *words)
+
+    async def _command(self, stage: Stage, *words: str) -> Attempt:
+        """Send one command, or none for the banner, and return its reply or the trouble in its place."""
+        assert self._wire is not None
+        try:
+            async with self._stopwatch.waiting(self._settings.command_s):
+                if words:
+                    response = await self._wire.execute_command(*(word.encode("ascii") for word in words))
+                else:
+                    response = await self._wire.read_response()
+        except OutOfTime:
+            return self._trouble(stage, Trouble.DEADLINE)
+        except SMTPResponseException as error:
+            return self._trouble(stage, Trouble.GARBLED, clean_text(error.message)[:120])
+        except SMTPServerDisconnected as error:
+            if self._wire.surplus:
+                return self._trouble(
+                    stage, Trouble.GARBLED, "the server closed the connection in the middle of a reply"
+                )
+            if isinstance(error.__cause__, TimeoutError):  # ETIMEDOUT: the network gave up before we did
+                return self._trouble(stage, Trouble.TIMEOUT)
+            return self._trouble(stage, Trouble.CLOSED)
+        except TimeoutError:
+            what = words[0] if words else "banner"
+            return self._trouble(stage, Trouble.TIMEOUT, f"no reply ({what}) within {self._settings.command_s:g} s")
+        if stage is Stage.HELO:
+            self._offers_starttls = any(line.upper() == "STARTTLS" for line in response.message.split("\n")[1:])
+        return self._read(stage, response.code, response.message)
+
+    def _read(self, stage: Stage, code: int, message: str) -> Attempt:
+        if not 200 <= code <= 599:
+            return self._trouble(stage, Trouble.GARBLED, clean_text(message)[:120])
+        if code == 421:  # RFC 5321 section 3.8: the server closes the channel
+            self._over = True
+        return Attempt(host=self.host, ip=self.ip, stage=stage, reply=read_wire(code, message))
+
+    def _out_of_step(self, stage: Stage) -> Attempt:
+        if self._wire is not None and not self._wire.surplus:
+            return self._trouble(stage, Trouble.CLOSED)
+        return self._trouble(stage, Trouble.GARBLED, "a reply came before its command")
+
+    def _trouble(self, stage: Stage, trouble: Trouble, detail: str = "") -> Attempt:
+        self._over = True
+        return Attempt(host=self.host, ip=self.ip, stage=stage, trouble=trouble, detail=detail)
+
+
+class _Wire(SMTPProtocol):
+    """aiosmtplib's reader (8 KiB a line, 32 KiB a reply), made to notice what arrives out of step.
+
+    The original drops bytes that come between commands, and keeps what follows a reply in the same segment in its
+    buffer, where it would be read as the reply to the next command.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(asyncio.get_running_loop())
+        self._out_of_step = False
+        self._lost = asyncio.Event()
+
+    @property
+    def surplus(self) -> bool:
+        """Return whether the server said something that no command asked for."""
+        return self._out_of_step or bool(self._buffer)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._response_pending or self._response_waiter is None or self._response_waiter.done():
+            self._out_of_step = True
+            self._hang_up()  # a server that talks on and on is not listened to
+            return
+        super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost.set()
+
+    async def abort(self) -> None:
+        """Close at once; unlike `close`, it waits neither for unsent bytes nor for a TLS farewell."""
+        self._hang_up()
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self._lost.wait()
+        except TimeoutError:
+            pass  # a failed handshake has taken the connection's end with it
+
+    def _hang_up(self) -> None:
+        if self.transport is not None:
+            cast("asyncio.Transport", self.transport).abort()
+
+
+# ---------------------------------------------------------------- what was said
+
+_ENHANCED = re.compile(r"([245])\.\d{1,3}\.\d{1,3}(?![\d.])")  # RFC 3463 section 2
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, bidi and other format characters, separators
+
+
+def read_wire(code: int, message: str) -> Reply:
+    """Return one reply as it is kept: the enhanced code apart from the text.
+
+    The enhanced code counts only when its class is the reply code's (RFC 3463 section 2).
+    """
+    text = clean_text(message)
+    match = _ENHANCED.match(text)
+    if match is None or match[1] != str(code)[0]:
+        return Reply(code=code, text=text)
+    # Each line of a multi-line reply repeats the enhanced code (RFC 2034 section 4).
+    lines = (line.removeprefix(match[0]).strip() for line in text.split("\n"))
+    return Reply(code=code, enhanced=match[0], text="\n".join(line for line in lines if line))
+
+
+def clean_text(said: str) -> str:
+    """Return at most 512 bytes of what a server said, printable, one line break at a time.
+
+    `said` may hold lone surrogates, which is how aiosmtplib hands over bytes that are not UTF-8.
+    """
+    raw = said[: _MAX_TEXT_BYTES * 4].encode("utf-8", "surrogateescape")
+    text = _ANSI.sub("", raw.decode("utf-8", "backslashreplace")).replace("\t", " ")
+    lines = ("".join(c for c in line if unicodedata.category(c) not in _UNSEEN) for line in text.split("\n"))
+    kept = "\n".join(stripped for line in lines if (stripped := line.strip()))
+    return kept.encode()[:_MAX_TEXT_BYTES].decode("utf-8", "ignore").rstrip()
+
+
+# ---------------------------------------------------------------- ways to fail
+
+_CONNECT_TROUBLES = {
+    errno.ECONNREFUSED: Trouble.REFUSED,
+    errno.ECONNRESET: Trouble.CLOSED,
+    errno.ECONNABORTED: Trouble.CLOSED,
+    errno.EPIPE: Trouble.CLOSED,
+    errno.ETIMEDOUT: Trouble.TIMEOUT,
+    errno.ENETUNREACH: Trouble.UNREACHABLE,
+    errno.EHOSTUNREACH: Trouble.UNREACHABLE,
+    errno.ENETDOWN: Trouble.UNREACHABLE,
+    errno.EHOSTDOWN: Trouble.UNREACHABLE,
+    errno.ENOPROTOOPT: Trouble.UNREACHABLE,  # ICMP: protocol unreachable
+    errno.EPERM: Trouble.UNREACHABLE,  # our own packet filter; the SMTP control meets it too
+    errno.EACCES: Trouble.UNREACHABLE,
+}
+
+
+def _connect_trouble(error: OSError, ip: str) -> Trouble:
+    """Return what a failed connection says; raises `error` when it is trouble of this process."""
+    if isinstance(error, TimeoutError):
+        return Trouble.TIMEOUT
+    if ":" in ip and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        return Trouble.UNREACHABLE  # this machine has no IPv6; for IPv4 it means that our ports are used up
+    if error.errno in _CONNECT_TROUBLES:
+        return _CONNECT_TROUBLES[error.errno]
+    raise error
+
+
+def _is_2xx(attempt: Attempt) -> bool:
+    return attempt.reply is not None and 200 <= attempt.reply.code < 300
+
+
+@cache
+def _unverified() -> ssl.SSLContext:
+    """Return a context that takes any certificate and any strength: the other choice is no encryption at all."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    return context

@@ -1,0 +1,207 @@
+"""Which tools may the gate use, and how hard?
+
+Read from SNAP_ON_TOOLBOX.yaml; the package's copy is the default, and `ops/tooling/` holds the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeAlias
+
+import yaml
+
+from ct_stream.gate.patterns import ProbeName
+from ct_stream.gate.rules import Rules
+
+_FILE_NAME = "SNAP_ON_TOOLBOX.yaml"
+_NAME = re.compile(r"[a-z]{1,40}")  # a local part is at most 64 octets (RFC 5321 section 4.5.3.1.1)
+_Key: TypeAlias = tuple[str, ...]
+
+
+class ToolboxError(Exception):
+    """The toolbox cannot be used: one line with the file, the key, and what is expected there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MxLimits:
+    """TOOL-004, MXLookup."""
+
+    per_second: float
+    per_day: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmtpLimits:
+    """TOOL-005, SMTPCheck. One session per domain at a time is a rule, not a setting."""
+
+    per_day: int  #: sessions
+    domain_pause_s: float  #: from the end of one session to the begin of the next at the same domain
+    sessions_per_provider: int  #: at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier2Limits:
+    """TOOL-019, EmailVerifier. One attempt per outreach_id is a rule, not a setting."""
+
+    per_second: float
+    per_month: int
+    usd_per_month: float
+    usd_per_call: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlLimits:
+    """How often our own DNS and our own way out are tried."""
+
+    interval_s: float  #: at most one control of a kind in so many seconds, over all workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toolbox:
+    """The limits of all tools, and the name that is put into the patterns."""
+
+    probe_name: ProbeName
+    mx: MxLimits
+    smtp: SmtpLimits
+    tier2: Tier2Limits
+    controls: ControlLimits
+
+    def rules(self) -> Rules:
+        """Return the rules that read a company, under this toolbox's probe name."""
+        return Rules(probe_name=self.probe_name)
+
+
+def load_toolbox(path: Path | str | None = None) -> Toolbox:
+    """Read the toolbox at `path`, or the package's copy. Raises ToolboxError when it cannot be used as it stands."""
+    if path is None:
+        name, text = _FILE_NAME, files("ct_stream.probes").joinpath(_FILE_NAME).read_text(encoding="utf-8")
+    else:
+        name = str(path)
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ToolboxError(f"{name}: cannot be read as UTF-8 text: {error}") from error
+    try:
+        tree: object = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ToolboxError(f"{name}: is not YAML: {' '.join(str(error).split())}") from error
+    return _read(_Section(name, (), tree))
+
+
+class _Section:
+    """A mapping of the file that must be read to its last key: an unknown key is more often a typing error."""
+
+    def __init__(self, file: str, key: _Key, value: object) -> None:
+        self._file = file
+        self._key = key
+        if not isinstance(value, dict):
+            raise self.wrong((), "a mapping", value)
+        self._values: dict[object, object] = dict(value)
+
+    def wrong(self, key: _Key, expected: str, found: object) -> ToolboxError:
+        place = ".".join(self._key + key) or "the file"
+        shown = repr(found)
+        return ToolboxError(f"{self._file}: {place}: expected {expected}, found {shown[:60]}")
+
+    def take(self, key: str, expected: str) -> object:
+        if key not in self._values:
+            raise ToolboxError(f"{self._file}: {'.'.join((*self._key, key))}: is missing, expected {expected}")
+        return self._values.pop(key)
+
+    def section(self, key: str) -> _Section:
+        return _Section(self._file, (*self._key, key), self.take(key, "a mapping"))
+
+    def tools(self) -> dict[str, _Section]:
+        tools = self.take("tools", "a list of tools")
+        if not isinstance(tools, list):
+            raise self.wrong(("tools",), "a list of tools", tools)
+        found: dict[str, _Section] = {}
+        for number, value in enumerate(tools):
+            tool_id = str(value.get("id", number)) if isinstance(value, dict) else str(number)
+            tool = _Section(self._file, ("tools", tool_id), value)
+            if tool_id in found:
+                raise tool.wrong(("id",), "each tool once", tool_id)
+            found[tool_id] = tool
+        return found
+
+    def number(self, key: str) -> float:
+        expected = "a number above 0"
+        value = self.take(key, expected)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < float("inf")):
+            raise self.wrong((key,), expected, value)
+        return float(value)
+
+    def count(self, key: str, *, exactly: int | None = None) -> int:
+        expected = "a whole number above 0" if exactly is None else f"{exactly}, which is a rule of the gate"
+        value = self.take(key, expected)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1 or exactly not in (None, value):
+            raise self.wrong((key,), expected, value)
+        return value
+
+    def name(self, key: str) -> str:
+        expected = "ASCII lower-case letters, at most 40"
+        value = self.take(key, expected)
+        if not isinstance(value, str) or not _NAME.fullmatch(value):
+            raise self.wrong((key,), expected, value)
+        return value
+
+    def ignore(self, *keys: str) -> None:
+        """Drop keys that are written for people only."""
+        for key in keys:
+            self._values.pop(key, None)
+
+    def end(self) -> None:
+        for key in self._values:
+            raise ToolboxError(
+                f"{self._file}: {'.'.join((*self._key, str(key)))}: is not a key of the toolbox; remove it"
+            )
+
+
+def _read(file: _Section) -> Toolbox:
+    file.count("version", exactly=1)
+    name = file.section("probe_name")
+    probe_name = ProbeName(first=name.name("first"), last=name.name("last"))
+    name.end()
+
+    tools = file.tools()
+    read: dict[str, _Section] = {}
+    for tool_id in ("TOOL-004", "TOOL-005", "TOOL-019"):
+        if tool_id not in tools:
+            raise file.wrong(("tools",), f"the tool {tool_id}", sorted(tools))
+        tool = read[tool_id] = tools.pop(tool_id)
+        tool.ignore("id", "name", "tier", "gated", "package", "guardrail")
+    for tool_id in tools:
+        raise file.wrong(("tools",), "TOOL-004, TOOL-005 and TOOL-019 only", tool_id)
+
+    limits = read["TOOL-004"].section("limits")
+    mx = MxLimits(per_second=limits.number("per_second"), per_day=limits.count("per_day"))
+    limits.end()
+
+    limits = read["TOOL-005"].section("limits")
+    limits.count("sessions_per_domain", exactly=1)
+    smtp = SmtpLimits(
+        per_day=limits.count("per_day"),
+        domain_pause_s=limits.number("domain_pause_s"),
+        sessions_per_provider=limits.count("sessions_per_provider"),
+    )
+    limits.end()
+
+    limits, budget = read["TOOL-019"].section("limits"), read["TOOL-019"].section("budget")
+    limits.count("attempts_per_outreach_id", exactly=1)
+    tier2 = Tier2Limits(
+        per_second=limits.number("per_second"),
+        per_month=limits.count("per_month"),
+        usd_per_month=budget.number("usd_per_month"),
+        usd_per_call=budget.number("usd_per_call"),
+    )
+    limits.end()
+    budget.end()
+
+    control = file.section("controls")
+    controls = ControlLimits(interval_s=control.number("interval_s"))
+    for section in (*read.values(), control, file):
+        section.end()
+    return Toolbox(probe_name=probe_name, mx=mx, smtp=smtp, tier2=tier2, controls=controls)

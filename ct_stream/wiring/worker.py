@@ -1,0 +1,496 @@
+"""The worker: a parts list, the order in which the parts come up, and the way they go down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import uvloop
+from aiokafka.errors import KafkaError
+
+from ct_stream.gate.questions import ControlKind
+from ct_stream.metrics import Health, Metrics
+from ct_stream.probes.toolbox import Toolbox, load_toolbox
+from ct_stream.store.controls import ControlLedger
+from ct_stream.store.database import Database, UnfitDatabase
+from ct_stream.store.guardrails import Guardrails, SpineControl
+from ct_stream.store.ledger import Ledger
+from ct_stream.store.limits import Limits, SharedLimits
+from ct_stream.store.passes import Passes
+from ct_stream.stream.agents import GateAgent
+from ct_stream.stream.app import GateApp, make_app
+from ct_stream.stream.companies import Companies
+from ct_stream.stream.dedupe import DedupeTable
+from ct_stream.stream.offset_guard import OffsetGuard
+from ct_stream.stream.outbox import Outbox, Producer
+from ct_stream.stream.position import committed_offsets, lag, next_record
+from ct_stream.stream.topology import SPINE_CREATED, TopologyError, check_topics
+from ct_stream.stream.waits import Scheduler
+from ct_stream.wiring.health import health_server
+from ct_stream.wiring.probing import Probing, open_probing
+from ct_stream.wiring.world import GateParts, WorkerGate
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from ct_stream.gate.company import Known, Parked, Publication, Resumed
+    from ct_stream.gate.output_stage import Origin, Outcome
+    from ct_stream.settings import Settings
+
+log = logging.getLogger(__name__)
+
+EXIT_OK, EXIT_REFUSED, EXIT_BUG, EXIT_NOW = 0, 78, 70, 143
+_STUCK_AN_HOUR = 20
+_RETRY_S = 2.0
+_GAUGES_EVERY_S = 5.0
+_LAG_EVERY_S = 30.0
+_STOP_SLACK_S = 4.5  #: beyond CT_DRAIN_S; then the process ends hard, which is safe
+
+
+class Refused(Exception):
+    """The worker must not start; the message says why and names the command that mends it."""
+
+
+def run_worker(settings: Settings, *, first_start: bool = False) -> int:
+    """Run until told to stop; return the exit code."""
+    settings.require("kafka_bootstrap", "postgres_dsn", "smtp_helo", "smtp_mail_from")
+    toolbox = load_toolbox(settings.toolbox)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_main(settings, toolbox, first_start=first_start))
+
+
+async def _main(settings: Settings, toolbox: Toolbox, *, first_start: bool) -> int:
+    stop = StopSignals(settings.drain_s)
+    stop.install()
+    worker = Worker(settings, toolbox, stop)
+    try:
+        return await worker.run(first_start=first_start)
+    except Refused as refusal:
+        log.error("%s", refusal, extra={"action": "refused"})  # noqa: TRY400 - the sentence is all there is to say
+        return EXIT_REFUSED
+
+
+@dataclass(slots=True)
+class StopSignals:
+    """SIGTERM and SIGINT: the first one drains, the second one ends the process now."""
+
+    drain_s: float
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    exit_code: int = EXIT_OK
+
+    def install(self) -> None:
+        """Listen to both signals."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._received)
+
+    def _received(self) -> None:
+        if self.asked.is_set():
+            _say("second signal: exiting now; what is not acked comes again")
+            os._exit(EXIT_NOW)
+        self.stop(EXIT_OK)
+
+    def stop(self, exit_code: int) -> None:
+        """Ask for the end; it is forced when the drain takes too long."""
+        if not self.asked.is_set():
+            self.exit_code = exit_code
+            self.asked.set()
+            asyncio.get_running_loop().call_later(self.drain_s + _STOP_SLACK_S, self._force)
+
+    def _force(self) -> None:
+        _say("the drain is over and something still hangs: exiting; what is not acked comes again")
+        os._exit(self.exit_code)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"ct-stream: {text}\n")
+    sys.stderr.flush()
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(self, settings: Settings, toolbox: Toolbox, stop: StopSignals) -> None:
+        self.settings = settings
+        self.toolbox = toolbox
+        self.stop = stop
+        self.version = _version()
+        self.owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+        self.metrics = Metrics()
+        self.health = Health()
+        self.database = Database(settings.postgres_dsn or "", application_name="ct-stream worker")
+        self.producer = Producer(settings, self.health)
+        self._group_is_new = False
+
+    async def run(self, *, first_start: bool) -> int:
+        """Bring the parts up in order, work, and take them down in the opposite order."""
+        settings, health = self.settings, self.health
+        health.set("start", "starting")
+        async with AsyncExitStack() as stack:
+            try:
+                port = await stack.enter_async_context(
+                    health_server(settings.web_host, settings.web_port, health, self.metrics)
+                )
+            except OSError as error:
+                raise Refused(
+                    f"CT_WEB_HOST {settings.web_host!r} CT_WEB_PORT {settings.web_port} cannot be served: {error}; "
+                    "set CT_WEB_PORT to a free port, or 0 for any"
+                ) from error
+            log.info("Health and metrics on http://%s:%d", settings.web_host, port, extra={"action": "serving"})
+            stack.push_async_callback(self.database.close)
+            if not await self._until_up("postgres", self.database.open):
+                return self.stop.exit_code
+            if not await self._until_up("kafka", self._check_kafka):
+                return self.stop.exit_code
+            await self._check_first_start(first_start=first_start)
+            if not await self._until_up("kafka", self.producer.start):
+                return self.stop.exit_code
+            stack.push_async_callback(self.producer.stop)
+            probing = await stack.enter_async_context(open_probing(settings, self.toolbox))
+            return await self._work(stack, probing)
+
+    # ---------------------------------------------------------------- coming up
+
+    async def _until_up(self, part: str, connect: Callable[[], Awaitable[Any]]) -> bool:
+        """Try until it works, saying why it does not; False when told to stop meanwhile."""
+        said = None
+        while not self.stop.asked.is_set():
+            try:
+                await connect()
+            except (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                where = "CT_POSTGRES_DSN" if part == "postgres" else f"CT_KAFKA_BOOTSTRAP {self.settings.kafka_bootstrap}"
+                sentence = f"{where} does not answer: {str(error).strip() or type(error).__name__}"
+            except UnfitDatabase as error:
+                sentence = f"CT_POSTGRES_DSN: {error}"
+            except TopologyError as error:
+                if "does not answer" not in str(error):
+                    raise Refused(str(error)) from error
+                sentence = str(error)
+            else:
+                self.health.set(part, None)
+                return True
+            self.health.set(part, sentence)
+            if sentence != said:
+                log.warning("Waiting: %s", sentence, extra={"action": f"{part}_down"})
+                said = sentence
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.asked.wait(), _RETRY_S)
+        return False
+
+    async def _check_kafka(self) -> None:
+        self._partitions = (await check_topics(self.settings))[SPINE_CREATED]
+        self._group_is_new = not await committed_offsets(self.settings)
+
+    async def _check_first_start(self, *, first_start: bool) -> None:
+        """Refuse a group that Kafka does not know while outcomes exist: it would read everything again."""
+        row = (await self.database.persist("has_own_outcomes"))[0]
+        if self._group_is_new and row["has_outcomes"] and not first_start:
+            raise Refused(
+                "Kafka does not know the group ct-stream, but this ledger has outcomes: is this the right cluster, or "
+                "were the group's offsets lost? Start with --first-start to read spine.created from its beginning "
+                "(no company is decided twice)"
+            )
+
+    # ---------------------------------------------------------------- at work
+
+    async def _work(self, stack: AsyncExitStack, probing: Probing) -> int:
+        settings, database = self.settings, self.database
+        ledger = Ledger(database)
+        passes = Passes(database, self.owner, self.version)
+        limits = SharedLimits(database, self.owner, _limits(self.toolbox))
+        for batches in (*ledger.batches, passes.park, *limits.batches):
+            batches.start()
+            stack.push_async_callback(batches.stop)
+        controls = ControlLedger(database, self.toolbox.controls.interval_s)
+        guardrails = Guardrails(database)
+        gate = WorkerGate(
+            GateParts(
+                rules=self.toolbox.rules(),
+                resolver=probing.resolver,
+                make_prober=probing.make_prober,
+                limits=limits,
+                controls=controls,
+                guardrails=guardrails,
+                spine_control=SpineControl(database, guardrails),
+                metrics=self.metrics,
+                now=database.now,
+                pass_deadline_s=settings.pass_deadline_s,
+                spine_grace_s=settings.spine_grace_s,
+            )
+        )
+        ledger_port = _LedgerPort(ledger, database)
+        passes_port = _PassesPort(passes, database)
+        outbox = Outbox(self.producer, ledger_port, self.metrics)
+        companies = Companies(
+            gate=gate,
+            ledger=ledger_port,
+            passes=passes_port,
+            outbox=outbox,
+            metrics=self.metrics,
+            on_stuck=lambda _: self._spawn(self._watch_stuck(passes)),
+        )
+        scheduler = Scheduler(
+            companies=companies,
+            passes=passes_port,
+            ledger=ledger_port,
+            leases=_Leases(passes, limits),
+            controls=controls,
+            ask_control=probing.ask_control,
+            most_running=max(1, settings.in_flight // 2),
+            note_control=self._note_control,
+        )
+        app = make_app(settings, rebalance_timeout_s=None if self.producer.is_idempotent else 6.0)
+        agent = self._make_agent(app, companies, ledger_port, scheduler)
+        await passes.retry_stuck()
+
+        background = [
+            asyncio.create_task(outbox.sweep(), name="outbox:sweep"),
+            asyncio.create_task(scheduler.run(), name="waits"),
+            asyncio.create_task(self._gauges(agent, scheduler, passes, ledger, guardrails), name="gauges"),
+            asyncio.create_task(self._watch_lag(), name="lag"),
+        ]
+        for task in background:
+            task.add_done_callback(self._background_ended)
+        starting = asyncio.create_task(self._start(app), name="faust")
+        await self.stop.asked.wait()
+
+        log.info("Stopping: running passes get %g s", settings.drain_s, extra={"action": "stopping"})
+        self.health.set("start", "stopping")
+        agent.stop_pulling()
+        await asyncio.gather(scheduler.drain(settings.drain_s), self._stop_faust(app, starting))
+        await companies.wait_parked()
+        for task in background:
+            task.remove_done_callback(self._background_ended)
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            await database.run("release_owner", self.owner, limits.limits.smtp_domain_pause_s)
+        log.info("Stopped", extra={"action": "stopped"})
+        return self.stop.exit_code
+
+    def _make_agent(
+        self, app: GateApp, companies: Companies, ledger_port: _LedgerPort, scheduler: Scheduler
+    ) -> GateAgent:
+        guard = OffsetGuard(
+            app,
+            frozenset({SPINE_CREATED}),
+            next_record=lambda tp, offset: next_record(self.settings, tp, offset),
+        )
+        agent = GateAgent(
+            companies=companies,
+            ledger=ledger_port,
+            producer=self.producer,
+            guard=guard,
+            table=DedupeTable(app, self._partitions),
+            metrics=self.metrics,
+            health=self.health,
+            in_flight=self.settings.in_flight,
+            others_running=lambda: scheduler.running,
+            drain_s=self.settings.drain_s,
+            on_fatal=self._fatal,
+        )
+        guard.connect()
+        app.drain = agent.drain
+
+        async def assigned(_app: Any, partitions: set[Any], **_: Any) -> None:
+            agent.assigned()
+            count = sum(1 for tp in partitions if tp.topic == SPINE_CREATED)
+            log.info("Assigned %d partitions of %s", count, SPINE_CREATED, extra={"action": "assigned"})
+            self.health.notes["partitions"] = f"{count} partitions of {SPINE_CREATED} are assigned"
+
+        app.on_partitions_assigned.connect(assigned, weak=False)  # type: ignore[arg-type]
+        app.agent(app.topic(SPINE_CREATED, key_serializer="raw", value_serializer="raw"), name="gate")(agent.consume)
+        return agent
+
+    async def _start(self, app: GateApp) -> None:
+        try:
+            await app.start()
+        except Exception as error:
+            log.exception("Faust did not start: %s", error)  # noqa: TRY401
+            self.stop.stop(EXIT_BUG)
+            return
+        self.health.set("start", None)
+        log.info("Ready: reading %s as group ct-stream", SPINE_CREATED, extra={"action": "ready"})
+        while not self.stop.asked.is_set():
+            if app.crashed:
+                log.critical("Faust crashed: %r", app.crash_reason)
+                self.stop.stop(EXIT_BUG)
+            await asyncio.sleep(0.5)
+
+    async def _stop_faust(self, app: GateApp, starting: asyncio.Task[None]) -> None:
+        await app.stop()
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+
+    # ---------------------------------------------------------------- watching
+
+    async def _gauges(
+        self, agent: GateAgent, scheduler: Scheduler, passes: Passes, ledger: Ledger, guardrails: Guardrails
+    ) -> None:
+        known: set[tuple[str, str]] = set()
+        while True:
+            self.health.set("postgres", self.database.trouble)
+            self.metrics.running.set(agent.running + scheduler.running)
+            self.metrics.unacked.set(len(agent.gates))
+            self.metrics.oldest_unacked.set(agent.gates.oldest_age_s())
+            if self.database.is_up:
+                with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    counts = {(state, reason): n for state, reason, n, _ in await passes.waiting_by_reason()}
+                    for state, reason in known - set(counts):
+                        self.metrics.waiting.labels(state=state, reason=reason).set(0)
+                    for (state, reason), companies in counts.items():
+                        self.metrics.waiting.labels(state=state, reason=reason).set(companies)
+                    known |= set(counts)
+                    self._say_waiting(counts)
+                    self.metrics.unpublished.set(await ledger.count_unpublished())
+                    await guardrails.refresh()
+                    halts = [f"{key} is halted: {why}" for key, why in guardrails.halted.items()]
+                    self.health.set("guardrails", "; ".join(halts) or None)
+            await asyncio.sleep(_GAUGES_EVERY_S if self.database.is_up else 0.5)
+
+    def _say_waiting(self, counts: dict[tuple[str, str], int]) -> None:
+        for state in ("waiting", "stuck"):
+            reasons = [f"{n} {reason}" for (its_state, reason), n in sorted(counts.items()) if its_state == state]
+            if reasons:
+                self.health.notes[state] = ", ".join(reasons)
+            else:
+                self.health.notes.pop(state, None)
+
+    async def _watch_lag(self) -> None:
+        if not self.producer.is_idempotent:
+            # The embedded broker gives wrong end offsets: no number is better than a wrong one.
+            self.metrics.lag.set(-1)
+            self.health.notes["lag"] = "not supported by this broker"
+            return
+        while True:
+            try:
+                self.metrics.lag.set(await lag(self.settings))
+            except (KafkaError, OSError, TimeoutError) as error:
+                self.metrics.lag.set(-1)
+                log.info("Lag is not known: %s", error)
+            await asyncio.sleep(_LAG_EVERY_S)
+
+    def _note_control(self, kind: ControlKind, trouble: str | None) -> None:
+        way = "our resolvers" if kind is ControlKind.DNS else "our way out to port 25"
+        self.health.set(f"control_{kind}", None if trouble is None else f"{way}: {trouble}; companies wait")
+
+    async def _watch_stuck(self, passes: Passes) -> None:
+        if await passes.stuck_lately() >= _STUCK_AN_HOUR:
+            self._fatal(f"{_STUCK_AN_HOUR} companies became stuck within an hour: this version has a bug")
+
+    def _fatal(self, why: str) -> None:
+        log.critical("Stopping: %s", why, extra={"action": "fatal"})
+        self.stop.stop(EXIT_BUG)
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("%s failed: %r", task.get_name(), error, exc_info=error)
+            self._fatal(f"{task.get_name()} failed: {error!r}")
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        _SPAWNED.add(task)
+        task.add_done_callback(_SPAWNED.discard)
+
+
+_SPAWNED: set[asyncio.Task[Any]] = set()
+
+
+def _version() -> str:
+    try:
+        return version("ct-stream")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+source"
+
+
+def _limits(toolbox: Toolbox) -> Limits:
+    return Limits(
+        mx_per_second=toolbox.mx.per_second,
+        mx_per_day=toolbox.mx.per_day,
+        smtp_per_day=toolbox.smtp.per_day,
+        smtp_domain_pause_s=toolbox.smtp.domain_pause_s,
+        smtp_per_provider=toolbox.smtp.sessions_per_provider,
+    )
+
+
+# ---------------------------------------------------------------- the stream's ports, served by the store
+
+
+@dataclass(frozen=True, slots=True)
+class _LedgerPort:
+    ledger: Ledger
+    database: Database
+
+    async def look_up(self, outreach_id: UUID, /) -> Known:
+        return await self.ledger.look_up(outreach_id)
+
+    async def record(self, outcome: Outcome, /) -> bool:
+        return await self.ledger.record(outcome)
+
+    async def claim(self, outreach_id: UUID, /) -> Publication | None:
+        return await self.ledger.claim(outreach_id)
+
+    async def claim_unpublished(self, limit: int, /) -> list[Publication]:
+        return await self.ledger.claim_unpublished(limit)
+
+    async def stamp(self, outreach_id: UUID, /) -> None:
+        await self.ledger.stamp(outreach_id)
+
+    def is_usable(self) -> bool:
+        return self.database.is_up
+
+    async def wait_usable(self) -> None:
+        await self.database.wait_up()
+
+    def now(self) -> datetime:
+        return self.database.now()
+
+    def epoch(self) -> str:
+        return str(self.database.epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class _PassesPort:
+    passes: Passes
+    database: Database
+
+    async def park(self, parked: Parked, /) -> None:
+        await self.passes.park(parked)
+
+    async def claim_due(self, limit: int, /) -> list[Resumed]:
+        return await self.passes.claim_due(limit)
+
+    async def give_back(self, ids: Sequence[UUID], /) -> None:
+        await self.passes.give_back(ids)
+
+    async def forget(self, outreach_id: UUID, /) -> None:
+        await self.database.persist("forget", [outreach_id])
+
+    async def count_exception(
+        self, origin: Origin, event_at: datetime | None, detail: str, traceback: str, /
+    ) -> tuple[int, str]:
+        return await self.passes.count_exception(origin, event_at, detail, traceback)
+
+
+@dataclass(frozen=True, slots=True)
+class _Leases:
+    passes: Passes
+    limits: SharedLimits
+
+    async def renew_leases(self) -> None:
+        await self.passes.renew_leases()
+
+    async def wake_sleepers(self) -> None:
+        await self.passes.wake_sleepers(self.limits.limits.smtp_per_provider)
