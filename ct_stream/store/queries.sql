@@ -328,3 +328,64 @@ WHERE lease_owner = $1;
 -- name: has_own_outcomes
 -- Did a gate of ours ever decide a company here?
 SELECT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.source = 'gate') AS has_outcomes;
+
+-- name: story_outcome
+-- All that is kept of one decided company.
+SELECT o.outreach_id, o.outcome, o.source, o.failure_code, o.reason, o.domain, o.rules_version, o.transcript,
+    o.decided_at, o.recorded_at, o.duration_ms, o.event_topic, o.event_partition, o.event_offset, o.topic,
+    o.published_at
+FROM outreach.ct_outcomes AS o WHERE o.outreach_id = $1;
+
+-- name: story_pass
+-- All that is kept of one undecided company.
+SELECT h.domain, h.since, h.state, h.reason, h.detail, h.what_ends_it, h.exceptions, h.traceback,
+    p.answers, p.event_topic, p.event_partition, p.event_offset
+FROM outreach.ct_held AS h JOIN outreach.ct_passes AS p USING (outreach_id) WHERE h.outreach_id = $1;
+
+-- name: story_spine
+SELECT s.domain FROM outreach.outreach AS s WHERE s.outreach_id = $1;
+
+-- name: story_target
+SELECT t.email_method, t.method_type, t.confidence_score, t.is_catchall, t.execution_status, t.imo_completed_at
+FROM outreach.company_target AS t WHERE t.outreach_id = $1;
+
+-- name: story_errors
+SELECT e.failure_code, e.blocking_reason, e.imo_stage, e.retry_allowed, e.created_at, e.resolved_at, e.resolution_note
+FROM outreach.company_target_errors AS e WHERE e.outreach_id = $1 ORDER BY e.created_at;
+
+-- name: held
+-- Undecided companies, the longest waiting first.
+SELECT h.outreach_id, h.domain, h.since, h.state, h.reason, h.detail, h.what_ends_it
+FROM outreach.ct_held AS h
+WHERE $1::text IS NULL OR h.reason = $1
+ORDER BY h.since LIMIT $2;
+
+-- name: recent_failures
+-- The runbook's "View Recent Failures", of any span and code.
+SELECT e.outreach_id, e.failure_code, e.blocking_reason, e.created_at
+FROM outreach.company_target_errors AS e
+WHERE e.created_at > now() - $1::interval AND ($2::text IS NULL OR e.failure_code = $2)
+ORDER BY e.created_at DESC
+LIMIT $3;
+
+-- name: failure_distribution
+-- The runbook's "Failure Distribution", of any span.
+SELECT e.failure_code, count(*) AS count FROM outreach.company_target_errors AS e
+WHERE e.created_at > now() - $1::interval
+GROUP BY e.failure_code ORDER BY count DESC, e.failure_code;
+
+-- name: pass_rate
+-- The runbook's "Pass Rate", of any span; NULL where nothing was decided.
+SELECT count(*) FILTER (WHERE t.execution_status = 'ready') AS passed,
+    count(*) FILTER (WHERE t.execution_status = 'failed') AS failed,
+    round(100.0 * count(*) FILTER (WHERE t.execution_status = 'ready') / nullif(count(*), 0), 2) AS pass_rate
+FROM outreach.company_target AS t WHERE t.imo_completed_at > now() - $1::interval;
+
+-- name: outcomes_of
+-- What was decided of these companies?
+SELECT o.outreach_id, o.outcome, o.failure_code, o.decided_at FROM outreach.ct_outcomes AS o
+WHERE o.outreach_id = ANY ($1::uuid[]);
+
+-- name: resume_guardrail
+-- See resume_guardrail.
+SELECT outreach.resume_guardrail($1, $2) AS change;

@@ -27,8 +27,8 @@ async def outside_consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer
     consumer = AIOKafkaConsumer(
         **kafka_options(settings), client_id="ct-stream-look", group_id=None, enable_auto_commit=False
     )
-    await consumer.start()
     try:
+        await consumer.start()
         yield consumer
     finally:
         await consumer.stop()
@@ -76,5 +76,3 @@ async def lag(settings: Settings) -> int:
         ends = await consumer.end_offsets(tps)
         begins = await consumer.beginning_offsets(tps)
     return sum(max(0, ends[tp] - max(committed.get(tp.partition, 0), begins[tp])) for tp in tps)
-
-
