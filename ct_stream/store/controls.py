@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.waits import Wait, WaitReason
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from ct_stream.store.database import Database
 
 _GOOD_TALK_EVERY_S = 1.0
@@ -63,12 +62,12 @@ class ControlLedger:
         """Return what is known of our own way of `kind`."""
         row = (await self._database.persist("control", kind.value))[0]
         return ControlState(
-            ok_begun_at=row["ok_begun_at"],
+            ok_begun_at=_utc(row["ok_begun_at"]),
             ok_detail=row["ok_detail"],
-            failed_at=row["failed_at"],
+            failed_at=_utc(row["failed_at"]),
             failed_detail=row["failed_detail"],
-            trouble_from=row["trouble_from"],
-            trouble_until=row["trouble_until"],
+            trouble_from=_utc(row["trouble_from"]),
+            trouble_until=_utc(row["trouble_until"]),
         )
 
     async def confirm(self, kind: ControlKind, failed_at: datetime | None) -> ControlAnswer | Wait:
@@ -101,6 +100,11 @@ class ControlLedger:
             return
         self._next_good_talk = now + _GOOD_TALK_EVERY_S
         await self._database.persist("good_talk", now - begun_at_monotonic, f"{host} greeted a session begun later")
+
+
+def _utc(moment: datetime) -> datetime:
+    """Return a moment that can be compared: asyncpg gives the infinities without a time zone."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def control_wait(kind: ControlKind, detail: str) -> Wait:

@@ -27,6 +27,9 @@ class GateApp(faust.App):
 
     drain: Callable[[], Awaitable[None]] | None = None
 
+    def _create_directories(self) -> None:
+        """Make no folders: the table's store is in memory, so a worker needs no disk."""
+
     async def _consumer_wait_empty(self, consumer: Any, logger: Any) -> None:  # noqa: ARG002
         """Replace the unbounded wait of faust/app/base.py, used at a rebalance and at the end (contract-tested)."""
         if self.drain is not None:
@@ -56,7 +59,6 @@ def make_app(
         topic_allow_declare=False,
         table_standby_replicas=0,
         store="memory://",
-        datadir=str(settings.data_dir / "stream"),
         key_serializer="raw",
         value_serializer="raw",
         web_enabled=False,

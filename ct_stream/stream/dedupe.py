@@ -20,9 +20,7 @@ class DedupeTable:
     """outreach_id to (ledger epoch, outcome, partition) of companies that were decided and stamped."""
 
     def __init__(self, app: faust.App, partitions: int, keys_per_partition: int = KEYS_PER_PARTITION) -> None:
-        self._table: Any = app.Table(
-            TABLE, partitions=partitions, key_type=str, value_type=str, key_serializer="json", value_serializer="json"
-        )
+        self._table: Any = app.Table(TABLE, partitions=partitions, key_type=str, value_type=str)
         self._most = keys_per_partition
         self._order: dict[int, deque[str]] | None = None
 

@@ -37,7 +37,7 @@ from ct_stream.stream.position import committed_offsets, lag, next_record
 from ct_stream.stream.topology import SPINE_CREATED, TopologyError, check_topics
 from ct_stream.stream.waits import Scheduler
 from ct_stream.wiring.health import health_server
-from ct_stream.wiring.probing import Probing, open_probing
+from ct_stream.wiring.probing import make_probing
 from ct_stream.wiring.world import GateParts, WorkerGate
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 EXIT_OK, EXIT_REFUSED, EXIT_BUG, EXIT_NOW = 0, 78, 70, 143
 _STUCK_AN_HOUR = 20
 _RETRY_S = 2.0
+_EMBEDDED_TIMEOUT_S = 6.0
 _GAUGES_EVERY_S = 5.0
 _LAG_EVERY_S = 30.0
 _STOP_SLACK_S = 4.5  #: beyond CT_DRAIN_S; then the process ends hard, which is safe
@@ -78,7 +79,7 @@ async def _main(settings: Settings, toolbox: Toolbox, *, first_start: bool) -> i
     try:
         return await worker.run(first_start=first_start)
     except Refused as refusal:
-        log.error("%s", refusal, extra={"action": "refused"})  # noqa: TRY400 - the sentence is all there is to say
+        log.error("%s", refusal, extra={"action": "refused"})
         return EXIT_REFUSED
 
 
@@ -158,8 +159,7 @@ class Worker:
             if not await self._until_up("kafka", self.producer.start):
                 return self.stop.exit_code
             stack.push_async_callback(self.producer.stop)
-            probing = await stack.enter_async_context(open_probing(settings, self.toolbox))
-            return await self._work(stack, probing)
+            return await self._work(stack)
 
     # ---------------------------------------------------------------- coming up
 
@@ -170,7 +170,9 @@ class Worker:
             try:
                 await connect()
             except (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                where = "CT_POSTGRES_DSN" if part == "postgres" else f"CT_KAFKA_BOOTSTRAP {self.settings.kafka_bootstrap}"
+                where = (
+                    "CT_POSTGRES_DSN" if part == "postgres" else f"CT_KAFKA_BOOTSTRAP {self.settings.kafka_bootstrap}"
+                )
                 sentence = f"{where} does not answer: {str(error).strip() or type(error).__name__}"
             except UnfitDatabase as error:
                 sentence = f"CT_POSTGRES_DSN: {error}"
@@ -205,8 +207,9 @@ class Worker:
 
     # ---------------------------------------------------------------- at work
 
-    async def _work(self, stack: AsyncExitStack, probing: Probing) -> int:
+    async def _work(self, stack: AsyncExitStack) -> int:
         settings, database = self.settings, self.database
+        probing = make_probing(settings)
         ledger = Ledger(database)
         passes = Passes(database, self.owner, self.version)
         limits = SharedLimits(database, self.owner, _limits(self.toolbox))
@@ -218,8 +221,7 @@ class Worker:
         gate = WorkerGate(
             GateParts(
                 rules=self.toolbox.rules(),
-                resolver=probing.resolver,
-                make_prober=probing.make_prober,
+                probing=probing,
                 limits=limits,
                 controls=controls,
                 guardrails=guardrails,
@@ -251,7 +253,9 @@ class Worker:
             most_running=max(1, settings.in_flight // 2),
             note_control=self._note_control,
         )
-        app = make_app(settings, rebalance_timeout_s=None if self.producer.is_idempotent else 6.0)
+        # The embedded broker (the one without idempotent producers) answers a JoinGroup after half the session timeout.
+        short = None if self.producer.is_idempotent else _EMBEDDED_TIMEOUT_S
+        app = make_app(settings, session_timeout_s=short, rebalance_timeout_s=short)
         agent = self._make_agent(app, companies, ledger_port, scheduler)
         await passes.retry_stuck()
 
@@ -318,7 +322,7 @@ class Worker:
         try:
             await app.start()
         except Exception as error:
-            log.exception("Faust did not start: %s", error)  # noqa: TRY401
+            log.exception("Faust did not start: %s", error)
             self.stop.stop(EXIT_BUG)
             return
         self.health.set("start", None)

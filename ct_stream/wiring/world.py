@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.domains import canonical_domain
-from ct_stream.gate.pipeline import single_pass
 from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer
 from ct_stream.gate.transcript import Exchange, without_trouble
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
+from ct_stream.probes.local_limits import Tier2Off
 from ct_stream.probes.providers import is_own_server
-from ct_stream.store.limits import DomainLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,17 +21,13 @@ if TYPE_CHECKING:
 
     from ct_stream.gate.company import Known, Resumed
     from ct_stream.gate.output_stage import Origin
-    from ct_stream.gate.patterns import Address
-    from ct_stream.gate.questions import VerifyAnswer
     from ct_stream.gate.rules import Rules
     from ct_stream.gate.verdicts import Failed, Held, Passed
     from ct_stream.metrics import Metrics
-    from ct_stream.probes.mailbox import MailboxProber, Stopwatch
-    from ct_stream.probes.mx import Resolver
-    from ct_stream.probes.world import Permits
     from ct_stream.store.controls import ControlLedger
     from ct_stream.store.guardrails import Guardrails, SpineControl
-    from ct_stream.store.limits import SharedLimits
+    from ct_stream.store.limits import DomainLease, SharedLimits
+    from ct_stream.wiring.probing import Probing
 
 _SPINE_POLL_S = 30.0
 
@@ -42,8 +37,7 @@ class GateParts:
     """What all passes of a worker share."""
 
     rules: Rules
-    resolver: Resolver
-    make_prober: Callable[[Permits, Stopwatch, str], MailboxProber]
+    probing: Probing
     limits: SharedLimits
     controls: ControlLedger
     guardrails: Guardrails
@@ -112,17 +106,17 @@ class CompanyPass:
         self._domain = resumed.domain if resumed else None
         world = World(
             spine=self,
-            resolver=parts.resolver,
+            resolver=parts.probing.resolver,
             permits=self,
             controls=self,
             refusals=self,
-            tier2=self,
-            make_prober=parts.make_prober,
+            tier2=Tier2Off("Tier-2 is off (CT_TIER2_PROVIDER is none)"),
+            probers=lambda stopwatch: parts.probing.prober(self, stopwatch),
         )
         self._driver = PassDriver(
-            outreach_id=origin.outreach_id,
-            flow=lambda: single_pass(origin.outreach_id, parts.rules, tier2_off=self.off_because()),
-            world=world,
+            origin.outreach_id,
+            parts.rules,
+            world,
             deadline_s=parts.pass_deadline_s,
             spent_s=resumed.spent_s if resumed else 0.0,
             kept=kept,
@@ -214,14 +208,6 @@ class CompanyPass:
         """Record a reply about us and return the wait that follows."""
         own = is_own_server(held.host, domain)
         return await self._parts.guardrails.judge(held, domain, provider, is_own_server=own)
-
-    def off_because(self) -> str | None:
-        """Return why Tier-2 is not asked."""
-        return "Tier-2 is off (CT_TIER2_PROVIDER is none)"
-
-    async def verify(self, outreach_id: UUID, address: Address) -> VerifyAnswer | Wait:
-        """Never called: Tier-2 is off."""
-        raise AssertionError(f"Tier-2 asked for {outreach_id} at {address} while it is off")
 
 
 class Lease:

@@ -223,6 +223,7 @@ class FarmProcess:
 
     async def __aenter__(self) -> FarmClient:
         state_path, log_path = self._data_dir / "farm.json", self._data_dir / "farm.jsonl"
+        self._data_dir.mkdir(parents=True, exist_ok=True)
         state_path.unlink(missing_ok=True)
         self._child = ChildProcess(
             [

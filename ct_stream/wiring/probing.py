@@ -1,0 +1,62 @@
+"""How does a worker ask DNS and mail servers, and how does it prove that its own way works?"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ct_stream.gate.questions import ControlKind
+from ct_stream.probes.local_limits import SmtpControl, first_success
+from ct_stream.probes.mailbox import MailboxProber
+from ct_stream.probes.mx import Resolver
+from ct_stream.probes.smtp import SmtpSettings
+
+if TYPE_CHECKING:
+    from ct_stream.probes.mx import ControlResult
+    from ct_stream.probes.stopwatch import Stopwatch
+    from ct_stream.probes.world import Permits
+    from ct_stream.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probing:
+    """The way to the world, as the settings give it."""
+
+    resolver: Resolver
+    smtp: SmtpSettings
+    smtp_control: SmtpControl
+    control_domains: tuple[str, ...]
+
+    def prober(self, permits: Permits, stopwatch: Stopwatch) -> MailboxProber:
+        """Return the prober of one pass."""
+        return MailboxProber(resolver=self.resolver, permits=permits, settings=self.smtp, stopwatch=stopwatch)
+
+    async def ask_control(self, kind: ControlKind) -> tuple[bool, str]:
+        """Ask the control domains in order until one succeeds; return (succeeded, one sentence)."""
+        if kind is ControlKind.DNS:
+            result = await first_success(self.resolver.dns_control, self.control_domains)
+        else:
+            result = await first_success(self._up_to_mail, self.control_domains)
+        return result.ok, result.detail
+
+    async def _up_to_mail(self, domain: str) -> ControlResult:
+        # Up to MAIL FROM, never DATA: the same proof then settles whether a refusal is one company's own policy.
+        return await self.smtp_control.smtp_control(domain, up_to_mail=True)
+
+
+def make_probing(settings: Settings) -> Probing:
+    """Return the way to the world. CT_SMTP_HELO and CT_SMTP_MAIL_FROM must be set."""
+    assert settings.smtp_helo is not None
+    assert settings.smtp_mail_from is not None
+    smtp = SmtpSettings(helo=settings.smtp_helo, mail_from=settings.smtp_mail_from, port=settings.smtp_port)
+    resolver = Resolver(
+        settings.dns_servers or None,
+        allowed=[ipaddress.ip_network(cidr) for cidr in settings.smtp_allow_cidrs],
+    )
+    return Probing(
+        resolver=resolver,
+        smtp=smtp,
+        smtp_control=SmtpControl(resolver, smtp),
+        control_domains=settings.control_domains,
+    )

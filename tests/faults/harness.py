@@ -1,0 +1,214 @@
+"""A whole gate on real parts, with the worker as a process that can be killed: for end-to-end and fault tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import orjson
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
+from ct_stream.local.broker import EmbeddedBroker
+from ct_stream.local.farm import FarmClient, FarmProcess
+from ct_stream.local.postgres import EmbeddedPostgres
+from ct_stream.settings import load_settings
+from ct_stream.store.migrate import migrate
+from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, GROUP, SPINE_CREATED, create_topics
+
+TOOLBOX = """
+version: 1
+probe_name: {first: jordan, last: whitfield}
+tools:
+  - {id: TOOL-004, name: MXLookup, tier: 0, package: aiodns, guardrail: none,
+     limits: {per_second: 100000, per_day: 100000000}}
+  - {id: TOOL-005, name: SMTPCheck, tier: 0, package: aiosmtplib, guardrail: none,
+     limits: {per_day: 100000000, sessions_per_domain: 1, domain_pause_s: %(pause)s, sessions_per_provider: 10}}
+  - {id: TOOL-019, name: EmailVerifier, tier: 2, gated: true, guardrail: none,
+     limits: {per_second: 50, per_month: 10000, attempts_per_outreach_id: 1},
+     budget: {usd_per_month: 50, usd_per_call: 0.004}}
+controls: {interval_s: %(control)s}
+"""
+
+_WORKER = """
+import os, sys
+from ct_stream.settings import load_settings
+from ct_stream.wiring.logs import set_up_logs
+from ct_stream.wiring.worker import run_worker
+set_up_logs(json=False)
+environ = {k: v for k, v in os.environ.items() if not k.startswith("CT_TEST_")}
+%s
+sys.exit(run_worker(load_settings(environ), first_start=True))
+"""
+
+
+class Stack:
+    """Broker, Postgres, mail farm; workers as processes."""
+
+    def __init__(
+        self, folder: Path, *, reply_delay_s: float = 0.0, pause_s: float = 0.2, control_s: float = 1.0, **env: str
+    ) -> None:
+        self.folder = folder
+        self._reply_delay_s = reply_delay_s
+        self._toolbox = TOOLBOX % {"pause": pause_s, "control": control_s}
+        self._extra_env = env
+        self._stack = AsyncExitStack()
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.farm: FarmClient
+        self.postgres: EmbeddedPostgres
+        self.admin: asyncpg.Pool[Any]
+        self.env: dict[str, str] = {}
+
+    async def __aenter__(self) -> Stack:
+        broker = await self._stack.enter_async_context(EmbeddedBroker(self.folder / "broker"))
+        self.postgres = await self._stack.enter_async_context(EmbeddedPostgres(durable=False))
+        self.farm = await self._stack.enter_async_context(
+            FarmProcess(self.folder / "farm", reply_delay_s=self._reply_delay_s)
+        )
+        dsn = self.postgres.admin_dsn
+        connection = await asyncpg.connect(dsn)
+        await connection.execute(
+            "CREATE SCHEMA outreach; CREATE TABLE outreach.outreach ("
+            " outreach_id uuid PRIMARY KEY, domain text, sovereign_id uuid, created_at timestamptz DEFAULT now())"
+        )
+        await connection.close()
+        await migrate(dsn)
+        self.admin = await asyncpg.create_pool(dsn, min_size=1, max_size=3)
+        await self.admin.execute("ALTER ROLE ct_gate LOGIN PASSWORD 'gate'")
+        toolbox = self.folder / "toolbox.yaml"
+        toolbox.write_text(self._toolbox)
+        self.env = {
+            "CT_KAFKA_BOOTSTRAP": broker.bootstrap,
+            "CT_POSTGRES_DSN": self.postgres.dsn("postgres", "ct_gate", "gate"),
+            "CT_TOOLBOX": str(toolbox),
+            "CT_DATA_DIR": str(self.folder / "data"),
+            "CT_WEB_PORT": "0",
+            "CT_PASS_DEADLINE_S": "20",
+            "CT_SPINE_GRACE_S": "2",
+            "CT_DRAIN_S": "3",
+            **self.farm.env,
+            **self._extra_env,
+        }
+        await create_topics(load_settings(self.env))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+                worker.wait()
+        if hasattr(self, "admin"):
+            self.admin.terminate()
+        await self._stack.aclose()
+
+    # ---------------------------------------------------------------- workers
+
+    def start_worker(self, *, prelude: str = "", **env: str) -> subprocess.Popen[bytes]:
+        """Start a worker; `prelude` is code that runs in its process first (how faults are injected)."""
+        log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("CT_")} | self.env | env
+        worker = subprocess.Popen(
+            [sys.executable, "-c", _WORKER % prelude], env=environ, stdout=log, stderr=subprocess.STDOUT, cwd=_ROOT
+        )
+        log.close()
+        self.workers.append(worker)
+        return worker
+
+    def worker_log(self, number: int = -1) -> str:
+        """Return what a worker has said."""
+        number = number % len(self.workers)
+        return (self.folder / f"worker-{number}.log").read_text(errors="replace")
+
+    def end_worker(self, worker: subprocess.Popen[bytes], how: int = signal.SIGTERM, within_s: float = 30) -> int:
+        """Signal a worker and wait for its end; return its exit code."""
+        worker.send_signal(how)
+        return worker.wait(within_s)
+
+    # ---------------------------------------------------------------- companies
+
+    async def mint(self, domains: list[str | None]) -> list[uuid.UUID]:
+        """Write companies into the spine."""
+        ids = [uuid.uuid4() for _ in domains]
+        await self.admin.executemany(
+            "INSERT INTO outreach.outreach (outreach_id, domain) VALUES ($1, $2)", list(zip(ids, domains, strict=True))
+        )
+        return ids
+
+    async def publish(self, ids: list[uuid.UUID], *, values: list[bytes] | None = None) -> None:
+        """Produce spine.created, as upstream does."""
+        producer = AIOKafkaProducer(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"], linger_ms=5)
+        await producer.start()
+        try:
+            bodies = values or [orjson.dumps({"outreach_id": str(i)}) for i in ids]
+            futures = [
+                await producer.send(SPINE_CREATED, key=str(i).encode(), value=body)
+                for i, body in zip(ids, bodies, strict=True)
+            ]
+            await asyncio.gather(*futures)
+        finally:
+            await producer.stop()
+
+    async def count_decided(self) -> int:
+        """Return how many companies have an outcome."""
+        return int(await self.admin.fetchval("SELECT count(*) FROM outreach.ct_outcomes"))
+
+    async def wait_decided(self, number: int, within_s: float = 60) -> int:
+        """Wait until so many companies have an outcome; return how many have when that is so, or time is up."""
+        deadline = time.monotonic() + within_s
+        while (decided := await self.count_decided()) < number and time.monotonic() < deadline:
+            if self.workers and self.workers[-1].poll() is not None:
+                break
+            await asyncio.sleep(0.05)
+        return decided
+
+    async def wait_published(self, within_s: float = 60) -> int:
+        """Wait until all outcomes are stamped; return how many are not when that is so, or time is up."""
+        deadline = time.monotonic() + within_s
+        query = "SELECT count(*) FROM outreach.ct_outcomes WHERE published_at IS NULL AND topic IS NOT NULL"
+        while (left := int(await self.admin.fetchval(query))) and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        return left
+
+    async def records(self, *topics: str, quiet_s: float = 1.0) -> list[Any]:
+        """Read topics from their beginning until nothing has come for `quiet_s`."""
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"], group_id=None)
+        await consumer.start()
+        try:
+            await consumer.topics()
+            tps = [
+                TopicPartition(topic, partition)
+                for topic in (topics or (CT_PASS, CT_FAIL, CT_REJECTED))
+                for partition in consumer.partitions_for_topic(topic) or ()
+            ]
+            consumer.assign(tps)
+            await consumer.seek_to_beginning(*tps)
+            found: list[Any] = []
+            while batch := await consumer.getmany(timeout_ms=int(quiet_s * 1000)):
+                found.extend(record for records in batch.values() for record in records)
+            return found
+        finally:
+            with suppress(Exception):
+                await consumer.stop()
+
+    async def committed(self) -> dict[int, int]:
+        """Return the gate's committed offset of each partition."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"])
+        await admin.start()
+        try:
+            partitions = [TopicPartition(SPINE_CREATED, p) for p in range(12)]
+            offsets = await admin.list_consumer_group_offsets(GROUP, partitions=partitions)
+            return {tp.partition: meta.offset for tp, meta in offsets.items()}
+        finally:
+            await admin.close()
+
+
+_ROOT = Path(__file__).resolve().parents[2]
