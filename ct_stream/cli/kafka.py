@@ -108,6 +108,8 @@ def _replay(main: click.Group) -> None:
 
         async def read() -> None:
             count = 0
+            if not as_json:
+                click.echo(_HEADER)
             records = replaying.replay(
                 chosen,
                 topic=topic,
@@ -141,13 +143,17 @@ def _lag(main: click.Group) -> None:
             click.echo(f"{count} records of {SPINE_CREATED} are not committed yet")
 
 
+_HEADER = f"{'par':>3} {'offset':>8}  {'time':24}  {'company':36}  outcome"
+
+
 def _line(told: replaying.Record) -> str:
     """Return a record as one line: where it is, which company, what became of it."""
     where = f"{told['partition']:>3} {told['offset']:>8}  {told['time'] or '':24}"
     if told["unreadable"] is not None:
         return f"{where}  unreadable: {told['unreadable']}"
+    who = str(told["outreach_id"] or told["key"] or "-")
     became = ""
     if "outcome" in told:
         outcome = told["outcome"]
         became = "no outcome yet" if outcome is None else outcome["failure_code"] or outcome["outcome"]
-    return f"{where}  {told['outreach_id'] or told['key'] or '-':36}  {became}".rstrip()
+    return f"{where}  {who:36}  {became}".rstrip()

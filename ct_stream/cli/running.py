@@ -58,9 +58,12 @@ def _worker(main: click.Group) -> None:
 
         Serves /livez, /readyz and /metrics on CT_WEB_HOST:CT_WEB_PORT. Exits 78 when it must not start, and says why.
         """
+        from ct_stream.wiring.logs import set_up_logs
         from ct_stream.wiring.worker import run_worker
 
-        return run_worker(settings(), first_start=first_start)
+        chosen = settings()
+        set_up_logs(json=False)
+        return run_worker(chosen, first_start=first_start)
 
 
 def _doctor(main: click.Group) -> None:

@@ -20,7 +20,7 @@ from ct_stream.stream.outbox import supports_idempotence
 from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from aiokafka import AIOKafkaConsumer
 
@@ -43,7 +43,7 @@ async def replay(
     from_offset: int | None = None,
     from_time: datetime | None = None,
     limit: int | None = None,
-) -> AsyncIterator[Record]:
+) -> AsyncGenerator[Record]:
     """Yield each record that is in the topic now, with its outcome where CT_POSTGRES_OPS_DSN is set.
 
     In order within a partition. Raises SettingsError, NotSupported or ServiceTrouble.

@@ -389,3 +389,47 @@ WHERE o.outreach_id = ANY ($1::uuid[]);
 -- name: resume_guardrail
 -- See resume_guardrail.
 SELECT outreach.resume_guardrail($1, $2) AS change;
+
+-- name: runbook_recent_failures
+-- The runbook's words, unchanged: "View Recent Failures".
+SELECT outreach_id, failure_code, blocking_reason, created_at
+FROM outreach.company_target_errors
+WHERE created_at > NOW() - INTERVAL '24 hours'
+ORDER BY created_at DESC
+LIMIT 100;
+
+-- name: runbook_failure_distribution
+-- The runbook's words, unchanged: "Failure Distribution".
+SELECT failure_code, COUNT(*) as count
+FROM outreach.company_target_errors
+WHERE created_at > NOW() - INTERVAL '7 days'
+GROUP BY failure_code
+ORDER BY count DESC;
+
+-- name: runbook_pass_rate
+-- The runbook's words, unchanged: "Pass Rate (Last 24h)". Divides by zero on a quiet day.
+SELECT
+  COUNT(*) FILTER (WHERE execution_status = 'ready') as passed,
+  COUNT(*) FILTER (WHERE execution_status = 'failed') as failed,
+  ROUND(100.0 * COUNT(*) FILTER (WHERE execution_status = 'ready') / COUNT(*), 2) as pass_rate
+FROM outreach.company_target
+WHERE imo_completed_at > NOW() - INTERVAL '24 hours';
+
+-- name: progress
+-- How far has the gate come?
+SELECT o.outcome, o.failure_code, count(*) AS companies, count(o.published_at) AS published
+FROM outreach.ct_outcomes AS o GROUP BY o.outcome, o.failure_code;
+
+-- name: latency
+-- From event to outcome, in seconds, and the time in which all were decided.
+SELECT count(*) AS decided,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY o.duration_ms) / 1000 AS p50_s,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY o.duration_ms) / 1000 AS p95_s,
+    extract(epoch FROM max(o.decided_at) - min(o.decided_at - o.duration_ms * interval '1 millisecond')) AS span_s
+FROM outreach.ct_outcomes AS o WHERE o.source = 'gate';
+
+-- name: decided
+-- What was decided of each company, as a plan can be compared with it.
+SELECT o.outreach_id, coalesce(o.failure_code, o.outcome) AS outcome, o.reason, t.method_type, t.confidence_score,
+    t.is_catchall
+FROM outreach.ct_outcomes AS o LEFT JOIN outreach.company_target AS t USING (outreach_id);
