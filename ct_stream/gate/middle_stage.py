@@ -54,7 +54,15 @@ _NO_MX_REASONS = {
 }
 # Trouble that may be our own way out, so that it counts only once an SMTP control succeeded after it.
 _CONNECTION_TROUBLE = frozenset(
-    {Trouble.REFUSED, Trouble.UNREACHABLE, Trouble.TIMEOUT, Trouble.CLOSED, Trouble.DEADLINE, Trouble.TLS}
+    {
+        Trouble.REFUSED,
+        Trouble.UNREACHABLE,
+        Trouble.TIMEOUT,
+        Trouble.CLOSED,
+        Trouble.DEADLINE,
+        Trouble.TLS,
+        Trouble.GARBLED,  # an inspecting firewall on our side garbles every session alike
+    }
 )
 # Trouble that a resolver of ours may have made up.
 _NAME_TROUBLE = frozenset({Trouble.NO_ADDRESS, Trouble.NAME_LOOKUP, Trouble.UNROUTABLE})
@@ -78,8 +86,12 @@ class _Asked:
     """One mailbox question with its answer, read."""
 
     pattern: Pattern | None  #: None for the random address
-    attempt: Attempt
+    answer: MailboxAnswer
     reading: Reading
+
+    @property
+    def attempt(self) -> Attempt:
+        return self.answer.attempts[-1]
 
     @property
     def reached_rcpt(self) -> bool:
@@ -121,7 +133,9 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
         reason = f"{asked[0].attempt.host} refused all {len(asked)} patterns as unknown mailboxes"
         return Failed(code=FailureCode.NO_PATTERN, reason=reason, domain=domain)
 
-    troubles = {step.attempt.trouble for step in asked}
+    # Every attempt counts, not only the last: a timeout at the first host may be our own blocked port whatever the
+    # second host's name lookup said.
+    troubles = {attempt.trouble for step in asked if not step.reached_rcpt for attempt in step.answer.attempts}
     if troubles & _NAME_TROUBLE:
         yield AskControl(kind=ControlKind.DNS)
     if troubles & _CONNECTION_TROUBLE:
@@ -142,7 +156,7 @@ def _probe(
             held = _held(attempt)
             if held is not None:
                 return held
-    return _Asked(pattern=pattern, attempt=last, reading=reading)
+    return _Asked(pattern=pattern, answer=answer, reading=reading)
 
 
 def read_attempt(attempt: Attempt) -> Reading:

@@ -100,12 +100,19 @@ def without_trouble(exchanges: Sequence[Exchange]) -> list[Exchange]:
         answer = exchange.answer
         if isinstance(answer, MxAnswer) and answer.status is not MxStatus.FOUND:
             break
-        if isinstance(answer, MailboxAnswer) and answer.attempts[-1].reply is None:
+        if isinstance(answer, MailboxAnswer) and _met_trouble(answer):
             break  # what follows was asked of the hosts that this answer left
         if isinstance(answer, ControlAnswer):
             break
         kept.append(exchange)
     return kept
+
+
+def _met_trouble(answer: MailboxAnswer) -> bool:
+    """Tell if no server answered RCPT and something stood in the way of at least one attempt."""
+    last = answer.attempts[-1]
+    reached = last.stage is Stage.RCPT and last.reply is not None
+    return not reached and any(attempt.reply is None for attempt in answer.attempts)
 
 
 def to_json(exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:

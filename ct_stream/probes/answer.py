@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LOOKUP_S = 60.0  #: beyond all that a resolver's own limits allow
-
 
 class MxLookup(Protocol):
     """The part of a resolver that finds a domain's hosts."""
@@ -173,7 +171,7 @@ class PassDriver:
 
     async def _lookup_mx(self, domain: str) -> MxAnswer:
         try:
-            async with self._stopwatch.waiting(_LOOKUP_S):
+            async with self._stopwatch.waiting():
                 return await self._world.resolver.lookup_mx(domain)
         except OutOfTime:
             return MxAnswer(status=MxStatus.UNAVAILABLE, detail="the pass deadline was reached")
@@ -189,12 +187,16 @@ class PassDriver:
         self._refused = verdict
         *before, last = self._play.exchanges
         assert isinstance(last.answer, MailboxAnswer)
-        domain = last.asked.rpartition("@")[2]
+        play = Play(self._flow())
+        play.resume(before)
+        assert isinstance(play.question, ProbeMailbox)
+        domain = play.question.address.domain
         wait = await self._world.refusals.judge(verdict, domain, provider_of(verdict.host, domain))
-        settled = replace(last, answer=replace(last.answer, settled=True))
-        self._play = Play(self._flow())
-        self._play.resume([*before, settled] if wait is None else before)
-        return None if wait is None else self._waiting(wait, pending=last)
+        self._play = play
+        if wait is not None:
+            return self._waiting(wait, pending=last)
+        play.answer(replace(last.answer, settled=True), asked=last.asked, at=last.at)
+        return None
 
     def _waiting(self, wait: Wait, pending: Exchange | None = None) -> Waiting:
         return Waiting(wait=wait, exchanges=self.exchanges, spent_s=self.spent_s, pending=pending)

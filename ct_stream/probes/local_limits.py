@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ct_stream.gate.questions import ControlAnswer, ControlKind, SpineAnswer
 from ct_stream.gate.verdicts import HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
-from ct_stream.probes.mx import ControlResult, NameTrouble
+from ct_stream.probes.controls import first_success
 from ct_stream.probes.providers import is_own_server
-from ct_stream.probes.routable import is_ip_literal
-from ct_stream.probes.smtp import SmtpSession, SmtpSettings
-from ct_stream.probes.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from uuid import UUID
 
     from ct_stream.gate.patterns import Address
-    from ct_stream.gate.questions import MxAnswer, VerifyAnswer
+    from ct_stream.gate.questions import VerifyAnswer
     from ct_stream.gate.verdicts import Held
+    from ct_stream.probes.controls import ControlResolver, SmtpControl
+    from ct_stream.probes.mx import ControlResult
     from ct_stream.probes.toolbox import Toolbox
 
-_CONTROL_S = 60.0  #: for one SMTP control in all
 _RATE_PAUSE_S = 60.0  #: after a reply about our rate
-_CONTROL_HOSTS = 2  #: of a control domain, with two addresses each
 
 
 def next_slot(tat: float, per_second: float, now: float) -> tuple[float, float]:
@@ -141,62 +138,6 @@ class LocalLease:
             self._permits.give_back(self._domain, self._provider, self._free_at)
 
 
-class ControlResolver(Protocol):
-    """The part of a resolver that controls need."""
-
-    async def lookup_mx(self, domain: str) -> MxAnswer:
-        """Return the hosts of `domain`."""
-
-    async def lookup_addresses(self, host: str) -> tuple[str, ...] | NameTrouble:
-        """Return the addresses of `host` that may be connected to."""
-
-    async def dns_control(self, domain: str) -> ControlResult:
-        """Return whether a resolver finds `domain` and no random name below it."""
-
-
-class SmtpControl:
-    """Proof that our way out to port 25 works: a control domain's server greets us.
-
-    Counts outside the daily cap, and outside every pass.
-    """
-
-    def __init__(self, resolver: ControlResolver, settings: SmtpSettings) -> None:
-        self._resolver = resolver
-        self._settings = settings
-
-    async def smtp_control(self, domain: str, *, up_to_mail: bool = False) -> ControlResult:
-        """Return whether a server of `domain` greets with 220 or, if asked, takes MAIL FROM as well. Never DATA."""
-        mx = await self._resolver.lookup_mx(domain)
-        if not mx.hosts:
-            return ControlResult(ok=False, detail=f"{domain}: {mx.status} {mx.detail}".rstrip())
-        seen: list[str] = []
-        stopwatch = Stopwatch(_CONTROL_S)
-        for host in mx.hosts[:_CONTROL_HOSTS]:
-            if is_ip_literal(host):
-                continue
-            found = await self._resolver.lookup_addresses(host)
-            if isinstance(found, NameTrouble):
-                seen.append(f"{host}: {found.trouble} {found.detail}".rstrip())
-                continue
-            for ip in found:
-                result = await self._greeting(SmtpSession(host, ip, self._settings, stopwatch), up_to_mail)
-                if result.ok:
-                    return result
-                seen.append(result.detail)
-        return ControlResult(ok=False, detail="; ".join(seen) or f"{domain}: no host to connect to")
-
-    async def _greeting(self, session: SmtpSession, up_to_mail: bool) -> ControlResult:
-        try:
-            stopped = await session.start()
-        finally:
-            await session.end()
-        if stopped is None or (session.greeted and not up_to_mail):
-            took = "takes MAIL FROM" if stopped is None else "greets"
-            return ControlResult(ok=True, detail=f"{session.host} {took}")
-        said = stopped.trouble or (stopped.reply and f"{stopped.reply.code} {stopped.reply.text}")
-        return ControlResult(ok=False, detail=f"{session.host} at {stopped.stage}: {said}"[:300])
-
-
 class LocalControls:
     """Controls asked on the spot: each one begins after the failed answer that it is asked for."""
 
@@ -278,17 +219,6 @@ class NoSpine:
     async def lookup(self, outreach_id: UUID) -> SpineAnswer | Wait:  # noqa: ARG002 - one company only
         """Return a row with the domain that a person typed."""
         return SpineAnswer(found=True, domain=self._domain)
-
-
-async def first_success(ask: Callable[[str], Awaitable[ControlResult]], domains: Sequence[str]) -> ControlResult:
-    """Ask about one control domain after the other until one succeeds; return it, or all that failed."""
-    seen: list[str] = []
-    for domain in domains:
-        result = await ask(domain)
-        if result.ok:
-            return result
-        seen.append(result.detail)
-    return ControlResult(ok=False, detail="; ".join(seen) or "no control domain is set")
 
 
 def _daily_cap(tool: str, per_day: int) -> Wait:

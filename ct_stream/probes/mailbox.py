@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ct_stream.probes.world import Permits, ProbeLease
 
 MAX_HOSTS = 3
-_LOOKUP_S = 60.0  #: beyond all that a resolver's own limits allow
 
 
 class AddressLookup(Protocol):
@@ -122,7 +121,7 @@ class MailboxProber:
             if is_ip_literal(host):
                 return NameTrouble(trouble=Trouble.UNROUTABLE, detail="MX is an IP literal")
             try:
-                async with self._stopwatch.waiting(_LOOKUP_S):
+                async with self._stopwatch.waiting():
                     self._addresses[host] = await self._resolver.lookup_addresses(host)
             except OutOfTime:
                 return NameTrouble(trouble=Trouble.DEADLINE, detail="")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MAX_MX_HOSTS = 5
 MAX_ADDRESSES = 2  #: per host
+_MAX_ASKING = 200  #: questions under way, each with one socket or two: a dead resolver must not use up descriptors
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 
 # NOCHECKRESP hands SERVFAIL and REFUSED over at once: the next resolver is our choice, not c-ares'.
@@ -93,6 +94,7 @@ class Resolver:
         self._allowed = tuple(allowed)
         self._timeout_s = timeout_s
         self._again_s = again_s
+        self._places = asyncio.Semaphore(_MAX_ASKING)
 
     async def lookup_mx(self, domain: str) -> MxAnswer:
         """Return the hosts that accept mail for `domain`, most preferred first.
@@ -186,7 +188,7 @@ class Resolver:
     async def _ask(self, server: str, name: str, kind: str) -> _Records | MxStatus | _NoAnswer:
         """Return the records, or NO_RECORDS or NXDOMAIN, or why this resolver gave no answer."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with self._places, asyncio.timeout(self._timeout_s):
                 return await self._ask_twice(server, name, kind)
         except TimeoutError:
             return _NoAnswer(detail=f"timeout from {server}")

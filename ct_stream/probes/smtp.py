@@ -62,9 +62,13 @@ class SmtpSession:
         self._over = False  #: nothing may be asked any more
         self._offers_starttls = False
 
+    async def greet(self) -> Attempt | None:
+        """Connect and return None when the banner is 220, or return where and why it is not."""
+        return await self._connect() or await self._banner()
+
     async def start(self, *, tls: bool = True) -> Attempt | None:
         """Come as far as an accepted MAIL FROM and return None, or return where and why it ended before."""
-        stopped = await self._connect() or await self._banner() or await self._helo()
+        stopped = await self.greet() or await self._helo()
         if stopped is None and tls and self._offers_starttls:
             stopped = await self._starttls()
         if stopped is None:

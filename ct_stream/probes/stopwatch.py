@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Stopwatch:
         return max(0.0, self._deadline_s - self.spent_s)
 
     @asynccontextmanager
-    async def waiting(self, limit_s: float) -> AsyncIterator[None]:
+    async def waiting(self, limit_s: float = inf) -> AsyncIterator[None]:
         """Count the body's time; raise TimeoutError after `limit_s`, OutOfTime when the pass has no time left.
 
         One body at a time.

@@ -81,4 +81,4 @@ class MailboxAsker(Protocol):
         """Ask RCPT TO for `address` of the first host that can be talked to."""
 
     async def close(self, *, refused: Held | None = None) -> None:
-        """Say QUIT where a session is open, and give the lease back with the reply that refused us, if any."""
+        """Say QUIT where a session is open, and give the lease back, with the reply that refused us if one did."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ct_stream.store.database import Database
 
-LEASE_S = 60.0  #: how long a worker that went silent keeps its companies; renewed every third of it
+LEASE_S = 20.0  #: how long a worker that went silent keeps its companies and domains; renewed every quarter of it
 
 
 class Passes:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _LOOK_EVERY_S = 0.25
-_RENEW_EVERY_S = 20.0
+_RENEW_EVERY_S = 5.0
 _SLEEPERS_EVERY_S = 5.0
 _CONTROLS_EVERY_S = 0.5
 

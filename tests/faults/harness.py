@@ -174,9 +174,11 @@ class Stack:
         """Wait until all outcomes are stamped; return how many are not when that is so, or time is up."""
         deadline = time.monotonic() + within_s
         query = "SELECT count(*) FROM outreach.ct_outcomes WHERE published_at IS NULL AND topic IS NOT NULL"
-        while (left := int(await self.admin.fetchval(query))) and time.monotonic() < deadline:
+        while True:
+            left = int(await self.admin.fetchval(query))
+            if left == 0 or time.monotonic() > deadline:
+                return left
             await asyncio.sleep(0.1)
-        return left
 
     async def records(self, *topics: str, quiet_s: float = 1.0) -> list[Any]:
         """Read topics from their beginning until nothing has come for `quiet_s`."""

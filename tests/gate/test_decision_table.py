@@ -194,6 +194,18 @@ def test_no_host_reachable_fails_smtp_only_after_a_control(kind: Trouble, words:
     assert len(asked) == 3, "the patterns that nobody can answer are not asked"
 
 
+def test_a_timeout_at_the_first_host_needs_its_control_whatever_the_second_host_was() -> None:
+    both = MailboxAnswer(attempts=(*trouble(Trouble.TIMEOUT).attempts, *trouble(Trouble.NO_ADDRESS).attempts))
+    verdict, asked = play([mx("a.example", "b.example"), both, DNS_WORKS])
+    assert verdict is None, "our own port may be blocked"
+    assert asked[-1] == AskControl(kind=ControlKind.SMTP)
+
+
+def test_a_garbled_session_needs_a_control() -> None:
+    _, asked = play([mx(), trouble(Trouble.GARBLED, stage=Stage.BANNER)])
+    assert asked[-1] == AskControl(kind=ControlKind.SMTP)
+
+
 def test_after_the_first_rcpt_answer_every_question_goes_to_that_host() -> None:
     second = said(550, "5.1.1", "User unknown", host="mx2.acme.example")
     yes = said(250, "2.1.5", "Ok", host="mx2.acme.example")

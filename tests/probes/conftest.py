@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import dns.flags
@@ -12,6 +14,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 import pytest
+import trustme
 
 Zone: TypeAlias = dict[tuple[str, str], "list[str] | str"]
 
@@ -130,3 +133,138 @@ async def dns_server() -> AsyncIterator[DnsFactory]:
     for server in servers:
         await server.stop()
     assert [question for server in servers for question in server.unexpected] == []
+
+
+# ---------------------------------------------------------------- SMTP
+
+Step: TypeAlias = "str | bytes | tuple[str, str | bytes | Callable[[SmtpServer], Awaitable[bytes]] | None]"
+Dialogue: TypeAlias = "Sequence[Step]"
+
+
+@dataclass
+class SmtpServer:
+    """One mail server on a loopback address: each connection plays the next dialogue.
+
+    A dialogue's first step may be what is said at once; the others are (expected command, reply). A reply of None
+    hangs up without one; after the last step the server says nothing more. QUIT is always answered, and ends it.
+    """
+
+    ip: str
+    dialogues: list[Dialogue]
+    tls: ssl.SSLContext | None = None
+    connections: int = 0
+    commands: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    hang_up_after: bool = False  #: when a dialogue is over
+    answers_quit: bool = True
+    sent: int = 0
+
+    async def start(self, port: int) -> int:
+        self._handlers: set[asyncio.Task[None]] = set()
+        self._server = await asyncio.start_server(self._serve, self.ip, port)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        self._server.close()
+        for task in list(self._handlers):
+            task.cancel()
+        await asyncio.gather(*self._handlers, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._handlers.add(task)
+        task.add_done_callback(self._handlers.discard)
+        try:
+            await self._play(reader, writer)
+        except (ConnectionError, ssl.SSLError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    async def _play(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        if not self.dialogues:
+            self.unexpected.append("a connection")
+            return None
+        for step in self.dialogues.pop(0):
+            if not isinstance(step, tuple):
+                await self._say(writer, step)
+                continue
+            expected, reply = step
+            line = (await reader.readline()).decode().rstrip("\r\n")
+            if line in ("", "QUIT"):
+                return await self._bye(writer, line)
+            self.commands.append(line)
+            if line != expected:
+                self.unexpected.append(f"{line} (expected {expected})")
+                return None
+            if reply is None:
+                return None
+            if callable(reply):
+                reply = await reply(self)
+            await self._say(writer, reply)
+            if expected == "STARTTLS" and self.tls is not None:
+                await writer.start_tls(self.tls)
+        if not self.hang_up_after:
+            while line := (await reader.readline()).decode().rstrip("\r\n"):
+                if line == "QUIT":
+                    return await self._bye(writer, line)
+                self.unexpected.append(line)
+        return None
+
+    async def _bye(self, writer: asyncio.StreamWriter, line: str) -> None:
+        self.commands.append(line or "EOF")
+        if line == "QUIT":
+            await (self._say(writer, "221 bye") if self.answers_quit else asyncio.sleep(30))
+
+    async def _say(self, writer: asyncio.StreamWriter, reply: str | bytes) -> None:
+        data = reply if isinstance(reply, bytes) else reply.replace("\n", "\r\n").encode() + b"\r\n"
+        writer.write(data)
+        await writer.drain()
+        self.sent += len(data)
+
+
+class MailFarm:
+    """Scripted mail servers that share one port on 127.0.0.1, 127.0.0.2 and so on."""
+
+    port = 0
+
+    def __init__(self) -> None:
+        self.servers: list[SmtpServer] = []
+
+    async def server(self, *dialogues: Dialogue, tls: ssl.SSLContext | None = None) -> SmtpServer:
+        server = SmtpServer(f"127.0.0.{len(self.servers) + 1}", list(dialogues), tls)
+        self.port = await server.start(self.port)
+        self.servers.append(server)
+        return server
+
+    @staticmethod
+    def hello(*more: Step, mail: str = "250 2.1.0 ok", ehlo: str = "250 mx.example") -> list[Step]:
+        """Return a dialogue up to MAIL FROM, and `more`."""
+        start: list[Step] = ["220 mx.example ESMTP", ("EHLO gate.example", ehlo)]
+        return [*start, ("MAIL FROM:<probe@gate.example>", mail), *more]
+
+    @staticmethod
+    def rcpt(local_part: str, reply: str | bytes | None) -> Step:
+        return (f"RCPT TO:<{local_part}@acme.example>", reply)
+
+    def no_answer_ip(self) -> str:
+        """Return a loopback address at which nothing listens."""
+        return "127.0.0.250"
+
+    @staticmethod
+    def self_signed() -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trustme.CA().issue_cert("elsewhere.example").configure_cert(context)
+        return context
+
+
+@pytest.fixture
+async def farm() -> AsyncIterator[MailFarm]:
+    """Start scripted mail servers; a command or connection that none was told to expect fails the test."""
+    farm = MailFarm()
+    yield farm
+    for server in farm.servers:
+        await server.stop()
+    assert [line for server in farm.servers for line in server.unexpected] == []

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from ipaddress import ip_network
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -250,3 +251,17 @@ async def test_the_dns_control_fails_at_a_poisoned_resolver(dns_server: DnsFacto
 async def test_one_good_resolver_is_enough_for_the_dns_control(dns_server: DnsFactory) -> None:
     bad, good = await dns_server({("c.example.", "MX"): "SERVFAIL"}), await dns_server(CONTROL)
     assert (await resolver(bad, good).dns_control("c.example")).ok
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_a_dead_resolver_uses_a_bounded_number_of_descriptors(dns_server: DnsFactory) -> None:
+    server = await dns_server({("*.example.", "MX"): "DROP"})
+    before = descriptors()
+    asker = resolver(server, timeout_s=0.2, again_s=0.05)
+    asking = asyncio.gather(*(asker.lookup_mx(f"a{n}.example") for n in range(300)))
+    await asyncio.sleep(0.1)
+    assert descriptors() - before < 450
+    assert {answer.status for answer in await asking} == {MxStatus.UNAVAILABLE}

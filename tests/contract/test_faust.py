@@ -1,0 +1,106 @@
+"""Each behaviour of Faust, mode and aiokafka that our safety rests on: an upgrade cannot quietly change it."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+from types import SimpleNamespace
+from typing import Any
+
+import faust.app.base
+import faust.streams
+import faust.tables.recovery
+import faust.transport.consumer
+import pytest
+from faust.types import TP
+from mode.utils.queues import FlowControlEvent, FlowControlQueue
+
+from ct_stream.settings import load_settings
+from ct_stream.stream.app import GateApp, make_app
+from ct_stream.stream.offset_guard import HOLD_S
+from ct_stream.stream.topology import CHANGELOG, GROUP, TABLE
+
+PARTITION = TP("spine.created", 0)
+
+
+@pytest.mark.parametrize(
+    ("package", "pinned"), [("faust-streaming", "0.15.3"), ("mode-streaming", "0.7.1"), ("aiokafka", "0.14.0")]
+)
+def test_the_versions_are_the_ones_that_were_measured(package: str, pinned: str) -> None:
+    assert version(package) == pinned
+
+
+def new_offset(acked: list[int], committed: int | None) -> int | None:
+    """Ask Faust's consumer which offset it would commit."""
+    consumer = SimpleNamespace(
+        _acked={PARTITION: list(acked)},
+        _acked_index={PARTITION: set(acked)},
+        _committed_offset={PARTITION: committed},
+        _gap={PARTITION: []},
+        app=SimpleNamespace(topics=SimpleNamespace(acks_enabled_for=lambda _: True)),
+    )
+    return faust.transport.consumer.Consumer._new_offset(consumer, PARTITION)  # type: ignore[arg-type]
+
+
+def test_faust_commits_past_an_unfinished_event_when_acks_come_out_of_order() -> None:
+    assert new_offset([11], committed=10) == 12, "10 is not done; if this now is None, Faust mended its gap guard"
+    assert new_offset([12], committed=None) == 13
+
+
+def test_acks_in_order_commit_exactly_what_is_done() -> None:
+    assert new_offset([10, 11, 12], committed=10) == 13
+
+
+def source(what: Any) -> str:
+    return inspect.getsource(what)
+
+
+def test_both_drains_go_through_the_method_that_we_override() -> None:
+    assert "_consumer_wait_empty" in source(faust.app.base.App._stop_consumer)
+    assert "_consumer_wait_empty" in source(faust.app.base.App._on_partitions_revoked)
+    assert "_consumer_wait_empty" in vars(GateApp)
+
+
+def test_recovery_sends_rebalance_complete_before_it_resumes_seeks_and_clears() -> None:
+    steps = source(faust.tables.recovery.Recovery.on_recovery_completed)
+    order = ["on_rebalance_complete.send", "resume_partitions", "perform_seek", "flow_control.resume", "resume_flow"]
+    places = [steps.index(step) for step in order]
+    assert places == sorted(places), "the hold of the offset guard stands where the race begins"
+
+
+async def test_flow_control_resume_clears_the_queues() -> None:
+    flow = FlowControlEvent(initially_suspended=False)
+    queue: FlowControlQueue = FlowControlQueue(flow_control=flow, clear_on_resume=True)
+    await queue.put("an event that nobody has seen")
+    flow.suspend()
+    flow.resume()
+    assert queue.empty(), "if nothing is lost here any more, the hold may go"
+
+
+def test_the_hold_is_longer_than_a_running_fetch() -> None:
+    assert "getmany(timeout=1.0)" in source(faust.transport.consumer.Consumer._drain_messages)
+    assert HOLD_S > 1.0
+
+
+def test_the_gap_hook_that_books_skipped_offsets_as_acked_is_where_we_replace_it() -> None:
+    assert "_add_gap" in source(faust.transport.consumer.Consumer._drain_messages)
+    assert list(inspect.signature(faust.transport.consumer.Consumer._add_gap).parameters) == [
+        "self",
+        "tp",
+        "offset_from",
+        "offset_to",
+    ]
+
+
+def test_the_changelog_has_the_name_that_topics_are_made_with() -> None:
+    app = make_app(load_settings({"CT_KAFKA_BOOTSTRAP": "127.0.0.1:9"}))
+    table: Any = app.Table(TABLE, partitions=12, key_type=str, value_type=str)
+    assert app.conf.id == GROUP
+    assert table.changelog_topic.get_topic_name() == CHANGELOG
+
+
+def test_the_app_serves_no_web_pages_and_needs_no_disk() -> None:
+    app = make_app(load_settings({"CT_KAFKA_BOOTSTRAP": "127.0.0.1:9"}))
+    assert not app.conf.web_enabled
+    assert "self._create_directories()" in source(faust.app.base.App.on_first_start)
+    assert "_create_directories" in vars(GateApp)

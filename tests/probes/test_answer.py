@@ -1,0 +1,267 @@
+"""How does a pass get from questions to a verdict, or to a wait that keeps its answers?"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+
+from ct_stream.gate.failures import FailureCode
+from ct_stream.gate.middle_stage import middle_stage
+from ct_stream.gate.patterns import Address, ProbeName
+from ct_stream.gate.questions import (
+    Attempt,
+    ControlAnswer,
+    ControlKind,
+    MailboxAnswer,
+    MxAnswer,
+    MxStatus,
+    SpineAnswer,
+    Trouble,
+    VerifyAnswer,
+    VerifyStatus,
+)
+from ct_stream.gate.replies import Reply, Stage
+from ct_stream.gate.rules import Rules
+from ct_stream.gate.transcript import Exchange, from_json, to_json
+from ct_stream.gate.verdicts import Failed, Held, Passed
+from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.probes.answer import PassDriver, Waiting, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ct_stream.probes.stopwatch import Stopwatch
+
+ID = UUID("5f0c2b1e-9a41-4c53-9d6e-2f1c8e9b7a10")
+RULES = Rules(probe_name=ProbeName(first="jordan", last="whitfield"))
+MX = "mx.acme.example"
+WAIT = Wait(reason=WaitReason.RATE_LIMIT, detail="scripted")
+FOUND = MxAnswer(status=MxStatus.FOUND, hosts=(MX,))
+
+
+def said(code: int, enhanced: str = "", text: str = "") -> MailboxAnswer:
+    return MailboxAnswer(
+        attempts=(Attempt(host=MX, stage=Stage.RCPT, reply=Reply(code=code, enhanced=enhanced, text=text)),)
+    )
+
+
+YES, NO = said(250), said(550, "5.1.1", "User unknown")
+LISTED = said(554, "5.7.1", "blocked using a list at spamhaus")
+TIMEOUT = MailboxAnswer(attempts=(Attempt(host=MX, stage=Stage.CONNECT, trouble=Trouble.TIMEOUT),))
+
+
+class Scripted:
+    """The whole world as one list of answers: each question takes the next, and one too many fails the test."""
+
+    def __init__(self, *answers: object, tier2_off: str | None = "Tier-2 is off") -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+        self.closed: list[Held | None] = []
+        self.tier2_off = tier2_off
+
+    def world(self) -> World:
+        return World(
+            spine=self, resolver=self, permits=self, controls=self, refusals=self, tier2=self, probers=self.prober
+        )
+
+    def prober(self, stopwatch: Stopwatch) -> Scripted:
+        self.stopwatch = stopwatch
+        return self
+
+    async def next(self, asked: str) -> Any:
+        self.asked.append(asked)
+        answer = self.answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    async def lookup(self, outreach_id: UUID) -> SpineAnswer | Wait:
+        answer: SpineAnswer | Wait = await self.next(f"spine {outreach_id}")
+        return answer
+
+    async def mx_lookup(self) -> Wait | None:
+        permit: Wait | None = await self.next("permit")
+        return permit
+
+    async def begin_probe(self, domain: str, provider: str) -> Wait:
+        raise AssertionError(f"the driver takes no lease: {domain} {provider}")
+
+    async def lookup_mx(self, domain: str) -> MxAnswer:
+        answer: MxAnswer = await self.next(f"mx {domain}")
+        return answer
+
+    async def ask(self, address: Address, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
+        answer: MailboxAnswer | Wait = await self.next(f"{address.local_part} of {','.join(hosts)}")
+        return answer
+
+    async def close(self, *, refused: Held | None = None) -> None:
+        self.closed.append(refused)
+
+    async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
+        answer: ControlAnswer | Wait = await self.next(f"control {kind}")
+        return answer
+
+    async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:
+        del held
+        answer: Wait | None = await self.next(f"judge {domain} {provider}")
+        return answer
+
+    def off_because(self) -> str | None:
+        return self.tier2_off
+
+    async def verify(self, outreach_id: UUID, address: Address) -> VerifyAnswer | Wait:
+        del outreach_id
+        answer: VerifyAnswer | Wait = await self.next(f"verify {address}")
+        return answer
+
+
+def driver(scripted: Scripted, **more: Any) -> PassDriver:
+    return PassDriver(ID, RULES, scripted.world(), deadline_s=5.0, **more)
+
+
+SPINE = SpineAnswer(found=True, domain="Acme.example")
+
+
+async def test_a_pass_from_the_spine_to_a_verdict() -> None:
+    scripted = Scripted(SPINE, None, FOUND, YES, NO)
+    run = driver(scripted)
+    verdict = await run.run()
+    assert isinstance(verdict, Passed)
+    assert (verdict.method_type, verdict.confidence) == ("first.last", 0.95)
+    assert scripted.asked[:4] == [f"spine {ID}", "permit", "mx acme.example", f"jordan.whitfield of {MX}"]
+    assert [e.key for e in run.exchanges] == ["spine", "mx", "rcpt:first.last", "rcpt:random"]
+    assert run.exchanges[2].asked == "jordan.whitfield@acme.example"
+    assert all(e.at.endswith("Z") for e in run.exchanges)
+    assert scripted.closed == [None]
+
+
+async def test_a_wait_keeps_the_answers_and_resuming_asks_none_of_them_again() -> None:
+    first = Scripted(SPINE, None, FOUND, NO, NO, WAIT)
+    waiting = await driver(first).run()
+    assert isinstance(waiting, Waiting)
+    assert (waiting.wait, waiting.pending) == (WAIT, None)
+    assert [e.key for e in waiting.exchanges] == ["spine", "mx", "rcpt:first.last", "rcpt:firstlast"]
+    assert first.closed == [None]
+
+    second = Scripted(YES, NO)
+    run = driver(second, kept=from_json(to_json(waiting.exchanges)), spent_s=waiting.spent_s)
+    assert isinstance(await run.run(), Passed)
+    assert second.asked[0] == f"j.whitfield of {MX}"
+    assert run.exchanges[: len(waiting.exchanges)] == waiting.exchanges
+
+
+@pytest.mark.parametrize("at", ["spine", "permit", "control", "tier2"])
+async def test_every_question_may_have_to_wait(at: str) -> None:
+    answers: dict[str, list[object]] = {
+        "spine": [WAIT],
+        "permit": [SPINE, WAIT],
+        "control": [SPINE, None, MxAnswer(status=MxStatus.NXDOMAIN), WAIT],
+        "tier2": [SPINE, None, FOUND, TIMEOUT, ControlAnswer(detail="ok"), WAIT],
+    }
+    scripted = Scripted(*answers[at], tier2_off=None)
+    waiting = await driver(scripted).run()
+    assert isinstance(waiting, Waiting)
+    assert waiting.wait is WAIT
+    assert scripted.answers == []
+
+
+async def test_no_mx_fails_only_after_a_control() -> None:
+    scripted = Scripted(SPINE, None, MxAnswer(status=MxStatus.NXDOMAIN), ControlAnswer(detail="ok"))
+    verdict = await driver(scripted).run()
+    assert isinstance(verdict, Failed)
+    assert verdict.code is FailureCode.NO_MX
+    assert scripted.asked[-1] == "control dns"
+
+
+async def test_a_reply_about_us_whose_scope_is_open_is_pending_and_its_pattern_unasked() -> None:
+    scripted = Scripted(SPINE, None, FOUND, NO, LISTED, WAIT)
+    run = driver(scripted)
+    waiting = await run.run()
+    assert isinstance(waiting, Waiting)
+    assert waiting.pending is not None
+    assert (waiting.pending.key, waiting.pending.answer) == ("rcpt:firstlast", LISTED)
+    assert [e.key for e in waiting.exchanges] == [e.key for e in run.exchanges] == ["spine", "mx", "rcpt:first.last"]
+    assert scripted.asked[-1] == "judge acme.example acme.example"
+    assert scripted.closed[0] is not None
+
+
+async def test_a_private_policy_is_settled_and_not_asked_again() -> None:
+    scripted = Scripted(SPINE, None, FOUND, LISTED, None, YES, NO)
+    run = driver(scripted)
+    assert isinstance(await run.run(), Passed)
+    settled = run.exchanges[2].answer
+    assert isinstance(settled, MailboxAnswer)
+    assert settled.settled
+    assert scripted.asked[3:6] == [
+        f"jordan.whitfield of {MX}",
+        "judge acme.example acme.example",
+        f"jordanwhitfield of {MX}",
+    ]
+
+
+async def test_a_pending_answer_that_is_given_back_is_judged_without_asking() -> None:
+    first = await driver(Scripted(SPINE, None, FOUND, LISTED, WAIT)).run()
+    assert isinstance(first, Waiting)
+    assert first.pending is not None
+    scripted = Scripted(None, YES, NO)
+    assert isinstance(await driver(scripted, kept=[*first.exchanges, first.pending]).run(), Passed)
+    assert scripted.asked[0] == "judge acme.example acme.example"
+
+
+async def test_answers_that_fit_no_longer_are_dropped_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
+    kept = [Exchange(key="spine", answer=SPINE), Exchange(key="rcpt:gone", answer=NO)]
+    scripted = Scripted(WAIT)
+    with caplog.at_level(logging.WARNING):
+        waiting = await driver(scripted, kept=kept).run()
+    assert isinstance(waiting, Waiting)
+    assert waiting.exchanges == ()
+    assert "rcpt:gone" in caplog.text
+
+
+async def test_a_paid_answer_is_read_even_if_tier2_was_turned_off_since() -> None:
+    answers = [SPINE, FOUND, TIMEOUT, ControlAnswer(detail="ok"), VerifyAnswer(status=VerifyStatus.VALID)]
+    keys = ["spine", "mx", "rcpt:first.last", "control:smtp", "verify"]
+    kept = [Exchange(key=key, answer=answer) for key, answer in zip(keys, answers, strict=True)]  # type: ignore[arg-type]
+    verdict = await driver(Scripted(tier2_off="the month's budget is spent"), kept=kept).run()
+    assert isinstance(verdict, Passed)
+
+
+@pytest.mark.parametrize("error", [OSError(24, "too many open files"), asyncio.CancelledError()], ids=["bug", "cancel"])
+async def test_whatever_ends_a_pass_closes_its_prober_and_keeps_its_answers(error: BaseException) -> None:
+    scripted = Scripted(SPINE, None, FOUND, NO, error)
+    run = driver(scripted)
+    with pytest.raises(type(error)):
+        await run.run()
+    assert scripted.closed == [None]
+    assert [e.key for e in run.exchanges] == ["spine", "mx", "rcpt:first.last"]
+
+
+async def test_a_used_up_deadline_leaves_the_mx_unavailable() -> None:
+    scripted = Scripted(SPINE, None, WAIT)
+    run = PassDriver(ID, RULES, scripted.world(), deadline_s=1.0, spent_s=1.0)
+    assert isinstance(await run.run(), Waiting)
+    assert run.exchanges[-1].answer == MxAnswer(status=MxStatus.UNAVAILABLE, detail="the pass deadline was reached")
+
+
+async def test_the_middle_stage_alone_needs_no_spine() -> None:
+    def flow() -> Any:
+        return middle_stage(ID, "acme.example", RULES, tier2_off="Tier-2 is off")
+
+    maker: Callable[[], Any] = flow
+    scripted = Scripted(None, FOUND, LISTED, None, YES, NO)
+    assert isinstance(await driver(scripted, flow=maker).run(), Passed)
+
+
+async def test_waiting_for_servers_is_all_that_counts() -> None:
+    class Slow(Scripted):
+        async def next(self, asked: str) -> Any:
+            await asyncio.sleep({"permit": 0.2, "mx acme.example": 0.02}.get(asked, 0))
+            return await super().next(asked)
+
+    run = driver(Slow(SPINE, None, FOUND, WAIT), spent_s=1.0)
+    await run.run()
+    assert 1.015 < run.spent_s < 1.2

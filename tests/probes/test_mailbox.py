@@ -1,0 +1,337 @@
+"""How does a pass reach a company's servers, and what does it cost?"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ct_stream.gate.patterns import Address
+from ct_stream.gate.questions import Attempt, MailboxAnswer, Trouble
+from ct_stream.gate.replies import Stage
+from ct_stream.gate.verdicts import Held, HeldBy
+from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.probes.mailbox import MailboxProber
+from ct_stream.probes.mx import NameTrouble
+from ct_stream.probes.smtp import SmtpSettings
+from ct_stream.probes.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from tests.probes.conftest import Dialogue, MailFarm, SmtpServer
+
+NO = "550 5.1.1 User unknown"
+YES = "250 2.1.5 ok"
+MX1, MX2, MX3, MX4 = "mx1.acme.example", "mx2.acme.example", "mx3.acme.example", "mx4.acme.example"
+CAPPED = Wait(reason=WaitReason.DAILY_CAP, detail="scripted")
+
+
+class Permits:
+    """Leases without limits that write down what is taken and given back."""
+
+    def __init__(self, *, begin: Wait | None = None, waits_at: int = -1) -> None:
+        self.log: list[str] = []
+        self.refused: Held | None = None
+        self._begin = begin
+        self._sessions_left = waits_at
+
+    async def mx_lookup(self) -> Wait | None:
+        raise AssertionError("a prober looks up no MX")
+
+    async def begin_probe(self, domain: str, provider: str) -> Permits | Wait:
+        self.log.append(f"begin {domain} {provider}")
+        return self._begin or self
+
+    async def next_session(self) -> Wait | None:
+        if self._sessions_left == 0:
+            return CAPPED
+        self._sessions_left -= 1
+        self.log.append("session")
+        return None
+
+    def session_ended(self) -> None:
+        self.log.append("ended")
+
+    async def release(self, *, greeted: bool, refused: Held | None) -> None:
+        self.log.append("greeted" if greeted else "not greeted")
+        self.refused = refused
+
+
+class Names:
+    """Host names with their addresses; another name fails the test."""
+
+    def __init__(self, **hosts: tuple[str, ...] | NameTrouble) -> None:
+        self.hosts = {f"{host}.acme.example": found for host, found in hosts.items()}
+        self.asked: list[str] = []
+
+    async def lookup_addresses(self, host: str) -> tuple[str, ...] | NameTrouble:
+        self.asked.append(host)
+        return self.hosts[host]
+
+
+def prober(
+    farm: MailFarm, names: Names, permits: Permits, *, deadline_s: float = 5.0, command_s: float = 1.0
+) -> MailboxProber:
+    settings = SmtpSettings(
+        helo="gate.example",
+        mail_from="probe@gate.example",
+        port=farm.port,
+        connect_s=0.5,
+        command_s=command_s,
+        quit_s=0.05,
+    )
+    return MailboxProber(resolver=names, permits=permits, settings=settings, stopwatch=Stopwatch(deadline_s))
+
+
+async def ask(asker: MailboxProber, local_part: str, *hosts: str) -> MailboxAnswer:
+    answer = await asker.ask(Address(local_part=local_part, domain="acme.example"), hosts or (MX1,))
+    assert isinstance(answer, MailboxAnswer)
+    return answer
+
+
+def ends(answer: MailboxAnswer) -> list[tuple[str, Stage, Trouble | int | None]]:
+    return [(a.host[:3], a.stage, a.reply.code if a.reply else a.trouble) for a in answer.attempts]
+
+
+async def test_all_questions_go_over_one_session(farm: MailFarm) -> None:
+    locals_ = [f"p{n}" for n in range(9)]
+    server = await farm.server(farm.hello(*(farm.rcpt(name, NO) for name in locals_)))
+    permits = Permits()
+    asker = prober(farm, Names(mx1=(server.ip,)), permits)
+    for name in locals_:
+        assert ends(await ask(asker, name)) == [("mx1", Stage.RCPT, 550)]
+    await asker.close()
+    assert server.connections == 1
+    assert permits.log == ["begin acme.example acme.example", "session", "ended", "greeted"]
+
+
+async def test_after_nine_questions_the_session_is_over(farm: MailFarm) -> None:
+    locals_ = [f"p{n}" for n in range(10)]
+    first: Dialogue = farm.hello(*(farm.rcpt(name, NO) for name in locals_[:9]))
+    server = await farm.server(first, farm.hello(farm.rcpt("p9", NO)))
+    permits = Permits()
+    asker = prober(farm, Names(mx1=(server.ip,)), permits)
+    for name in locals_:
+        await ask(asker, name)
+    await asker.close()
+    assert server.connections == 2
+    assert permits.log[1:] == ["session", "ended", "session", "ended", "greeted"]
+
+
+async def test_after_421_the_remaining_patterns_go_over_a_new_session(farm: MailFarm) -> None:
+    server = await farm.server(
+        farm.hello(farm.rcpt("a", NO), farm.rcpt("b", "421 4.7.0 too many errors")), farm.hello(farm.rcpt("c", NO))
+    )
+    permits = Permits()
+    asker = prober(farm, Names(mx1=(server.ip,)), permits)
+    assert [ends(await ask(asker, name))[-1][2] for name in "abc"] == [550, 421, 550]
+    await asker.close()
+    assert [line for line in server.commands if line.startswith("RCPT")] == [
+        f"RCPT TO:<{name}@acme.example>" for name in "abc"
+    ]
+
+
+@pytest.mark.parametrize("noticed", [True, False], ids=["noticed before the next", "not yet noticed"])
+async def test_a_server_that_hangs_up_after_the_first_550_is_asked_the_rest_anew(farm: MailFarm, noticed: bool) -> None:
+    server = await farm.server(*(farm.hello(farm.rcpt(name, NO)) for name in "abc"))
+    server.hang_up_after = True
+    asker = prober(farm, Names(mx1=(server.ip,)), Permits())
+    for name in "abc":
+        answer = await ask(asker, name)
+        assert ends(answer)[-1] == ("mx1", Stage.RCPT, 550)
+        await asyncio.sleep(0.02 if noticed else 0)
+    await asker.close()
+    assert server.connections == 3
+
+
+async def test_a_server_that_hangs_up_on_the_question_itself_has_answered_it(farm: MailFarm) -> None:
+    server = await farm.server(farm.hello(farm.rcpt("a", None)))
+    asker = prober(farm, Names(mx1=(server.ip,)), Permits())
+    assert ends(await ask(asker, "a")) == [("mx1", Stage.RCPT, Trouble.CLOSED)]
+    await asker.close()
+
+
+async def test_a_question_that_met_a_closed_session_is_put_once_more(farm: MailFarm) -> None:
+    server = await farm.server(farm.hello(farm.rcpt("a", NO), farm.rcpt("b", None)), farm.hello(farm.rcpt("b", NO)))
+    asker = prober(farm, Names(mx1=(server.ip,)), Permits())
+    await ask(asker, "a")
+    assert ends(await ask(asker, "b")) == [("mx1", Stage.RCPT, Trouble.CLOSED), ("mx1", Stage.RCPT, 550)]
+    await asker.close()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(["554 5.7.1 no"], id="banner"),
+        pytest.param(["GARBAGE"], id="garbage"),
+        pytest.param(["220 mx", ("EHLO gate.example", None)], id="hangs up"),
+        pytest.param(["220 mx", ("EHLO gate.example", "451 4.3.0 later")], id="EHLO refused"),
+    ],
+)
+async def test_trouble_before_rcpt_goes_on_to_the_next_host(farm: MailFarm, bad: Dialogue) -> None:
+    first = await farm.server(bad)
+    second = await farm.server(farm.hello(farm.rcpt("info", YES)))
+    permits = Permits()
+    asker = prober(farm, Names(mx1=(first.ip,), mx2=(second.ip,)), permits)
+    answer = await ask(asker, "info", MX1, MX2)
+    assert len(answer.attempts) == 2
+    assert ends(answer)[-1] == ("mx2", Stage.RCPT, 250)
+    await asker.close()
+    assert permits.log.count("session") == permits.log.count("ended") == 2
+
+
+async def test_the_next_address_of_a_host_comes_before_the_next_host(farm: MailFarm) -> None:
+    server = await farm.server(farm.hello(farm.rcpt("info", YES)))
+    names = Names(mx1=(farm.no_answer_ip(), server.ip), mx2=(server.ip,))
+    asker = prober(farm, names, Permits())
+    answer = await ask(asker, "info", MX1, MX2)
+    assert ends(answer) == [("mx1", Stage.CONNECT, Trouble.REFUSED), ("mx1", Stage.RCPT, 250)]
+    await asker.close()
+
+
+async def test_the_address_that_answered_is_the_first_one_at_the_next_session(farm: MailFarm) -> None:
+    server = await farm.server(farm.hello(farm.rcpt("a", "421 bye")), farm.hello(farm.rcpt("b", NO)))
+    names = Names(mx1=(farm.no_answer_ip(), server.ip))
+    asker = prober(farm, names, Permits())
+    assert len((await ask(asker, "a")).attempts) == 2
+    assert len((await ask(asker, "b")).attempts) == 1
+    await asker.close()
+    assert names.asked == [MX1]
+
+
+async def test_at_most_three_hosts_are_tried(farm: MailFarm) -> None:
+    await farm.server()
+    none = (farm.no_answer_ip(),)
+    asker = prober(farm, Names(mx1=none, mx2=none, mx3=none), Permits())
+    answer = await ask(asker, "info", MX1, MX2, MX3, MX4)
+    assert ends(answer) == [(host, Stage.CONNECT, Trouble.REFUSED) for host in ("mx1", "mx2", "mx3")]
+    await asker.close()
+
+
+@pytest.mark.parametrize("trouble", [Trouble.UNROUTABLE, Trouble.NO_ADDRESS, Trouble.NAME_LOOKUP])
+async def test_a_host_without_a_usable_address_takes_no_lease_and_no_connection(
+    farm: MailFarm, trouble: Trouble
+) -> None:
+    permits = Permits()
+    asker = prober(farm, Names(mx1=NameTrouble(trouble=trouble, detail="why")), permits)
+    answer = await ask(asker, "info")
+    assert answer.attempts == (Attempt(host=MX1, stage=Stage.CONNECT, trouble=trouble, detail="why"),)
+    await asker.close()
+    assert permits.log == []
+
+
+@pytest.mark.parametrize("literal", ["192.0.2.1", "[192.0.2.1]", "127.1", "2606:4700::1", "0x7f000001", "2130706433"])
+async def test_an_mx_that_is_an_ip_literal_makes_no_connection(farm: MailFarm, literal: str) -> None:
+    permits = Permits()
+    asker = prober(farm, Names(), permits)
+    answer = await ask(asker, "info", literal)
+    assert answer.attempts[0].trouble is Trouble.UNROUTABLE
+    assert answer.attempts[0].detail == "MX is an IP literal"
+    await asker.close()
+    assert permits.log == []
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in the handshake", "after the handshake"])
+async def test_a_broken_starttls_is_followed_by_a_session_without_tls(farm: MailFarm, late: bool) -> None:
+    offer = "250-mx\n250 STARTTLS"
+    broken: Dialogue = [
+        "220 mx",
+        ("EHLO gate.example", offer),
+        ("STARTTLS", "220 go" if late else "220 go\njunk"),
+        ("EHLO gate.example", None) if late else b"junk\r\n" * 20,
+    ]
+    server = await farm.server(
+        broken,
+        farm.hello(farm.rcpt("a", "421 bye"), ehlo=offer),
+        farm.hello(farm.rcpt("b", NO), ehlo=offer),
+        tls=farm.self_signed() if late else None,
+    )
+    server.hang_up_after = True
+    permits = Permits()
+    asker = prober(farm, Names(mx1=(server.ip,)), permits, command_s=0.3)
+    assert ends(await ask(asker, "a")) == [("mx1", Stage.STARTTLS, Trouble.TLS), ("mx1", Stage.RCPT, 421)]
+    assert ends(await ask(asker, "b")) == [("mx1", Stage.RCPT, 550)]
+    await asker.close()
+    assert permits.log.count("session") == 3
+
+
+async def test_a_wait_for_the_lease_is_handed_on(farm: MailFarm) -> None:
+    permits = Permits(begin=CAPPED)
+    asker = prober(farm, Names(mx1=("127.0.0.1",)), permits)
+    assert await asker.ask(Address(local_part="info", domain="acme.example"), (MX1,)) is CAPPED
+    await asker.close()
+    assert permits.log == ["begin acme.example acme.example"]
+
+
+async def test_a_wait_for_the_next_session_is_handed_on_and_the_lease_given_back(farm: MailFarm) -> None:
+    server = await farm.server(farm.hello(farm.rcpt("a", "421 bye")))
+    permits = Permits(waits_at=1)
+    asker = prober(farm, Names(mx1=(server.ip,)), permits)
+    await ask(asker, "a")
+    assert await asker.ask(Address(local_part="b", domain="acme.example"), (MX1,)) is CAPPED
+    await asker.close()
+    assert permits.log[-1] == "greeted"
+
+
+async def test_without_a_banner_nobody_greeted_us(farm: MailFarm) -> None:
+    server = await farm.server(["554 5.7.1 no"])
+    permits = Permits()
+    held = Held(by=HeldBy.REFUSED, host=MX1, reason="scripted")
+    asker = prober(farm, Names(mx1=(server.ip,)), permits)
+    await ask(asker, "info")
+    await asker.close(refused=held)
+    assert permits.log[-1] == "not greeted"
+    assert permits.refused is held
+
+
+async def test_a_used_up_deadline_asks_no_server(farm: MailFarm) -> None:
+    asker = prober(farm, Names(mx1=("127.0.0.1",)), Permits(), deadline_s=0.0)
+    assert ends(await ask(asker, "info", MX1, MX2)) == [("mx1", Stage.CONNECT, Trouble.DEADLINE)]
+    await asker.close()
+
+
+async def test_a_tarpit_ends_inside_the_deadline_and_asks_no_further_host(farm: MailFarm) -> None:
+    server = await farm.server(["220 mx", ("EHLO gate.example", b"")])
+    asker = prober(farm, Names(mx1=(server.ip,)), Permits(), deadline_s=0.1)
+    assert ends(await ask(asker, "info", MX1, MX2)) == [("mx1", Stage.HELO, Trouble.DEADLINE)]
+    await asker.close()
+
+
+async def test_the_time_for_leases_does_not_count(farm: MailFarm) -> None:
+    class Slow(Permits):
+        async def next_session(self) -> Wait | None:
+            await asyncio.sleep(0.05)
+            return await super().next_session()
+
+    server = await farm.server(farm.hello(farm.rcpt("info", YES)))
+    asker = prober(farm, Names(mx1=(server.ip,)), Slow(), deadline_s=0.04)
+    assert ends(await ask(asker, "info"))[-1][2] == 250
+    await asker.close()
+
+
+async def test_a_cancelled_pass_gives_its_lease_back(farm: MailFarm) -> None:
+    asked = asyncio.Event()
+
+    async def tarpit(server: SmtpServer) -> bytes:
+        del server
+        asked.set()
+        return b""
+
+    server = await farm.server(farm.hello(("RCPT TO:<info@acme.example>", tarpit)))
+    permits = Permits()
+    asker = prober(farm, Names(mx1=(server.ip,)), permits)
+
+    async def one_pass() -> None:
+        try:
+            await ask(asker, "info")
+        finally:
+            await asker.close()
+
+    task = asyncio.create_task(one_pass())
+    await asked.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()  # a second time, while it closes
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert permits.log[-2:] == ["ended", "greeted"]
