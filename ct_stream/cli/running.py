@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -76,7 +77,7 @@ def _doctor(main: click.Group) -> None:
         """
         from ct_stream.ops.doctor import examine
 
-        checks = asyncio.run(examine())
+        checks = asyncio.run(examine(os.environ))
         if as_json:
             print_json(checks)
         else:
@@ -86,6 +87,6 @@ def _doctor(main: click.Group) -> None:
 
 
 def _line(check: Check) -> str:
-    word = {True: "ok     ", False: "problem", None: "not set"}[check.ok]
+    word = {True: "ok     ", False: "problem", None: "note   "}[check.ok]
     line = f"{word}  {check.name}: {check.detail}"
     return f"{line}\n         what to do: {check.action}" if check.action else line

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from ct_stream.local.processes import LocalError
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput
+from ct_stream.probes.toolbox import ToolboxError
 from ct_stream.settings import Settings, SettingsError, load_settings
 from ct_stream.store.migrate import MigrationError
 from ct_stream.stream.topology import TopologyError
@@ -62,6 +63,9 @@ class Program(click.Group):
             return Exit.USAGE
         except click.ClickException as error:
             error.show()
+            return Exit.USAGE
+        except ToolboxError as error:
+            say(f"CT_TOOLBOX: {error}")
             return Exit.USAGE
         except (SettingsError, WrongInput) as error:
             for problem in error.problems:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 import orjson
 
@@ -148,7 +148,7 @@ def _answer_lines(exchange: Exchange) -> list[str]:
             return [f"yes, {detail}" if detail else "yes"]
         case VerifyAnswer(status=status, detail=detail):
             return [f"{status.value} {detail}".strip()]
-    return [ascii(exchange.answer)]
+    assert_never(exchange.answer)
 
 
 def _attempt_line(attempt: Attempt) -> str:

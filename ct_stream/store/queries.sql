@@ -433,3 +433,28 @@ FROM outreach.ct_outcomes AS o WHERE o.source = 'gate';
 SELECT o.outreach_id, coalesce(o.failure_code, o.outcome) AS outcome, o.reason, t.method_type, t.confidence_score,
     t.is_catchall
 FROM outreach.ct_outcomes AS o LEFT JOIN outreach.company_target AS t USING (outreach_id);
+
+-- name: doctor_server
+-- May this login do what the gate does, and nothing more?
+SELECT session_user AS login,
+    pg_is_in_recovery() AS in_recovery,
+    current_setting('transaction_read_only') AS read_only,
+    ARRAY(SELECT r.rolname::text FROM pg_roles AS r WHERE r.rolname LIKE 'ct\_%') AS roles,
+    s.oid IS NOT NULL AS spine,
+    coalesce(
+        (SELECT bool_and(has_column_privilege(a.attrelid, a.attnum, 'SELECT')) FROM pg_attribute AS a
+        WHERE a.attrelid = s.oid AND a.attname IN ('outreach_id', 'domain')), false
+    ) AS reads_domain,
+    coalesce(
+        (SELECT has_column_privilege(a.attrelid, a.attnum, 'SELECT') FROM pg_attribute AS a
+        WHERE a.attrelid = s.oid AND a.attname = 'sovereign_id' AND NOT a.attisdropped), false
+    ) AS reads_sovereign_id,
+    coalesce(
+        (SELECT has_schema_privilege(n.oid, 'USAGE') FROM pg_namespace AS n WHERE n.nspname = 'cl'), false
+    ) AS uses_cl,
+    coalesce(row_security_active(s.oid), false) AS row_security
+FROM (SELECT 1) AS one
+LEFT JOIN (
+    SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'outreach' AND c.relname = 'outreach'
+) AS s ON true;
