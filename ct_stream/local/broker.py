@@ -39,6 +39,12 @@ class EmbeddedBroker:
             raise LocalError("the broker was not started")
         return self._child.pid
 
+    def check_running(self) -> None:
+        """Raise LocalError with the log's last line if the process has ended."""
+        if self._child is None:
+            raise LocalError("the broker was not started")
+        self._child.check_running()
+
     async def __aenter__(self) -> Self:
         self._data_dir.mkdir(parents=True, exist_ok=True)
         require_free_port(self.port, "the broker")

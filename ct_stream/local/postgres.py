@@ -59,6 +59,12 @@ class EmbeddedPostgres:
             raise LocalError("postgres was not started")
         return self._child.pid
 
+    def check_running(self) -> None:
+        """Raise LocalError with the log's last line if the process has ended."""
+        if self._child is None:
+            raise LocalError("postgres was not started")
+        self._child.check_running()
+
     def dsn(self, database: str, user: str = _SUPERUSER, password: str | None = None) -> str:
         """Return the DSN of a database; without `password` the superuser's."""
         secret = quote(self._password if password is None else password, safe="")

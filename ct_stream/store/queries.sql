@@ -328,3 +328,133 @@ WHERE lease_owner = $1;
 -- name: has_own_outcomes
 -- Did a gate of ours ever decide a company here?
 SELECT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.source = 'gate') AS has_outcomes;
+
+-- name: story_outcome
+-- All that is kept of one decided company.
+SELECT o.outreach_id, o.outcome, o.source, o.failure_code, o.reason, o.domain, o.rules_version, o.transcript,
+    o.decided_at, o.recorded_at, o.duration_ms, o.event_topic, o.event_partition, o.event_offset, o.topic,
+    o.published_at
+FROM outreach.ct_outcomes AS o WHERE o.outreach_id = $1;
+
+-- name: story_pass
+-- All that is kept of one undecided company.
+SELECT h.domain, h.since, h.state, h.reason, h.detail, h.what_ends_it, h.exceptions, h.traceback,
+    p.answers, p.event_topic, p.event_partition, p.event_offset
+FROM outreach.ct_held AS h JOIN outreach.ct_passes AS p USING (outreach_id) WHERE h.outreach_id = $1;
+
+-- name: story_spine
+SELECT s.domain FROM outreach.outreach AS s WHERE s.outreach_id = $1;
+
+-- name: story_target
+SELECT t.email_method, t.method_type, t.confidence_score, t.is_catchall, t.execution_status, t.imo_completed_at
+FROM outreach.company_target AS t WHERE t.outreach_id = $1;
+
+-- name: story_errors
+SELECT e.failure_code, e.blocking_reason, e.imo_stage, e.retry_allowed, e.created_at, e.resolved_at, e.resolution_note
+FROM outreach.company_target_errors AS e WHERE e.outreach_id = $1 ORDER BY e.created_at;
+
+-- name: held
+-- Undecided companies, the longest waiting first.
+SELECT h.outreach_id, h.domain, h.since, h.state, h.reason, h.detail, h.what_ends_it
+FROM outreach.ct_held AS h
+WHERE $1::text IS NULL OR h.reason = $1
+ORDER BY h.since LIMIT $2;
+
+-- name: recent_failures
+-- The runbook's "View Recent Failures", of any span and code.
+SELECT e.outreach_id, e.failure_code, e.blocking_reason, e.created_at
+FROM outreach.company_target_errors AS e
+WHERE e.created_at > now() - $1::interval AND ($2::text IS NULL OR e.failure_code = $2)
+ORDER BY e.created_at DESC
+LIMIT $3;
+
+-- name: failure_distribution
+-- The runbook's "Failure Distribution", of any span.
+SELECT e.failure_code, count(*) AS count FROM outreach.company_target_errors AS e
+WHERE e.created_at > now() - $1::interval
+GROUP BY e.failure_code ORDER BY count DESC, e.failure_code;
+
+-- name: pass_rate
+-- The runbook's "Pass Rate", of any span; NULL where nothing was decided.
+SELECT count(*) FILTER (WHERE t.execution_status = 'ready') AS passed,
+    count(*) FILTER (WHERE t.execution_status = 'failed') AS failed,
+    round(100.0 * count(*) FILTER (WHERE t.execution_status = 'ready') / nullif(count(*), 0), 2) AS pass_rate
+FROM outreach.company_target AS t WHERE t.imo_completed_at > now() - $1::interval;
+
+-- name: outcomes_of
+-- What was decided of these companies?
+SELECT o.outreach_id, o.outcome, o.failure_code, o.decided_at FROM outreach.ct_outcomes AS o
+WHERE o.outreach_id = ANY ($1::uuid[]);
+
+-- name: resume_guardrail
+-- See resume_guardrail.
+SELECT outreach.resume_guardrail($1, $2) AS change;
+
+-- name: runbook_recent_failures
+-- The runbook's words, unchanged: "View Recent Failures".
+SELECT outreach_id, failure_code, blocking_reason, created_at
+FROM outreach.company_target_errors
+WHERE created_at > NOW() - INTERVAL '24 hours'
+ORDER BY created_at DESC
+LIMIT 100;
+
+-- name: runbook_failure_distribution
+-- The runbook's words, unchanged: "Failure Distribution".
+SELECT failure_code, COUNT(*) as count
+FROM outreach.company_target_errors
+WHERE created_at > NOW() - INTERVAL '7 days'
+GROUP BY failure_code
+ORDER BY count DESC;
+
+-- name: runbook_pass_rate
+-- The runbook's words, unchanged: "Pass Rate (Last 24h)". Divides by zero on a quiet day.
+SELECT
+  COUNT(*) FILTER (WHERE execution_status = 'ready') as passed,
+  COUNT(*) FILTER (WHERE execution_status = 'failed') as failed,
+  ROUND(100.0 * COUNT(*) FILTER (WHERE execution_status = 'ready') / COUNT(*), 2) as pass_rate
+FROM outreach.company_target
+WHERE imo_completed_at > NOW() - INTERVAL '24 hours';
+
+-- name: progress
+-- How far has the gate come?
+SELECT o.outcome, o.failure_code, count(*) AS companies, count(o.published_at) AS published
+FROM outreach.ct_outcomes AS o GROUP BY o.outcome, o.failure_code;
+
+-- name: latency
+-- From event to outcome, in seconds, and the time in which all were decided.
+SELECT count(*) AS decided,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY o.duration_ms) / 1000 AS p50_s,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY o.duration_ms) / 1000 AS p95_s,
+    extract(epoch FROM max(o.decided_at) - min(o.decided_at - o.duration_ms * interval '1 millisecond')) AS span_s
+FROM outreach.ct_outcomes AS o WHERE o.source = 'gate';
+
+-- name: decided
+-- What was decided of each company, as a plan can be compared with it.
+SELECT o.outreach_id, coalesce(o.failure_code, o.outcome) AS outcome, o.reason, t.method_type, t.confidence_score,
+    t.is_catchall
+FROM outreach.ct_outcomes AS o LEFT JOIN outreach.company_target AS t USING (outreach_id);
+
+-- name: doctor_server
+-- May this login do what the gate does, and nothing more?
+SELECT session_user AS login,
+    pg_is_in_recovery() AS in_recovery,
+    current_setting('transaction_read_only') AS read_only,
+    ARRAY(SELECT r.rolname::text FROM pg_roles AS r WHERE r.rolname LIKE 'ct\_%') AS roles,
+    s.oid IS NOT NULL AS spine,
+    coalesce(
+        (SELECT bool_and(has_column_privilege(a.attrelid, a.attnum, 'SELECT')) FROM pg_attribute AS a
+        WHERE a.attrelid = s.oid AND a.attname IN ('outreach_id', 'domain')), false
+    ) AS reads_domain,
+    coalesce(
+        (SELECT has_column_privilege(a.attrelid, a.attnum, 'SELECT') FROM pg_attribute AS a
+        WHERE a.attrelid = s.oid AND a.attname = 'sovereign_id' AND NOT a.attisdropped), false
+    ) AS reads_sovereign_id,
+    coalesce(
+        (SELECT has_schema_privilege(n.oid, 'USAGE') FROM pg_namespace AS n WHERE n.nspname = 'cl'), false
+    ) AS uses_cl,
+    coalesce(row_security_active(s.oid), false) AS row_security
+FROM (SELECT 1) AS one
+LEFT JOIN (
+    SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'outreach' AND c.relname = 'outreach'
+) AS s ON true;

@@ -27,8 +27,8 @@ async def outside_consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer
     consumer = AIOKafkaConsumer(
         **kafka_options(settings), client_id="ct-stream-look", group_id=None, enable_auto_commit=False
     )
-    await consumer.start()
     try:
+        await consumer.start()
         yield consumer
     finally:
         await consumer.stop()

@@ -1,0 +1,62 @@
+"""The command that asks the world about one domain, without an event."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from ct_stream.cli.shared import Exit, command, json_option, print_json, safe, say, settings
+from ct_stream.ops.story import exchange_lines
+
+if TYPE_CHECKING:
+    from ct_stream.ops.check import Checked
+
+_EXITS = {"PASS": Exit.OK, "FAIL": Exit.FOUND, "HELD": Exit.HELD}
+
+
+def add_to(main: click.Group) -> None:
+    """Add this command to the program."""
+
+    @command(
+        main,
+        "check",
+        examples=["ct-stream check example.com", "ct-stream check example.com --json | jq .email_method"],
+    )
+    @click.argument("domain")
+    @json_option
+    def check(domain: str, as_json: bool) -> int:
+        """Ask DNS and mail servers about DOMAIN as stage M does: no event, no outcome, nothing recorded.
+
+        Needs CT_SMTP_HELO and CT_SMTP_MAIL_FROM. With CT_POSTGRES_DSN it counts against the limits that all workers
+        share and obeys halts. Exits 0 for PASS, 1 for FAIL, 2 for HELD (something of ours stands in the way).
+        """
+        from ct_stream.ops import check as checking
+        from ct_stream.probes.toolbox import load_toolbox
+        from ct_stream.wiring.probing import make_probing
+
+        chosen = settings()
+        chosen.require("smtp_helo", "smtp_mail_from")
+        if chosen.postgres_dsn is None:
+            say("CT_POSTGRES_DSN is not set: limits are kept in this process only, and halts are not seen")
+        toolbox = load_toolbox(chosen.toolbox)
+        checked = asyncio.run(checking.check(chosen, toolbox, make_probing(chosen), domain))
+        if as_json:
+            print_json(checked)
+        else:
+            for line in _lines(checked):
+                click.echo(safe(line))
+        return _EXITS[checked.outcome]
+
+
+def _lines(checked: Checked) -> list[str]:
+    lines = [f"  {line}" for line in exchange_lines(checked.transcript)]
+    word = " ".join(part for part in (checked.outcome, checked.failure_code, checked.held_by) if part)
+    if checked.outcome == "PASS":
+        catchall = ", catch-all" if checked.is_catchall else ""
+        word += f" {checked.email_method} ({checked.method_type}, {checked.confidence_score:g}{catchall})"
+    lines.append(f"{checked.domain}: {word}")
+    if checked.reason:
+        lines.append(f"reason: {checked.reason}")
+    return lines

@@ -1,0 +1,159 @@
+"""Commands about topics: make them, send to one, read one."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ct_stream.cli.shared import Moment, command, json_option, print_json, print_json_line, print_table, safe, settings
+from ct_stream.ops import publish as publishing
+from ct_stream.ops import replay as replaying
+from ct_stream.ops.troubles import kafka_answers
+from ct_stream.stream.topology import SPINE_CREATED, create_topics
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+def add_to(main: click.Group) -> None:
+    """Add these commands to the program."""
+    for add in (_topics, _publish, _replay, _lag):
+        add(main)
+
+
+def _topics(main: click.Group) -> None:
+    @command(main, "topics", examples=["ct-stream topics", "ct-stream topics --replication 3"])
+    @click.option(
+        "--replication",
+        type=click.IntRange(1, 100),
+        help="Copies of each partition; by default 3, or the number of brokers where there are fewer.",
+    )
+    @json_option
+    def topics(replication: int | None, as_json: bool) -> None:
+        """Make the topics that are missing. An existing spine.created gives the number of partitions."""
+        chosen = settings()
+        chosen.require("kafka_bootstrap")
+        with kafka_answers(chosen.kafka_bootstrap):
+            made, counts = asyncio.run(create_topics(chosen, replication=replication))
+        if as_json:
+            print_json({"made": made, "partitions": counts})
+            return
+        print_table(
+            ["topic", "partitions", ""],
+            [(name, count, "made" if name in made else "there already") for name, count in counts.items()],
+            empty="no topics",
+        )
+
+
+def _publish(main: click.Group) -> None:
+    @command(
+        main,
+        "publish",
+        examples=[
+            "ct-stream publish companies.jsonl",
+            "echo 4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11 | ct-stream publish --ids -",
+        ],
+    )
+    @click.argument("file", type=click.File(encoding="utf-8", errors="surrogateescape"), default="-")
+    @click.option("--ids", is_flag=True, help="Each line is a bare outreach_id.")
+    @json_option
+    def publish(file: Any, ids: bool, as_json: bool) -> None:
+        """Send a spine.created event for each line of FILE: a JSON object with an outreach_id.
+
+        All lines are checked before the first event is sent. The spine is not written: the company must be in it.
+        """
+        events = publishing.read_events(file, ids=ids)
+        count = asyncio.run(publishing.publish(settings(), events))
+        if as_json:
+            print_json({"published": count, "topic": SPINE_CREATED})
+        else:
+            click.echo(f"{count} events published to {SPINE_CREATED}")
+
+
+def _replay(main: click.Group) -> None:
+    @command(
+        main,
+        "replay",
+        examples=[
+            "ct-stream replay",
+            "ct-stream replay --topic ct.fail --limit 20",
+            "ct-stream replay --partition 3 --from-offset 1200 --json",
+            "ct-stream replay --from-time 2026-01-07T12:00:00Z --json | jq -r .outreach_id",
+        ],
+    )
+    @click.option("--topic", type=click.Choice(replaying.TOPICS), default=SPINE_CREATED, show_default=True)
+    @click.option("--partition", type=click.IntRange(0), help="Only this partition.")
+    @click.option("--from-offset", type=click.IntRange(0), help="Begin at this offset of each partition read.")
+    @click.option("--from-time", type=Moment(), help="Begin at the first record of this time or later.")
+    @click.option("--limit", type=click.IntRange(1), help="At most so many records.")
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+    def replay(
+        topic: str,
+        partition: int | None,
+        from_offset: int | None,
+        from_time: datetime | None,
+        limit: int | None,
+        as_json: bool,
+    ) -> None:
+        """Read a topic and tell what became of each record. Read-only: no group, no commit, nothing is sent.
+
+        With CT_POSTGRES_OPS_DSN each record comes with its outcome from the ledger.
+        """
+        if from_offset is not None and from_time is not None:
+            raise click.UsageError("--from-offset and --from-time are two ways to say where to begin; give one")
+        chosen = settings()
+
+        async def read() -> None:
+            count = 0
+            if not as_json:
+                click.echo(_HEADER)
+            records = replaying.replay(
+                chosen,
+                topic=topic,
+                partition=partition,
+                from_offset=from_offset,
+                from_time=from_time,
+                limit=limit,
+            )
+            async with aclosing(records):
+                async for told in records:
+                    count += 1
+                    if as_json:
+                        print_json_line(told)
+                    else:
+                        click.echo(safe(_line(told)))
+            if not as_json:
+                click.echo(f"{count} records of {topic}", err=True)
+
+        asyncio.run(read())
+
+
+def _lag(main: click.Group) -> None:
+    @command(main, "lag", examples=["ct-stream lag", "ct-stream lag --json"])
+    @json_option
+    def lag(as_json: bool) -> None:
+        """Count the records of spine.created that the gate has not committed yet."""
+        count = asyncio.run(replaying.lag(settings()))
+        if as_json:
+            print_json({"lag": count})
+        else:
+            click.echo(f"{count} records of {SPINE_CREATED} are not committed yet")
+
+
+_HEADER = f"{'par':>3} {'offset':>8}  {'time':24}  {'company':36}  outcome"
+
+
+def _line(told: replaying.Record) -> str:
+    """Return a record as one line: where it is, which company, what became of it."""
+    where = f"{told['partition']:>3} {told['offset']:>8}  {told['time'] or '':24}"
+    if told["unreadable"] is not None:
+        return f"{where}  unreadable: {told['unreadable']}"
+    who = str(told["outreach_id"] or told["key"] or "-")
+    became = ""
+    if "outcome" in told:
+        outcome = told["outcome"]
+        became = "no outcome yet" if outcome is None else outcome["failure_code"] or outcome["outcome"]
+    return f"{where}  {who:36}  {became}".rstrip()

@@ -1,0 +1,30 @@
+"""Which commands are there? One import for each file of them."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+from ct_stream.cli import asking, demo, kafka, local, reports, running
+from ct_stream.cli.shared import EXIT_CODES, Program
+
+
+def _version() -> str:
+    try:
+        return version("ct-stream")
+    except PackageNotFoundError:  # run from a source tree
+        return "unreleased"
+
+
+@click.group(cls=Program, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(_version(), prog_name="ct-stream")
+def main() -> None:
+    """The Company Target gate: decides once, and for good, whether a company can be reached by mail.
+
+    Settings come from the environment (CT_...); the README lists them. `ct-stream demo` shows everything without any.
+    """
+
+
+for module in (demo, local, running, kafka, asking, reports):
+    module.add_to(main)

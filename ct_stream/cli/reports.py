@@ -1,0 +1,185 @@
+"""Commands that read what the gate has recorded, as ct_ops."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from ct_stream.cli.shared import Exit, Since, command, json_option, print_json, print_table, safe, settings
+from ct_stream.gate.failures import FailureCode
+from ct_stream.ops import reports
+from ct_stream.ops.story import story, story_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+_CODES = [code.value for code in FailureCode]
+_DAY = timedelta(hours=24)
+_WEEK = timedelta(days=7)
+
+
+def add_to(main: click.Group) -> None:
+    """Add these commands to the program."""
+    for add in (_show, _held, _failures, _distribution, _pass_rate, _guardrails):
+        add(main)
+
+
+def _since(default: timedelta, text: str) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    return click.option("--since", type=Since(), default=default, show_default=text, help="How far back: 30m, 24h, 7d.")
+
+
+def _limit(default: int) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    return click.option(
+        "--limit", type=click.IntRange(1, 100_000), default=default, show_default=True, help="At most so many rows."
+    )
+
+
+def _show(main: click.Group) -> None:
+    @command(
+        main,
+        "show",
+        examples=[
+            "ct-stream show 4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11",
+            "ct-stream show 4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11 --json | jq .outcome.failure_code",
+        ],
+    )
+    @click.argument("outreach_id", type=click.UUID)
+    @json_option
+    def show(outreach_id: UUID, as_json: bool) -> int:
+        """Tell the story of one company: its event, each question with its answer, its outcome and its rows.
+
+        Exits 1 when nothing at all is known of it.
+        """
+        told = asyncio.run(story(settings(), outreach_id))
+        if as_json:
+            print_json(told)
+        else:
+            for line in story_lines(told):
+                click.echo(safe(line))
+        return Exit.FOUND if told["state"] == "unknown" else Exit.OK
+
+
+def _held(main: click.Group) -> None:
+    @command(main, "held", examples=["ct-stream held", "ct-stream held --reason provider_closed --json"])
+    @click.option("--reason", help="Only companies that wait for this reason, such as daily_cap.")
+    @_limit(50)
+    @json_option
+    def held(reason: str | None, limit: int, as_json: bool) -> None:
+        """List companies without a verdict: why each one waits, since when, and what ends its wait."""
+        groups, companies = asyncio.run(reports.held(settings(), reason=reason, limit=limit))
+        if as_json:
+            print_json({"by_reason": groups, "companies": companies})
+            return
+        print_table(
+            ["reason", "state", "companies", "oldest"],
+            [(g["reason"], g["state"], g["companies"], g["oldest"]) for g in groups],
+            empty="no company is held",
+        )
+        if companies:
+            click.echo()
+            print_table(
+                ["outreach_id", "domain", "since", "reason", "why", "what ends it"],
+                [
+                    (c["outreach_id"], c["domain"], c["since"], c["reason"], c["detail"], c["what_ends_it"])
+                    for c in companies
+                ],
+                empty="",
+            )
+
+
+def _failures(main: click.Group) -> None:
+    @command(
+        main,
+        "failures",
+        examples=["ct-stream failures", "ct-stream failures --since 7d --code CT-M-NO-MX --limit 1000 --json"],
+    )
+    @_since(_DAY, "24h")
+    @click.option("--code", type=click.Choice(_CODES), help="Only this failure code.")
+    @_limit(100)
+    @json_option
+    def failures(since: timedelta, code: str | None, limit: int, as_json: bool) -> None:
+        """List recent failures, newest first, with the runbook's meaning, action and escalation."""
+        rows = asyncio.run(reports.failures(settings(), since=since, code=code, limit=limit))
+        if as_json:
+            print_json(rows)
+            return
+        print_table(
+            ["outreach_id", "code", "at", "why", "meaning", "action", "escalate to"],
+            [
+                (
+                    *(row["outreach_id"], row["failure_code"], row["created_at"], row["blocking_reason"]),
+                    *(row["meaning"], row["action"], row["escalate_to"]),
+                )
+                for row in rows
+            ],
+            empty="no failures in this time",
+        )
+
+
+def _distribution(main: click.Group) -> None:
+    @command(main, "distribution", examples=["ct-stream distribution", "ct-stream distribution --since 24h --json"])
+    @_since(_WEEK, "7d")
+    @json_option
+    def distribution(since: timedelta, as_json: bool) -> None:
+        """Count failures by code, with the runbook's meaning, action and escalation."""
+        rows = asyncio.run(reports.distribution(settings(), since=since))
+        if as_json:
+            print_json(rows)
+            return
+        print_table(
+            ["code", "count", "meaning", "action", "escalate to"],
+            [(r["failure_code"], r["count"], r["meaning"], r["action"], r["escalate_to"]) for r in rows],
+            empty="no failures in this time",
+        )
+
+
+def _pass_rate(main: click.Group) -> None:
+    @command(main, "pass-rate", examples=["ct-stream pass-rate", "ct-stream pass-rate --since 7d --json"])
+    @_since(_DAY, "24h")
+    @json_option
+    def pass_rate(since: timedelta, as_json: bool) -> None:
+        """Tell which share of the decided companies passed. A NOT-FOUND has no company_target row and is not in it."""
+        row = asyncio.run(reports.pass_rate(settings(), since=since))
+        if as_json:
+            print_json(row)
+        elif row["pass_rate"] is None:
+            click.echo("no decisions")
+        else:
+            click.echo(f"{row['pass_rate']} % passed: {row['passed']} passed, {row['failed']} failed")
+
+
+def _guardrails(main: click.Group) -> None:
+    @main.group("guardrails")
+    def guardrails() -> None:
+        """See which tools and providers are closed or halted, and resume one."""
+
+    @command(guardrails, "list", examples=["ct-stream guardrails list", "ct-stream guardrails list --json"])
+    @json_option
+    def list_guardrails(as_json: bool) -> None:
+        """List every tool and provider that was ever closed or halted."""
+        rows = asyncio.run(reports.guardrails(settings()))
+        if as_json:
+            print_json(rows)
+            return
+        print_table(
+            ["key", "state", "since", "next try", "by", "reason"],
+            [(r["key"], r["state"], r["since"], r["next_try_at"], r["changed_by"], r["reason"]) for r in rows],
+            empty="all guardrails are open",
+        )
+
+    @command(
+        guardrails,
+        "resume",
+        examples=["ct-stream guardrails resume tool:TOOL-005 --reason 'delisted, see the ticket of 7 January'"],
+    )
+    @click.argument("key")
+    @click.option("--reason", required=True, help="Why it may be used again; kept in the log.")
+    def resume(key: str, reason: str) -> None:
+        """Open a closed or halted guardrail. Your login and the reason are kept; evidence so far is void."""
+        if not reason.strip():
+            raise click.UsageError("--reason is empty; say why it may be used again")
+        click.echo(f"{key}: {asyncio.run(reports.resume_guardrail(settings(), key, reason.strip()))}")

@@ -1,0 +1,92 @@
+"""Commands that prepare, run and examine a gate."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from ct_stream.cli.shared import Exit, command, json_option, print_json, safe, settings
+from ct_stream.ops.troubles import postgres_answers
+from ct_stream.store.migrate import migrate as migrate_database
+
+if TYPE_CHECKING:
+    from ct_stream.ops.doctor import Check
+
+
+def add_to(main: click.Group) -> None:
+    """Add these commands to the program."""
+    for add in (_migrate, _worker, _doctor):
+        add(main)
+
+
+def _migrate(main: click.Group) -> None:
+    @command(main, "migrate", examples=["CT_POSTGRES_ADMIN_DSN=postgresql://... ct-stream migrate"])
+    @json_option
+    def migrate(as_json: bool) -> None:
+        """Bring the database up to date: tables, roles, grants; companies decided before are adopted.
+
+        The spine outreach.outreach belongs to upstream and is never made here.
+        """
+        chosen = settings()
+        chosen.require("postgres_admin_dsn")
+        assert chosen.postgres_admin_dsn is not None
+        with postgres_answers("CT_POSTGRES_ADMIN_DSN"):
+            report = asyncio.run(migrate_database(chosen.postgres_admin_dsn))
+        if as_json:
+            print_json(report)
+            return
+        click.echo("applied: " + (", ".join(report.applied) or "nothing, the database is up to date"))
+        click.echo(f"adopted: {report.adopted} companies that were decided before")
+        click.echo(f"pending: {report.pending} companies of company_target wait for the gate")
+        if report.spine_found:
+            click.echo("spine:   outreach.outreach is there")
+        else:
+            click.echo("spine:   outreach.outreach is missing; run migrate again when upstream has made it (grants)")
+
+
+def _worker(main: click.Group) -> None:
+    @command(main, "worker", examples=["ct-stream worker", "ct-stream worker --first-start"])
+    @click.option(
+        "--first-start",
+        is_flag=True,
+        help="Read spine.created from its beginning although outcomes exist. No company is decided twice.",
+    )
+    def worker(first_start: bool) -> int:
+        """Decide companies until told to stop. SIGTERM drains; a second one stops at once.
+
+        Serves /livez, /readyz and /metrics on CT_WEB_HOST:CT_WEB_PORT. Exits 78 when it must not start, and says why.
+        """
+        from ct_stream.wiring.logs import set_up_logs
+        from ct_stream.wiring.worker import run_worker
+
+        chosen = settings()
+        set_up_logs(json=False)
+        return run_worker(chosen, first_start=first_start)
+
+
+def _doctor(main: click.Group) -> None:
+    @command(main, "doctor", examples=["ct-stream doctor", "ct-stream doctor --json | jq '.[] | select(.ok|not)'"])
+    @json_option
+    def doctor(as_json: bool) -> int:
+        """Say in plain words what is missing to run for real: settings, Kafka, Postgres, DNS, port 25, HELO.
+
+        Everything that can be reached is checked even when other things fail. Exits 1 when a problem was found.
+        """
+        from ct_stream.ops.doctor import examine
+
+        checks = asyncio.run(examine(os.environ))
+        if as_json:
+            print_json(checks)
+        else:
+            for check in checks:
+                click.echo(safe(_line(check)))
+        return Exit.OK if all(check.ok is not False for check in checks) else Exit.FOUND
+
+
+def _line(check: Check) -> str:
+    word = {True: "ok     ", False: "problem", None: "note   "}[check.ok]
+    line = f"{word}  {check.name}: {check.detail}"
+    return f"{line}\n         what to do: {check.action}" if check.action else line

@@ -1,0 +1,220 @@
+"""What do all commands share: exit codes, settings, errors in one line, tables and JSON?"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ct_stream.local.processes import LocalError
+from ct_stream.ops.troubles import ServiceTrouble, WrongInput
+from ct_stream.probes.toolbox import ToolboxError
+from ct_stream.settings import Settings, SettingsError, load_settings
+from ct_stream.store.migrate import MigrationError
+from ct_stream.stream.topology import TopologyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+_WIDE = 220  #: columns where nobody looks on: a pipe must get whole lines
+
+
+class Exit(IntEnum):
+    """The exit codes of every command, as its help and the README name them."""
+
+    OK = 0
+    FOUND = 1  #: a problem was found, or the company fails
+    HELD = 2  #: no verdict now
+    USAGE = 64  #: wrong arguments, input or settings
+    UNAVAILABLE = 69  #: a service does not answer, or cannot do what was asked
+    BUG = 70  #: ours
+    INTERRUPTED = 130
+
+
+EXIT_CODES = "Exit codes: 0 done, 1 a problem was found or the company fails, 2 held (no verdict now), \
+64 wrong arguments, input or settings, 69 a service does not answer or cannot do what was asked, 70 our bug."
+
+
+class Program(click.Group):
+    """The group of all commands: it turns what they raise into one line and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run a command and exit; a command returns its exit code, or None for 0."""
+        kwargs |= {"standalone_mode": False, "prog_name": "ct-stream"}
+        sys.exit(self._run(*args, **kwargs))
+
+    def _run(self, *args: Any, **kwargs: Any) -> int:
+        try:
+            return int(super().main(*args, **kwargs) or Exit.OK)
+        except click.UsageError as error:
+            error.show()
+            return Exit.USAGE
+        except click.ClickException as error:
+            error.show()
+            return Exit.USAGE
+        except ToolboxError as error:
+            say(f"CT_TOOLBOX: {error}")
+            return Exit.USAGE
+        except (SettingsError, WrongInput) as error:
+            for problem in error.problems:
+                say(problem)
+            return Exit.USAGE
+        except (ServiceTrouble, MigrationError, TopologyError, LocalError) as error:
+            say(str(error))
+            return Exit.UNAVAILABLE
+        except (click.Abort, KeyboardInterrupt):
+            say("interrupted")
+            return Exit.INTERRUPTED
+        except Exception as error:
+            traceback.print_exc()
+            say(f"this is a bug of ct-stream: {type(error).__name__}: {error}")
+            return Exit.BUG
+
+
+class CommandWithExamples(click.Command):
+    """A command whose help ends with examples and the exit codes."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        """Write the examples and the exit codes."""
+        with formatter.section("Examples"):
+            for example in self.examples:
+                formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+        formatter.write_paragraph()
+        formatter.write_text(EXIT_CODES)
+
+
+def command(
+    group: click.Group, name: str, *, examples: Sequence[str]
+) -> Callable[[Callable[..., Any]], CommandWithExamples]:
+    """Make a function a command of `group`."""
+
+    def decorate(function: Callable[..., Any]) -> CommandWithExamples:
+        made = click.command(name, cls=CommandWithExamples, examples=examples)(function)
+        group.add_command(made)
+        return made
+
+    return decorate
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+class Since(click.ParamType):
+    """A span of time up to now: 90s, 30m, 24h or 7d."""
+
+    name = "duration"
+    _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}  # noqa: RUF012  never changed
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Read the span."""
+        if isinstance(value, timedelta):
+            return value
+        match = re.fullmatch(r"([1-9]\d{0,5})([smhd])", str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is no span of time; write 30m, 24h or 7d", param, ctx)
+        return timedelta(**{self._UNITS[match[2]]: int(match[1])})
+
+
+class Moment(click.ParamType):
+    """A point in time, RFC 3339 with a zone."""
+
+    name = "rfc3339"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Read the moment."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is no point in time; write 2026-01-07T12:00:00Z", param, ctx)
+        if moment.tzinfo is None:
+            self.fail(f"{value!r} has no zone; add Z or +01:00", param, ctx)
+        return moment.astimezone(UTC)
+
+
+def settings() -> Settings:
+    """Return the settings of the environment. Raises SettingsError."""
+    # What a client library says of a broken connection, we say in one line.
+    for noisy in ("aiokafka", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    return load_settings(os.environ)
+
+
+def say(line: str) -> None:
+    """Tell a person something beside the result."""
+    click.echo(f"ct-stream: {line}", err=True)
+
+
+def console() -> Console:
+    """Return where results go; whole lines where no person reads."""
+    out = Console(highlight=False, soft_wrap=False)
+    return out if out.is_terminal else Console(highlight=False, width=_WIDE)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document."""
+    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=_plain).decode())
+
+
+def print_json_line(value: object) -> None:
+    """Print one line of JSON lines."""
+    click.echo(orjson.dumps(value, default=_plain).decode())
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """Print a table, or the sentence `empty` when there are no rows."""
+    rows = list(rows)
+    if not rows:
+        click.echo(empty)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, no_wrap=number == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    out = console()
+    if out.is_terminal:
+        out.print(table)
+        return
+    with out.capture() as captured:
+        out.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def moment_text(moment: datetime | None) -> str:
+    """Return a moment as tables show it, UTC to the second."""
+    return "" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _cell(value: object) -> str:
+    return safe(moment_text(value) if isinstance(value, datetime) else str("" if value is None else value))
+
+
+def safe(text: str) -> str:
+    """Return a text that cannot steer the terminal, whatever a stranger's server said."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    raise TypeError(type(value).__name__)

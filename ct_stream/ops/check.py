@@ -1,0 +1,215 @@
+"""What would stage M say of one domain now? Without an event, an outcome or a trace in any table but the limits'."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
+
+from ct_stream.gate.domains import NotADomain, canonical_domain
+from ct_stream.gate.middle_stage import middle_stage
+from ct_stream.gate.transcript import to_json
+from ct_stream.gate.verdicts import Failed, Passed
+from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.ops.troubles import ServiceTrouble, WrongInput, postgres_answers
+from ct_stream.probes.answer import PassDriver, Waiting, World
+from ct_stream.probes.local_limits import LocalControls, LocalPermits, LocalRefusals, NoSpine, Tier2Off
+from ct_stream.store.database import Database, UnfitDatabase
+from ct_stream.store.limits import DomainLease, Limits, SharedLimits
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from ct_stream.gate.transcript import Exchange
+    from ct_stream.gate.verdicts import Held
+    from ct_stream.probes.answer import Ending
+    from ct_stream.probes.controls import SmtpControl
+    from ct_stream.probes.mx import Resolver
+    from ct_stream.probes.stopwatch import Stopwatch
+    from ct_stream.probes.toolbox import Toolbox
+    from ct_stream.probes.world import MailboxAsker, Permits, ProbeLease
+    from ct_stream.settings import Settings
+
+_SLACK_S = 120.0  #: for limits, leases and controls, which the pass deadline does not count
+_SHORT_S = 5.0
+_SLOTS = (WaitReason.RATE_LIMIT, WaitReason.DOMAIN_BUSY)
+_TIER2_OFF = "Tier-2 is never asked by `check`"
+
+
+class Probing(Protocol):
+    """The way to the world, as the settings give it."""
+
+    @property
+    def resolver(self) -> Resolver:
+        """Return who is asked for names."""
+
+    @property
+    def smtp_control(self) -> SmtpControl:
+        """Return the proof that our way out works."""
+
+    def prober(self, permits: Permits, stopwatch: Stopwatch) -> MailboxAsker:
+        """Return the prober of one pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """The result as `--json` prints it."""
+
+    domain: str
+    outcome: str  #: PASS, FAIL or HELD
+    failure_code: str | None = None
+    method_type: str | None = None
+    email_method: str | None = None
+    is_catchall: bool | None = None
+    confidence_score: float | None = None
+    reason: str | None = None
+    held_by: str | None = None  #: gate/waits.py, when HELD
+    transcript: list[dict[str, Any]]
+
+
+async def check(settings: Settings, toolbox: Toolbox, probing: Probing, typed: str) -> Checked:
+    """Run stage M on a domain as a person typed it. Raises WrongInput or ServiceTrouble."""
+    domain = canonical_domain(typed)
+    if isinstance(domain, NotADomain):
+        raise WrongInput([f"{domain.reason}, so the gate fails it with CT-I-NO-DOMAIN; give one such as example.com"])
+    outreach_id = uuid4()
+    rules = toolbox.rules()
+    async with _permits(settings, toolbox) as permits:
+        world = World(
+            spine=NoSpine(domain),
+            resolver=probing.resolver,
+            permits=permits,
+            controls=LocalControls(probing.resolver, probing.smtp_control, settings.control_domains),
+            refusals=LocalRefusals(probing.smtp_control, settings.control_domains),
+            tier2=Tier2Off(_TIER2_OFF),
+            probers=lambda stopwatch: probing.prober(permits, stopwatch),
+        )
+        kept: tuple[Exchange, ...] = ()
+        spent_s = 0.0
+        try:
+            async with asyncio.timeout(settings.pass_deadline_s + _SLACK_S):
+                while True:
+                    driver = PassDriver(
+                        outreach_id,
+                        rules,
+                        world,
+                        deadline_s=settings.pass_deadline_s,
+                        spent_s=spent_s,
+                        kept=kept,
+                        flow=lambda: middle_stage(outreach_id, domain, rules, tier2_off=_TIER2_OFF),
+                    )
+                    ending = await driver.run()
+                    if not isinstance(ending, Waiting) or not _is_short(ending.wait):
+                        return _checked(domain, ending, driver.exchanges)
+                    await asyncio.sleep(ending.wait.after_s or 0.0)
+                    kept, spent_s = ending.exchanges, ending.spent_s
+        except TimeoutError as error:
+            raise ServiceTrouble("no end in time: is Postgres (CT_POSTGRES_DSN) well, is the domain probed?") from error
+
+
+def _is_short(wait: Wait) -> bool:
+    """Tell if a person would rather wait than ask again: a slot or a domain's pause, never a cap or a guardrail."""
+    return wait.reason in _SLOTS and wait.after_s is not None and wait.after_s <= _SHORT_S
+
+
+def _checked(domain: str, ending: Ending, exchanges: Sequence[Exchange]) -> Checked:
+    transcript = to_json(exchanges)
+    match ending:
+        case Passed():
+            return Checked(
+                domain=domain,
+                outcome="PASS",
+                method_type=ending.method_type,
+                email_method=ending.email_method,
+                is_catchall=ending.is_catchall,
+                confidence_score=ending.confidence,
+                reason=ending.note or None,
+                transcript=transcript,
+            )
+        case Failed():
+            return Checked(
+                domain=domain,
+                outcome="FAIL",
+                failure_code=ending.code.value,
+                reason=ending.reason,
+                transcript=transcript,
+            )
+    if ending.pending is not None:
+        transcript += to_json([ending.pending])
+    return Checked(
+        domain=domain,
+        outcome="HELD",
+        reason=ending.wait.detail,
+        held_by=ending.wait.reason.value,
+        transcript=transcript,
+    )
+
+
+@asynccontextmanager
+async def _permits(settings: Settings, toolbox: Toolbox) -> AsyncIterator[Permits]:
+    """Lend the limits: all workers' where CT_POSTGRES_DSN is set, else this process' own."""
+    if settings.postgres_dsn is None:
+        yield LocalPermits(toolbox)
+        return
+    database = Database(settings.postgres_dsn, application_name="ct-stream check", pool_size=2)
+    with postgres_answers("CT_POSTGRES_DSN"):
+        try:
+            await database.open()
+        except UnfitDatabase as error:
+            raise ServiceTrouble(f"CT_POSTGRES_DSN: {error}") from error
+    limits = SharedLimits(
+        database,
+        f"check/{uuid4().hex[:8]}",
+        Limits(
+            mx_per_second=toolbox.mx.per_second,
+            mx_per_day=toolbox.mx.per_day,
+            smtp_per_day=toolbox.smtp.per_day,
+            smtp_domain_pause_s=toolbox.smtp.domain_pause_s,
+            smtp_per_provider=toolbox.smtp.sessions_per_provider,
+        ),
+    )
+    for batches in limits.batches:
+        batches.start()
+    try:
+        yield _SharedPermits(limits)
+    finally:
+        for batches in limits.batches:
+            await batches.stop()
+        await database.close()
+
+
+class _SharedPermits:
+    """The shared limits, as a pass takes them."""
+
+    def __init__(self, limits: SharedLimits) -> None:
+        self._limits = limits
+
+    async def mx_lookup(self) -> Wait | None:
+        """Take one MXLookup unit."""
+        return await self._limits.mx_lookup()
+
+    async def begin_probe(self, domain: str, provider: str) -> ProbeLease | Wait:
+        """Take the domain's slot, a place at the provider and one SMTPCheck unit."""
+        lease = await self._limits.begin_probe(domain, provider)
+        return lease if isinstance(lease, Wait) else _SharedLease(lease)
+
+
+class _SharedLease:
+    """A shared lease; how the talk went is not recorded: a person's check is no evidence for workers."""
+
+    def __init__(self, lease: DomainLease) -> None:
+        self._lease = lease
+
+    async def next_session(self) -> Wait | None:
+        """Take the next session's unit and wait for the domain's slot."""
+        return await self._lease.next_session()
+
+    def session_ended(self) -> None:
+        """Start the domain's pause."""
+        self._lease.session_ended()
+
+    async def release(self, *, greeted: bool, refused: Held | None) -> None:  # noqa: ARG002 - see the class
+        """Give the domain and the place back."""
+        await self._lease.release()

@@ -1,0 +1,103 @@
+"""How do companies get in front of the gate by hand? As `spine.created` records, all checked before one is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from ct_stream.gate.events import Unreadable, read_spine_created
+from ct_stream.metrics import Health
+from ct_stream.ops.troubles import ServiceTrouble, WrongInput, kafka_answers
+from ct_stream.stream.outbox import Producer
+from ct_stream.stream.topology import SPINE_CREATED, kafka_options, partition_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ct_stream.settings import Settings
+
+_SENT_AT_ONCE = 500
+_SHOWN_PROBLEMS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One record of spine.created: key and value."""
+
+    key: bytes
+    value: bytes
+
+
+def read_events(lines: Iterable[str], *, ids: bool) -> list[Event]:
+    """Return the event of each line: a JSON object with an outreach_id, or with `ids` a bare UUID.
+
+    Empty lines are passed over. Raises WrongInput that names the wrong lines.
+    """
+    events: list[Event] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines, 1):
+        text = line.strip().removeprefix("\ufeff")
+        if not text:
+            continue
+        value = orjson.dumps({"outreach_id": text}) if ids else text.encode("utf-8", "surrogateescape")
+        read = read_spine_created(None, value)
+        if isinstance(read, Unreadable):
+            problems.append(f"line {number}: {read.reason}")
+        else:
+            # The key in its one spelling, so that all events of a company meet in one partition.
+            events.append(Event(key=str(read.outreach_id).encode(), value=value))
+    if problems:
+        hidden = len(problems) - _SHOWN_PROBLEMS
+        raise WrongInput(
+            [
+                *problems[:_SHOWN_PROBLEMS],
+                *([f"and {hidden} more wrong lines"] if hidden > 0 else []),
+                "nothing was sent; correct these lines, each "
+                + ("a UUID" if ids else 'an object such as {"outreach_id": "4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11"}'),
+            ]
+        )
+    return events
+
+
+async def publish(settings: Settings, events: Sequence[Event]) -> int:
+    """Send the events, each confirmed by all in-sync replicas; return their number. Raises ServiceTrouble."""
+    settings.require("kafka_bootstrap")
+    with kafka_answers(settings.kafka_bootstrap):
+        await _require_topic(settings)
+        producer = Producer(settings, Health())
+        await producer.start()
+    sent = 0
+    try:
+        for begin in range(0, len(events), _SENT_AT_ONCE):
+            some = events[begin : begin + _SENT_AT_ONCE]
+            results = await asyncio.gather(
+                *(producer.send(SPINE_CREATED, event.key, event.value, ()) for event in some), return_exceptions=True
+            )
+            failed = [result for result in results if isinstance(result, BaseException)]
+            sent += len(some) - len(failed)
+            if failed:
+                if not isinstance(failed[0], KafkaError | TimeoutError | OSError):
+                    raise failed[0]
+                raise ServiceTrouble(
+                    f"Kafka took {sent} of {len(events)} events, then: {failed[0] or type(failed[0]).__name__}; "
+                    "send the same again: the gate decides each company once"
+                )
+    finally:
+        await producer.stop()
+    return sent
+
+
+async def _require_topic(settings: Settings) -> None:
+    """Raise ServiceTrouble where spine.created is missing: a broker might make it with one partition."""
+    admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-publish")
+    try:
+        await admin.start()
+        if SPINE_CREATED not in await partition_counts(admin, (SPINE_CREATED,)):
+            raise ServiceTrouble(f"topic {SPINE_CREATED} is missing; make it with `ct-stream topics`")
+    finally:
+        await admin.close()

@@ -1,0 +1,54 @@
+"""How do people's commands read the gate's tables? As ct_ops, one connection, in read-only transactions."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from ct_stream.ops.troubles import postgres_answers
+from ct_stream.store.queries import query
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ct_stream.settings import Settings
+
+_CONNECT_S = 10.0
+_COMMAND_S = 60.0  #: a distribution over millions of errors takes its time
+
+
+class Reader:
+    """Runs the named queries of `store/queries.sql`."""
+
+    def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        self._connection = connection
+
+    async def rows(self, name: str, *args: Any) -> list[asyncpg.Record]:
+        """Return the rows of the named query."""
+        return list(await self._connection.fetch(query(name), *args))
+
+    async def row(self, name: str, *args: Any) -> asyncpg.Record | None:
+        """Return the first row of the named query."""
+        return await self._connection.fetchrow(query(name), *args)
+
+
+@asynccontextmanager
+async def reader(settings: Settings, *, read_only: bool = True) -> AsyncIterator[Reader]:
+    """Connect as CT_POSTGRES_OPS_DSN says. Raises SettingsError or ServiceTrouble."""
+    settings.require("postgres_ops_dsn")
+    with postgres_answers("CT_POSTGRES_OPS_DSN"):
+        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+            settings.postgres_ops_dsn,
+            timeout=_CONNECT_S,
+            command_timeout=_COMMAND_S,
+            server_settings={
+                "application_name": "ct-stream-ops",
+                "default_transaction_read_only": "on" if read_only else "off",
+            },
+        )
+        try:
+            yield Reader(connection)
+        finally:
+            await connection.close()

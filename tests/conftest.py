@@ -1,0 +1,93 @@
+"""What most tests that need a database share: one Postgres a session, one migrated database a test."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from ct_stream.local.postgres import EmbeddedPostgres
+from ct_stream.store.migrate import migrate
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+TEMPLATE = "template_ct"
+PASSWORD = "only-on-loopback"
+
+# Upstream's part: the spine, and a schema that the gate must never read.
+UPSTREAM = """
+CREATE SCHEMA outreach;
+CREATE TABLE outreach.outreach (
+    outreach_id uuid PRIMARY KEY,
+    domain text,
+    sovereign_id uuid,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE SCHEMA cl;
+CREATE TABLE cl.company_identity (sovereign_id uuid PRIMARY KEY, company_name text);
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseDsns:
+    """One migrated database, as each role meets it."""
+
+    admin: str
+    gate: str
+    ops: str
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """Run one Postgres for the session, with a migrated template database and logins for the gate and for people."""
+    server = EmbeddedPostgres(durable=False)
+    asyncio.run(_start(server))
+    try:
+        yield server
+    finally:
+        asyncio.run(server.__aexit__(None, None, None))
+
+
+@pytest.fixture
+async def database(postgres: EmbeddedPostgres) -> AsyncIterator[DatabaseDsns]:
+    """Lend a database of one's own: migrated, with an empty spine."""
+    name = f"test_{uuid4().hex}"
+    await postgres.create_database(name, template=TEMPLATE)
+    yield DatabaseDsns(
+        admin=postgres.dsn(name),
+        gate=postgres.dsn(name, "ct_gate", PASSWORD),
+        ops=postgres.dsn(name, "ct_ops", PASSWORD),
+    )
+    await postgres.drop_database(name)
+
+
+@pytest.fixture
+def database_dsn(database: DatabaseDsns) -> str:
+    """Return the administrator's DSN of `database`."""
+    return database.admin
+
+
+async def _start(server: EmbeddedPostgres) -> None:
+    await server.__aenter__()
+    try:
+        template = await server.create_database(TEMPLATE)
+        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(template)
+        try:
+            await connection.execute(UPSTREAM)
+        finally:
+            await connection.close()
+        await migrate(template)
+        connection = await asyncpg.connect(server.admin_dsn)
+        try:
+            for role in ("ct_gate", "ct_ops"):
+                await connection.execute(f"ALTER ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
+        finally:
+            await connection.close()
+    except BaseException:
+        await server.__aexit__(None, None, None)
+        raise
