@@ -347,7 +347,7 @@ def _disagreement(company: Planned, decided: Mapping[UUID, Row]) -> Disagreement
         if row["is_catchall"] != expected.is_catchall:
             wrong.append("catch-all" if row["is_catchall"] else "not catch-all")
         if expected.confidence is not None and abs(float(row["confidence_score"]) - expected.confidence) > 1e-6:
-            wrong.append(f"confidence {row['confidence_score']:g}")
+            wrong.append(f"confidence {float(row['confidence_score']):g}")
     if not wrong:
         return None
     return Disagreement(company=company, decided=", ".join(wrong), reason=row["reason"] or "")
