@@ -326,8 +326,17 @@ class Demo:
             return
         postgres = self.data_dir / "postgres"
         if postgres.is_symlink():  # where root's directories are closed to Postgres' user, its data lies elsewhere
-            shutil.rmtree(postgres.resolve(), ignore_errors=True)
-        shutil.rmtree(self.data_dir, ignore_errors=True)
+            _remove(postgres.resolve())
+        _remove(self.data_dir)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, though a process that is just ending may still write in it."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def _disagreement(company: Planned, decided: Mapping[UUID, Row]) -> Disagreement | None:

@@ -10,7 +10,6 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from ct_stream.gate.company import Parked
-from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.output_stage import Origin, Outcome, output_stage
 from ct_stream.gate.questions import Attempt, MailboxAnswer, MxAnswer, MxStatus, SpineAnswer
 from ct_stream.gate.replies import Reply, Stage
@@ -23,6 +22,8 @@ from ct_stream.store.passes import Passes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from ct_stream.gate.failures import FailureCode
 
 EXCHANGES = (
     Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example"), asked="acme"),

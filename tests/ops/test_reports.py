@@ -76,7 +76,9 @@ async def test_a_decided_company_is_told_from_event_to_publication(database: Dat
     text = await told(settings, outcome.outreach_id)
     assert "event      spine.created partition 3 offset 41" in text
     assert "MX of acme.example: found mx1.acme.example (resolver 192.0.2.53:53)" in text
-    assert "RCPT TO jordan.whitfield@acme.example (first.last): mx1.acme.example [192.0.2.25] at rcpt: 550 5.1.1" in text
+    assert (
+        "RCPT TO jordan.whitfield@acme.example (first.last): mx1.acme.example [192.0.2.25] at rcpt: 550 5.1.1" in text
+    )
     assert "outcome    FAIL CT-M-NO-PATTERN at " in text
     assert "No discoverable email format; escalate to Review email pattern list" in text
     assert "rows       company_target: failed; company_target_errors: 1" in text
@@ -123,7 +125,7 @@ async def test_a_wrong_password_is_a_wrong_setting(database: DatabaseDsns) -> No
         await reports.guardrails(wrong)
 
 
-async def test_a_database_without_the_gates_tables_names_migrate(postgres: object, database: DatabaseDsns) -> None:
+async def test_a_database_without_the_gates_tables_names_migrate(database: DatabaseDsns) -> None:
     other = Settings(postgres_ops_dsn=database.ops.rpartition("/")[0] + "/postgres?sslmode=disable")
     with pytest.raises(ServiceTrouble, match="run `ct-stream migrate`"):
         await reports.guardrails(other)
