@@ -243,7 +243,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "toolbox": _existing_file,
     "in_flight": _number(int, 1, 100_000),
     "pass_deadline_s": _number(float, 1, 3600),
-    "drain_s": _number(float, 0, 3600),
+    "drain_s": _number(float, 0, 50),  # the group waits 60 s for a member in a rebalance
     "spine_grace_s": _number(float, 0, 86400),
     "tier2_provider": _choice("none"),
     # Names that are promised; an accepted setting that does nothing would be a lie.

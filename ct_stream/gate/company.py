@@ -6,6 +6,7 @@ Plain values that the stream, the probes and the store hand to each other; those
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,6 +40,14 @@ class Publication:
     headers: Headers
 
 
+class FailedAt(StrEnum):
+    """When the last failed answer of a company that is put away came, by the database's clock."""
+
+    NOW = "now"
+    ON_RECORD = "record"  #: it was put away with it before
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parked:
     """An undecided company as it is put away: its wait, and its answers so far."""
@@ -50,7 +59,8 @@ class Parked:
     exchanges: tuple[Exchange, ...] = ()
     pending: Exchange | None = None  #: an answer about us whose scope is not settled
     spent_s: float = 0.0  #: of the pass deadline
-    asked_s: float | None = None  #: there is new trouble, first asked so many seconds ago
+    asked_s: float | None = None  #: its answers are no older than so many seconds; None: as on record
+    failed: FailedAt = FailedAt.NONE  #: when its last failed answer came: controls look forward from there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

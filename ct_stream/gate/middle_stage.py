@@ -116,12 +116,14 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
 
     asked: list[_Asked] = []
     hosts = mx.hosts
+    is_settled = False
     for pattern in rules.patterns:
         address = render(pattern, rules.probe_name, domain)
-        step = yield from _probe(pattern, address, hosts)
+        step = yield from _probe(pattern, address, hosts, is_settled=is_settled)
         if isinstance(step, Held):
             return step
         asked.append(step)
+        is_settled = is_settled or step.answer.settled  # its policy towards us: saying so again is no news
         if step.reading.meaning is Meaning.ACCEPT:
             return (yield from _accepted(outreach_id, domain, pattern, step.attempt.host))
         if step.reached_rcpt:
@@ -144,14 +146,16 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
 
 
 def _probe(
-    pattern: Pattern | None, address: Address, hosts: tuple[str, ...]
+    pattern: Pattern | None, address: Address, hosts: tuple[str, ...], *, is_settled: bool
 ) -> Generator[Question, Answer, _Asked | Held]:
     """Ask about one mailbox; a reply about us that is not settled as the company's private policy holds the pass."""
     answer = yield ProbeMailbox(pattern=pattern.name if pattern else RANDOM, address=address, hosts=hosts)
     assert isinstance(answer, MailboxAnswer)
     last = answer.attempts[-1]
     reading = read_attempt(last)
-    if not answer.settled and not (last.stage is Stage.RCPT and reading.meaning in (Meaning.ACCEPT, Meaning.REJECT)):
+    if not (is_settled or answer.settled) and not (
+        last.stage is Stage.RCPT and reading.meaning in (Meaning.ACCEPT, Meaning.REJECT)
+    ):
         for attempt in answer.attempts:
             held = _held(attempt)
             if held is not None:

@@ -212,4 +212,4 @@ class _SharedLease:
 
     async def release(self, *, greeted: bool, refused: Held | None) -> None:  # noqa: ARG002 - see the class
         """Give the domain and the place back."""
-        await self._lease.release()
+        await self._lease.release(talked=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from ct_stream.gate.replies import Meaning, read_reply
 from ct_stream.probes.mx import ControlResult, NameTrouble
 from ct_stream.probes.routable import is_ip_literal
 from ct_stream.probes.smtp import SmtpSession, SmtpSettings
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from ct_stream.gate.questions import MxAnswer
 
-_CONTROL_S = 60.0  #: for one SMTP control in all
+_CONTROL_S = 25.0  #: for one control domain's servers in all
 _CONTROL_HOSTS = 2  #: of a control domain, with two addresses each
 
 
@@ -47,6 +48,7 @@ class SmtpControl:
         if not mx.hosts:
             return ControlResult(ok=False, detail=f"{domain}: {mx.status} {mx.detail}".rstrip())
         seen: list[str] = []
+        refused = False
         stopwatch = Stopwatch(_CONTROL_S)
         for host in mx.hosts[:_CONTROL_HOSTS]:
             if is_ip_literal(host):
@@ -60,7 +62,9 @@ class SmtpControl:
                 if result.ok:
                     return result
                 seen.append(result.detail)
-        return ControlResult(ok=False, detail="; ".join(seen) or f"{domain}: no host to connect to")
+                refused = refused or result.refused
+        detail = "; ".join(seen) or f"{domain}: no host to connect to"
+        return ControlResult(ok=False, detail=detail, refused=refused)
 
     async def _greeting(self, session: SmtpSession, up_to_mail: bool) -> ControlResult:
         try:
@@ -70,15 +74,21 @@ class SmtpControl:
         if stopped is None:
             return ControlResult(ok=True, detail=f"{session.host} {'takes MAIL FROM' if up_to_mail else 'greets us'}")
         said = stopped.trouble or (stopped.reply and f"{stopped.reply.code} {stopped.reply.text}")
-        return ControlResult(ok=False, detail=f"{session.host} at {stopped.stage}: {said}"[:300])
+        meaning = read_reply(stopped.stage, stopped.reply).meaning if stopped.reply else None
+        return ControlResult(
+            ok=False,
+            detail=f"{session.host} at {stopped.stage}: {said}"[:300],
+            refused=meaning is Meaning.ABOUT_US,
+        )
 
 
 async def first_success(ask: Callable[[str], Awaitable[ControlResult]], domains: Sequence[str]) -> ControlResult:
     """Ask about one control domain after the other until one succeeds; return it, or all that failed."""
-    seen: list[str] = []
+    failed: list[ControlResult] = []
     for domain in domains:
         result = await ask(domain)
         if result.ok:
             return result
-        seen.append(result.detail)
-    return ControlResult(ok=False, detail="; ".join(seen) or "no control domain is set")
+        failed.append(result)
+    detail = "; ".join(result.detail for result in failed) or "no control domain is set"
+    return ControlResult(ok=False, detail=detail, refused=any(result.refused for result in failed))

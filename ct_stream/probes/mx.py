@@ -62,6 +62,7 @@ class ControlResult:
 
     ok: bool
     detail: str
+    refused: bool = False  #: a control's server refuses our address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,23 +131,36 @@ class Resolver:
         return NameTrouble(trouble=Trouble.NO_ADDRESS, detail="")
 
     async def dns_control(self, domain: str) -> ControlResult:
-        """Return whether a resolver finds the MX of `domain` and tells that a random label below it does not exist.
+        """Return whether our resolvers find the MX of `domain` and tell that a random label below it does not exist.
 
-        The second half unmasks a resolver that answers every name alike.
+        The second half unmasks a resolver that answers every name alike. One that answers wrongly spoils the control
+        whatever the others say: any of them may have given the answer that is to be believed.
         """
-        seen: list[str] = []
+        works: list[str] = []
+        silent: list[str] = []
+        wrong: list[str] = []
         for server in self.servers:
             answer = await self._mx_at(server, domain)
+            if answer.status is MxStatus.UNAVAILABLE:
+                silent.append(f"no answer about {domain} from {server} ({answer.detail})")
+                continue
             if answer.status is not MxStatus.FOUND:
-                seen.append(f"{server} finds no MX of {domain} ({answer.detail or answer.status})")
+                wrong.append(f"{server} finds no MX of {domain} ({answer.detail or answer.status})")
                 continue
             name = f"ct-{secrets.token_hex(8)}.{domain}"
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._ask(server, name, kind)) for kind in ("MX", "A")]
-            if all(task.result() is MxStatus.NXDOMAIN for task in tasks):
-                return ControlResult(ok=True, detail=f"{server} finds the MX of {domain} and no random name below it")
-            seen.append(f"{server} does not say that a random name below {domain} is absent")
-        return ControlResult(ok=False, detail="; ".join(seen))
+            answers = [task.result() for task in tasks]
+            if all(answer is MxStatus.NXDOMAIN for answer in answers):
+                works.append(server)
+            elif any(isinstance(answer, _NoAnswer) for answer in answers):
+                silent.append(f"no answer about a random name below {domain} from {server}")
+            else:
+                wrong.append(f"{server} does not say that a random name below {domain} is absent")
+        if works and not wrong:
+            found = f"{', '.join(works)} finds the MX of {domain} and no random name below it"
+            return ControlResult(ok=True, detail="; ".join([found, *silent]))
+        return ControlResult(ok=False, detail="; ".join([*wrong, *silent]))
 
     async def _confirmed(self, answer: MxAnswer, domain: str, others: Sequence[str], troubles: list[str]) -> MxAnswer:
         """Return `answer`, an absence, with what other resolvers say of it."""

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +32,6 @@ POOL_SIZE = 8
 
 class UnfitDatabase(Exception):
     """The server answers, but outcomes must not be written to it; the message says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ledger:
-    """Which ledger a database holds, and how far it has come."""
-
-    epoch: UUID
-    last_ordinal: int
 
 
 class Database:

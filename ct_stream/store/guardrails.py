@@ -41,7 +41,7 @@ class Guardrails:
     async def judge(self, held: Held, domain: str, provider: str, *, is_own_server: bool) -> Wait:
         """Record a reply about us, draw what follows for all companies, and return the wait for this one."""
         kind = "rate" if held.by is HeldBy.RATE else "refused"
-        await self._database.persist("note_talk", provider, domain, kind, held.host, held.reason)
+        await self._database.persist("note_refusal", provider, domain, kind, held.host, held.reason)
         self._suspects.add(provider)
         if held.by is HeldBy.RATE:
             await self.set_state(f"provider:{provider}", "closed", f"asks us to slow down: {held.reason}", RATE_PAUSE_S)
@@ -68,12 +68,11 @@ class Guardrails:
             waits_on=f"provider:{provider}",
         )
 
-    async def talked(self, provider: str, domain: str) -> None:
-        """Note a normal talk where it is news: it opens a closed provider."""
+    async def talked(self, provider: str) -> None:
+        """Open a closed provider that talked normally."""
         if provider not in self._suspects:
             return
         self._suspects.discard(provider)
-        await self._database.persist("note_talk", provider, domain, "talked", "", "")
         await self.set_state(f"provider:{provider}", "open", "talks normally again", None)
 
     async def set_state(self, rail: str, state: str, reason: str, next_try_s: float | None) -> None:

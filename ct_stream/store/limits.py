@@ -64,8 +64,8 @@ class SharedLimits:
         self.begin: Batches[tuple[str, str], Begun] = Batches(
             "begin-probes", self._begin, order=lambda pair: (pair[1], pair[0]), retrying=retrying
         )
-        self.end: Batches[tuple[str, float], None] = Batches(
-            "end-probes", self._end, order=lambda pair: pair[0], retrying=retrying
+        self.end: Batches[tuple[str, float, bool], None] = Batches(
+            "end-probes", self._end, order=lambda ended: ended[0], retrying=retrying
         )
 
     @property
@@ -136,13 +136,14 @@ class SharedLimits:
             for n in range(1, len(pairs) + 1)
         ]
 
-    async def _end(self, ended: Sequence[tuple[str, float]]) -> list[None]:
+    async def _end(self, ended: Sequence[tuple[str, float, bool]]) -> list[None]:
         now = time.monotonic()
         await self._database.run(
             "end_probes",
             self._owner,
-            [domain for domain, _ in ended],
-            [now - ended_at for _, ended_at in ended],
+            [domain for domain, _, _ in ended],
+            [now - ended_at for _, ended_at, _ in ended],
+            [talked for _, _, talked in ended],
             self.limits.smtp_domain_pause_s,
         )
         return [None] * len(ended)
@@ -175,11 +176,14 @@ class DomainLease:
         """Start the domain's pause."""
         self._ended_at = time.monotonic()
 
-    async def release(self) -> None:
-        """Give the domain and the place back; the pause counts from the last session's end."""
+    async def release(self, *, talked: bool) -> None:
+        """Give the domain and the place back; the pause counts from the last session's end.
+
+        `talked`: a server talked to us normally, which is evidence about its provider.
+        """
         if not self._released:
             self._released = True
-            await self._shared.end((self._domain, self._ended_at))
+            await self._shared.end((self._domain, self._ended_at, talked))
 
 
 def _wait(begun: Begun, domain: str, provider: str) -> Wait:

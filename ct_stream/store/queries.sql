@@ -107,37 +107,36 @@ SELECT outreach.ct_forget_passes($1::uuid[]);
 
 -- name: park
 -- Record why companies wait, and their answers so far. A pass that another worker leases meanwhile is left to it,
--- and a stuck one stays stuck. `asked_s` >= 0: there is new trouble, first asked so many seconds ago; controls must
--- look forward from now.
+-- and a stuck one stays stuck. `asked_s`: its answers are no older than so many seconds, -1: as on record. `failed`:
+-- its last failed answer came 'now', at the time on 'record', or there is 'none'.
 INSERT INTO outreach.ct_passes AS p (
     outreach_id, state, domain, reason, detail, waits_on, not_before, answers, pending, spent_ms, asked_at, failed_at,
     event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header,
-    worker_version
+    worker_version, since
 )
 SELECT i.outreach_id, 'waiting', i.domain, i.reason, i.detail, nullif(i.waits_on, ''),
     CASE WHEN i.after_s < 0 THEN 'infinity' ELSE clock_timestamp() + i.after_s * interval '1 second' END,
     i.answers::jsonb, i.pending::jsonb, i.spent_ms,
-    CASE WHEN i.asked_s >= 0 THEN clock_timestamp() - i.asked_s * interval '1 second' END,
-    CASE WHEN i.asked_s >= 0 THEN clock_timestamp() END,
+    CASE WHEN i.asked_s >= 0 THEN clock_timestamp() - i.asked_s * interval '1 second' ELSE r.asked_at END,
+    CASE i.failed WHEN 'now' THEN clock_timestamp() WHEN 'record' THEN r.failed_at END,
     i.event_topic, i.event_partition, i.event_offset, i.event_at, i.correlation_id, i.traceparent,
-    i.correlation_header, $18::text
+    i.correlation_header, $19::text, clock_timestamp() - greatest(i.asked_s, 0) * interval '1 second'
 FROM unnest(
     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[], $9::integer[],
-    $10::float8[], $11::text[], $12::integer[], $13::bigint[], $14::timestamptz[], $15::text[], $16::bytea[],
-    $17::bytea[]
+    $10::float8[], $11::text[], $12::text[], $13::integer[], $14::bigint[], $15::timestamptz[], $16::text[],
+    $17::bytea[], $18::bytea[]
 ) AS i (
-    outreach_id, domain, reason, detail, waits_on, after_s, answers, pending, spent_ms, asked_s,
+    outreach_id, domain, reason, detail, waits_on, after_s, answers, pending, spent_ms, asked_s, failed,
     event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header
 )
+LEFT JOIN outreach.ct_passes AS r ON r.outreach_id = i.outreach_id
 ON CONFLICT (outreach_id) DO UPDATE SET
     domain = excluded.domain, reason = excluded.reason, detail = excluded.detail, waits_on = excluded.waits_on,
     not_before = excluded.not_before, answers = excluded.answers, pending = excluded.pending,
-    spent_ms = excluded.spent_ms,
-    asked_at = coalesce(excluded.asked_at, p.asked_at),
-    failed_at = coalesce(excluded.failed_at, p.failed_at),
+    spent_ms = excluded.spent_ms, asked_at = excluded.asked_at, failed_at = excluded.failed_at,
     lease_owner = NULL, lease_until = NULL
 WHERE p.state = 'waiting'
-    AND (p.lease_owner IS NULL OR p.lease_owner = $19::text OR p.lease_until < clock_timestamp());
+    AND (p.lease_owner IS NULL OR p.lease_owner = $20::text OR p.lease_until < clock_timestamp());
 
 -- name: claim_due
 -- Lease companies whose wait is over, the longest over first.
@@ -219,7 +218,7 @@ SELECT b.place, b.answer, b.retry_s, b.detail FROM outreach.ct_begin_probes($1, 
 
 -- name: end_probes
 -- See ct_end_probes.
-SELECT outreach.ct_end_probes($1, $2, $3, $4);
+SELECT outreach.ct_end_probes($1, $2, $3, $4, $5);
 
 -- name: control
 -- What is known of our own way?
@@ -227,15 +226,16 @@ SELECT c.started_at, c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c
 FROM outreach.ct_controls AS c WHERE c.kind = $1;
 
 -- name: begin_control
--- One control at a time over all workers, at most one in so many seconds, and only when somebody waits for it.
+-- One control at a time over all workers, at most one in so many seconds, and only when somebody waits for it or the
+-- last one failed (nothing new is pulled then).
 UPDATE outreach.ct_controls AS c
-SET started_at = clock_timestamp(), lease_until = clock_timestamp() + interval '30 seconds'
+SET started_at = clock_timestamp(), lease_until = clock_timestamp() + interval '60 seconds'
 WHERE c.kind = $1::text AND c.lease_until < clock_timestamp()
     AND c.started_at + $2 * interval '1 second' <= clock_timestamp()
-    AND EXISTS (
+    AND (c.failed_at > c.ok_begun_at OR EXISTS (
         SELECT 1 FROM outreach.ct_passes AS p
         WHERE p.waits_on = 'control:' || $1::text AND p.not_before = 'infinity' AND p.state = 'waiting'
-    )
+    ))
 RETURNING c.started_at;
 
 -- name: control_succeeded
@@ -258,7 +258,11 @@ UPDATE outreach.ct_controls AS c SET
     lease_until = '-infinity',
     failed_at = clock_timestamp(),
     failed_detail = $2,
-    trouble_from = CASE WHEN c.trouble_until = 'infinity' THEN c.trouble_from ELSE c.ok_begun_at END,
+    -- A way that breaks again within a quarter of an hour was never trusted in between.
+    trouble_from = CASE
+        WHEN c.trouble_until > clock_timestamp() - interval '15 minutes' THEN c.trouble_from
+        ELSE c.ok_begun_at
+    END,
     trouble_until = 'infinity'
 WHERE c.kind = $1::text;
 
@@ -275,26 +279,30 @@ WITH proof AS (
 UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()
 FROM proof WHERE p.waits_on = 'control:smtp' AND p.state = 'waiting' AND p.failed_at < proof.ok_begun_at;
 
--- name: note_talk
--- Evidence about a provider: it refused us, said that we ask too fast, or talked normally.
+-- name: note_refusal
+-- Evidence about a provider: it refused us, or said that we ask too fast.
 INSERT INTO outreach.ct_refusals (provider, domain, kind, host, reason) VALUES ($1, $2, $3, $4, $5);
 
 -- name: refusals_at_provider
 -- How many companies at this provider met a refusal within 24 hours, with no good talk since?
 SELECT count(DISTINCT r.domain) AS companies FROM outreach.ct_refusals AS r
-WHERE r.provider = $1 AND r.kind <> 'talked' AND NOT r.void AND r.at > clock_timestamp() - interval '24 hours'
+WHERE r.provider = $1 AND NOT r.void AND r.at > clock_timestamp() - interval '24 hours'
     AND r.at > coalesce((
-        SELECT max(t.at) FROM outreach.ct_refusals AS t WHERE t.provider = $1 AND t.kind = 'talked'
+        SELECT max(d.talked_at) FROM outreach.ct_domains AS d WHERE d.provider = $1
     ), '-infinity');
 
 -- name: refusing_providers
--- Of the last 20 distinct providers with evidence within 24 hours, how many refuse us?
-SELECT count(*) FILTER (WHERE recent.kind = 'refused') AS refusing
+-- Of the last 20 distinct providers contacted within 24 hours, how many refuse us?
+SELECT count(*) FILTER (WHERE recent.refused) AS refusing
 FROM (
-    SELECT latest.kind FROM (
-        SELECT DISTINCT ON (r.provider) r.provider, r.kind, r.at FROM outreach.ct_refusals AS r
-        WHERE NOT r.void AND r.at > clock_timestamp() - interval '24 hours'
-        ORDER BY r.provider, r.at DESC
+    SELECT latest.refused FROM (
+        SELECT DISTINCT ON (c.provider) c.provider, c.refused, c.at FROM (
+            SELECT r.provider, r.kind = 'refused' AS refused, r.at FROM outreach.ct_refusals AS r WHERE NOT r.void
+            UNION ALL
+            SELECT d.provider, false, d.talked_at FROM outreach.ct_domains AS d WHERE d.talked_at IS NOT NULL
+        ) AS c
+        WHERE c.at > clock_timestamp() - interval '24 hours'
+        ORDER BY c.provider, c.at DESC
     ) AS latest
     ORDER BY latest.at DESC LIMIT 20
 ) AS recent;

@@ -49,6 +49,7 @@ class GateAgent:
         health: Health,
         in_flight: int,
         others_running: Callable[[], int],
+        may_pull: Callable[[], bool],
         drain_s: float,
         on_fatal: Callable[[str], None],
     ) -> None:
@@ -61,6 +62,7 @@ class GateAgent:
         self._health = health
         self._in_flight = in_flight
         self._others_running = others_running  # waiting companies that went on: they are running passes too
+        self._may_pull = may_pull  # not while our own way to the world is broken
         self._drain_s = drain_s
         self._on_fatal = on_fatal
         self.gates: AckGates[Any] = AckGates()
@@ -81,8 +83,8 @@ class GateAgent:
                 continue
             tp = TP(event.message.topic, event.message.partition)
             generation = event.message.generation_id
-            if not await self._room(tp):
-                continue  # draining: dropped un-acked, it is delivered again
+            if not await self._room(tp) or generation != self._guard.generation:
+                continue  # draining, or revoked meanwhile: dropped un-acked, it is delivered again
             cell = self.gates.arrive(tp, event)
             self._metrics.received.inc()
             task = asyncio.create_task(self._handle(tp, cell), name=f"event:{tp.partition}:{event.message.offset}")
@@ -96,7 +98,8 @@ class GateAgent:
             if self._draining or self._stopping:
                 return False
             running = len(self._tasks) + self._others_running()
-            if running < self._in_flight and self.gates.has_room(tp) and self._ledger.is_usable():
+            free = running < self._in_flight and self.gates.has_room(tp)
+            if free and self._ledger.is_usable() and self._may_pull():
                 return True
             self._freed.clear()
             try:
@@ -204,5 +207,8 @@ def _header_pairs(headers: Any) -> list[tuple[str, bytes]]:
 
 
 def _event_at(message: Any) -> datetime | None:
-    timestamp = message.timestamp  # seconds in Faust, -1 where the record has none
-    return datetime.fromtimestamp(timestamp, UTC) if timestamp is not None and timestamp > 0 else None
+    timestamp = message.timestamp  # seconds in Faust, -1 where the record has none; upstream may write anything
+    try:
+        return datetime.fromtimestamp(timestamp, UTC) if timestamp is not None and timestamp > 0 else None
+    except (OverflowError, ValueError, OSError):
+        return None

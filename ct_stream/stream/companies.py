@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import traceback
 from typing import TYPE_CHECKING, assert_never
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CLAIM_RETRY_S = 1.0
+#: A recording that took longer may leave its claim (30 s) too little time for a produce (20 s).
+_FRESH_CLAIM_S = 8.0
 
 
 class Companies:
@@ -132,9 +135,11 @@ class Companies:
         assert_never(result)
 
     async def _record(self, outcome: Outcome) -> None:
+        asked_at = time.monotonic()
         won = await self._ledger.record(outcome)
         if won:
             self._count(outcome)
+        if won and time.monotonic() - asked_at < _FRESH_CLAIM_S:
             published = await self._outbox.publish(
                 Publication(
                     outreach_id=outcome.outreach_id,
@@ -170,6 +175,7 @@ class Companies:
                 pending=running.pending,
                 spent_s=running.spent_s,
                 asked_s=running.asked_s,
+                failed=running.failed,
             )
         )
         self._metrics.parked.labels(reason=wait.reason.value).inc()

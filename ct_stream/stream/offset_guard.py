@@ -60,6 +60,11 @@ class OffsetGuard:
         if self._hold_s:
             self._app.on_rebalance_complete.connect(self._hold, weak=False)  # type: ignore[arg-type]
 
+    @property
+    def generation(self) -> int | None:
+        """Return the group generation whose offsets are expected now."""
+        return self._generation
+
     async def accept(self, event: Any) -> bool:
         """Tell if this event is the next one of its partition; False for a repeat or a stale one, to be dropped."""
         await self._armed.wait()

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from ct_stream.gate.company import Known, Parked, Publication, Resumed
+    from ct_stream.gate.company import FailedAt, Known, Parked, Publication, Resumed
     from ct_stream.gate.output_stage import Origin, Outcome
     from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Failed, Passed
@@ -92,7 +92,11 @@ class RunningPass(Protocol):
 
     @property
     def asked_s(self) -> float | None:
-        """Return how long ago new trouble was first asked for, or None when there is none."""
+        """Return how old its answers are at most, or None when that is on record."""
+
+    @property
+    def failed(self) -> FailedAt:
+        """Return when its last failed answer came."""
 
 
 class Gate(Protocol):

@@ -65,7 +65,6 @@ class Scheduler:
         controls: ControlsPort,
         ask_control: AskControlOf,
         most_running: int,
-        note_control: Callable[[ControlKind, str | None], None],
     ) -> None:
         self._companies = companies
         self._passes = passes
@@ -74,7 +73,6 @@ class Scheduler:
         self._controls = controls
         self._ask_control = ask_control
         self._most_running = most_running
-        self._note_control = note_control
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -135,10 +133,8 @@ class Scheduler:
             succeeded, detail = await self._ask_control(kind)
             if succeeded:
                 await self._controls.succeeded(kind, begun_at, detail)
-                self._note_control(kind, None)
             else:
                 await self._controls.failed(kind, detail)
-                self._note_control(kind, detail)
                 log.warning("Control %s failed: %s", kind, detail, extra={"action": "control_failed", "kind": kind})
 
     async def _carefully(self, work: Callable[..., Awaitable[Result]], *args: object) -> Result | None:

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-#: Libraries that tell more than an operator can use; their warnings stay.
-_NOISY = ("aiokafka", "faust", "mode", "asyncio", "kafka")
+#: What tells more than an operator can use, Faust in our app's name too; warnings stay.
+_NOISY = ("aiokafka", "faust", "mode", "asyncio", "kafka", "ct_stream.stream.app")
 
 
 class JsonLines(logging.Formatter):

@@ -32,13 +32,10 @@ class Probing:
         """Return the prober of one pass."""
         return MailboxProber(resolver=self.resolver, permits=permits, settings=self.smtp, stopwatch=stopwatch)
 
-    async def ask_control(self, kind: ControlKind) -> tuple[bool, str]:
-        """Ask the control domains in order until one succeeds; return (succeeded, one sentence)."""
-        if kind is ControlKind.DNS:
-            result = await first_success(self.resolver.dns_control, self.control_domains)
-        else:
-            result = await first_success(self._up_to_mail, self.control_domains)
-        return result.ok, result.detail
+    async def ask_control(self, kind: ControlKind) -> ControlResult:
+        """Ask the control domains in order until one succeeds; return that, or all their failures."""
+        ask = self.resolver.dns_control if kind is ControlKind.DNS else self._up_to_mail
+        return await first_success(ask, self.control_domains)
 
     async def _up_to_mail(self, domain: str) -> ControlResult:
         # Up to MAIL FROM, never DATA: the same proof then settles whether a refusal is one company's own policy.

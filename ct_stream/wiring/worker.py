@@ -23,7 +23,7 @@ from ct_stream.metrics import Health, Metrics
 from ct_stream.probes.toolbox import Toolbox, load_toolbox
 from ct_stream.store.controls import ControlLedger
 from ct_stream.store.database import Database, UnfitDatabase
-from ct_stream.store.guardrails import Guardrails, SpineControl
+from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, SpineControl
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import Limits, SharedLimits
 from ct_stream.store.passes import Passes
@@ -37,7 +37,7 @@ from ct_stream.stream.position import committed_offsets, lag, next_record
 from ct_stream.stream.topology import SPINE_CREATED, TopologyError, check_topics
 from ct_stream.stream.waits import Scheduler
 from ct_stream.wiring.health import health_server
-from ct_stream.wiring.probing import make_probing
+from ct_stream.wiring.probing import Probing, make_probing
 from ct_stream.wiring.world import GateParts, WorkerGate
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ _RETRY_S = 2.0
 _EMBEDDED_TIMEOUT_S = 6.0
 _GAUGES_EVERY_S = 5.0
 _LAG_EVERY_S = 30.0
+_CONTROLS_EVERY_S = 1.0
 _STOP_SLACK_S = 4.5  #: beyond CT_DRAIN_S; then the process ends hard, which is safe
 
 
@@ -134,6 +135,7 @@ class Worker:
         self.database = Database(settings.postgres_dsn or "", application_name="ct-stream worker")
         self.producer = Producer(settings, self.health)
         self._group_is_new = False
+        self._own_trouble = False  # a control fails: pulling stops, work in hand waits
 
     async def run(self, *, first_start: bool) -> int:
         """Bring the parts up in order, work, and take them down in the opposite order."""
@@ -249,9 +251,8 @@ class Worker:
             ledger=ledger_port,
             leases=_Leases(passes, limits),
             controls=controls,
-            ask_control=probing.ask_control,
+            ask_control=lambda kind: self._ask_control(probing, guardrails, kind),
             most_running=max(1, settings.in_flight // 2),
-            note_control=self._note_control,
         )
         # The embedded broker (the one without idempotent producers) answers a JoinGroup after half the session timeout.
         short = None if self.producer.is_idempotent else _EMBEDDED_TIMEOUT_S
@@ -263,6 +264,7 @@ class Worker:
             asyncio.create_task(outbox.sweep(), name="outbox:sweep"),
             asyncio.create_task(scheduler.run(), name="waits"),
             asyncio.create_task(self._gauges(agent, scheduler, passes, ledger, guardrails), name="gauges"),
+            asyncio.create_task(self._watch_controls(controls), name="controls"),
             asyncio.create_task(self._watch_lag(), name="lag"),
         ]
         for task in background:
@@ -302,6 +304,7 @@ class Worker:
             health=self.health,
             in_flight=self.settings.in_flight,
             others_running=lambda: scheduler.running,
+            may_pull=lambda: not self._own_trouble,
             drain_s=self.settings.drain_s,
             on_fatal=self._fatal,
         )
@@ -386,9 +389,26 @@ class Worker:
                 log.info("Lag is not known: %s", error)
             await asyncio.sleep(_LAG_EVERY_S)
 
-    def _note_control(self, kind: ControlKind, trouble: str | None) -> None:
-        way = "our resolvers" if kind is ControlKind.DNS else "our way out to port 25"
-        self.health.set(f"control_{kind}", None if trouble is None else f"{way}: {trouble}; companies wait")
+    async def _watch_controls(self, controls: ControlLedger) -> None:
+        """Say, as all workers see it, whether our own way works; while it does not, nothing new is pulled."""
+        while True:
+            with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                troubles = False
+                for kind in ControlKind:
+                    state = await controls.state(kind)
+                    way = "our resolvers" if kind is ControlKind.DNS else "our way out to port 25"
+                    sentence = f"{way}: {state.failed_detail}; companies wait" if state.is_failing else None
+                    self.health.set(f"control_{kind}", sentence)
+                    troubles = troubles or state.is_failing
+                self._own_trouble = troubles
+            await asyncio.sleep(_CONTROLS_EVERY_S)
+
+    async def _ask_control(self, probing: Probing, guardrails: Guardrails, kind: ControlKind) -> tuple[bool, str]:
+        """Ask a control; one that refuses our address halts the tool until a person resumes it (address scope)."""
+        result = await probing.ask_control(kind)
+        if result.refused:
+            await guardrails.set_state(SMTP_RAIL, "halted", f"a control refuses us: {result.detail}", None)
+        return result.ok, result.detail
 
     async def _watch_stuck(self, passes: Passes) -> None:
         if await passes.stuck_lately() >= _STUCK_AN_HOUR:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ct_stream.gate.company import FailedAt
 from ct_stream.gate.domains import canonical_domain
 from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer
 from ct_stream.gate.transcript import Exchange, without_trouble
@@ -60,26 +61,26 @@ class WorkerGate:
     ) -> CompanyPass:
         """Return the pass of a company, with its kept answers where it was put away."""
         kept: list[Exchange] = []
-        failed_at = None
+        failed_at, is_void = None, False
         if resumed is not None:
-            kept, failed_at = await self._kept(resumed)
-        return CompanyPass(self._parts, origin, event_at, known, resumed, kept, failed_at)
+            kept, failed_at, is_void = await self._kept(resumed)
+        return CompanyPass(self._parts, origin, event_at, known, resumed, kept, failed_at, is_void=is_void)
 
-    async def _kept(self, resumed: Resumed) -> tuple[list[Exchange], datetime | None]:
-        """Return the answers that still count, and since when a proof is needed."""
+    async def _kept(self, resumed: Resumed) -> tuple[list[Exchange], datetime | None, bool]:
+        """Return the answers that still count, since when a proof is needed, and whether any was void."""
         kept, failed_at = list(resumed.exchanges), resumed.failed_at
         if failed_at is None:
-            return kept, None
+            return kept, None, False
         states = [await self._parts.controls.state(kind) for kind in ControlKind]
-        if any(state.voids(resumed.asked_at or failed_at, failed_at) for state in states):
+        if any(state.voids(resumed.asked_at or resumed.since, failed_at) for state in states):
             # Our own way was broken around these answers: they say nothing about the company.
-            return without_trouble(kept), None
+            return without_trouble(kept), None, True
         if resumed.pending is not None and states[1].proves(failed_at):
             # Its own server refuses us while others talk to us: its private policy, inconclusive (domain scope).
             answer = resumed.pending.answer
             assert isinstance(answer, MailboxAnswer)
             kept.append(replace(resumed.pending, answer=replace(answer, settled=True)))
-        return kept, failed_at
+        return kept, failed_at, False
 
 
 class CompanyPass:
@@ -94,6 +95,8 @@ class CompanyPass:
         resumed: Resumed | None,
         kept: Sequence[Exchange],
         failed_at: datetime | None,
+        *,
+        is_void: bool,
     ) -> None:
         self._parts = parts
         self._known = known
@@ -101,7 +104,11 @@ class CompanyPass:
         self._since = resumed.since if resumed else parts.now()
         self._failed_at = failed_at
         self._begun_at = time.monotonic()
-        self._asked_s: float | None = None
+        self._kept = len(kept)
+        # Answers that were kept keep their age; those asked anew, or after a void, are of this run.
+        self._is_aged = resumed is not None and resumed.asked_at is not None and not is_void
+        self._is_repeat = resumed is not None and resumed.reason == WaitReason.SPINE_CONTROL
+        self.failed = FailedAt.NONE if failed_at is None else FailedAt.ON_RECORD
         self.pending: Exchange | None = None
         self._domain = resumed.domain if resumed else None
         world = World(
@@ -127,8 +134,8 @@ class CompanyPass:
         result = await self._driver.run()
         if isinstance(result, Waiting):
             self.pending = result.pending
-            if result.wait.waits_on.startswith("control:") and self._failed_at is None:
-                self._asked_s = time.monotonic() - self._begun_at
+            if result.wait.waits_on.startswith("control:") and self._is_fresh():
+                self.failed = FailedAt.NOW
             return result.wait
         return result
 
@@ -149,8 +156,13 @@ class CompanyPass:
 
     @property
     def asked_s(self) -> float | None:
-        """Return how long ago new trouble was first asked for, or None when there is none."""
-        return self._asked_s
+        """Return how old its answers are at most, or None when that is on record."""
+        return None if self._is_aged else time.monotonic() - self._begun_at
+
+    def _is_fresh(self) -> bool:
+        """Tell if the last failed answer is of this run, so that only a proof from now on counts."""
+        answers = [e for e in self._driver.exchanges[self._kept :] if not isinstance(e.answer, ControlAnswer)]
+        return self._failed_at is None or bool(answers) or self.pending is not None
 
     # ---------------------------------------------------------------- the world's protocols (probes/world.py)
 
@@ -160,7 +172,7 @@ class CompanyPass:
         domain = canonical_domain(known.domain) if known.in_spine else None
         if isinstance(domain, str):
             self._domain = domain
-            parts.spine_control.saw(usable=True)
+            self._saw_spine(usable=True)
             return SpineAnswer(found=True, domain=known.domain)
         if not known.in_spine:
             age_s = (parts.now() - (self._event_at or self._since)).total_seconds()
@@ -173,7 +185,7 @@ class CompanyPass:
                     f"{parts.spine_grace_s:g} s old",
                     after_s=min(parts.spine_grace_s - age_s, max(1.0, age_s)),
                 )
-        parts.spine_control.saw(usable=False)
+        self._saw_spine(usable=False)
         trouble = await parts.spine_control.trouble()
         if trouble is not None:
             halted = parts.spine_control.RAIL in parts.guardrails.halted
@@ -184,6 +196,11 @@ class CompanyPass:
                 waits_on=parts.spine_control.RAIL,
             )
         return SpineAnswer(found=known.in_spine, domain=known.domain)
+
+    def _saw_spine(self, *, usable: bool) -> None:
+        """Count this company's look-up once, however often it comes back from waiting for the spine control."""
+        if not self._is_repeat:
+            self._parts.spine_control.saw(usable=usable)
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit."""
@@ -202,7 +219,7 @@ class CompanyPass:
 
     async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
         """Return a proof that was begun after this pass's last failed answer."""
-        return await self._parts.controls.confirm(kind, self._failed_at)
+        return await self._parts.controls.confirm(kind, None if self._is_fresh() else self._failed_at)
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:
         """Record a reply about us and return the wait that follows."""
@@ -235,7 +252,8 @@ class Lease:
 
     async def release(self, *, greeted: bool, refused: Held | None) -> None:
         """Give the domain and the place back."""
-        await self._lease.release()
-        if greeted and refused is None:
+        talked = greeted and refused is None
+        await self._lease.release(talked=talked)
+        if talked:
             await self._parts.controls.good_talk(self._begun_at, self._domain)
-            await self._parts.guardrails.talked(self._provider, self._domain)
+            await self._parts.guardrails.talked(self._provider)

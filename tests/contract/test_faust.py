@@ -70,7 +70,7 @@ def test_recovery_sends_rebalance_complete_before_it_resumes_seeks_and_clears() 
 
 async def test_flow_control_resume_clears_the_queues() -> None:
     flow = FlowControlEvent(initially_suspended=False)
-    queue: FlowControlQueue = FlowControlQueue(flow_control=flow, clear_on_resume=True)
+    queue: FlowControlQueue[str] = FlowControlQueue(flow_control=flow, clear_on_resume=True)
     await queue.put("an event that nobody has seen")
     flow.suspend()
     flow.resume()

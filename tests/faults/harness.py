@@ -128,6 +128,15 @@ class Stack:
         number = number % len(self.workers)
         return (self.folder / f"worker-{number}.log").read_text(errors="replace")
 
+    async def wait_said(self, words: str, within_s: float) -> bool:
+        """Wait until the newest worker has said something, or has ended."""
+        deadline = time.monotonic() + within_s
+        while words not in self.worker_log():
+            if time.monotonic() > deadline or self.workers[-1].poll() is not None:
+                return False
+            await asyncio.sleep(0.1)
+        return True
+
     def end_worker(self, worker: subprocess.Popen[bytes], how: int = signal.SIGTERM, within_s: float = 30) -> int:
         """Signal a worker and wait for its end; return its exit code."""
         worker.send_signal(how)

@@ -44,8 +44,8 @@ HOLE = 77
 BACKLOG = 300
 
 
-async def restart_with_a_backlog(stack: Stack, prelude: str) -> tuple[int, int | None, list[object]]:
-    """Start on a non-empty changelog with a backlog; return (undecided, exit code if it ended, undecided ids)."""
+async def restart_with_a_backlog(stack: Stack, prelude: str) -> tuple[int, int | None]:
+    """Start on a non-empty changelog with a backlog; return (undecided when nothing comes any more, exit code)."""
     first = stack.start_worker()
     ids = await stack.mint([None] * 5 + ["nullmx-1.example"] + [f"info-a{n}.example" for n in range(40)])
     await stack.publish(ids)
@@ -53,32 +53,32 @@ async def restart_with_a_backlog(stack: Stack, prelude: str) -> tuple[int, int |
     assert stack.end_worker(first) == 0
     backlog = await stack.mint([f"info-b{n}.example" for n in range(BACKLOG)])
     await stack.publish(backlog)
-    second = stack.start_worker(prelude=DELAY + prelude)
-    decided = await stack.wait_decided(46 + BACKLOG, 25)
-    return 46 + BACKLOG - decided, second.poll(), list(backlog)
+    # Few places and slow servers, so that events are still queued when Faust clears the queues.
+    await stack.farm.set_reply_delay(0.5)
+    second = stack.start_worker(prelude=DELAY + prelude, CT_IN_FLIGHT="10")
+    await stack.wait_said("Ready", 30)
+    await stack.farm.set_reply_delay(0.0)
+    decided = await stack.wait_decided(46 + BACKLOG, 20)
+    return 46 + BACKLOG - decided, second.poll()
 
 
-async def test_faust_alone_loses_what_arrives_during_recovery(tmp_path: Path) -> None:
+async def test_faust_alone_never_delivers_what_arrives_during_recovery(tmp_path: Path) -> None:
     async with Stack(tmp_path) as stack:
-        lost, ended, _ = await restart_with_a_backlog(stack, WITHOUT_GUARD)
+        lost, ended = await restart_with_a_backlog(stack, WITHOUT_GUARD)
         assert ended is None
         assert lost > 0, "the race did not strike: the test no longer shows what the guard is for"
-        stack.end_worker(stack.workers[-1])
-        stack.start_worker()  # whole again, but the commits have passed the lost ones
-        await stack.wait_decided(46 + BACKLOG, 12)
-        assert await stack.count_decided() < 46 + BACKLOG
 
 
 async def test_the_hold_cures_the_race(tmp_path: Path) -> None:
     async with Stack(tmp_path) as stack:
-        lost, ended, _ = await restart_with_a_backlog(stack, "")
+        lost, ended = await restart_with_a_backlog(stack, "")
         assert (lost, ended) == (0, None)
         assert stack.end_worker(stack.workers[-1]) == 0
 
 
 async def test_without_the_hold_the_alarm_ends_the_process_and_nothing_is_lost(tmp_path: Path) -> None:
     async with Stack(tmp_path) as stack:
-        lost, ended, _ = await restart_with_a_backlog(stack, WITHOUT_HOLD)
+        lost, ended = await restart_with_a_backlog(stack, WITHOUT_HOLD)
         assert ended == HOLE, stack.worker_log()[-2000:]
         assert "was expected" in stack.worker_log()
         stack.start_worker()

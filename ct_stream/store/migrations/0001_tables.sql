@@ -27,6 +27,17 @@ ALTER TABLE outreach.company_target
     ADD COLUMN IF NOT EXISTS updated_at timestamptz NOT NULL DEFAULT now();
 -- An adopted table may have another primary key; the gate writes one row for each outreach_id.
 CREATE UNIQUE INDEX IF NOT EXISTS company_target_outreach_id_key ON outreach.company_target (outreach_id);
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT 1 FROM pg_constraint AS c
+        WHERE c.conrelid = 'outreach.company_target'::regclass AND c.conname = 'company_target_status_check'
+    ) THEN
+        -- Not validated: an adopted table may hold other words, and its rows are kept.
+        ALTER TABLE outreach.company_target ADD CONSTRAINT company_target_status_check
+            CHECK (execution_status IN ('pending', 'ready', 'failed', 'blocked')) NOT VALID;
+    END IF;
+END $$;
 CREATE INDEX IF NOT EXISTS company_target_completed_idx ON outreach.company_target (imo_completed_at);
 
 -- No foreign key: a NOT-FOUND has neither a spine row nor a company_target row.
@@ -150,10 +161,12 @@ CREATE TABLE outreach.ct_domains (
     provider text NOT NULL,
     lease_owner text,
     lease_until timestamptz,
-    free_at timestamptz NOT NULL      -- the pause after the last session ends here
+    free_at timestamptz NOT NULL,     -- the pause after the last session ends here
+    talked_at timestamptz             -- a server of this domain last talked to us normally
 );
 CREATE INDEX ct_domains_provider_idx ON outreach.ct_domains (provider) WHERE lease_owner IS NOT NULL;
 CREATE INDEX ct_domains_free_at_idx ON outreach.ct_domains (free_at);
+CREATE INDEX ct_domains_talked_idx ON outreach.ct_domains (provider, talked_at DESC);
 
 CREATE TABLE outreach.ct_controls (
     kind text PRIMARY KEY CHECK (kind IN ('dns', 'smtp')),
@@ -193,7 +206,7 @@ CREATE TABLE outreach.ct_refusals (
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     provider text NOT NULL,
     domain text NOT NULL,
-    kind text NOT NULL CHECK (kind IN ('refused', 'rate', 'talked')),
+    kind text NOT NULL CHECK (kind IN ('refused', 'rate')),
     host text NOT NULL DEFAULT '',
     reason text NOT NULL DEFAULT '',
     void boolean NOT NULL DEFAULT false
@@ -213,7 +226,8 @@ SELECT
     p.detail,
     CASE
         WHEN p.state = 'stuck' THEN 'a worker of another version tries it again'
-        WHEN p.reason = 'halted' OR p.reason = 'spine_control' THEN 'a person: ct-stream guardrails resume'
+        WHEN p.reason IN ('halted', 'spine_control') AND p.not_before = 'infinity'
+            THEN 'a person: ct-stream guardrails resume ' || p.waits_on
         WHEN p.reason = 'provider_closed' THEN 'the provider talks normally again, or a person resumes it'
         WHEN p.reason = 'control' THEN 'a control that succeeds after ' || coalesce(p.failed_at::text, 'now')
         WHEN p.reason = 'spine_grace' THEN 'the spine row, or the end of the grace at ' || p.not_before

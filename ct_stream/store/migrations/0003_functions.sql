@@ -160,7 +160,7 @@ $$;
 -- End probe chains: the pause of each domain counts from `ended_s` seconds ago. The next company of each of those
 -- domains is woken for the pause's end, and one for each place that came free at a provider.
 CREATE FUNCTION outreach.ct_end_probes(
-    owner text, ended_domains text[], ended_s double precision[], pause_s double precision
+    owner text, ended_domains text[], ended_s double precision[], talked boolean[], pause_s double precision
 ) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     moment timestamptz := clock_timestamp();
@@ -169,8 +169,9 @@ BEGIN
     PERFORM 1 FROM outreach.ct_domains AS d WHERE d.domain = ANY (ended_domains) ORDER BY d.domain FOR UPDATE;
     FOR ended IN
         UPDATE outreach.ct_domains AS d
-            SET lease_owner = NULL, lease_until = NULL, free_at = moment + (pause_s - i.s) * interval '1 second'
-            FROM unnest(ended_domains, ended_s) AS i (d, s)
+            SET lease_owner = NULL, lease_until = NULL, free_at = moment + (pause_s - i.s) * interval '1 second',
+                talked_at = CASE WHEN i.t THEN moment ELSE d.talked_at END
+            FROM unnest(ended_domains, ended_s, talked) AS i (d, s, t)
             WHERE d.domain = i.d AND d.lease_owner = owner
             RETURNING d.domain, d.provider, d.free_at
     LOOP
@@ -192,7 +193,8 @@ BEGIN
         SELECT DISTINCT p.waits_on AS what, split_part(p.waits_on, ':', 1) AS kind,
             substring(p.waits_on FROM position(':' IN p.waits_on) + 1) AS name
         FROM outreach.ct_passes AS p
-        WHERE p.state = 'waiting' AND p.not_before > moment
+        -- Only those without a time of their own.
+        WHERE p.state = 'waiting' AND p.not_before = 'infinity'
             AND (p.waits_on LIKE 'domain:%' OR p.waits_on LIKE 'places:%' OR p.waits_on LIKE 'provider:%')
     LOOP
         IF asleep.kind = 'domain' THEN
@@ -234,10 +236,10 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach AS $$
     SELECT count(*)::integer FROM gone
 $$;
 
--- Remove what limits no longer need: domains whose pause is long over, usage and evidence of older days.
+-- Remove what nothing needs any more: domains whose last talk is no evidence now, refusals of older days.
 CREATE FUNCTION outreach.ct_tidy() RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach AS $$
-    DELETE FROM outreach.ct_domains WHERE lease_owner IS NULL AND free_at < clock_timestamp() - interval '1 hour';
+    DELETE FROM outreach.ct_domains WHERE lease_owner IS NULL AND free_at < clock_timestamp() - interval '24 hours';
     DELETE FROM outreach.ct_refusals WHERE at < clock_timestamp() - interval '7 days';
 $$;
 

@@ -1,6 +1,5 @@
 -- Run at each migrate: who may do what. The spine may have been made since the last time.
 
-REVOKE ALL ON SCHEMA outreach FROM PUBLIC;
 GRANT USAGE ON SCHEMA outreach TO ct_gate, ct_ops;
 
 -- The gate: inserts outcomes, moves the publish claim, keeps undecided passes; deletes nothing by itself.
@@ -13,7 +12,8 @@ GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.
 GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
 GRANT SELECT ON outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held,
     outreach.ct_migrations TO ct_gate;
-GRANT UPDATE ON outreach.ct_guardrails TO ct_gate;
+-- Only the next try: states change through the functions, which keep a log.
+GRANT UPDATE (tries, next_try_at) ON outreach.ct_guardrails TO ct_gate;
 
 -- People: read everything of the gate, and the audited functions.
 GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_target_errors, outreach.ct_passes,

@@ -1,0 +1,105 @@
+"""`make bench`: the whole gate on the embedded stack against a bare loop of the same probes, same farm, same run.
+
+One domain for each company; 9 RCPT TO: 7 refusals, `contact` accepted, a random mailbox refused. Rounds alternate, so
+that a machine that slows down slows both; the ratio of CPU times is the figure to quote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import orjson
+
+from tests.faults.harness import Stack
+
+
+def process_cpu_s(pid: int) -> float:
+    """Return the user and system time of a process (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_mb(pid: int) -> float:
+    """Return the resident memory of a process in MB."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+async def gate_round(stack: Stack, domains: list[str | None]) -> tuple[float, float]:
+    """Put companies through the running worker; return (seconds, its CPU seconds)."""
+    worker = stack.workers[-1]
+    decided = await stack.count_decided()
+    ids = await stack.mint(domains)
+    begin, used = time.monotonic(), process_cpu_s(worker.pid)
+    await stack.publish(ids)
+    if await stack.wait_decided(decided + len(ids), 120) != decided + len(ids) or await stack.wait_published(30):
+        raise SystemExit(f"the gate did not decide all companies:\n{stack.worker_log()[-2000:]}")
+    return time.monotonic() - begin, process_cpu_s(worker.pid) - used
+
+
+def loop_round(stack: Stack, domains: list[str], at_once: int) -> tuple[float, float]:
+    """Put domains through the bare loop; return (seconds, CPU seconds)."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("CT_")} | stack.env
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.loop", str(at_once)],
+        input="\n".join(domains).encode(), env=environ, capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stderr.decode())
+    result = orjson.loads(done.stdout)
+    if result["outcomes"] != {"contact": len(domains)}:
+        raise SystemExit(f"the loop came to other outcomes: {result['outcomes']}")
+    return result["wall_s"], result["cpu_s"]
+
+
+async def bench(companies: int, rounds: int, at_once: int, reply_delay_s: float) -> None:
+    """Run all rounds and print the figures."""
+    with tempfile.TemporaryDirectory(prefix="ct-stream-bench-") as folder:
+        async with Stack(Path(folder), reply_delay_s=reply_delay_s, pause_s=2.0, CT_IN_FLIGHT=str(at_once)) as stack:
+            stack.start_worker()
+            await gate_round(stack, [f"contact-warm{n}.example" for n in range(50)])
+            gate, loop = [], []
+            for number in range(rounds):
+                gate.append(await gate_round(stack, [f"contact-g{number}x{n}.example" for n in range(companies)]))
+                domains = [f"contact-l{number}x{n}.example" for n in range(companies)]
+                loop.append(await asyncio.to_thread(loop_round, stack, domains, at_once))
+                print(
+                    f"round {number + 1}: gate {companies / gate[-1][0]:.0f}/s {1000 * gate[-1][1] / companies:.2f} ms"
+                    f"  loop {companies / loop[-1][0]:.0f}/s {1000 * loop[-1][1] / companies:.2f} ms"
+                    f"  CPU ratio {gate[-1][1] / loop[-1][1]:.2f}",
+                    flush=True,
+                )
+            memory = rss_mb(stack.workers[-1].pid)
+            stack.end_worker(stack.workers[-1])
+    ratios = [of_gate[1] / of_loop[1] for of_gate, of_loop in zip(gate, loop, strict=True)]
+    print(f"\n{companies} companies a round, {at_once} at once, {reply_delay_s:g} s a reply, {rounds} rounds; medians:")
+    for name, rows in (("gate", gate), ("bare loop", loop)):
+        rate = statistics.median(companies / wall for wall, _ in rows)
+        cost = statistics.median(1000 * cpu / companies for _, cpu in rows)
+        print(f"  {name:<10} {rate:7.1f} companies/s   {cost:6.2f} ms CPU a company")
+    print(
+        f"  ratio      {statistics.median(ratios):.2f} (CPU a company, gate : loop; {min(ratios):.2f}-{max(ratios):.2f})"
+    )
+    print(f"  the worker's resident memory at the end: {memory:.0f} MB")
+
+
+def main() -> None:
+    """Read the options."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--companies", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--at-once", type=int, default=500)
+    parser.add_argument("--reply-delay", type=float, default=0.0, help="seconds before each reply of the farm")
+    options = parser.parse_args()
+    asyncio.run(bench(options.companies, options.rounds, options.at_once, options.reply_delay))
+
+
+if __name__ == "__main__":
+    main()

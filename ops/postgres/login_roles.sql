@@ -1,0 +1,13 @@
+-- Let the gate and people log in: `ct-stream migrate` makes the roles without a login. For psql, which reads the
+-- passwords from the files that GATE_PASSWORD_FILE and OPS_PASSWORD_FILE name. Run it again to change them.
+\set ON_ERROR_STOP on
+\set gate_password `cat "$GATE_PASSWORD_FILE"`
+\set ops_password `cat "$OPS_PASSWORD_FILE"`
+
+-- Keep the passwords out of the server's log.
+SET log_statement = 'none';
+SET log_min_error_statement = 'panic';
+SET log_min_duration_statement = -1;
+
+ALTER ROLE ct_gate LOGIN PASSWORD :'gate_password';
+ALTER ROLE ct_ops LOGIN PASSWORD :'ops_password';
