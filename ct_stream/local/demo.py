@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from aiokafka.errors import KafkaError
 from prometheus_client.parser import text_string_to_metric_families
 
 from ct_stream.local.farm import FarmProcess
-from ct_stream.local.processes import ChildProcess, LocalError, free_port
+from ct_stream.local.processes import ChildProcess, LocalError, free_port, remove_tree
 from ct_stream.local.stack import LocalStack
 from ct_stream.metrics import Health
 from ct_stream.settings import Settings
@@ -326,17 +325,8 @@ class Demo:
             return
         postgres = self.data_dir / "postgres"
         if postgres.is_symlink():  # where root's directories are closed to Postgres' user, its data lies elsewhere
-            _remove(postgres.resolve())
-        _remove(self.data_dir)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder, though a process that is just ending may still write in it."""
-    for _ in range(20):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.05)
+            remove_tree(postgres.resolve())
+        remove_tree(self.data_dir)
 
 
 def _disagreement(company: Planned, decided: Mapping[UUID, Row]) -> Disagreement | None:

@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 import asyncpg
 
-from ct_stream.local.processes import ChildProcess, LocalError, free_port, require_free_port
+from ct_stream.local.processes import ChildProcess, LocalError, free_port, remove_tree, require_free_port
 
 _NOBODY = 65534  #: the overflow uid and gid, there on every Linux without making a user
 _READY_S = 60.0  #: a start after a crash replays the log first
@@ -139,7 +139,7 @@ class EmbeddedPostgres:
 
     async def _remove_temporary(self) -> None:
         if self._temporary and self._home is not None:
-            await asyncio.to_thread(shutil.rmtree, self._home, ignore_errors=True)
+            await asyncio.to_thread(remove_tree, self._home)
             self._home = None
 
     def _options(self) -> list[str]:
