@@ -88,7 +88,7 @@ async def test_an_outage_is_waited_out_and_charged_to_no_company(error: Exceptio
     server = Server(error)
     queue = batches(server)
     async with running(queue):
-        assert await asyncio.gather(queue(4), queue(5)) == [8, 10]
+        assert list(await asyncio.gather(queue(4), queue(5))) == [8, 10]
     assert len(server.outages) == 1
 
 
