@@ -1,0 +1,121 @@
+"""The alarm: every offset once, in order, from where the group stands; a hole ends the process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faust.types import TP
+
+from ct_stream.stream.offset_guard import EXIT_CODE, OffsetGuard
+
+PARTITION = TP("spine.created", 0)
+
+
+class Consumer:
+    """What the guard asks of Faust's consumer."""
+
+    def __init__(self, committed: dict[TP, int | None], earliest: dict[TP, int]) -> None:
+        self._committed, self._earliest = committed, earliest
+        self.steps: list[object] = []
+        self._add_gap: Any = None
+
+    async def seek_to_committed(self) -> dict[TP, int | None]:
+        return self._committed
+
+    async def earliest_offsets(self, *_: TP) -> dict[TP, int]:
+        return self._earliest
+
+    def stop_flow(self) -> None:
+        self.steps.append("stop_flow")
+
+    async def seek_wait(self, offsets: dict[TP, int]) -> None:
+        self.steps.append(offsets)
+
+
+class World:
+    """A guard that was assigned a partition, and what it alarmed about."""
+
+    def __init__(self, *, committed: int | None = 10, earliest: int = 0, next_there: int | None = None) -> None:
+        self.consumer = Consumer({PARTITION: committed}, {PARTITION: earliest})
+        flow = SimpleNamespace(suspend=lambda: self.consumer.steps.append("suspend"))
+        self.app: Any = SimpleNamespace(consumer=self.consumer, consumer_generation_id=1, flow_control=flow)
+        self.holes: list[tuple[int, int]] = []
+        self.next_there = next_there
+        self.guard = OffsetGuard(
+            self.app, frozenset({"spine.created"}), next_record=self._next_record, hold_s=0.001,
+            on_hole=lambda _tp, expected, got: self.holes.append((expected, got)),
+        )  # fmt: skip
+
+    async def _next_record(self, _tp: TP, _offset: int) -> int | None:
+        return self.next_there
+
+    async def assign(self) -> World:
+        await self.guard._assigned(self.app, {PARTITION, TP("ct-stream-decided-changelog", 0)})
+        return self
+
+    async def accept(self, offset: int, generation: int = 1) -> bool:
+        message = SimpleNamespace(topic="spine.created", partition=0, offset=offset, generation_id=generation)
+        return await self.guard.accept(SimpleNamespace(message=message))
+
+
+@pytest.mark.parametrize(
+    ("committed", "earliest", "first"), [(10, 0, 10), (None, 0, 0), (None, 5, 5), (3, 5, 5)],
+    ids=["committed", "never committed", "beginning was cut off", "committed was cut off"],
+)  # fmt: skip
+async def test_the_first_offset_is_where_the_group_stands(committed: int | None, earliest: int, first: int) -> None:
+    world = await World(committed=committed, earliest=earliest, next_there=first).assign()
+    assert await world.accept(first)
+    assert await world.accept(first + 1)
+    assert not world.holes
+
+
+async def test_a_repeat_and_a_stale_delivery_are_dropped() -> None:
+    world = await World().assign()
+    assert await world.accept(10)
+    assert not await world.accept(10)
+    assert not await world.accept(11, generation=0)
+    assert await world.accept(11)
+    assert not world.holes
+
+
+async def test_a_hole_with_a_record_in_it_raises_the_alarm() -> None:
+    world = await World(next_there=10).assign()
+    assert not await world.accept(12)
+    assert world.holes == [(10, 12)]
+
+
+async def test_a_hole_by_nature_is_passed() -> None:
+    world = await World(next_there=12).assign()
+    assert await world.accept(12), "control records and compaction leave holes"
+    assert await world.accept(13)
+    assert not world.holes
+
+
+async def test_the_hold_stops_the_flow_and_seeks_every_partition_also_the_never_committed() -> None:
+    world = await World(committed=None, earliest=4).assign()
+    await world.guard._hold(world.app)
+    assert world.consumer.steps == ["stop_flow", "suspend", {PARTITION: 4}]
+
+
+async def test_the_hook_that_books_skipped_offsets_as_acked_is_disarmed() -> None:
+    world = await World().assign()
+    assert await world.consumer._add_gap(PARTITION, 1, 5) is None
+
+
+def test_the_alarm_ends_the_process_at_once_and_without_a_commit() -> None:
+    code = (
+        "import atexit; atexit.register(lambda: print('a graceful stop'))\n"
+        "from faust.types import TP\n"
+        "from ct_stream.stream.offset_guard import exit_without_commit\n"
+        "exit_without_commit(TP('spine.created', 3), 10, 12)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == EXIT_CODE
+    assert "spine.created[3] delivered offset 12 where 10 was expected" in done.stderr
+    assert done.stdout == ""
+    assert signal.SIGTERM not in (-done.returncode,)
