@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _GIVE_UP_S = 120.0
 _LOOK_S = 0.25
+_KEEP_LOOK_S = 2.0
 _PLAIN_EVERY_S = 2.0
 _RATE_WINDOW_S = 2.0
 _SHOWN_FAILURES = 5
@@ -32,6 +34,7 @@ _SHOWN_FAILURES = 5
 
 async def show_demo(companies: int, *, keep: bool) -> int:
     """Run the demo with its display; return the exit code."""
+    _end_by_sigterm_too()
     begun = time.monotonic()
     click.echo("starting a broker, a Postgres, a mail farm and a worker ...")
     async with Demo(make_plan(companies)) as demo:
@@ -50,6 +53,13 @@ async def show_demo(companies: int, *, keep: bool) -> int:
     if not is_good:
         click.echo(f"the logs are in {demo.data_dir}")
     return Exit.OK if is_good else Exit.FOUND
+
+
+def _end_by_sigterm_too() -> None:
+    """Take the demo down in order at SIGTERM, as at Ctrl-C."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def _say_settings(demo: Demo) -> None:
@@ -209,4 +219,6 @@ def _planned(disagreement: Disagreement) -> str:
 async def _keep(demo: Demo) -> None:
     click.echo(f"\nIt all runs on, until Ctrl-C. Health and metrics: {demo.web_url}/metrics\n")
     click.echo(safe(export_lines(demo.env)))
-    await asyncio.Event().wait()
+    while True:
+        await demo.progress()  # raises when one of its processes has ended
+        await asyncio.sleep(_KEEP_LOOK_S)

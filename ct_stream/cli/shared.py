@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -74,7 +75,7 @@ class Program(click.Group):
         except (ServiceTrouble, MigrationError, TopologyError, LocalError) as error:
             say(str(error))
             return Exit.UNAVAILABLE
-        except (click.Abort, KeyboardInterrupt):
+        except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
             say("interrupted")
             return Exit.INTERRUPTED
         except Exception as error:

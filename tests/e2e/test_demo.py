@@ -56,14 +56,21 @@ def test_planned_and_decided_agree_for_every_company(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("until", ["starting a broker", "ready after"], ids=["while it starts", "while it decides"])
-def test_ctrl_c_leaves_no_process_and_no_file(tmp_path: Path, until: str) -> None:
+@pytest.mark.parametrize(
+    ("until", "number"),
+    [
+        pytest.param("starting a broker", signal.SIGINT, id="Ctrl-C while it starts"),
+        pytest.param("ready after", signal.SIGINT, id="Ctrl-C while it decides"),
+        pytest.param("ready after", signal.SIGTERM, id="SIGTERM while it decides"),
+    ],
+)
+def test_a_signal_leaves_no_process_and_no_file(tmp_path: Path, until: str, number: signal.Signals) -> None:
     with start(tmp_path) as demo:
         assert demo.stdout is not None
         while until not in demo.stdout.readline():
             assert demo.poll() is None
         time.sleep(0.5)
-        demo.send_signal(signal.SIGINT)
+        demo.send_signal(number)
         demo.communicate(timeout=40)
     assert demo.returncode == 130
     assert descendants(tmp_path) == []
