@@ -59,7 +59,33 @@ def loop_round(stack: Stack, domains: list[str], at_once: int) -> tuple[float, f
     return result["wall_s"], result["cpu_s"]
 
 
-async def bench(companies: int, rounds: int, at_once: int, reply_delay_s: float) -> None:
+async def bench_waiting(stack: Stack, companies: int, rounds: int, waiting: int) -> None:
+    """Measure the same gate before and after so many companies wait for a closed provider."""
+
+    async def rate(name: str) -> float:
+        rates = []
+        for number in range(rounds):
+            wall, _ = await gate_round(stack, [f"contact-{name}{number}x{n}.example" for n in range(companies)])
+            rates.append(companies / wall)
+        return statistics.median(rates)
+
+    before = await rate("before")
+    await stack.admin.execute(
+        "INSERT INTO outreach.ct_guardrails (key, state, reason) VALUES ('provider:bigmail.example', 'closed', 'bench')"
+    )
+    begin = time.monotonic()
+    await stack.publish(await stack.mint([f"info-at-bigmail-{n}.example" for n in range(waiting)]))
+    parked = 0
+    while parked < waiting and time.monotonic() - begin < 300:
+        await asyncio.sleep(0.5)
+        parked = await stack.admin.fetchval("SELECT count(*) FROM outreach.ct_passes")
+    took = time.monotonic() - begin
+    after = await rate("after")
+    print(f"\n{parked} companies wait for a closed provider (put away in {took:.0f} s):")
+    print(f"  others before {before:.1f}/s, with them {after:.1f}/s, ratio {after / before:.2f}")
+
+
+async def bench(companies: int, rounds: int, at_once: int, reply_delay_s: float, waiting: int) -> None:
     """Run all rounds and print the figures."""
     with tempfile.TemporaryDirectory(prefix="ct-stream-bench-") as folder:
         async with Stack(Path(folder), reply_delay_s=reply_delay_s, pause_s=2.0, CT_IN_FLIGHT=str(at_once)) as stack:
@@ -77,6 +103,9 @@ async def bench(companies: int, rounds: int, at_once: int, reply_delay_s: float)
                     flush=True,
                 )
             memory = rss_mb(stack.workers[-1].pid)
+            if waiting:
+                await bench_waiting(stack, companies, rounds, waiting)
+            memory = max(memory, rss_mb(stack.workers[-1].pid))
             stack.end_worker(stack.workers[-1])
     ratios = [of_gate[1] / of_loop[1] for of_gate, of_loop in zip(gate, loop, strict=True)]
     print(f"\n{companies} companies a round, {at_once} at once, {reply_delay_s:g} s a reply, {rounds} rounds; medians:")
@@ -84,9 +113,8 @@ async def bench(companies: int, rounds: int, at_once: int, reply_delay_s: float)
         rate = statistics.median(companies / wall for wall, _ in rows)
         cost = statistics.median(1000 * cpu / companies for _, cpu in rows)
         print(f"  {name:<10} {rate:7.1f} companies/s   {cost:6.2f} ms CPU a company")
-    print(
-        f"  ratio      {statistics.median(ratios):.2f} (CPU a company, gate : loop; {min(ratios):.2f}-{max(ratios):.2f})"
-    )
+    spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
+    print(f"  ratio      {statistics.median(ratios):.2f} (CPU a company, gate : loop; {spread})")
     print(f"  the worker's resident memory at the end: {memory:.0f} MB")
 
 
@@ -96,9 +124,10 @@ def main() -> None:
     parser.add_argument("--companies", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=500)
+    parser.add_argument("--waiting", type=int, default=0, help="then measure with so many companies that wait")
     parser.add_argument("--reply-delay", type=float, default=0.0, help="seconds before each reply of the farm")
     options = parser.parse_args()
-    asyncio.run(bench(options.companies, options.rounds, options.at_once, options.reply_delay))
+    asyncio.run(bench(options.companies, options.rounds, options.at_once, options.reply_delay, options.waiting))
 
 
 if __name__ == "__main__":

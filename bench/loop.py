@@ -44,7 +44,7 @@ class NoLimits:
     def session_ended(self) -> None:
         return None
 
-    async def release(self, *, greeted: bool, refused: Held | None) -> None:
+    async def release(self, *, greeted: bool, refused: Held | None) -> None:  # noqa: ARG002
         return None
 
     async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:

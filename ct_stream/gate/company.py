@@ -61,6 +61,7 @@ class Parked:
     spent_s: float = 0.0  #: of the pass deadline
     asked_s: float | None = None  #: its answers are no older than so many seconds; None: as on record
     failed: FailedAt = FailedAt.NONE  #: when its last failed answer came: controls look forward from there
+    looks: int = 0  #: how often nobody answered, and a control then proved our own way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,3 +79,4 @@ class Resumed:
     failed_at: datetime | None
     since: datetime
     exceptions: int
+    looks: int

@@ -111,7 +111,7 @@ def output_stage(
 
 def rfc3339(moment: datetime) -> str:
     """Return a UTC moment with milliseconds and Z."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
 def _pass_body(verdict: Passed) -> dict[str, Any]:

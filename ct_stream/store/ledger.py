@@ -65,8 +65,8 @@ class Ledger:
     async def _record(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """Record outcomes, and forget their undecided passes; True for each that won.
 
-        A batch that runs again because the answer to COMMIT was lost finds its own rows and wins nothing: its
-        outcomes are then published like any other that is recorded and not stamped, under a new claim.
+        A batch that runs again because the answer to COMMIT was lost finds its own rows: they are told by their
+        bytes, which carry the moment of the decision.
         """
         first: dict[UUID, Outcome] = {}
         for outcome in outcomes:
@@ -76,6 +76,9 @@ class Ledger:
         for row in won_rows:
             self._database.saw_ordinal(row["ordinal"])
         won = {row["outreach_id"] for row in won_rows}
+        if lost := [i for i in first if i not in won]:
+            rows = await self._database.fetch("recorded_values", lost)
+            won |= {row["outreach_id"] for row in rows if row["value"] == first[row["outreach_id"]].value}
         await self._database.run("forget", list(first))
         return [o.outreach_id in won and first[o.outreach_id] is o for o in outcomes]
 

@@ -111,6 +111,7 @@ def _row(parked: Parked) -> tuple[Any, ...]:
         origin.correlation_id,
         origin.traceparent,
         origin.correlation_header,
+        parked.looks,
     )
 
 
@@ -136,4 +137,5 @@ def _resumed(row: Any) -> Resumed:
         failed_at=row["failed_at"],
         since=row["since"],
         exceptions=row["exceptions"],
+        looks=row["looks"],
     )

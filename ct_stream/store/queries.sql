@@ -76,6 +76,10 @@ WITH input AS (
 )
 SELECT w.outreach_id, w.ordinal FROM won AS w;
 
+-- name: recorded_values
+-- Which bytes won for these companies? Read by a statement of its own: one that inserts cannot see a winner's row.
+SELECT o.outreach_id, o.value FROM outreach.ct_outcomes AS o WHERE o.outreach_id = ANY ($1::uuid[]);
+
 -- name: claim_unpublished_of
 -- Claim the recorded bytes of these companies for publishing, where nobody else holds the claim.
 UPDATE outreach.ct_outcomes AS o SET publish_until = clock_timestamp() + interval '30 seconds'
@@ -112,7 +116,7 @@ SELECT outreach.ct_forget_passes($1::uuid[]);
 INSERT INTO outreach.ct_passes AS p (
     outreach_id, state, domain, reason, detail, waits_on, not_before, answers, pending, spent_ms, asked_at, failed_at,
     event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header,
-    worker_version, since
+    worker_version, since, looks
 )
 SELECT i.outreach_id, 'waiting', i.domain, i.reason, i.detail, nullif(i.waits_on, ''),
     CASE WHEN i.after_s < 0 THEN 'infinity' ELSE clock_timestamp() + i.after_s * interval '1 second' END,
@@ -120,23 +124,23 @@ SELECT i.outreach_id, 'waiting', i.domain, i.reason, i.detail, nullif(i.waits_on
     CASE WHEN i.asked_s >= 0 THEN clock_timestamp() - i.asked_s * interval '1 second' ELSE r.asked_at END,
     CASE i.failed WHEN 'now' THEN clock_timestamp() WHEN 'record' THEN r.failed_at END,
     i.event_topic, i.event_partition, i.event_offset, i.event_at, i.correlation_id, i.traceparent,
-    i.correlation_header, $19::text, clock_timestamp() - greatest(i.asked_s, 0) * interval '1 second'
+    i.correlation_header, $20::text, clock_timestamp() - greatest(i.asked_s, 0) * interval '1 second', i.looks
 FROM unnest(
     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[], $9::integer[],
     $10::float8[], $11::text[], $12::text[], $13::integer[], $14::bigint[], $15::timestamptz[], $16::text[],
-    $17::bytea[], $18::bytea[]
+    $17::bytea[], $18::bytea[], $19::integer[]
 ) AS i (
     outreach_id, domain, reason, detail, waits_on, after_s, answers, pending, spent_ms, asked_s, failed,
-    event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header
+    event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header, looks
 )
 LEFT JOIN outreach.ct_passes AS r ON r.outreach_id = i.outreach_id
 ON CONFLICT (outreach_id) DO UPDATE SET
     domain = excluded.domain, reason = excluded.reason, detail = excluded.detail, waits_on = excluded.waits_on,
     not_before = excluded.not_before, answers = excluded.answers, pending = excluded.pending,
-    spent_ms = excluded.spent_ms, asked_at = excluded.asked_at, failed_at = excluded.failed_at,
+    spent_ms = excluded.spent_ms, asked_at = excluded.asked_at, failed_at = excluded.failed_at, looks = excluded.looks,
     lease_owner = NULL, lease_until = NULL
 WHERE p.state = 'waiting'
-    AND (p.lease_owner IS NULL OR p.lease_owner = $20::text OR p.lease_until < clock_timestamp());
+    AND (p.lease_owner IS NULL OR p.lease_owner = $21::text OR p.lease_until < clock_timestamp());
 
 -- name: claim_due
 -- Lease companies whose wait is over, the longest over first.
@@ -149,7 +153,7 @@ WHERE p.outreach_id IN (
 )
 RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p.asked_at, p.failed_at, p.since,
     p.event_topic, p.event_partition, p.event_offset, p.event_at, p.correlation_id, p.traceparent,
-    p.correlation_header, p.exceptions;
+    p.correlation_header, p.exceptions, p.looks;
 
 -- name: retry_stuck
 -- Companies that a worker of another version found stuck are tried again by this one.

@@ -176,6 +176,7 @@ class Companies:
                 spent_s=running.spent_s,
                 asked_s=running.asked_s,
                 failed=running.failed,
+                looks=running.looks,
             )
         )
         self._metrics.parked.labels(reason=wait.reason.value).inc()

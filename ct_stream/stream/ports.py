@@ -95,6 +95,10 @@ class RunningPass(Protocol):
         """Return how old its answers are at most, or None when that is on record."""
 
     @property
+    def looks(self) -> int:
+        """Return how often nobody answered, and a control then proved our own way."""
+
+    @property
     def failed(self) -> FailedAt:
         """Return when its last failed answer came."""
 

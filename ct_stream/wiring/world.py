@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ct_stream.gate.company import FailedAt
 from ct_stream.gate.domains import canonical_domain
 from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer
-from ct_stream.gate.transcript import Exchange, without_trouble
+from ct_stream.gate.transcript import Exchange, is_unanswered, without_trouble
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.local_limits import Tier2Off
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ct_stream.wiring.probing import Probing
 
 _SPINE_POLL_S = 30.0
+_LOOKS = 1  #: how often silence is looked at again once our own way is proven
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,16 @@ class GateParts:
     spine_grace_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What an undecided company brings back from its wait."""
+
+    exchanges: Sequence[Exchange] = ()
+    failed_at: datetime | None = None  #: a proof of our own way must have begun after it
+    is_void: bool = False  #: some answers were dropped and are asked for anew
+    looks: int = 0
+
+
 class WorkerGate:
     """Makes the passes of a worker."""
 
@@ -60,27 +71,28 @@ class WorkerGate:
         self, origin: Origin, event_at: datetime | None, known: Known, resumed: Resumed | None
     ) -> CompanyPass:
         """Return the pass of a company, with its kept answers where it was put away."""
-        kept: list[Exchange] = []
-        failed_at, is_void = None, False
-        if resumed is not None:
-            kept, failed_at, is_void = await self._kept(resumed)
-        return CompanyPass(self._parts, origin, event_at, known, resumed, kept, failed_at, is_void=is_void)
+        kept = Kept() if resumed is None else await self._kept(resumed)
+        return CompanyPass(self._parts, origin, event_at, known, resumed, kept)
 
-    async def _kept(self, resumed: Resumed) -> tuple[list[Exchange], datetime | None, bool]:
-        """Return the answers that still count, since when a proof is needed, and whether any was void."""
+    async def _kept(self, resumed: Resumed) -> Kept:
+        """Return the answers that still count, and since when a proof is needed."""
         kept, failed_at = list(resumed.exchanges), resumed.failed_at
         if failed_at is None:
-            return kept, None, False
+            return Kept(exchanges=kept, looks=resumed.looks)
         states = [await self._parts.controls.state(kind) for kind in ControlKind]
         if any(state.voids(resumed.asked_at or resumed.since, failed_at) for state in states):
             # Our own way was broken around these answers: they say nothing about the company.
-            return without_trouble(kept), None, True
+            return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks)
+        if resumed.looks < _LOOKS and is_unanswered(kept):
+            # Silence is believed between two proofs only: an outage that came and went between two controls looks
+            # just like a dead server (ADR-CT-IMO-008).
+            return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks + 1)
         if resumed.pending is not None and states[1].proves(failed_at):
             # Its own server refuses us while others talk to us: its private policy, inconclusive (domain scope).
             answer = resumed.pending.answer
             assert isinstance(answer, MailboxAnswer)
             kept.append(replace(resumed.pending, answer=replace(answer, settled=True)))
-        return kept, failed_at, False
+        return Kept(exchanges=kept, failed_at=failed_at, looks=resumed.looks)
 
 
 class CompanyPass:
@@ -93,22 +105,20 @@ class CompanyPass:
         event_at: datetime | None,
         known: Known,
         resumed: Resumed | None,
-        kept: Sequence[Exchange],
-        failed_at: datetime | None,
-        *,
-        is_void: bool,
+        kept: Kept,
     ) -> None:
         self._parts = parts
         self._known = known
         self._event_at = event_at
         self._since = resumed.since if resumed else parts.now()
-        self._failed_at = failed_at
+        self._failed_at = kept.failed_at
         self._begun_at = time.monotonic()
-        self._kept = len(kept)
+        self._kept = len(kept.exchanges)
         # Answers that were kept keep their age; those asked anew, or after a void, are of this run.
-        self._is_aged = resumed is not None and resumed.asked_at is not None and not is_void
+        self._is_aged = resumed is not None and resumed.asked_at is not None and not kept.is_void
         self._is_repeat = resumed is not None and resumed.reason == WaitReason.SPINE_CONTROL
-        self.failed = FailedAt.NONE if failed_at is None else FailedAt.ON_RECORD
+        self.failed = FailedAt.NONE if kept.failed_at is None else FailedAt.ON_RECORD
+        self.looks = kept.looks
         self.pending: Exchange | None = None
         self._domain = resumed.domain if resumed else None
         world = World(
@@ -126,7 +136,7 @@ class CompanyPass:
             world,
             deadline_s=parts.pass_deadline_s,
             spent_s=resumed.spent_s if resumed else 0.0,
-            kept=kept,
+            kept=kept.exchanges,
         )
 
     async def run(self) -> Passed | Failed | Wait:

@@ -11,7 +11,7 @@ import time
 import uuid
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import orjson
@@ -24,6 +24,9 @@ from ct_stream.local.postgres import EmbeddedPostgres
 from ct_stream.settings import load_settings
 from ct_stream.store.migrate import migrate
 from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, GROUP, SPINE_CREATED, create_topics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TOOLBOX = """
 version: 1
@@ -82,7 +85,7 @@ class Stack:
         )
         await connection.close()
         await migrate(dsn)
-        self.admin = await asyncpg.create_pool(dsn, min_size=1, max_size=3)
+        await self.connect()
         await self.admin.execute("ALTER ROLE ct_gate LOGIN PASSWORD 'gate'")
         toolbox = self.folder / "toolbox.yaml"
         toolbox.write_text(self._toolbox)
@@ -100,6 +103,10 @@ class Stack:
         }
         await create_topics(load_settings(self.env))
         return self
+
+    async def connect(self) -> None:
+        """Connect the test itself, as the superuser."""
+        self.admin = await asyncpg.create_pool(self.postgres.admin_dsn, min_size=1, max_size=3)
 
     async def __aexit__(self, *_: object) -> None:
         for worker in self.workers:
@@ -144,7 +151,7 @@ class Stack:
 
     # ---------------------------------------------------------------- companies
 
-    async def mint(self, domains: list[str | None]) -> list[uuid.UUID]:
+    async def mint(self, domains: Sequence[str | None]) -> list[uuid.UUID]:
         """Write companies into the spine."""
         ids = [uuid.uuid4() for _ in domains]
         await self.admin.executemany(

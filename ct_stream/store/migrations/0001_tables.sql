@@ -132,6 +132,7 @@ CREATE TABLE outreach.ct_passes (
     correlation_id text,
     traceparent bytea,
     correlation_header bytea,
+    looks integer NOT NULL DEFAULT 0,  -- how often nobody answered, and a control then proved our way
     exceptions integer NOT NULL DEFAULT 0,
     traceback text,
     worker_version text,
