@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from aiokafka.errors import KafkaError
 from prometheus_client.parser import text_string_to_metric_families
 
 from ct_stream.local.farm import FarmProcess
-from ct_stream.local.processes import ChildProcess, LocalError, free_port
+from ct_stream.local.processes import ChildProcess, LocalError, free_port, remove_tree
 from ct_stream.local.stack import LocalStack
 from ct_stream.metrics import Health
 from ct_stream.settings import Settings
@@ -326,8 +325,8 @@ class Demo:
             return
         postgres = self.data_dir / "postgres"
         if postgres.is_symlink():  # where root's directories are closed to Postgres' user, its data lies elsewhere
-            shutil.rmtree(postgres.resolve(), ignore_errors=True)
-        shutil.rmtree(self.data_dir, ignore_errors=True)
+            remove_tree(postgres.resolve())
+        remove_tree(self.data_dir)
 
 
 def _disagreement(company: Planned, decided: Mapping[UUID, Row]) -> Disagreement | None:
@@ -347,7 +346,7 @@ def _disagreement(company: Planned, decided: Mapping[UUID, Row]) -> Disagreement
         if row["is_catchall"] != expected.is_catchall:
             wrong.append("catch-all" if row["is_catchall"] else "not catch-all")
         if expected.confidence is not None and abs(float(row["confidence_score"]) - expected.confidence) > 1e-6:
-            wrong.append(f"confidence {row['confidence_score']:g}")
+            wrong.append(f"confidence {float(row['confidence_score']):g}")
     if not wrong:
         return None
     return Disagreement(company=company, decided=", ".join(wrong), reason=row["reason"] or "")

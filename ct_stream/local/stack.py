@@ -21,7 +21,7 @@ import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TextIO
 
 import asyncpg
 import orjson
@@ -214,11 +214,11 @@ def main() -> int:
     data_dir: Path = parser.parse_args().data_dir
     data_dir.mkdir(parents=True, exist_ok=True)
     with (data_dir / _LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(lock):
             print("another supervisor runs on this directory", file=sys.stderr)
             return 1
+        # What a killed supervisor left leads nowhere.
+        (data_dir / _STATE).unlink(missing_ok=True)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -230,17 +230,31 @@ def main() -> int:
     return 0
 
 
+def _locked(lock: TextIO) -> bool:
+    """Take the lock, if no supervisor holds it: who only looks at it holds it for a moment."""
+    for _ in range(20):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_POLL_S)
+        else:
+            return True
+    return False
+
+
 # ---------------------------------------------------------------- from a shell
 
 
 def running(data_dir: Path) -> StackState | None:
     """Return the stack that serves from this directory, or None."""
-    if supervisor_pid(data_dir) is None:
+    pid = supervisor_pid(data_dir)
+    if pid is None:
         return None
     try:
-        return StackState.from_json((data_dir / _STATE).read_bytes())
+        state = StackState.from_json((data_dir / _STATE).read_bytes())
     except FileNotFoundError:
         return None  # it is coming up, or going down
+    return state if state.pid == pid else None
 
 
 def supervisor_pid(data_dir: Path) -> int | None:

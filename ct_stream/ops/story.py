@@ -97,7 +97,8 @@ def _outcome_lines(told: Story) -> Iterator[str]:
         yield f"source     {outcome['source']}: this gate did not decide it"
     if target is not None and target["email_method"]:
         catchall = ", catch-all" if target["is_catchall"] else ""
-        yield f"method     {target['email_method']} ({target['method_type']}, {target['confidence_score']:g}{catchall})"
+        confidence = float(target["confidence_score"])
+        yield f"method     {target['email_method']} ({target['method_type']}, {confidence:g}{catchall})"
     if outcome["reason"]:
         yield f"reason     {outcome['reason']}"
     try:

@@ -21,7 +21,7 @@ from aiokafka.errors import KafkaError
 from ct_stream.gate.questions import ControlKind
 from ct_stream.metrics import Health, Metrics
 from ct_stream.probes.toolbox import Toolbox, load_toolbox
-from ct_stream.store.controls import ControlLedger
+from ct_stream.store.controls import ControlLedger, control_wait
 from ct_stream.store.database import Database, UnfitDatabase
 from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, SpineControl
 from ct_stream.store.ledger import Ledger
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from ct_stream.gate.company import Known, Parked, Publication, Resumed
     from ct_stream.gate.output_stage import Origin, Outcome
+    from ct_stream.gate.waits import Wait
     from ct_stream.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,10 @@ class Worker:
         self.database = Database(settings.postgres_dsn or "", application_name="ct-stream worker")
         self.producer = Producer(settings, self.health)
         self._group_is_new = False
-        self._own_trouble = False  # a control fails: pulling stops, work in hand waits
+        # While a control fails companies are put away before anything is asked, and once as many wait as may be in
+        # flight nothing more is pulled. What needs no network (NOT-FOUND, NO-DOMAIN) goes on until then.
+        self._own_trouble: Wait | None = None
+        self._undecided = 0
 
     async def run(self, *, first_start: bool) -> int:
         """Bring the parts up in order, work, and take them down in the opposite order."""
@@ -230,6 +234,7 @@ class Worker:
                 spine_control=SpineControl(database, guardrails),
                 metrics=self.metrics,
                 now=database.now,
+                own_trouble=lambda: self._own_trouble,
                 pass_deadline_s=settings.pass_deadline_s,
                 spine_grace_s=settings.spine_grace_s,
             )
@@ -304,7 +309,7 @@ class Worker:
             health=self.health,
             in_flight=self.settings.in_flight,
             others_running=lambda: scheduler.running,
-            may_pull=lambda: not self._own_trouble,
+            may_pull=lambda: self._own_trouble is None or self._undecided < self.settings.in_flight,
             drain_s=self.settings.drain_s,
             on_fatal=self._fatal,
         )
@@ -360,6 +365,7 @@ class Worker:
                     for (state, reason), companies in counts.items():
                         self.metrics.waiting.labels(state=state, reason=reason).set(companies)
                     known |= set(counts)
+                    self._undecided = sum(counts.values())
                     self._say_waiting(counts)
                     self.metrics.unpublished.set(await ledger.count_unpublished())
                     await guardrails.refresh()
@@ -393,14 +399,15 @@ class Worker:
         """Say, as all workers see it, whether our own way works; while it does not, nothing new is pulled."""
         while True:
             with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                troubles = False
+                wait = None
                 for kind in ControlKind:
                     state = await controls.state(kind)
                     way = "our resolvers" if kind is ControlKind.DNS else "our way out to port 25"
                     sentence = f"{way}: {state.failed_detail}; companies wait" if state.is_failing else None
                     self.health.set(f"control_{kind}", sentence)
-                    troubles = troubles or state.is_failing
-                self._own_trouble = troubles
+                    if sentence is not None:
+                        wait = control_wait(kind, sentence)
+                self._own_trouble = wait
             await asyncio.sleep(_CONTROLS_EVERY_S)
 
     async def _ask_control(self, probing: Probing, guardrails: Guardrails, kind: ControlKind) -> tuple[bool, str]:

@@ -46,6 +46,7 @@ class GateParts:
     spine_control: SpineControl
     metrics: Metrics
     now: Callable[[], datetime]
+    own_trouble: Callable[[], Wait | None]  #: while a control fails nothing is asked, so that no limit is wasted
     pass_deadline_s: float
     spine_grace_s: float
 
@@ -214,14 +215,14 @@ class CompanyPass:
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit."""
-        wait = await self._parts.limits.mx_lookup()
+        wait = self._parts.own_trouble() or await self._parts.limits.mx_lookup()
         if wait is None:
             self._parts.metrics.tool_calls.labels(tool="TOOL-004").inc()
         return wait
 
     async def begin_probe(self, domain: str, provider: str) -> Lease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit."""
-        lease = await self._parts.limits.begin_probe(domain, provider)
+        lease = self._parts.own_trouble() or await self._parts.limits.begin_probe(domain, provider)
         if isinstance(lease, Wait):
             return lease
         self._parts.metrics.tool_calls.labels(tool="TOOL-005").inc()

@@ -1,0 +1,212 @@
+"""What does a person see of the demo: its settings, its progress, its summary?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ct_stream.cli.shared import Exit, print_table, safe
+from ct_stream.gate.failures import FAILURE_MEANINGS, FailureCode
+from ct_stream.local.companies import make_plan
+from ct_stream.local.demo import PASS_DEADLINE_S, SPINE_GRACE_S, Demo, toolbox
+from ct_stream.local.stack import export_lines
+
+if TYPE_CHECKING:
+    from ct_stream.local.demo import Disagreement, Progress, Summary
+
+_GIVE_UP_S = 120.0
+_LOOK_S = 0.25
+_PLAIN_EVERY_S = 2.0
+_RATE_WINDOW_S = 2.0
+_SHOWN_FAILURES = 5
+
+
+async def show_demo(companies: int, *, keep: bool) -> int:
+    """Run the demo with its display; return the exit code."""
+    begun = time.monotonic()
+    click.echo("starting a broker, a Postgres, a mail farm and a worker ...")
+    async with Demo(make_plan(companies)) as demo:
+        click.echo(f"ready after {time.monotonic() - begun:.1f} s\n")
+        _say_settings(demo)
+        await demo.publish()
+        is_complete = await _watch(demo)
+        summary = await demo.summary()
+        _print_summary(demo, summary)
+        if not is_complete:
+            click.echo(f"\ngiven up after {_GIVE_UP_S:g} s: not every company was decided and published")
+        is_good = is_complete and summary.is_good
+        demo.keep_files = not is_good
+        if keep:
+            await _keep(demo)
+    if not is_good:
+        click.echo(f"the logs are in {demo.data_dir}")
+    return Exit.OK if is_good else Exit.FOUND
+
+
+def _say_settings(demo: Demo) -> None:
+    plan = demo.plan
+    smtp = toolbox()["tools"][1]["limits"]
+    click.echo(
+        f"{len(plan.companies)} companies of {len({c.kind for c in plan.companies})} kinds, in {len(plan.records)} "
+        f"records: {plan.duplicates} are duplicates, {plan.unreadable} cannot be read.\n"
+        "Unlike a gate at work, this one has\n"
+        f"  CT_PASS_DEADLINE_S={PASS_DEADLINE_S} (90) and CT_SPINE_GRACE_S={SPINE_GRACE_S} (60): the silent end soon\n"
+        f"  a toolbox of its own: limits lifted, {smtp['domain_pause_s']} s (2 s) between sessions at a domain,\n"
+        f"  a control each {toolbox()['controls']['interval_s']} s (30 s); it asks nobody but the demo's mail servers\n"
+    )
+
+
+# ---------------------------------------------------------------- progress
+
+
+async def _watch(demo: Demo) -> bool:
+    """Show progress until all is decided and published; False when that takes too long."""
+    out = Console(highlight=False)
+    rate = _Rate()
+    if not out.is_terminal:
+        return await _watch_plainly(demo, rate)
+    with Live(console=out, refresh_per_second=8) as live:
+        while True:
+            progress = await demo.progress()
+            live.update(_picture(progress, rate.of(progress)))
+            if progress.is_complete or progress.at_s > _GIVE_UP_S:
+                return progress.is_complete
+            await asyncio.sleep(_LOOK_S)
+
+
+async def _watch_plainly(demo: Demo, rate: _Rate) -> bool:
+    say_at = 0.0
+    while True:
+        progress = await demo.progress()
+        per_s = rate.of(progress)
+        over = progress.is_complete or progress.at_s > _GIVE_UP_S
+        if over or progress.at_s >= say_at:
+            say_at = progress.at_s + _PLAIN_EVERY_S
+            waiting = ", ".join(f"{reason} {count}" for reason, count in sorted(progress.waiting.items()))
+            click.echo(
+                f"{progress.at_s:5.1f} s  decided {progress.decided}/{progress.planned}  passed {progress.passed}  "
+                f"failed {sum(progress.failed.values())}  {per_s:.0f}/s" + (f"  waiting: {waiting}" if waiting else "")
+            )
+        if over:
+            return progress.is_complete
+        await asyncio.sleep(_LOOK_S)
+
+
+class _Rate:
+    """Decisions a second over the last moments."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def of(self, progress: Progress) -> float:
+        self._seen.append((progress.at_s, progress.decided))
+        while len(self._seen) > 2 and self._seen[0][0] < progress.at_s - _RATE_WINDOW_S:
+            self._seen.popleft()
+        (begin_s, before), (end_s, now) = self._seen[0], self._seen[-1]
+        return (now - before) / (end_s - begin_s) if end_s > begin_s else 0.0
+
+
+def _picture(progress: Progress, per_s: float) -> Group:
+    head = Table.grid(padding=(0, 2))
+    head.add_row(
+        Text(f"{progress.at_s:5.1f} s"),
+        ProgressBar(total=progress.planned, completed=progress.decided, width=40),
+        Text(f"{progress.decided}/{progress.planned} decided"),
+        Text(f"{per_s:.0f} a second"),
+    )
+    body = Table.grid(padding=(0, 2))
+    body.add_row(Text("passed", style="green"), Text(str(progress.passed)), "")
+    for code, count in sorted(progress.failed.items()):
+        body.add_row(Text(code, style="red"), Text(str(count)), Text(FAILURE_MEANINGS[FailureCode(code)].meaning))
+    for reason, count in sorted(progress.waiting.items()):
+        body.add_row(Text(f"waits: {reason}", style="yellow"), Text(str(count)), "")
+    return Group(head, body)
+
+
+# ---------------------------------------------------------------- summary
+
+
+def _print_summary(demo: Demo, summary: Summary) -> None:
+    click.echo("\nPlanned against decided")
+    print_table(
+        ["outcome", "planned", "decided", "meaning"],
+        [(name, planned, decided, _meaning(name)) for name, (planned, decided) in summary.by_outcome.items()],
+        empty="",
+    )
+    click.echo(f"{summary.agreed} of {summary.planned} companies agree, with method, confidence and catch-all")
+    if summary.disagreements:
+        click.echo("\nDisagreements")
+        print_table(
+            ["outreach_id", "kind", "domain", "planned", "decided", "why"],
+            [
+                (d.company.outreach_id, d.company.kind, d.company.domain, _planned(d), d.decided, d.reason)
+                for d in summary.disagreements
+            ],
+            empty="",
+        )
+    for problem in summary.problems:
+        click.echo(f"problem: {problem}")
+    click.echo(
+        f"\nOn the topics: {', '.join(f'{count} on {topic}' for topic, count in summary.on_topics.items())}\n"
+        f"Duplicates: {demo.plan.duplicates} sent, {summary.already_processed} met a decided company, "
+        "none was decided twice"
+    )
+    click.echo("\nThe runbook's queries, as ct_ops")
+    click.echo(f"View Recent Failures: {len(summary.recent_failures)} rows, the newest {_SHOWN_FAILURES}:")
+    print_table(
+        ["outreach_id", "failure_code", "blocking_reason"],
+        [
+            (r["outreach_id"], r["failure_code"], r["blocking_reason"])
+            for r in summary.recent_failures[:_SHOWN_FAILURES]
+        ],
+        empty="none",
+    )
+    click.echo("Failure Distribution:")
+    print_table(
+        ["failure_code", "count"],
+        [(row["failure_code"], row["count"]) for row in summary.failure_distribution],
+        empty="none",
+    )
+    rate = summary.pass_rate
+    click.echo(f"Pass Rate (Last 24h): passed {rate['passed']}, failed {rate['failed']}, pass_rate {rate['pass_rate']}")
+    per_s = summary.planned / summary.span_s if summary.span_s else 0.0
+    click.echo(
+        f"\nThroughput: {summary.planned} companies in {summary.span_s:.1f} s, {per_s:.0f} a second; the last ones are "
+        f"servers that say nothing for {PASS_DEADLINE_S} s\n"
+        f"From event to outcome: p50 {summary.p50_s:.2f} s, p95 {summary.p95_s:.2f} s"
+    )
+    example = demo.plan.companies[0].outreach_id
+    click.echo(
+        "\nWhere to look next: `ct-stream demo --keep` leaves it running. In another shell, with the lines it prints:\n"
+        f"  ct-stream show {example}\n"
+        "  ct-stream failures\n"
+        "  ct-stream replay --topic ct.pass --limit 5\n"
+        "  ct-stream check firstdotlast-anything.example"
+    )
+
+
+def _meaning(outcome: str) -> str:
+    try:
+        return FAILURE_MEANINGS[FailureCode(outcome)].meaning
+    except ValueError:
+        return ""
+
+
+def _planned(disagreement: Disagreement) -> str:
+    expected = disagreement.company.expected
+    return " ".join(str(part) for part in (expected.outcome, expected.method_type, expected.confidence) if part)
+
+
+async def _keep(demo: Demo) -> None:
+    click.echo(f"\nIt all runs on, until Ctrl-C. Health and metrics: {demo.web_url}/metrics\n")
+    click.echo(safe(export_lines(demo.env)))
+    await asyncio.Event().wait()

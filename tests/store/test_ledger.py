@@ -1,0 +1,137 @@
+"""The ledger arbitrates: the first verdict wins, whoever comes, and its rows and bytes are the only ones."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from ct_stream.store.ledger import Ledger, headers_from_json, headers_to_json
+from tests.store.parts import NO_MX, NOT_FOUND, PASSED, opened, outcome, running
+
+if TYPE_CHECKING:
+    from tests.conftest import DatabaseDsns
+
+
+async def rows(dsn: str, sql: str, *args: Any) -> list[Any]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return list(await connection.fetch(sql, *args))
+    finally:
+        await connection.close()
+
+
+async def test_of_eight_workers_with_opposite_verdicts_exactly_one_wins_and_all_rows_are_its_own(
+    database: DatabaseDsns,
+) -> None:
+    ids = [uuid4() for _ in range(40)]
+
+    async def worker(number: int) -> list[bool]:
+        async with opened(database.gate) as db:
+            ledger = Ledger(db)
+            async with running(*ledger.batches):
+                verdict = PASSED if number % 2 else NO_MX
+                order = ids if number % 3 else list(reversed(ids))
+                won = await asyncio.gather(*(ledger.record(outcome(i, verdict)) for i in order))
+                return [won[order.index(i)] for i in ids]
+
+    results = await asyncio.gather(*(worker(n) for n in range(8)))
+    assert all(sum(result[n] for result in results) == 1 for n in range(40))
+    found = await rows(
+        database.admin,
+        """
+        SELECT o.outcome, t.execution_status, count(e.error_id) AS errors
+        FROM outreach.ct_outcomes AS o
+        JOIN outreach.company_target AS t USING (outreach_id)
+        LEFT JOIN outreach.company_target_errors AS e USING (outreach_id)
+        GROUP BY o.outreach_id, o.outcome, t.execution_status
+        """,
+    )
+    assert len(found) == 40
+    assert {tuple(row) for row in found} <= {("PASS", "ready", 0), ("FAIL", "failed", 1)}
+
+
+async def test_a_not_found_has_an_errors_row_and_no_company_target_row(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            assert await ledger.record(outcome(verdict=NOT_FOUND))
+    assert await rows(database.admin, "SELECT outreach_id FROM outreach.company_target") == []
+    [error] = await rows(
+        database.admin, "SELECT failure_code, imo_stage, retry_allowed FROM outreach.company_target_errors"
+    )
+    assert tuple(error) == ("CT-I-NOT-FOUND", "I", False)
+
+
+async def test_a_pending_row_is_taken_over_and_a_final_one_is_not(database: DatabaseDsns) -> None:
+    company = outcome()
+    connection = await asyncpg.connect(database.admin)
+    await connection.execute("INSERT INTO outreach.company_target (outreach_id) VALUES ($1)", company.outreach_id)
+    await connection.close()
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            assert await ledger.record(company)
+            assert not await ledger.record(outcome(company.outreach_id, NO_MX))
+    [row] = await rows(database.admin, "SELECT execution_status, method_type FROM outreach.company_target")
+    assert tuple(row) == ("ready", "info")
+
+
+async def test_recorded_again_after_a_lost_answer_the_same_bytes_have_won(database: DatabaseDsns) -> None:
+    company = outcome()
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            assert await ledger.record(company)
+            assert await ledger.record(company), "as after a COMMIT whose answer was lost"
+
+
+async def test_an_outcome_is_published_under_one_claim_and_never_again_once_stamped(database: DatabaseDsns) -> None:
+    company = outcome(traceparent=b"00-4bf9", correlation_header=b"\xff\x00raw")
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            await ledger.record(company)
+            assert await ledger.claim(company.outreach_id) is None, "the recording took the claim"
+            assert await ledger.claim_unpublished(10) == []
+            await _expire_claims(database)
+            claims = await asyncio.gather(*(ledger.claim(company.outreach_id) for _ in range(5)))
+            [publication] = [claim for claim in claims if claim is not None]
+            assert (publication.topic, publication.key) == (company.topic, company.key)
+            assert (publication.value, publication.headers) == (company.value, company.headers), "byte for byte"
+            await _expire_claims(database)
+            assert len(await ledger.claim_unpublished(10)) == 1, "the sweeper takes what a crash left"
+            assert not (await ledger.look_up(company.outreach_id)).is_settled
+            await ledger.stamp(company.outreach_id)
+            await _expire_claims(database)
+            assert await ledger.claim_unpublished(10) == []
+            assert (await ledger.look_up(company.outreach_id)).is_settled
+
+
+async def _expire_claims(database: DatabaseDsns) -> None:
+    connection = await asyncpg.connect(database.admin)
+    await connection.execute(
+        "UPDATE outreach.ct_outcomes SET publish_until = now() - interval '1 s' WHERE published_at IS NULL"
+    )
+    await connection.close()
+
+
+async def test_what_the_database_refuses_is_charged_to_its_company_alone(database: DatabaseDsns) -> None:
+    good, bad = outcome(), outcome(verdict=PASSED)
+    object.__setattr__(bad, "transcript", [{"key": "spine", "text": "\x00"}])  # jsonb takes no NUL
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            results = await asyncio.gather(ledger.record(good), ledger.record(bad), return_exceptions=True)
+    assert results[0] is True
+    assert isinstance(results[1], asyncpg.PostgresError)
+
+
+@pytest.mark.parametrize(
+    "headers", [(), (("a", b"text"), ("a", b"again")), (("b", b"\x00\xff"),), (("c", "ü".encode()),), (("d", b""),)]
+)
+def test_headers_survive_the_ledger_byte_for_byte(headers: tuple[tuple[str, bytes], ...]) -> None:
+    assert headers_from_json(headers_to_json(headers)) == headers

@@ -1,0 +1,160 @@
+"""The limits hold over all workers, exactly, by the database's clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.store.limits import DomainLease, Limits, SharedLimits
+from ct_stream.store.passes import Passes
+from tests.store.parts import opened, parked, running
+
+if TYPE_CHECKING:
+    from tests.conftest import DatabaseDsns
+
+LIMITS = Limits(
+    mx_per_second=1000.0, mx_per_day=1_000_000, smtp_per_day=1_000_000, smtp_domain_pause_s=0.3, smtp_per_provider=3
+)
+
+
+def limits(**changed: float) -> Limits:
+    values = {name: getattr(LIMITS, name) for name in Limits.__slots__}
+    return Limits(**(values | changed))
+
+
+async def test_eight_workers_take_exactly_the_days_sessions(database: DatabaseDsns) -> None:
+    async def worker(number: int) -> int:
+        async with opened(database.gate) as db:
+            shared = SharedLimits(db, f"worker-{number}", limits(smtp_per_day=100))
+            async with running(*shared.batches):
+                begun = await asyncio.gather(
+                    *(shared.begin_probe(f"w{number}x{n}.example", f"w{number}x{n}.example") for n in range(30))
+                )
+                waits = [wait for wait in begun if isinstance(wait, Wait)]
+                assert {wait.reason for wait in waits} <= {WaitReason.DAILY_CAP}
+                return len(begun) - len(waits)
+
+    assert sum(await asyncio.gather(*(worker(n) for n in range(8)))) == 100
+
+
+async def test_mx_look_ups_of_all_workers_keep_to_the_rate(database: DatabaseDsns) -> None:
+    async def worker(number: int) -> list[float]:
+        async with opened(database.gate) as db:
+            shared = SharedLimits(db, f"worker-{number}", limits(mx_per_second=40.0))
+            async with running(*shared.batches):
+                moments = []
+
+                async def look_up() -> None:
+                    if await shared.mx_lookup() is None:
+                        moments.append(time.monotonic())
+
+                await asyncio.gather(*(look_up() for _ in range(60)))
+                return moments
+
+    moments = sorted(moment for some in await asyncio.gather(*(worker(n) for n in range(4))) for moment in some)
+    assert 38 <= len(moments) <= 44, "what has no slot within a second waits in Postgres"
+    assert moments[-1] - moments[0] >= 0.9
+
+
+async def test_the_days_look_ups_end_at_midnight_utc(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        shared = SharedLimits(db, "worker", limits(mx_per_day=5))
+        async with running(*shared.batches):
+            waits = await asyncio.gather(*(shared.mx_lookup() for _ in range(8)))
+    refused = [wait for wait in waits if wait is not None]
+    assert len(refused) == 3
+    assert all(wait.reason is WaitReason.DAILY_CAP and 0 < (wait.after_s or 0) <= 86400 for wait in refused)
+
+
+async def test_a_domain_has_one_session_at_a_time_and_a_pause_after_it(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db, opened(database.gate) as other_db:
+        shared, other = SharedLimits(db, "a", LIMITS), SharedLimits(other_db, "b", LIMITS)
+        async with running(*shared.batches, *other.batches):
+            lease = await shared.begin_probe("acme.example", "acme.example")
+            assert isinstance(lease, DomainLease)
+            for again in (shared, other):
+                busy = await again.begin_probe("acme.example", "acme.example")
+                assert isinstance(busy, Wait)
+                assert (busy.reason, busy.waits_on, busy.after_s) == (
+                    WaitReason.DOMAIN_BUSY, "domain:acme.example", None,
+                )  # fmt: skip
+            lease.session_ended()
+            await lease.release(talked=True)
+            paused = await other.begin_probe("acme.example", "acme.example")
+            assert isinstance(paused, Wait)
+            assert 0 < (paused.after_s or 0) <= 0.3
+            await asyncio.sleep(0.31)
+            assert isinstance(await other.begin_probe("acme.example", "acme.example"), DomainLease)
+
+
+async def test_the_next_session_of_a_pass_waits_for_the_pause(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        shared = SharedLimits(db, "a", LIMITS)
+        async with running(*shared.batches):
+            lease = await shared.begin_probe("acme.example", "acme.example")
+            assert isinstance(lease, DomainLease)
+            assert await lease.next_session() is None
+            lease.session_ended()
+            begin = time.monotonic()
+            assert await lease.next_session() is None
+            assert time.monotonic() - begin >= 0.29
+
+
+async def test_a_provider_has_so_many_places_over_all_workers_and_an_end_wakes_who_waits(
+    database: DatabaseDsns,
+) -> None:
+    async with opened(database.gate) as db, opened(database.gate) as other_db:
+        shared, other = SharedLimits(db, "a", LIMITS), SharedLimits(other_db, "b", LIMITS)
+        passes = Passes(db, "a", "test")
+        async with running(*shared.batches, *other.batches, passes.park):
+            begun = await asyncio.gather(
+                *((shared, other)[n % 2].begin_probe(f"c{n}.example", "bigmail.example") for n in range(10))
+            )
+            leases = [lease for lease in begun if isinstance(lease, DomainLease)]
+            waits = [wait for wait in begun if isinstance(wait, Wait)]
+            assert len(leases) == 3
+            assert Counter(wait.waits_on for wait in waits) == {"places:bigmail.example": 7}
+            company = parked(after_s=None, waits_on="places:bigmail.example")
+            await passes.park(company)
+            assert await passes.claim_due(10) == []
+            await leases[0].release(talked=True)
+            assert [resumed.origin for resumed in await passes.claim_due(10)] == [company.origin]
+
+
+async def test_a_closed_provider_makes_only_its_companies_wait_and_lets_one_try(database: DatabaseDsns) -> None:
+    admin = await asyncpg.connect(database.admin)
+    await admin.execute(
+        "INSERT INTO outreach.ct_guardrails (key, state, reason, next_try_at)"
+        " VALUES ('provider:bigmail.example', 'closed', '3 companies were refused', now() - interval '1 s')"
+    )
+    async with opened(database.gate) as db:
+        shared = SharedLimits(db, "a", LIMITS)
+        async with running(*shared.batches):
+            first, second, elsewhere = await asyncio.gather(
+                shared.begin_probe("a.example", "bigmail.example"),
+                shared.begin_probe("b.example", "bigmail.example"),
+                shared.begin_probe("c.example", "other.example"),
+            )
+    assert isinstance(first, DomainLease), "one company is tried"
+    assert isinstance(second, Wait)
+    assert second.reason is WaitReason.PROVIDER_CLOSED
+    assert isinstance(elsewhere, DomainLease)
+    next_try = await admin.fetchval("SELECT next_try_at - now() FROM outreach.ct_guardrails")
+    assert 590 < next_try.total_seconds() <= 600
+    await admin.close()
+
+
+async def test_a_dead_workers_domain_is_free_once_its_lease_is_over(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        dead, alive = SharedLimits(db, "dead", LIMITS), SharedLimits(db, "alive", LIMITS)
+        async with running(*dead.batches, *alive.batches):
+            assert isinstance(await dead.begin_probe("acme.example", "acme.example"), DomainLease)
+            admin = await asyncpg.connect(database.admin)
+            await admin.execute("UPDATE outreach.ct_domains SET lease_until = now() - interval '1 s'")
+            await admin.close()
+            assert isinstance(await alive.begin_probe("acme.example", "acme.example"), DomainLease)

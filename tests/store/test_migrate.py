@@ -1,0 +1,143 @@
+"""Migrations adopt what is there, keep every row, and can be run again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from ct_stream.store import migrate as module
+from ct_stream.store.database import Database, UnfitDatabase
+from ct_stream.store.migrate import MigrationError, migrate
+from ct_stream.store.queries import _all
+from tests.store.parts import opened
+
+if TYPE_CHECKING:
+    from ct_stream.local.postgres import EmbeddedPostgres
+    from tests.conftest import DatabaseDsns
+
+OLD_SCHEMA = """
+CREATE SCHEMA outreach;
+CREATE TABLE outreach.outreach (outreach_id uuid PRIMARY KEY, domain text, sovereign_id uuid);
+CREATE TABLE outreach.company_target (
+    target_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, outreach_id uuid NOT NULL,
+    execution_status text NOT NULL, imo_completed_at timestamptz, notes text
+);
+CREATE TABLE outreach.company_target_errors (
+    error_id uuid PRIMARY KEY DEFAULT gen_random_uuid(), outreach_id uuid NOT NULL, failure_code text NOT NULL,
+    blocking_reason text, created_at timestamptz NOT NULL DEFAULT now()
+);
+"""
+
+
+async def test_an_existing_schema_is_adopted_with_every_row(postgres: EmbeddedPostgres) -> None:
+    dsn = await postgres.create_database(f"adopt_{uuid4().hex}")
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(OLD_SCHEMA)
+    ready, failed, blocked, pending, error_only = (uuid4() for _ in range(5))
+    await connection.executemany(
+        "INSERT INTO outreach.company_target (outreach_id, execution_status, notes) VALUES ($1, $2, 'kept')",
+        [(ready, "ready"), (failed, "failed"), (blocked, "blocked"), (pending, "pending")],
+    )
+    await connection.executemany(
+        "INSERT INTO outreach.company_target_errors (outreach_id, failure_code) VALUES ($1, 'CT-M-NO-MX')",
+        [(failed,), (error_only,), (error_only,)],
+    )
+    report = await migrate(dsn)
+    assert (report.adopted, report.pending, report.spine_found) == (4, 1, True)
+    rows = await connection.fetch("SELECT outreach_id, outcome, source, topic, published_at FROM outreach.ct_outcomes")
+    assert {(row["outreach_id"], row["outcome"]) for row in rows} == {
+        (ready, "PASS"), (failed, "FAIL"), (blocked, "FAIL"), (error_only, "FAIL"),
+    }  # fmt: skip
+    assert all((row["source"], row["topic"], row["published_at"]) == ("adopted", None, None) for row in rows)
+    assert await connection.fetchval("SELECT count(*) FROM outreach.company_target WHERE notes = 'kept'") == 4
+
+    again = await migrate(dsn)
+    assert (again.applied, again.adopted, again.pending) == ((), 0, 1)
+    await connection.close()
+
+
+async def test_a_file_that_was_changed_after_its_release_is_found_out(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [(name, sql + "-- changed") for name, sql in module.migration_files()]
+    monkeypatch.setattr(module, "migration_files", lambda: iter(files))
+    with pytest.raises(MigrationError, match="other contents"):
+        await migrate(database.admin)
+
+
+async def test_a_database_of_a_newer_version_is_left_alone(database: DatabaseDsns) -> None:
+    connection = await asyncpg.connect(database.admin)
+    await connection.execute("INSERT INTO outreach.ct_migrations (name, checksum) VALUES ('9999_later.sql', 'x')")
+    await connection.close()
+    with pytest.raises(MigrationError, match="upgrade"):
+        await migrate(database.admin)
+
+
+async def test_a_half_done_migration_leaves_nothing(
+    postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dsn = await postgres.create_database(f"half_{uuid4().hex}")
+    files = [*module.migration_files(), ("0099_bad.sql", "SELECT 1/0")]
+    monkeypatch.setattr(module, "migration_files", lambda: iter(files))
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await migrate(dsn)
+    connection = await asyncpg.connect(dsn)
+    assert await connection.fetchval("SELECT to_regclass('outreach.ct_outcomes')") is None
+    await connection.close()
+
+
+async def test_every_named_query_is_valid_as_the_gates_role(database: DatabaseDsns) -> None:
+    connection = await asyncpg.connect(database.gate)
+    for name, text in _all().items():
+        try:
+            await connection.prepare(text)
+        except asyncpg.PostgresError as error:
+            pytest.fail(f"{name}: {error}")
+    await connection.close()
+
+
+# ---------------------------------------------------------------- a database that may be trusted
+
+
+async def test_another_ledger_is_not_written_to(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        admin = await asyncpg.connect(database.admin)
+        await admin.execute("UPDATE outreach.ct_epoch SET epoch = gen_random_uuid()")
+        await admin.close()
+        with pytest.raises(UnfitDatabase, match="another ledger"):
+            await db._check()
+
+
+async def test_a_ledger_with_fewer_outcomes_than_were_seen_is_not_written_to(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        db.saw_ordinal(5)
+        with pytest.raises(UnfitDatabase, match="restored from a backup"):
+            await db._check()
+
+
+async def test_a_read_only_server_is_refused(database: DatabaseDsns) -> None:
+    admin = await asyncpg.connect(database.admin)
+    name = await admin.fetchval("SELECT current_database()")
+    await admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    db = Database(database.gate)
+    try:
+        with pytest.raises(UnfitDatabase, match="primary"):
+            await db.open()
+    finally:
+        await db.close()
+        await admin.close()
+
+
+async def test_a_schema_that_is_too_old_is_refused_with_the_command(database: DatabaseDsns) -> None:
+    admin = await asyncpg.connect(database.admin)
+    await admin.execute("DELETE FROM outreach.ct_migrations WHERE name LIKE '0003%'")
+    await admin.close()
+    db = Database(database.gate)
+    try:
+        with pytest.raises(UnfitDatabase, match="ct-stream migrate"):
+            await db.open()
+    finally:
+        await db.close()

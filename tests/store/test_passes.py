@@ -1,0 +1,172 @@
+"""Undecided companies wait in Postgres, with their answers, and exactly one worker goes on with each."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from ct_stream.gate.company import FailedAt
+from ct_stream.gate.output_stage import Origin
+from ct_stream.gate.questions import ControlAnswer, ControlKind
+from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.store.controls import ControlLedger, ControlState
+from ct_stream.store.ledger import Ledger
+from ct_stream.store.passes import Passes
+from tests.store.parts import EXCHANGES, opened, outcome, parked, running
+
+if TYPE_CHECKING:
+    from tests.conftest import DatabaseDsns
+
+
+async def test_a_company_comes_back_as_it_was_put_away(database: DatabaseDsns) -> None:
+    kept = parked(spent_s=1.5, looks=1, asked_s=2.0, failed=FailedAt.NOW, pending=EXCHANGES[1])
+    async with opened(database.gate) as db:
+        passes = Passes(db, "a", "test")
+        async with running(passes.park):
+            await passes.park(kept)
+            [back] = await passes.claim_due(10)
+    assert (back.origin, back.exchanges, back.pending) == (kept.origin, EXCHANGES, EXCHANGES[1])
+    assert (back.spent_s, back.looks, back.domain) == (1.5, 1, "acme.example")
+    assert back.asked_at is not None
+    assert back.failed_at is not None
+    assert 1.9 < (back.failed_at - back.asked_at).total_seconds() < 2.1
+
+
+async def test_of_two_workers_one_goes_on_with_each_company(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db, opened(database.gate) as other_db:
+        one, other = Passes(db, "one", "test"), Passes(other_db, "other", "test")
+        async with running(one.park):
+            companies = [parked() for _ in range(50)]
+            await asyncio.gather(*(one.park(company) for company in companies))
+            claims = await asyncio.gather(*((one, other)[n % 2].claim_due(10) for n in range(8)))
+    claimed = [resumed.origin.outreach_id for claim in claims for resumed in claim]
+    assert sorted(claimed) == sorted(company.origin.outreach_id for company in companies)
+
+
+async def test_a_wait_with_a_time_is_not_over_before_it(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        passes = Passes(db, "a", "test")
+        async with running(passes.park):
+            await passes.park(parked(after_s=0.4))
+            assert await passes.claim_due(10) == []
+            await asyncio.sleep(0.45)
+            assert len(await passes.claim_due(10)) == 1
+
+
+async def test_a_worker_that_lost_its_lease_cannot_put_the_company_away(database: DatabaseDsns) -> None:
+    company = parked()
+    async with opened(database.gate) as db:
+        slow, quick = Passes(db, "slow", "test"), Passes(db, "quick", "test")
+        async with running(slow.park, quick.park):
+            await slow.park(company)
+            await slow.claim_due(10)
+            admin = await asyncpg.connect(database.admin)
+            await admin.execute("UPDATE outreach.ct_passes SET lease_until = now() - interval '1 s'")
+            assert len(await quick.claim_due(10)) == 1
+            await slow.park(parked(company.origin.outreach_id, after_s=999.0))
+            assert await admin.fetchval("SELECT lease_owner FROM outreach.ct_passes") == "quick"
+            await admin.close()
+
+
+async def test_the_third_exception_makes_a_company_stuck_and_another_version_tries_again(
+    database: DatabaseDsns,
+) -> None:
+    company = Origin(outreach_id=parked().origin.outreach_id)
+    async with opened(database.gate) as db:
+        passes = Passes(db, "a", "1.0")
+        counts = [await passes.count_exception(company, None, "KeyError: 'x'", "trace") for _ in range(3)]
+        assert counts == [(1, "waiting"), (2, "waiting"), (3, "stuck")]
+        assert await passes.stuck_lately() == 1
+        await passes.retry_stuck()
+        assert await passes.claim_due(10) == [], "this version would only fail again"
+        newer = Passes(db, "b", "1.1")
+        await newer.retry_stuck()
+        assert len(await newer.claim_due(10)) == 1
+
+
+async def test_only_a_company_with_an_outcome_is_forgotten(database: DatabaseDsns) -> None:
+    decided, undecided = parked(), parked()
+    async with opened(database.gate) as db:
+        passes, ledger = Passes(db, "a", "test"), Ledger(db)
+        async with running(passes.park, *ledger.batches):
+            await asyncio.gather(passes.park(decided), passes.park(undecided))
+            await ledger.record(outcome(decided.origin.outreach_id))
+            await db.run("forget", [undecided.origin.outreach_id])
+            [left] = await passes.claim_due(10)
+    assert left.origin == undecided.origin
+
+
+# ---------------------------------------------------------------- controls
+
+NOW = datetime(2026, 1, 7, 9, 30, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def state(ok: float, trouble: tuple[float, float]) -> ControlState:
+    return ControlState(
+        ok_begun_at=at(ok), ok_detail="", failed_at=at(0), failed_detail="", trouble_from=at(trouble[0]),
+        trouble_until=at(trouble[1]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "failed", "void"),
+    [(-20, -15, False), (-15, -5, True), (5, 8, True), (295, 299, True), (299, 301, True), (305, 310, False)],
+)
+def test_an_answer_from_inside_our_own_trouble_is_void(asked: float, failed: float, void: bool) -> None:
+    outage = state(ok=300, trouble=(-10, 300))
+    assert outage.voids(at(asked), at(failed)) is void
+
+
+def test_a_control_proves_only_what_failed_before_it_began() -> None:
+    assert state(ok=10, trouble=(0, 0)).proves(at(9))
+    assert not state(ok=10, trouble=(0, 0)).proves(at(10))
+    assert not state(ok=10, trouble=(0, 0)).proves(at(11))
+
+
+async def test_a_control_is_asked_once_for_all_that_wait_and_wakes_them(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        passes, controls = Passes(db, "a", "test"), ControlLedger(db, interval_s=0.0)
+        async with running(passes.park):
+            assert await controls.begin(ControlKind.DNS) is None, "nobody waits"
+            companies = [
+                parked(
+                    after_s=None, waits_on="control:dns", reason=WaitReason.CONTROL, asked_s=1.0, failed=FailedAt.NOW
+                )
+                for _ in range(3)
+            ]
+            await asyncio.gather(*(passes.park(company) for company in companies))
+            begun = await asyncio.gather(*(controls.begin(ControlKind.DNS) for _ in range(4)))
+            [begun_at] = [moment for moment in begun if moment is not None]
+            assert await passes.claim_due(10) == []
+            await controls.succeeded(ControlKind.DNS, begun_at, "control.example resolves")
+            due = await passes.claim_due(10)
+            assert len(due) == 3
+            proof = await controls.confirm(ControlKind.DNS, due[0].failed_at)
+            assert isinstance(proof, ControlAnswer)
+            assert isinstance(await controls.confirm(ControlKind.DNS, None), Wait), "what failed just now needs another"
+            assert isinstance(await controls.confirm(ControlKind.SMTP, due[0].failed_at), Wait)
+
+
+async def test_a_failed_control_marks_the_stretch_back_to_the_last_proof(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=0.0)
+        before = db.now()
+        await controls.succeeded(ControlKind.SMTP, before, "greets")
+        await controls.failed(ControlKind.SMTP, "no answer")
+        broken = await controls.state(ControlKind.SMTP)
+        assert broken.is_failing
+        assert broken.trouble_from == before
+        assert broken.voids(db.now(), db.now())
+        await controls.succeeded(ControlKind.SMTP, db.now(), "greets again")
+        mended = await controls.state(ControlKind.SMTP)
+        assert not mended.is_failing
+        assert mended.voids(before, before + timedelta(milliseconds=1))
+        assert not mended.voids(mended.trouble_until, mended.trouble_until + timedelta(seconds=1))
