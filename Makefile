@@ -13,7 +13,7 @@ demo: $(READY)  ## put 300 companies of every kind through the whole gate, here
 	@$(PYTHON) -m ct_stream demo
 
 test: $(READY)  ## run all tests
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest --numprocesses 3 --dist worksteal
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e
 	@$(PYTHON) -m pytest tests/$*
