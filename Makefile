@@ -5,6 +5,7 @@ unexport PYTHONPATH PYTHONHOME
 
 PYTHON := .venv/bin/python
 READY := .venv/.ready
+PYTEST := $(PYTHON) tools/no_orphans.py $(PYTHON) -m pytest
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,10 +14,10 @@ demo: $(READY)  ## put 300 companies of every kind through the whole gate, here
 	@$(PYTHON) -m ct_stream demo
 
 test: $(READY)  ## run all tests
-	@$(PYTHON) -m pytest --numprocesses 3 --dist worksteal
+	@$(PYTEST) --numprocesses 3 --dist worksteal
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e
-	@$(PYTHON) -m pytest tests/$*
+	@$(PYTEST) tests/$*
 
 setup: $(READY)  ## make .venv with ct-stream in it
 	@echo "ready: .venv/bin/ct-stream --help"
