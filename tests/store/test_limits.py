@@ -43,6 +43,8 @@ async def test_eight_workers_take_exactly_the_days_sessions(database: DatabaseDs
 
 
 async def test_mx_look_ups_of_all_workers_keep_to_the_rate(database: DatabaseDsns) -> None:
+    together = asyncio.Barrier(4)
+
     async def worker(number: int) -> list[float]:
         async with opened(database.gate) as db:
             shared = SharedLimits(db, f"worker-{number}", limits(mx_per_second=40.0))
@@ -53,6 +55,7 @@ async def test_mx_look_ups_of_all_workers_keep_to_the_rate(database: DatabaseDsn
                     if await shared.mx_lookup() is None:
                         moments.append(time.monotonic())
 
+                await together.wait()
                 await asyncio.gather(*(look_up() for _ in range(60)))
                 return moments
 
