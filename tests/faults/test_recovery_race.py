@@ -1,10 +1,11 @@
-"""Table recovery throws events away in Faust (issue 596): shown, and shown to be cured.
+"""Table recovery throws events away in Faust (issue 596): shown, and shown to be cured by the hold.
 
 Made certain by a delay between `resume_partitions` and `flow_control.resume`, where Faust's race is.
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from typing import TYPE_CHECKING
 
@@ -25,14 +26,6 @@ async def slow_seek(self):
     await asyncio.sleep(4)
 transport.Consumer.perform_seek = slow_seek
 """
-WITHOUT_HOLD = """
-import ct_stream.stream.offset_guard as guard_module
-init = guard_module.OffsetGuard.__init__
-def without_hold(self, *args, **kwargs):
-    init(self, *args, **kwargs)
-    self._hold_s = 0
-guard_module.OffsetGuard.__init__ = without_hold
-"""
 WITHOUT_GUARD = """
 import ct_stream.stream.offset_guard as guard_module
 async def accept_all(self, event):
@@ -40,7 +33,6 @@ async def accept_all(self, event):
 guard_module.OffsetGuard.accept = accept_all
 guard_module.OffsetGuard.connect = lambda self: None
 """
-HOLE = 77
 BACKLOG = 300
 
 
@@ -76,22 +68,13 @@ async def test_the_hold_cures_the_race(tmp_path: Path) -> None:
         assert stack.end_worker(stack.workers[-1]) == 0
 
 
-async def test_without_the_hold_the_alarm_ends_the_process_and_nothing_is_lost(tmp_path: Path) -> None:
-    async with Stack(tmp_path) as stack:
-        lost, ended = await restart_with_a_backlog(stack, WITHOUT_HOLD)
-        assert ended == HOLE, stack.worker_log()[-2000:]
-        assert "was expected" in stack.worker_log()
-        stack.start_worker()
-        assert await stack.wait_decided(46 + BACKLOG, 60) == 46 + BACKLOG
-        assert lost > 0
-
-
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_drains_and_ends_with_0_within_the_drain_and_5_s(tmp_path: Path, how: signal.Signals) -> None:
     async with Stack(tmp_path, reply_delay_s=1.0) as stack:
         worker = stack.start_worker()
         await stack.publish(await stack.mint([f"info-{n}.example" for n in range(400)]))
-        assert await stack.wait_decided(1, 40) >= 1
+        assert await stack.wait_said("Ready", 40)
+        await asyncio.sleep(4)  # in the middle of sessions that take 10 s or more
         assert stack.end_worker(worker, how, within_s=3 + 5) == 0
         decided = await stack.count_decided()
         stack.start_worker()

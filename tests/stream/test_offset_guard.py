@@ -43,11 +43,12 @@ class World:
     def __init__(self, *, committed: int | None = 10, earliest: int = 0, next_there: int | None = None) -> None:
         self.consumer = Consumer({PARTITION: committed}, {PARTITION: earliest})
         flow = SimpleNamespace(suspend=lambda: self.consumer.steps.append("suspend"))
-        self.app: Any = SimpleNamespace(consumer=self.consumer, consumer_generation_id=1, flow_control=flow)
+        app: Any = SimpleNamespace(consumer=self.consumer, consumer_generation_id=1, flow_control=flow)
+        self.app = app
         self.holes: list[tuple[int, int]] = []
         self.next_there = next_there
         self.guard = OffsetGuard(
-            self.app, frozenset({"spine.created"}), next_record=self._next_record, hold_s=0.001,
+            app, frozenset({"spine.created"}), next_record=self._next_record, hold_s=0.001,
             on_hole=lambda _tp, expected, got: self.holes.append((expected, got)),
         )  # fmt: skip
 
