@@ -86,7 +86,7 @@ class WorkerGate:
             return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks)
         if resumed.looks < _LOOKS and is_unanswered(kept):
             # Silence is believed between two proofs only: an outage that came and went between two controls looks
-            # just like a dead server (ADR-CT-IMO-008).
+            # just like a dead server (ADR-CT-IMO-013).
             return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks + 1)
         if resumed.pending is not None and states[1].proves(failed_at):
             # Its own server refuses us while others talk to us: its private policy, inconclusive (domain scope).
