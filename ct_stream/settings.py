@@ -60,6 +60,7 @@ class Settings:
     tier2_provider: str = "none"  #: only none for now
     web_host: str = "127.0.0.1"
     web_port: int = 6066  #: 0: a free one
+    log: str = "text"  #: text for people, json for machines
     data_dir: Path = field(default_factory=_default_data_dir)  #: of the embedded stack and of the stream's state
 
     def require(self, *names: str) -> None:
@@ -252,5 +253,6 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "alert_webhook": _not_yet,
     "web_host": str,
     "web_port": _number(int, 0, 65535),
+    "log": _choice("text", "json"),
     "data_dir": Path,
 }

@@ -63,7 +63,7 @@ def _worker(main: click.Group) -> None:
         from ct_stream.wiring.worker import run_worker
 
         chosen = settings()
-        set_up_logs(json=False)
+        set_up_logs(json=chosen.log == "json")
         return run_worker(chosen, first_start=first_start)
 
 

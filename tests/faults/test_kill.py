@@ -35,7 +35,7 @@ async def test_a_kill_in_mid_work_loses_nothing_and_decides_nobody_twice(tmp_pat
             stack.end_worker(victim, signal.SIGKILL)
             decided = await stack.count_decided() - before
             print(f"round {number}: killed at {decided} of {COMPANIES}", flush=True)
-                assert decided < COMPANIES, "the kill did not fall into the middle of the work"
+            assert decided < COMPANIES, "the kill did not fall into the middle of the work"
             worker = stack.start_worker()
             assert await stack.wait_decided(len(ids), 90) == len(ids), stack.worker_log()[-3000:]
             assert await stack.wait_published(45) == 0
