@@ -1,0 +1,625 @@
+"""In which order are replies to be read, and who says so? The rules of `replies` as data.
+
+The first rule that holds decides. The order is the argument: what is about this moment or about us comes before
+what is about the mailbox, since servers put both into one reply ("Mailbox unavailable. Your IP is blacklisted"), and
+the words that name a mailbox come last but for what is left, which is inconclusive.
+
+Patterns meet folded text: lower case, without accents, one line, "@" for each mail address (`replies.fold`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ct_stream.gate.reply_kinds import Meaning, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_BEFORE_RCPT = frozenset({Stage.CONNECT, Stage.BANNER, Stage.HELO, Stage.STARTTLS, Stage.MAIL})
+_AT_RCPT = frozenset({Stage.RCPT})
+_ANY_STAGE = frozenset(Stage)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One way of reading a reply. All that is given must hold; `enhanced` or `says` is enough where `either`."""
+
+    name: str
+    meaning: Meaning
+    why: str  #: one sentence for people, with what speaks for it
+    source: str
+    cause: str = ""  #: the word that a failure's reason uses
+    stages: frozenset[Stage] = _ANY_STAGE
+    codes: Callable[[int], bool] = lambda code: code >= 400
+    enhanced: re.Pattern[str] | None = None  #: full match, "" where the server gave none
+    says: re.Pattern[str] | None = None
+    unless: re.Pattern[str] | None = None  #: words that take the rule away
+    either: bool = False
+    is_session_limit: bool = False
+
+    def holds(self, stage: Stage, code: int, enhanced: str, text: str) -> bool:
+        """Return whether the rule decides this reply; `text` is folded."""
+        if stage not in self.stages or not self.codes(code):
+            return False
+        if self.unless is not None and self.unless.search(text):
+            return False
+        by_code = self.enhanced is not None and self.enhanced.fullmatch(enhanced) is not None
+        by_words = self.says is not None and self.says.search(text) is not None
+        if self.either:
+            return by_code or by_words
+        return (self.enhanced is None or by_code) and (self.says is None or by_words)
+
+
+def _is(*codes: int) -> Callable[[int], bool]:
+    return lambda code: code in codes
+
+
+def _is_4xx(code: int) -> bool:
+    return 400 <= code < 500
+
+
+def _is_5xx(code: int) -> bool:
+    return 500 <= code < 600
+
+
+def _words(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(patterns))
+
+
+_IP = r"(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-f]{1,4}(?::[0-9a-f]{0,4}){2,7})"
+#: The one that is asked for, in the languages that servers speak.
+_USER = (
+    r"(?:users?|usernames?|mail ?box|mail ?boxes|recipients?|accounts?|addressees?|address(?:es)?|person"
+    r"|alias|in ?box"
+    r"|e-?mail|local[ -]?part|customer|subscriber|utilisateur|destinataire|adresse|boite|compte|usuario|destinatario"
+    r"|direccion|buzon|cuenta|utente|casella|indirizzo|endereco|caixa|conta|empfanger(?:adresse)?|benutzer|postfach"
+    r"|gebruiker|ontvanger|uzytkownik|adresat|kullanici|rcpt)"
+)
+_REFUSED = r"(?:block\w*|refus\w*|reject\w*|denied|deny|ban(?:ned)?|not (?:be )?(?:accept|allow|permit|welcome)\w*)"
+_OURS = (
+    r"your (?:ip(?: address)?|host(?:name)?|server|mail ?server|smtp server|network|provider|isp|mta|system|address"
+    r"|connection|location|message source|domain|access|organi[sz]ation)"
+)
+
+# ---------------------------------------------------------------- at this moment
+
+_GREYLISTED = _words(r"gr[ea]y[ -]?list", r"\bgr[ea]y\.", r"liste? grise")
+_LATER = _words(
+    r"try (?:again )?later", r"try again", r"come back", r"temporar", r"later\b", r"deferred", r"in progress"
+)
+
+# ---------------------------------------------------------------- about us
+
+#: Lists of addresses that send spam, by name or by what everybody calls them (RFC 5782 section 1).
+_LISTED = _words(
+    r"spamhaus|spamcop|barracudacentral|sorbs\.net|uceprotect|abuseat|cbl\b|spamrats|surriel|psbl\b"
+    r"|mailspike|invaluement"
+    r"|lashback|backscatterer|hostkarma|manitu|dnswl|senderscore|senderbase|talosintel|cloudmark"
+    r"|truncate\.gbudb|njabl"
+    r"|(?:ipcheck|dnsbl-lookup|prs)\.?proofpoint|prs\.proofpoint|support\.proofpoint\.com/dnsbl|sender\.office\.com"
+    r"|delist@|ipremoval\.sms\.symantec|postmaster\.comcast\.net/smtp-error-codes.php#bl|mail\.live\.com/mail/trouble"
+    r"|ers\.trendmicro|email reputation service|\bers-",
+    r"\w*dnsbl\w*|\b\w{0,6}rbl\+?\b|block(?:ed)?[ -]?list|black[ -]?list|deny[ -]?list|black ?hole list",
+    r"blocked using|blocked - see|(?<!not )\blisted (?:at|in|on|by|as)\b|\bis listed\b|\(bl\)|\[bl\d+\]",
+    r"exploits block|policy block list|\b[sx]?bl\d{3,}",
+)
+#: Our address or network is refused in so many words.
+_ADDRESS_REFUSED = _words(
+    r"banned sending|sending ip|banned sender\b",
+    rf"{_OURS}\b.{{0,80}}?\b(?:{_REFUSED}|listed|reputation|spam\w*|abus\w+|restricted|blacklist\w*|suspicious)",
+    rf"\b{_REFUSED}\b.{{0,50}}?{_OURS}",
+    r"client host (?:rejected|blocked|denied)|client (?:ip )?(?:is )?(?:rejected|blocked|denied)"
+    r"|\bip (?:address )?(?:is |has been |was )?"
+    r"(?:block|black|ban|reject|denied|refus|not allowed|based|frequency|on )|blocked ip|\(ip based\)|adresse ip",
+    rf"(?:mail|messages?|e-?mails?|connections?|access|traffic"
+    rf"|connect\w*)(?: sent)? (?:originating )?from \W?{_IP}.{{0,60}}?"
+    rf"(?:{_REFUSED}|blacklist|weren't|were not|permanently)",
+    rf"(?:{_REFUSED}|refusing)(?: \w+){{0,4}} from \W?{_IP}",
+    rf"(?<![=/]){_IP}[\])>]*(?::\d+)? ?:? (?:is |has been |was |are )?(?:currently |temporarily |permanently )?"
+    rf"(?:block|bann?ed|den(?:ied|y)|reject|refus|blacklist|found on|in an? )",
+    r"traffic not accepted from this ip|connections? (?:will )?not (?:be )?accepted from"
+    r"|not accept\w* (?:any )?(?:mail|messages?|e-?mails?|connections?)"
+    r" from (?:your|this|you|dyn)",
+    r"not (?:allowed|authori[sz]ed|permitted|welcome) to connect|you are (?:not welcome|blocked|banned)",
+    r"\breputation\b(?!/)|blocked for (?:abuse|spam)|(?:source|origin) of spam|spam source|known spam"
+    r"|spamming|spammer"
+    r"|bloque\w* pour|open (?:relay|proxy) (?:server )?(?:detected|list)",
+    r"dynamic(?:ally)?(?: assigned)? (?:ip|host|addr|pool|range|client|ranges)|dial-?up|residential"
+    r"|smtp server of your isp"
+    r"|use your (?:isp|provider)(?:'s)?\b|may not be mail exchanger|administratively denied",
+    r"too many spams?\b|complaints|unsolicited mail originating"
+    r"|all messages from .{0,60}permanently deferred|a problem occurred\. \(ask your",
+    r"permanently blocked|has been blacklisted|blacklisted",
+)
+#: RFC 7372 section 3 (5.7.25), RFC 7505 section 4.2 (5.7.27), RFC 7372 (SPF: 5.7.23, 5.7.24), RFC 3463 (1.7, 1.8).
+_ABOUT_US_CODES = re.compile(r"[45]\.7\.(?:2[3457]|50[1236]|509|51[13]|6(?:0[6-9]|[1-4]\d|50)|708|750)|[45]\.1\.[78]")
+_REVERSE_NAME = _words(
+    r"\bptr\b|reverse[ -]?(?:dns|host\w*|look-?up|name|resol\w*|address|mapping|record|ip)|\brdns\b|fcrdns"
+    r"|reverse and forward"
+    r"|ip name lookup|forward[ -]confirmed",
+    r"(?:cannot|can't|could not|unable to) (?:find|resolve|verify|determine) (?:your|the) (?:reverse "
+    r"|client )?(?:host|ip|domain|name)",
+    r"(?:your|client|sending|connecting) (?:ip|host|server|domain)\w*.{0,40}(?:not|n't|cannot) resolv"
+    r"|possibly forged|hostname mismatch",
+    r"without a valid sender domain|no (?:valid )?(?:dns|a|mx) record for (?:your|the (?:sending|client))",
+)
+_HELO = _words(
+    r"\b(?:helo|ehlo)\b.{0,80}?\b(?:reject\w*|invalid|denied|bad|forged|fqdn|fully|mismatch|spoof\w*|fail\w*"
+    r"|not (?:exist|resolv|match|accept|found"
+    r"|allowed|valid)\w*|is my name|my own|must|host not found|refused|block\w*)",
+    r"\b(?:invalid|bad|reject\w*|forged|fake|illegal|improper|wrong|bogus|malformed)\b.{0,40}?\b(?:helo|ehlo)\b",
+    r"need fully-qualified hostname|invalid hostname|access denied, bad helo",
+)
+_HELO_MISSING = _words(
+    r"(?:helo|ehlo)(?:/(?:helo|ehlo))?(?: \w+){0,2} first|(?:send|expecting|polite).{0,12}(?:helo|ehlo)"
+)
+_SENDER = _words(
+    r"\bsender(?: address| domain| e-?mail| host)?(?: @)?(?: is| was| has been)? (?:reject\w*|denied|refused"
+    r"|block\w*|invalid|unknown|not (?:exist|found|verif|valid|accept)\w*"
+    r"|does not|doesn't|must|could not|cannot|verif\w+ fail\w*|un\w+able|listed|banned|address)",
+    r"\b(?:invalid|unknown|bad|reject\w*|illegal|unverif\w+|unrout\w+|unresolvable|verify|forged"
+    r"|non-?existent|bogus) (?:envelope )?sender\b",
+    r"domain of (?:the )?sender|sender(?:'s|s')? domain|sending domain|mail ?from (?:domain|address|command"
+    r"|rejected|must|is not|does)"
+    r"|from domain (?:does|is|must)|mailfrom domain|domain (?:does|must|do) .{0,20}resolve",
+    r"\bspf\b|sender policy framework|return[ -]path|envelope[ -](?:from|sender)|bounce address"
+    r"|not allowed to send (?:mail )?from|null sender|empty sender|from address"
+    r"|sender (?:callout|callback|verif)",
+)
+_SENDER_VERIFY = _words(
+    r"sender verif\w* fail", r"sender (?:callout|callback)", r"could not (?:verify|complete) sender"
+)
+#: What one mailbox does not want from anybody, or from senders like us: the mailbox is there.
+_RESTRICTED = _words(
+    r"allowed[ -]?senders?|permitted[ -]senders?|sender not (?:auth\w+|in)|resolver\.rst"
+    r"|not auth\w+ for (?:group|recipient)"
+    r"|(?:blocked|rejected|refused|declined|denied|blacklisted) by (?:the )?(?:recipients?|user|addressee"
+    r"|destination|their)(?! table| list| map)"
+    r"|recipient preferences|user entry|only accepts?|members? only|white ?list"
+    r"|recipient(?:'s)? (?:has )?(?:blocked|rejected|refus\w+)"
+    r"|does not accept (?:mail|messages|e-?mail) from"
+)
+_NEEDS_LOGIN = _words(r"authenticat|\bauth\b|log ?in|pop before|pop3|submission|unauthenticated|smtp auth")
+
+# ---------------------------------------------------------------- our rate, and other limits
+
+_RECEIVER_RATE = _words(
+    r"receivingrate|\b(?:user|recipient|mailbox|account|addressee|domain)\b.{0,60}?\b(?:receiving|is getting"
+    r"|has exceeded|have exceeded|exceeded their)\b"
+    r".{0,60}?\b(?:rate|quickly|fast|too many|limit|number of messages)\b"
+)
+_OUR_RATE = _words(
+    r"too many (?:\w+ ){0,3}?(?:connections?|sessions?|messages|mails|requests|attempts|hosts"
+    r"|recipients (?:this|per|from|in|today|for))",
+    r"rate[ -]?limit|(?:connection|message|mail|sending|request|smtp|client|submission|recipient) (?:rate"
+    r"|frequency)|rate of (?:mail|messages|connections)"
+    r"|throttl\w*|too (?:fast|quickly|frequent\w*|often|much mail)|slow down|frequency limit",
+    r"(?:exceed(?:s|ed|ing)?\b|reached|over|above).{0,50}?\b(?:connections?|messages?|rate|hourly|daily|per (?:hour|day"
+    r"|minute|connection|ip|session))\b",
+    r"sent too (?:many|much)|excessive (?:volume|rate|number|mail)|unexpected volume|unusual (?:rate|volume)"
+    r"|number of (?:concurrent )?connections"
+    r"|trop de connexions|(?:max\w*|limit)(?: \w+){0,4} (?:connections?|sessions?)|connections? limit"
+    r"|server busy.{0,40}from \W?\d",
+)
+#: RFC 5321 section 4.5.3.1.10 for recipients; Postfix smtpd_hard_error_limit; Exim's shipped check_rcpt.
+_SESSION_LIMIT = _words(
+    r"too many (?:\w+ ){0,2}?(?:recipients|errors|bad|invalid|unknown|unrecogni[sz]ed|wrong|failed|rcpt"
+    r"|commands|unrecognized|non-existent)",
+    r"recipients? (?:per|limit|count)|multiple (?:regions|recipients|destination domains)|\battr\d+"
+    r"|one recipient|one at a time|number of recipients"
+    r"|recipients belong|max\w* recipients|only .{0,20} recipients?",
+)
+_STATE_LOST = _words(
+    r"need (?:a )?mail|mail (?:from )?(?:command )?first|no sender|bad sequence|out of (?:sequence|order)|sequence of"
+)
+
+# ---------------------------------------------------------------- about the mailbox
+
+_FULL = _words(
+    r"\bfull\b|over[ -]?quota|\bquota\b|out of storage|storage (?:allocation|space|limit)"
+    r"|size limit exceeded|exceed\w* (?:the )?(?:mailbox|storage|disk)"
+    r"|mailbox (?:size )?(?:limit|exceed)|boite .{0,24}pleine|too (?:large|big)|llena|lleno|pien[ao]\b|cheia"
+    r"|voll\b|lotado|plein\b"
+)
+_RELAY = _words(
+    r"\brelay(?!=)\w*|rcpthosts|gateway\w*|not (?:a )?(?:local|hosted|our|known|valid|accepted) domain"
+    r"|domain (?:is )?(?:not|isn't|unknown|does not|doesn't|invalid)"
+    r"|(?:unknown|no such|invalid|bad) (?:recipient |destination |mail |target )?(?:domain|host)\b"
+    r"|(?:recipient|destination) domain|do(?:es)? not (?:handle|accept|host|serve) (?:mail for|that domain"
+    r"|this domain)"
+    r"|host does not accept|no (?:mail )?service|not (?:a )?mail (?:server|host)|non-local|host unknown"
+    r"|unknown host|mx (?:record )?(?:points|for)|transmit(?:ting)? to (?:remote|outside)",
+)
+_POLICY = _words(
+    r"polic(?:y|ies)|\bspam|prohibit|preferences|envelope|anti-?spoof|dmarc|dkim|virus|content|security"
+    r"|\bblock\w*|not (?:allowed|authori[sz]ed|permitted|accepted)"
+    r"|restrict\w*|bulk|suspicious|administrative|refused due|rule|filter|challenge|loop|timed? ?out"
+    r"|verif(?:y|ication) (?:in|fail)|internal error|system error"
+    r"|configuration|syntax|message|permission|firewall|country|sender\b|trust|moderat\w*|not implemented"
+    r"|unrecogni[sz]ed command"
+)
+_NO_SUCH = (
+    r"unknown|un-?known|not (?:found|known|exist\w*|valid|listed|recogni[sz]ed|local|here|present|active"
+    r"|registered|available here|handled|defined)"
+    r"|(?:does|do|did|could|can)(?: not|n't|nt) (?:\w+ )?(?:exists?|be found|have)|dosn't exist|(?:is"
+    r"|are)(?: not|n't) (?:a |an )?(?:\w+ )?(?:valid|known|listed|registered|exist\w*|found"
+    r"|recogni[sz]ed|local|active|user|here|in use)|non-?exist\w*|no longer|invalid\w*|illegal|unallocated"
+    r"|undeliverable|unrout\w*|has (?:left|moved)"
+    r"|inconnu\w*|n'existe|inexist\w*|inesist\w*|introuvable|no existe|desconocid\w*|no encontrad\w*"
+    r"|sconosciut\w*|non esist\w*|non trovat\w*|nao (?:existe|encontrad\w*)|desconhecid\w*"
+    r"|unbekannt\w*|existiert nicht|nicht (?:gefunden|bekannt|vorhanden)|onbekend\w*|bestaat niet"
+    r"|nie istnieje|nieznan\w*|bulunama\w*"
+)
+_NO_USER = _words(
+    rf"@[ .:,;-]{{0,6}}(?:(?:is|was|the) )?(?:{_NO_SUCH})\b",
+    r"\b(?:unknown|no such|invalid)[ :-]+(?:\w+ )?@",
+    rf"\b{_USER}\b(?!.{{0,40}}\bdomain\b).{{0,60}}?(?:\b(?:{_NO_SUCH}))",
+    rf"\b(?:unknown|no such|invalid|in-?valid|non-?existent|not a (?:valid|known|local)|illegal"
+    rf"|unrecogni[sz]ed|undeliverable|bad destination|no valid|wrong|nonexisting|missing)\b"
+    rf"(?: or (?:\w+ ){{1,2}}|[ :-])(?:\S+ ){{0,3}}?{_USER}\b",
+    r"\bno (?:mail ?box|account|user|one|such|person|recipient|address|alias|local ?part)\b.{0,40}?\b(?:here"
+    r"|by (?:that|this)|at this|with (?:that|this)|found|named|called|exists?|user|mail ?box|person"
+    r"|recipient|address|account|alias)\b",
+    r"nobody (?:here|by)|not our (?:customer|user)|doesn't have an? .{0,30}account"
+    r"|does not have an? .{0,30}account|not in (?:the |our |my )?(?:recipient|user|address"
+    r"|valid)\w* ?(?:list|table|map|book|directory)?"
+    r"|not (?:a |listed in ).{0,30}(?:directory|address book)|no longer (?:on|at|with|in|valid|available"
+    r"|exists?|works?|used|accept\w*)|recipnotfound|recipientnotfound|address is not handled"
+    r"|user(?:search|unknown)\b|\bnosuchuser\b|isn't a (?:valid|known)|is not a (?:valid|known)"
+    r"|this is not a valid|cannot be found|mailbox not found|not exist here|addressee unknown"
+    r"|recipient unknown",
+    r"utilisateur inconnu|nessun utente|no existe|n'existe pas|keine? (?:solche[rs]? )?(?:benutzer|postfach"
+    r"|empfanger|mailbox|user)|nie ma takie\w+|unknown local[ -]?part|unrouteable address|unroutable address",
+    r"не ?существует|неизвест|не ?наиден|несуществ|недоступен|нет такого|不存在|无此用户|沒有此|没有此"
+    r"|存在しません|存在しない|宛先不明|見つかりません|존재하지",
+)
+_CLOSED = (
+    r"(?:disabled|discontinued|deactivated|inactiv\w*|in-active|not active|suspended|terminated|frozen"
+    r"|dormant|expired|abandoned|decommissioned"
+    r"|desactiv\w*|suspendu\w*|inativ\w*|deaktiviert|gesperrt|zablokowan\w*)"
+)
+_DISABLED = _words(
+    rf"\b{_USER}\b[^.;]{{0,40}}?\b{_CLOSED}",
+    rf"\b{_CLOSED}[ -](?:\w+ )?{_USER}\b",
+    # Of anything else (a message, a sender) these words say something else.
+    r"\b(?:account|mail ?box|compte|cuenta|conta|konto)\b[^.;]{0,40}?\b(?:blocked|locked|closed|cancell?ed"
+    r"|deleted|removed|bloque\w*|bloquead\w*)",
+    r"address rejected: (?:inactive|disabled|deactivated|suspended|closed)",
+)
+_UNAVAILABLE = _words(r"mail ?box (?:is )?unavailable|mailbox not available")
+_ADDRESS_REJECTED = _words(
+    r"address(?:es)? (?:was |is )?(?:rejected|unknown|invalid)|recipient (?:address )?rejected"
+    r"|invalid.?recipient|bad recipient"
+)
+
+RULES: tuple[Rule, ...] = (
+    # ------------------------------------------------------------ yes
+    Rule(
+        name="accepted",
+        meaning=Meaning.ACCEPT,
+        why="250 and 251 take responsibility for the recipient",
+        source="RFC 5321 sections 4.2.3, 3.4",
+        stages=_AT_RCPT,
+        codes=_is(250, 251),
+    ),
+    Rule(
+        name="cannot-verify",
+        meaning=Meaning.INCONCLUSIVE,
+        why="252 says that the server cannot tell",
+        source="RFC 5321 section 3.5.3",
+        cause="the server cannot verify mailboxes",
+        stages=_AT_RCPT,
+        codes=_is(252),
+    ),
+    Rule(
+        name="no-refusal",
+        meaning=Meaning.INCONCLUSIVE,
+        why="neither a yes at RCPT nor a refusal",
+        source="RFC 5321 section 4.2.1",
+        cause="no plain answer",
+        codes=lambda code: code < 400 or code > 599,
+    ),
+    # ------------------------------------------------------------ this moment
+    Rule(
+        name="greylisted",
+        meaning=Meaning.INCONCLUSIVE,
+        why="greylisting refuses everybody at first, in words of many kinds, even with the name of a list",
+        source="RFC 6647 section 2",
+        cause="greylisted",
+        codes=_is_4xx,
+        says=_GREYLISTED,
+    ),
+    # ------------------------------------------------------------ about us
+    Rule(
+        name="sender-callout",
+        meaning=Meaning.ABOUT_US,
+        why="the server asked back at our own sender's domain; a user that is unknown there is ours",
+        source="Exim specification, verify = sender; text of acl_verify in src/src/verify.c",
+        cause="our sender address is refused",
+        says=_SENDER_VERIFY,
+    ),
+    Rule(
+        name="receiver-rate",
+        meaning=Meaning.INCONCLUSIVE,
+        why="the mailbox gets more mail than it may: it exists, and cannot take mail now",
+        source="Gmail ReceivingRate, Exchange 5.2.122",
+        cause="the mailbox receives too much mail",
+        stages=_AT_RCPT,
+        says=_RECEIVER_RATE,
+    ),
+    Rule(
+        name="restricted-mailbox",
+        meaning=Meaning.INCONCLUSIVE,
+        why="a recipient's own choice of senders: the mailbox is there",
+        source="Exchange NDR 5.7.124, 5.7.133; Mimecast envelope blocked, user entry",
+        cause="policy",
+        stages=_AT_RCPT,
+        says=_RESTRICTED,
+        unless=re.compile(rf"\bip\b|{_IP}|spamhaus"),
+    ),
+    Rule(
+        name="about-us-code",
+        meaning=Meaning.ABOUT_US,
+        why="the enhanced code is about the sending host or the sender",
+        source="RFC 7372, RFC 7505 section 4.2, RFC 3463 section 3.2; Exchange Online NDR 5.7.501-513, 606-649, 708",
+        cause="our address or sender is refused",
+        enhanced=_ABOUT_US_CODES,
+    ),
+    Rule(
+        name="reverse-name",
+        meaning=Meaning.ABOUT_US,
+        why="our address has no name, or another one",
+        source="RFC 7372 section 3.3 (5.7.25); Postfix reject_unknown_client_hostname",
+        cause="our reverse DNS is refused",
+        says=_REVERSE_NAME,
+    ),
+    Rule(
+        name="helo-refused",
+        meaning=Meaning.ABOUT_US,
+        why="the name in our HELO is refused",
+        source="Postfix smtpd_helo_restrictions; Exim helo_verify",
+        cause="our HELO is refused",
+        says=_HELO,
+        unless=_HELO_MISSING,
+    ),
+    Rule(
+        name="listed",
+        meaning=Meaning.ABOUT_US,
+        why="our address or our domain is on a list, or in the words for one",
+        source="RFC 5782; Postfix reject_rbl_client; postmaster pages of Proofpoint, Barracuda, Cisco, Yahoo, Microsoft",
+        cause="our address is listed",
+        says=_LISTED,
+        unless=_words(r"not (?:in|on) .{0,20}(?:recipient|user) list"),
+    ),
+    Rule(
+        name="sender-refused",
+        meaning=Meaning.ABOUT_US,
+        why="our envelope sender or its domain is refused",
+        source="Postfix reject_unknown_sender_domain; RFC 7208 section 8.4; RFC 7372 section 3.1",
+        cause="our sender address is refused",
+        says=_SENDER,
+        unless=_NEEDS_LOGIN,
+    ),
+    Rule(
+        name="session-limit",
+        meaning=Meaning.INCONCLUSIVE,
+        why="the server will not take more questions in this session, whichever they are",
+        source="RFC 5321 section 4.5.3.1.10 (452); Postfix smtpd_hard_error_limit; Exim check_rcpt as shipped",
+        cause="too many questions in one session",
+        stages=_AT_RCPT,
+        enhanced=re.compile(r"[45]\.5\.3"),
+        says=_SESSION_LIMIT,
+        unless=_words(rf"from \W?{_IP}|\brate\b|this hour|per hour|today|from your"),
+        either=True,
+        is_session_limit=True,
+    ),
+    Rule(
+        name="unusual-rate",
+        meaning=Meaning.ABOUT_US,
+        why="so much unwanted mail came from our address that it is held back: reputation, not speed",
+        source="RFC 3886 registry X.7.28; Gmail 4.7.28; Yahoo TSS04, TS03; Microsoft 4.7.650",
+        cause="our address has a poor reputation",
+        says=_words(
+            r"unsolicited mail|user complaints|due to ip reputation|permanently deferred"
+            r"|ip frequency limited|blocked ip"
+        ),
+    ),
+    Rule(
+        name="our-rate",
+        meaning=Meaning.OUR_RATE,
+        why="we, or all who connect, are too many or too fast at this moment",
+        source="Postfix anvil; Sendmail ConnectionRateThrottle; Exim smtp_accept_max_per_host; Exchange 4.3.2, 4.7.500",
+        cause="we ask too fast",
+        says=_OUR_RATE,
+        unless=_words(r"quota"),
+    ),
+    Rule(
+        name="address-refused",
+        meaning=Meaning.ABOUT_US,
+        why="our address, network or host is refused in so many words",
+        source="Postfix check_client_access; Exchange Online 5.7.606; Cisco, qmail, Comcast and AT&T refusals",
+        cause="our address is refused",
+        says=_ADDRESS_REFUSED,
+        unless=_words(r"user unknown", r"recipient address rejected: (?:undeliverable|unverified)", r"\brelay"),
+    ),
+    Rule(
+        name="refused-before-rcpt",
+        meaning=Meaning.ABOUT_US,
+        why="before RCPT the server knows only us: who is denied there is us",
+        source="RFC 5321 section 3.1 (554 at the greeting), section 7.9",
+        cause="our address or sender is refused",
+        stages=_BEFORE_RCPT,
+        codes=_is_5xx,
+        says=_words(
+            r"access (?:is )?(?:denied|rejected|not (?:allowed|permitted))|denied\b|not (?:allowed|permitted"
+            r"|authori[sz]ed|welcome)|forbidden"
+            r"|connection (?:refused|rejected|denied)|rejected (?:due|for|by|because)|go away"
+        ),
+        unless=_NEEDS_LOGIN,
+    ),
+    # ------------------------------------------------------------ this session, this moment
+    Rule(
+        name="state-lost",
+        meaning=Meaning.INCONCLUSIVE,
+        why="the server has forgotten our MAIL FROM, as some do after an error",
+        source="RFC 5321 section 4.1.4 (503)",
+        cause="the server lost the session's state",
+        stages=_AT_RCPT,
+        codes=_is(503),
+        says=_STATE_LOST,
+        is_session_limit=True,
+    ),
+    Rule(
+        name="channel-closing",
+        meaning=Meaning.INCONCLUSIVE,
+        why="421 closes the session in answer to any command",
+        source="RFC 5321 section 3.8",
+        cause="temporary refusal",
+        codes=_is(421),
+        is_session_limit=True,
+    ),
+    Rule(
+        name="full",
+        meaning=Meaning.INCONCLUSIVE,
+        why="the mailbox is there, and cannot take mail",
+        source="RFC 3463 section 3.3 (X.2.2); RFC 5321 (452, 552)",
+        cause="mailbox full",
+        stages=_AT_RCPT,
+        enhanced=re.compile(r"[45]\.2\.2"),
+        says=_FULL,
+        unless=_words(r"queue quota"),
+        either=True,
+    ),
+    Rule(
+        name="temporary",
+        meaning=Meaning.INCONCLUSIVE,
+        why="a 4xx is never final",
+        source="RFC 5321 section 4.2.1",
+        cause="temporary refusal",
+        codes=_is_4xx,
+    ),
+    # ------------------------------------------------------------ before RCPT, and relaying
+    Rule(
+        name="before-rcpt",
+        meaning=Meaning.INCONCLUSIVE,
+        why="no mailbox was asked for yet",
+        source="RFC 5321 section 4.3.2",
+        cause="policy",
+        stages=_BEFORE_RCPT,
+    ),
+    Rule(
+        name="no-relay",
+        meaning=Meaning.INCONCLUSIVE,
+        why="this host does not serve the domain: its MX is wrong, its mailboxes may exist elsewhere",
+        source="RFC 3463 section 3.8 (X.7.1), section 3.2 (X.1.2); RFC 7504 (521, 556)",
+        cause="this host does not take mail for the domain",
+        enhanced=re.compile(r"5\.1\.2|5\.4\.\d|5\.3\.\d+"),
+        says=_RELAY,
+        unless=_words(r"access denied", r"user unknown|unknown user|no such user"),
+        either=True,
+    ),
+    Rule(
+        name="null-mx",
+        meaning=Meaning.INCONCLUSIVE,
+        why="said by a relay of a domain, not of a mailbox",
+        source="RFC 7505 section 4.2, RFC 7504 section 4",
+        cause="this host does not take mail for the domain",
+        codes=_is(521, 556),
+    ),
+    Rule(
+        name="login-needed",
+        meaning=Meaning.INCONCLUSIVE,
+        why="a server for its own users asks who we are",
+        source="RFC 4954 section 6 (530, 5.7.0)",
+        cause="policy",
+        says=_NEEDS_LOGIN,
+        unless=_words(r"user unknown|unknown user|no such user"),
+    ),
+    # ------------------------------------------------------------ no
+    Rule(
+        name="no-such-user",
+        meaning=Meaning.REJECT,
+        why="the words say that this mailbox does not exist here",
+        source="RFC 5321 section 4.2.3 (550, 551, 553); texts of Postfix, Exim, Sendmail, qmail and large providers",
+        stages=_AT_RCPT,
+        codes=_is_5xx,
+        says=_NO_USER,
+        unless=_words(
+            r"\bsender\b|preferences|syntax|unknown (?:\w+ ){0,2}error|smtputf8|\bip (?:address|number)"
+            r"|\byour (?:ip|address|host|server)",
+            _LATER.pattern,
+        ),
+    ),
+    Rule(
+        name="disabled",
+        meaning=Meaning.REJECT,
+        why="the mailbox was closed: mail to it bounces",
+        source="RFC 3463 section 3.3 (X.2.1), RFC 4954 (5.7.13); Gmail DisabledUser, Yahoo 554.30",
+        stages=_AT_RCPT,
+        codes=_is_5xx,
+        says=_DISABLED,
+        unless=_words(
+            r"\bsender\b|polic|\bspam|block-|envelope|your (?:account|address|mail ?box)|ip address|" + _LATER.pattern
+        ),
+    ),
+    Rule(
+        name="edge-blocking",
+        meaning=Meaning.REJECT,
+        why="Exchange Online's directory does not know the recipient; the words sound like a refusal of us",
+        source="Exchange Online, directory-based edge blocking: NDR 5.4.1 and 5.7.504",
+        stages=_AT_RCPT,
+        codes=_is_5xx,
+        enhanced=re.compile(r"5\.4\.1|5\.7\.504"),
+        says=_words(r"(?:recipient )?address(?:es)? rejected ?: ?access denied"),
+    ),
+    Rule(
+        name="policy",
+        meaning=Meaning.INCONCLUSIVE,
+        why="a refusal of this message, sender or moment, whatever code it carries",
+        source="RFC 3463 section 3.8; Facebook RCP-P2, Trend Micro, Barracuda, Mimecast",
+        cause="policy",
+        says=_POLICY,
+    ),
+    Rule(
+        name="no-such-user-code",
+        meaning=Meaning.REJECT,
+        why="the enhanced code says bad or moved mailbox, or mailbox disabled, and no word speaks against it",
+        source="RFC 3463 sections 3.2 and 3.3 (5.1.1, 5.1.6, 5.2.1); RFC 7505 registry (5.1.10)",
+        stages=_AT_RCPT,
+        codes=_is_5xx,
+        enhanced=re.compile(r"5\.1\.(?:1|6|10)|5\.2\.1"),
+        unless=_LATER,
+    ),
+    Rule(
+        name="address-rejected",
+        meaning=Meaning.REJECT,
+        why='"other address status" with the words that the address is rejected',
+        source="RFC 3463 section 3.2 (5.1.0); Cisco IronPort",
+        stages=_AT_RCPT,
+        codes=_is_5xx,
+        enhanced=re.compile(r"5\.1\.0"),
+        says=_ADDRESS_REJECTED,
+        unless=_LATER,
+    ),
+    Rule(
+        name="mailbox-unavailable",
+        meaning=Meaning.REJECT,
+        why="the standard's own words for a mailbox that is not there, and nothing else",
+        source="RFC 5321 section 4.2.3 (550); GMX, IONOS, Outlook.com",
+        stages=_AT_RCPT,
+        codes=_is(550),
+        enhanced=re.compile(r"|5\.5\.0|5\.0\.0|5\.1\.\d|5\.2\.[01]"),
+        says=_UNAVAILABLE,
+        unless=_LATER,
+    ),
+    Rule(
+        name="not-plain",
+        meaning=Meaning.INCONCLUSIVE,
+        why="nothing says that this mailbox does not exist; a wrong reject loses a company for ever",
+        source="the gate's law 3",
+        cause="policy",
+    ),
+)

@@ -1,0 +1,136 @@
+"""What does one SMTP reply say? Held to labelled real replies, to the known traps, and to bytes of any kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ct_stream.gate.replies import Meaning, Reply, Stage, deciding_rule, fold, read_reply
+from ct_stream.gate.reply_rules import RULES
+from ct_stream.ops.classify import Score, classify, score
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def scored(name: str) -> Score:
+    return score(classify((DATA / name).read_text(encoding="utf-8"), name), name)
+
+
+def rcpt(code: int, enhanced: str, text: str) -> Meaning:
+    return read_reply(Stage.RCPT, Reply(code=code, enhanced=enhanced, text=text)).meaning
+
+
+def test_labelled_replies_are_read_right_and_none_is_wrongly_rejected() -> None:
+    result = scored("smtp_replies.tsv")
+    assert result.right / result.rows >= 0.97
+    assert result.wrong_rejects == 0
+    assert result.halts_seen / result.halts >= 0.9
+
+
+def test_wordings_of_servers_documents_are_read_right() -> None:
+    result = scored("smtp_wordings.tsv")
+    assert [f"{m.row['text']} -> {m.meaning} by {m.rule.name}" for m in result.misread] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "enhanced", "text", "meaning"),
+    [
+        (550, "5.1.1", "You exceeded the rate limit of unknown users per hour", Meaning.OUR_RATE),
+        (550, "5.2.1", "Mailbox unavailable. Your IP 192.0.2.1 is blacklisted", Meaning.ABOUT_US),
+        (554, "5.7.1", "Recipient address rejected: https://spamhaus.org/query/ip/192.0.2.1", Meaning.ABOUT_US),
+        (550, "5.5.0", "The recipient account is blocked", Meaning.REJECT),
+        (552, "", "Requested mail action aborted, mailbox not found", Meaning.REJECT),
+        (450, "", "mailbox unavailable", Meaning.INCONCLUSIVE),
+        (421, "4.7.1", "blocked using grey.example.org", Meaning.INCONCLUSIVE),
+        (
+            550,
+            "",
+            "Verification failed for <us@sender.example>\nNo such user here\nSender verify failed",
+            Meaning.ABOUT_US,
+        ),
+        (550, "5.4.1", "Recipient address rejected: Access denied", Meaning.REJECT),
+        (541, "5.4.1", "Mail rejected by destination domain", Meaning.INCONCLUSIVE),
+        (553, "5.1.1", "Relaying disallowed", Meaning.INCONCLUSIVE),
+        (252, "", "Cannot VRFY user", Meaning.INCONCLUSIVE),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_traps(code: int, enhanced: str, text: str, meaning: Meaning) -> None:
+    assert rcpt(code, enhanced, text) is meaning
+
+
+def test_the_address_that_was_asked_for_says_nothing() -> None:
+    for local in ("spamhaus", "blocked", "quota.full", "relay", "greylist"):
+        text = f"<{local}@blacklist.example>: Recipient address rejected: User unknown in virtual mailbox table"
+        assert rcpt(550, "5.1.1", text) is Meaning.REJECT
+
+
+def test_a_5xx_alone_is_no_reject() -> None:
+    for code in range(500, 600):
+        assert rcpt(code, "", "") is not Meaning.REJECT
+        assert rcpt(code, "5.7.1", "Rejected") is not Meaning.REJECT
+
+
+def test_no_mailbox_is_rejected_before_rcpt() -> None:
+    for stage in Stage:
+        reading = read_reply(stage, Reply(code=550, enhanced="5.1.1", text="User unknown"))
+        assert (reading.meaning is Meaning.REJECT) == (stage is Stage.RCPT)
+
+
+TEXTS = st.one_of(
+    st.text(max_size=200),
+    st.binary(max_size=600).map(lambda raw: raw.decode("utf-8", "backslashreplace")),
+    st.binary(max_size=600).map(lambda raw: raw.decode("utf-8", "surrogateescape")),
+)
+
+
+@given(st.sampled_from(Stage), st.integers(-10, 1000), st.sampled_from(["", "5.7.1", "4.1.1", "x.y", "9.9.9"]), TEXTS)
+def test_nothing_crashes_and_noise_is_never_a_reject(stage: Stage, code: int, enhanced: str, text: str) -> None:
+    reading = read_reply(stage, Reply(code=code, enhanced=enhanced, text=text))
+    assert reading.meaning is not Meaning.REJECT
+
+
+WORDS = sorted({word for row in (DATA / "smtp_replies.tsv").read_text().split("\n")[1:] for word in row.split()})
+
+
+@given(
+    st.sampled_from(Stage),
+    st.integers(400, 499),
+    st.sampled_from(["", "4.1.1", "5.1.1", "5.2.1", "4.7.1"]),
+    st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join),
+)
+def test_a_4xx_is_never_a_reject_nor_an_accept(stage: Stage, code: int, enhanced: str, text: str) -> None:
+    reading = read_reply(stage, Reply(code=code, enhanced=enhanced, text=text))
+    assert reading.meaning not in (Meaning.REJECT, Meaning.ACCEPT)
+
+
+@given(st.sampled_from(Stage), st.integers(-1, 700), st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join))
+def test_only_250_and_251_to_rcpt_accept(stage: Stage, code: int, text: str) -> None:
+    is_accept = read_reply(stage, Reply(code=code, text=text)).meaning is Meaning.ACCEPT
+    assert is_accept == (stage is Stage.RCPT and code in (250, 251))
+
+
+def test_an_enhanced_code_of_another_class_does_not_count() -> None:
+    """RFC 3463 section 2: the class of both codes is the same."""
+    assert rcpt(550, "4.1.1", "") is Meaning.INCONCLUSIVE
+    assert rcpt(550, "", "5.1.1") is Meaning.REJECT
+    assert rcpt(550, "", "host 5.1.1.7 is odd") is Meaning.INCONCLUSIVE
+
+
+def test_a_text_is_folded_to_what_the_rules_know() -> None:
+    assert fold("<A.b@Example.com>:\n  Boîte  PLEINE") == "@ : boite pleine"
+
+
+def test_every_rule_says_why_and_where_from_and_is_met_by_a_reply() -> None:
+    assert len({rule.name for rule in RULES}) == len(RULES)
+    assert all(rule.why and rule.source for rule in RULES)
+    met = {
+        reading.rule.name
+        for name in ("smtp_replies.tsv", "smtp_wordings.tsv")
+        for reading in classify((DATA / name).read_text(encoding="utf-8"), name)
+    }
+    met.add(deciding_rule(Stage.RCPT, Reply(code=354)).name)
+    assert {rule.name for rule in RULES} == met
