@@ -125,7 +125,10 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
         asked.append(step)
         is_settled = is_settled or step.answer.settled  # its policy towards us: saying so again is no news
         if step.reading.meaning is Meaning.ACCEPT:
-            return (yield from _accepted(outreach_id, domain, pattern, step.attempt.host))
+            refused = [earlier for earlier in asked if earlier.reading.meaning is Meaning.REJECT]
+            return (yield from _accepted(outreach_id, domain, pattern, step.attempt.host, refused=len(refused)))
+        if step.reading.meaning is Meaning.ABOUT_US:
+            break  # its private policy: who refuses us is not asked on; earlier rejects stay evidence (MAIL.md)
         if step.reached_rcpt:
             # From here on every question goes to this host: a backup MX may accept anything.
             hosts = (step.attempt.host,)
@@ -189,11 +192,20 @@ def _held(attempt: Attempt) -> Held | None:
     return Held(by=by, host=attempt.host, reason=reason[:300])
 
 
-def _accepted(outreach_id: UUID, domain: str, pattern: Pattern, host: str) -> Flow:
-    """Tell an honest yes from a catch-all by asking the same host for a mailbox that cannot exist."""
+def _accepted(outreach_id: UUID, domain: str, pattern: Pattern, host: str, *, refused: int) -> Flow:
+    """Tell an honest yes from a catch-all by asking the same host for a mailbox that cannot exist.
+
+    `refused` counts the patterns that it refused before.
+    """
     answer = yield ProbeMailbox(pattern=RANDOM, address=random_address(outreach_id, domain), hosts=(host,))
     assert isinstance(answer, MailboxAnswer)
     reading = read_attempt(answer.attempts[-1])
+    if reading.meaning is Meaning.ACCEPT and refused:
+        # It changed its mind, as servers do that mislead whoever asks for many unknown users: the usual guess of a
+        # catch-all was refused and would bounce (ADR-CT-IMO-015).
+        note = f"{host} refused {refused} patterns as unknown and then accepted a random mailbox too"
+        passed = _passed(pattern, domain, CATCH_ALL_CONFIDENCE, VerifiedBy.CATCH_ALL, note)
+        return replace(passed, is_catchall=True)
     if reading.meaning is Meaning.ACCEPT:
         return _catch_all(domain, VerifiedBy.CATCH_ALL)
     if reading.meaning is Meaning.REJECT:

@@ -16,9 +16,7 @@ from ct_stream.local.farm import SCENARIOS, Expected
 _NOT_FOUND, _NO_DOMAIN = 11, 8
 _NO_DOMAINS = (None, "", "   ", "localhost", "https://acme.example/about", "192.0.2.7", "acme..example", "acme example")
 #: One company each at most: five servers that refuse us would halt SMTPCheck until a person resumes it.
-_REFUSING = frozenset({"banner554", "mailrefused", "blocklist"})
-#: Ways of answering that `gate/replies` cannot tell yet: it knows the plain replies, the rest is inconclusive.
-_NOT_READ_YET = frozenset({"accessdenied", "disabled", "452after3", "blockafter3"})
+_REFUSING = frozenset({"banner554", "mailrefused", "blocklist", "blockafter3"})
 #: What most of the spine looks like.
 _USUAL = (
     "info",
@@ -104,7 +102,7 @@ def _companies(count: int, rng: random.Random) -> list[Planned]:
     for _, domain in zip(range(_NO_DOMAIN), cycle(_NO_DOMAINS), strict=False):
         add(f"spine domain {domain!a}", domain, Expected(outcome=FailureCode.NO_DOMAIN.value))
     for name, scenario in SCENARIOS.items():
-        if name != "control" and name not in _NOT_READ_YET and scenario.expected.outcome != "HELD":
+        if name != "control" and scenario.expected.outcome != "HELD":
             add_scenario(name, "idn-bücher.example" if name == "idn" else f"{name}-demo.example")
     add_scenario("info", "  Info-Untidy.EXAMPLE. ", "a domain that needs its canonical form")
     for domain, companies in _SHARED:

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from ct_stream.gate.questions import Attempt, MailboxAnswer, Trouble
-from ct_stream.gate.replies import Stage
+from ct_stream.gate.replies import Stage, read_reply
 from ct_stream.gate.waits import Wait
 from ct_stream.probes.mx import NameTrouble
 from ct_stream.probes.providers import provider_of
@@ -56,9 +56,11 @@ class MailboxProber:
         if await self._can_go_on(hosts):
             assert self._session is not None
             attempts.append(await self._rcpt(self._session, address))
-            # A server that hung up did so over an earlier question: this one was not answered, and is put again.
-            if attempts[-1].trouble is not Trouble.CLOSED:
+            # A server that hung up, or will hear no more in this session, does so over earlier questions: this one
+            # was not answered, and is put again (ADR-CT-IMO-015).
+            if attempts[-1].trouble is not Trouble.CLOSED and not _is_session_limit(attempts[-1]):
                 return MailboxAnswer(attempts=tuple(attempts))
+            await self._end_session(self._lease)
         for host in hosts[:MAX_HOSTS]:
             wait = await self._ask_host(host, address, attempts)
             if wait is not None:
@@ -171,3 +173,7 @@ class MailboxProber:
         finally:
             if lease is not None:
                 lease.session_ended()
+
+
+def _is_session_limit(attempt: Attempt) -> bool:
+    return attempt.reply is not None and read_reply(attempt.stage, attempt.reply).is_session_limit

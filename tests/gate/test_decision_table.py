@@ -148,7 +148,7 @@ def test_an_accepted_pattern_whose_random_answer_is_not_to_be_had_passes_at_most
 
 
 def test_a_catch_all_passes_with_first_last_at_050() -> None:
-    method = passed(play([mx(), NO, YES, YES])[0])
+    method = passed(play([mx(), YES, YES])[0])
     assert (method.method_type, method.confidence, method.is_catchall) == ("first.last", 0.50, True)
     assert method.verified_by is VerifiedBy.CATCH_ALL
 
@@ -268,8 +268,37 @@ def test_a_reply_about_us_from_the_first_host_is_no_matter_when_the_second_one_a
 
 def test_a_refusal_settled_as_this_companys_policy_is_inconclusive() -> None:
     settled = MailboxAnswer(attempts=LISTED.attempts, settled=True)
-    verdict, _ = play([mx(), settled, *[LISTED] * 7])
+    verdict, asked = play([mx(), settled])
     assert "our address is listed" in failed(verdict, FailureCode.SMTP_FAIL)
+    assert len(asked) == 2, "after a block the rest is unasked"
+
+
+def test_rejects_before_a_block_stay_evidence_and_the_rest_is_unasked() -> None:
+    settled = MailboxAnswer(attempts=LISTED.attempts, settled=True)
+    verdict, asked = play([mx(), *ALL_NO[:3], settled], tier2_off=None)
+    assert verdict is None
+    assert isinstance(asked[-1], VerifyEmail)
+    assert asked[-1].pattern == "info", "the first role pattern that was not rejected"
+
+
+def test_a_refusal_of_us_by_the_first_host_does_not_end_the_talk_with_the_second() -> None:
+    both = MailboxAnswer(
+        attempts=(*said(554, "5.7.1", "blocked using a list", stage=Stage.BANNER).attempts, *GREY.attempts),
+        settled=True,
+    )
+    assert passed(play([mx("a.example", "b.example"), both, YES, NO])[0]).method_type == "firstlast"
+
+
+def test_a_random_mailbox_accepted_after_refusals_names_no_refused_pattern() -> None:
+    """A server that refused first.last and then takes anything has changed its mind: first.last would bounce."""
+    verdict = passed(play([mx(), *ALL_NO[:6], YES, YES])[0])
+    assert (verdict.method_type, verdict.confidence, verdict.is_catchall) == ("info", 0.50, True)
+    assert "refused" in verdict.note
+
+
+def test_a_catch_all_after_inconclusive_patterns_is_a_plain_catch_all() -> None:
+    verdict = passed(play([mx(), GREY, YES, YES])[0])
+    assert (verdict.method_type, verdict.confidence, verdict.is_catchall) == ("first.last", 0.50, True)
 
 
 # ---------------------------------------------------------------- stage M5
@@ -325,4 +354,4 @@ def test_the_random_address_is_the_same_for_each_reading_of_a_company() -> None:
     first = random_address(COMPANY, "acme.example")
     assert first == random_address(COMPANY, "acme.example")
     assert first.local_part not in {"info", "contact"}
-    assert RULES.version.startswith("1+")
+    assert RULES.version.startswith("2+")

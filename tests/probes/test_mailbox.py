@@ -118,17 +118,46 @@ async def test_after_nine_questions_the_session_is_over(farm: MailFarm) -> None:
     assert permits.log[1:] == ["session", "ended", "session", "ended", "greeted"]
 
 
-async def test_after_421_the_remaining_patterns_go_over_a_new_session(farm: MailFarm) -> None:
+@pytest.mark.parametrize(
+    "limit",
+    [
+        pytest.param("421 4.7.0 Error: too many errors", id="421"),
+        pytest.param("421 4.3.2 closing transmission channel", id="421 without a reason"),
+        pytest.param("452 4.5.3 Too many recipients", id="452"),
+        pytest.param("550 Rejected for too many bad recipients", id="as Exim is shipped"),
+        pytest.param("503 5.5.1 Error: need MAIL command", id="state lost"),
+    ],
+)
+async def test_a_reply_about_the_session_leaves_its_question_to_the_next_one(farm: MailFarm, limit: str) -> None:
+    """RFC 5321 section 4.5.3.1.10: who got 452 is asked in another transaction."""
     server = await farm.server(
-        farm.hello(farm.rcpt("a", NO), farm.rcpt("b", "421 4.7.0 too many errors")), farm.hello(farm.rcpt("c", NO))
+        farm.hello(farm.rcpt("a", NO), farm.rcpt("b", limit)), farm.hello(farm.rcpt("b", YES), farm.rcpt("c", NO))
     )
     permits = Permits()
     asker = prober(farm, Names(mx1=(server.ip,)), permits)
-    assert [ends(await ask(asker, name))[-1][2] for name in "abc"] == [550, 421, 550]
+    code = int(limit[:3])
+    answers = [[end[2] for end in ends(await ask(asker, name))] for name in "abc"]
+    assert answers == [[550], [code, 250], [550]]
     await asker.close()
-    assert [line for line in server.commands if line.startswith("RCPT")] == [
-        f"RCPT TO:<{name}@acme.example>" for name in "abc"
-    ]
+    assert permits.log[1:] == ["session", "ended", "session", "ended", "greeted"]
+
+
+async def test_a_session_limit_at_the_first_question_is_its_answer(farm: MailFarm) -> None:
+    server = await farm.server(
+        farm.hello(farm.rcpt("a", "421 4.7.0 too many errors")), farm.hello(farm.rcpt("b", "421 4.7.0 too many errors"))
+    )
+    asker = prober(farm, Names(mx1=(server.ip,)), Permits())
+    assert [ends(await ask(asker, name)) for name in "ab"] == [[("mx1", Stage.RCPT, 421)]] * 2
+    await asker.close()
+    assert server.connections == 2
+
+
+async def test_a_busy_mailbox_is_no_session_limit(farm: MailFarm) -> None:
+    server = await farm.server(farm.hello(farm.rcpt("a", NO), farm.rcpt("b", "450 4.2.0 Greylisted")))
+    asker = prober(farm, Names(mx1=(server.ip,)), Permits())
+    assert [ends(await ask(asker, name))[-1][2] for name in "ab"] == [550, 450]
+    await asker.close()
+    assert server.connections == 1
 
 
 @pytest.mark.parametrize("noticed", [True, False], ids=["noticed before the next", "not yet noticed"])
