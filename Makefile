@@ -1,6 +1,6 @@
 # Each target sets up what it needs, in .venv and nowhere else.
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup check fmt lint types imports bench up down lock clean
+.PHONY: help demo farm test setup check fmt lint types imports bench up down lock clean
 unexport PYTHONPATH PYTHONHOME
 
 PYTHON := .venv/bin/python
@@ -40,6 +40,9 @@ imports: $(READY)  ## check that imports point one way and that gate/ is pure
 
 bench: $(READY)  ## measure the gate against a bare loop of the same probes
 	@$(PYTHON) -m bench
+
+farm: $(READY)  ## run mail servers of every kind on loopback, to ask with ct-stream check
+	@$(PYTHON) -m ct_stream.local.farm
 
 up: $(READY)  ## start a broker and a Postgres in the background
 	@$(PYTHON) -m ct_stream local up

@@ -30,6 +30,13 @@ def test_labelled_replies_are_read_right_and_none_is_wrongly_rejected() -> None:
     assert result.halts_seen / result.halts >= 0.9
 
 
+def test_replies_that_were_set_aside_before_the_first_rule_are_read_right() -> None:
+    result = scored("smtp_replies_set_aside.tsv")
+    assert result.right / result.rows >= 0.92
+    assert result.wrong_rejects == 0
+    assert result.halts_seen / result.halts >= 0.9
+
+
 def test_wordings_of_servers_documents_are_read_right() -> None:
     result = scored("smtp_wordings.tsv")
     assert [f"{m.row['text']} -> {m.meaning} by {m.rule.name}" for m in result.misread] == []

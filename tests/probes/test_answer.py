@@ -189,27 +189,27 @@ async def test_a_reply_about_us_whose_scope_is_open_is_pending_and_its_pattern_u
     assert scripted.closed[0] is not None
 
 
-async def test_a_private_policy_is_settled_and_not_asked_again() -> None:
-    scripted = Scripted(SPINE, None, FOUND, LISTED, None, YES, NO)
+async def test_a_private_policy_is_settled_and_the_rest_unasked() -> None:
+    scripted = Scripted(SPINE, None, FOUND, NO, LISTED, None)
     run = driver(scripted)
-    assert isinstance(await run.run(), Passed)
-    settled = run.exchanges[2].answer
+    verdict = await run.run()
+    assert isinstance(verdict, Failed)
+    assert verdict.code is FailureCode.SMTP_FAIL
+    settled = run.exchanges[3].answer
     assert isinstance(settled, MailboxAnswer)
     assert settled.settled
-    assert scripted.asked[3:6] == [
-        f"jordan.whitfield of {MX}",
-        "judge acme.example acme.example",
-        f"jordanwhitfield of {MX}",
-    ]
+    assert scripted.asked[4:] == [f"jordanwhitfield of {MX}", "judge acme.example acme.example"]
 
 
 async def test_a_pending_answer_that_is_given_back_is_judged_without_asking() -> None:
     first = await driver(Scripted(SPINE, None, FOUND, LISTED, WAIT)).run()
     assert isinstance(first, Waiting)
     assert first.pending is not None
-    scripted = Scripted(None, YES, NO)
-    assert isinstance(await driver(scripted, kept=[*first.exchanges, first.pending]).run(), Passed)
-    assert scripted.asked[0] == "judge acme.example acme.example"
+    scripted = Scripted(None)
+    verdict = await driver(scripted, kept=[*first.exchanges, first.pending]).run()
+    assert isinstance(verdict, Failed)
+    assert "spamhaus" in verdict.reason
+    assert scripted.asked == ["judge acme.example acme.example"]
 
 
 async def test_answers_that_fit_no_longer_are_dropped_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -252,7 +252,7 @@ async def test_the_middle_stage_alone_needs_no_spine() -> None:
         return middle_stage(ID, "acme.example", RULES, tier2_off="Tier-2 is off")
 
     maker: Callable[[], Any] = flow
-    scripted = Scripted(None, FOUND, LISTED, None, YES, NO)
+    scripted = Scripted(None, FOUND, NO, YES, NO)
     assert isinstance(await driver(scripted, flow=maker).run(), Passed)
 
 

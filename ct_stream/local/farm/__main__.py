@@ -1,4 +1,4 @@
-"""Run a mail farm until SIGTERM: python -m ct_stream.local.farm --state FILE [--log FILE]"""
+"""Run a mail farm until SIGTERM: python -m ct_stream.local.farm [--state FILE] [--log FILE]"""
 
 import argparse
 import asyncio
@@ -11,22 +11,56 @@ import uvloop
 
 from ct_stream.local.farm.mailfarm import MailFarm
 from ct_stream.local.farm.remote import FarmControl, State
+from ct_stream.local.farm.scenarios import SCENARIOS, Expected
 from ct_stream.local.processes import raise_descriptor_limit
 
 
-async def run(*, state_path: Path, log_path: Path | None, reply_delay_s: float, own_addresses: int) -> None:
-    """Serve; the state file appears, whole, when everything listens, and is gone when nothing does."""
+async def run(*, state_path: Path | None, log_path: Path | None, reply_delay_s: float, own_addresses: int) -> None:
+    """Serve; the state file appears, whole, when everything listens, and is gone when nothing does.
+
+    Without one the farm tells a person how to use it.
+    """
     async with MailFarm(reply_delay_s=reply_delay_s, log_path=log_path, own_addresses=own_addresses) as farm:
         control = FarmControl(farm, log_path)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, control.stop)
-        publish(await control.start(), state_path)
+        state = await control.start()
+        if state_path is None:
+            print("\n".join(introduction(state)), flush=True)
+        else:
+            publish(state, state_path)
         try:
             await control.until_stopped()
         finally:
-            os.unlink(state_path)
+            if state_path is not None:
+                os.unlink(state_path)
             await control.close()
+
+
+def introduction(state: State) -> list[str]:
+    """Return what a person needs to play with the farm: its scenarios, and the settings that lead to it."""
+    lines = [f"  {name:17} {_told(scenario.expected)}" for name, scenario in SCENARIOS.items()]
+    return [
+        "A domain <scenario>-<anything>.example plays a scenario; <scenario>-at-<provider>-<anything>.example plays it",
+        "behind the provider's shared server. The outcome beside each is the right one.",
+        "",
+        *lines,
+        "",
+        "In another terminal (Ctrl-C here ends the farm):",
+        "",
+        *(f"export {name}={value}" for name, value in state["env"].items()),
+        "ct-stream check info-acme.example",
+    ]
+
+
+def _told(expected: Expected) -> str:
+    words = [expected.outcome, expected.method_type or ""]
+    if expected.confidence is not None:
+        words.append(f"{expected.confidence:.2f}")
+    if expected.is_catchall:
+        words.append("catch-all")
+    return " ".join(filter(None, words))
 
 
 def publish(state: State, path: Path) -> None:
@@ -40,7 +74,7 @@ def publish(state: State, path: Path) -> None:
 def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(prog="python -m ct_stream.local.farm", description=run.__doc__)
-    parser.add_argument("--state", type=Path, required=True, help="where to write the settings that lead to the farm")
+    parser.add_argument("--state", type=Path, help="where to write the settings that lead to the farm")
     parser.add_argument("--log", type=Path, help="where to write every question, as JSON lines")
     parser.add_argument("--reply-delay", type=float, default=0.0, help="seconds before each SMTP reply")
     parser.add_argument("--own-addresses", type=int, default=1000, help="MX hosts with an address of their own")

@@ -241,6 +241,11 @@ _TABLE = (
     _all("accessdenied", "550 5.4.1 Recipient address rejected: Access denied. [{host}]", NO_PATTERN),
     _all("disabled", "550 5.2.1 The email account that you tried to reach is disabled", NO_PATTERN),
     _all("grey", "450 4.2.0 <{rcpt}>: Recipient address rejected: Greylisted, try again in 300 seconds", SMTP_FAIL),
+    _all(
+        "mimecastgrey",
+        "451 Internal resources are temporarily unavailable - https://community.mimecast.com/docs/DOC-1369#451",
+        SMTP_FAIL,
+    ),
     _all("tempfail", "451 4.3.0 <{rcpt}>: Temporary lookup failure", SMTP_FAIL),
     _all("full", "552 5.2.2 <{rcpt}>: Mailbox full", SMTP_FAIL),
     _all("relaydenied", "554 5.7.1 <{rcpt}>: Relay access denied", SMTP_FAIL),
@@ -250,6 +255,13 @@ _TABLE = (
     _info("closeafter550", closes_after_refusal=True),
     _info("421after3", turns_after=3, turns_to=_TOO_MANY),
     _info("452after3", turns_after=3, turns_to="452 4.5.3 Too many recipients"),
+    # The limit strikes at the one mailbox that exists: its question must go over a new session.
+    _info("421after6", turns_after=6, turns_to=_TOO_MANY),
+    _info("attr1", turns_after=1, turns_to="452 4.5.3 Recipients belong to multiple regions ATTR1 [{host}]"),
+    _info("503after6", turns_after=6, turns_to="503 5.5.1 Error: need MAIL command"),
+    # It refused first.last, then takes anything: that guess would bounce.
+    _like(_shut, "changesmind", turns_after=6, turns_to=OK, expected=replace(INFO, confidence=0.50, is_catchall=True)),
+    _info("otherwords", unknown="550 sorry, no mailbox here by that name. (#5.1.1)"),
     _dead("blockafter3", turns_after=3, turns_to=BLOCKED, at_provider=HELD),
     _info("exim10", turns_after=10, turns_to="550 Rejected for too many bad recipients"),
 )

@@ -1,0 +1,40 @@
+"""Ask about every scenario of a farm at once, in one process, and print what came out: a child of test_farm.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+import time
+
+import orjson
+
+from ct_stream.ops.check import Checked, check
+from ct_stream.ops.troubles import ServiceTrouble
+from ct_stream.probes.toolbox import load_toolbox
+from ct_stream.settings import load_settings
+from ct_stream.wiring.probing import make_probing
+
+
+async def main(domains: list[str]) -> None:
+    """Print {domain: [outcome, seconds]} and the peak memory in MB."""
+    settings = load_settings(os.environ)
+    toolbox, probing = load_toolbox(), make_probing(settings)
+
+    async def ask(domain: str) -> tuple[Checked | str, float]:
+        begun = time.monotonic()
+        try:
+            checked: Checked | str = await check(settings, toolbox, probing, domain)
+        except ServiceTrouble as trouble:
+            checked = str(trouble)
+        return checked, time.monotonic() - begun
+
+    results = await asyncio.gather(*(ask(domain) for domain in domains))
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    told = {domain: [checked, seconds] for domain, (checked, seconds) in zip(domains, results, strict=True)}
+    sys.stdout.buffer.write(orjson.dumps({"peak_mb": peak_mb, "checked": told}))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1:]))
