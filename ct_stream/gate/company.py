@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from ct_stream.gate.output_stage import Headers, Origin
+    from ct_stream.gate.output_stage import Headers, Origin, Outcome
     from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.waits import Wait
 
@@ -38,6 +38,17 @@ class Publication:
     key: bytes
     value: bytes
     headers: Headers
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Publication:
+        """Return what to publish for an outcome that this worker has just recorded, and so holds the claim of."""
+        return cls(
+            outreach_id=outcome.outreach_id,
+            topic=outcome.topic,
+            key=outcome.key,
+            value=outcome.value,
+            headers=outcome.headers,
+        )
 
 
 class FailedAt(StrEnum):

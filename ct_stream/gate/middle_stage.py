@@ -93,10 +93,6 @@ class _Asked:
     def attempt(self) -> Attempt:
         return self.answer.attempts[-1]
 
-    @property
-    def reached_rcpt(self) -> bool:
-        return self.attempt.stage is Stage.RCPT and self.attempt.reply is not None
-
 
 def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str | None) -> Flow:
     """Decide by MX, RCPT TO and at most one Tier-2 call.
@@ -129,7 +125,7 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
             return (yield from _accepted(outreach_id, domain, pattern, step.attempt.host, refused=len(refused)))
         if step.reading.meaning is Meaning.ABOUT_US:
             break  # its private policy: who refuses us is not asked on; earlier rejects stay evidence (MAIL.md)
-        if step.reached_rcpt:
+        if step.answer.reached_rcpt:
             # From here on every question goes to this host: a backup MX may accept anything.
             hosts = (step.attempt.host,)
         elif step.attempt.stage is not Stage.RCPT or step.attempt.trouble is Trouble.DEADLINE:
@@ -140,7 +136,7 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
 
     # Every attempt counts, not only the last: a timeout at the first host may be our own blocked port whatever the
     # second host's name lookup said.
-    troubles = {attempt.trouble for step in asked if not step.reached_rcpt for attempt in step.answer.attempts}
+    troubles = {attempt.trouble for step in asked if not step.answer.reached_rcpt for attempt in step.answer.attempts}
     if troubles & _NAME_TROUBLE:
         yield AskControl(kind=ControlKind.DNS)
     if troubles & _CONNECTION_TROUBLE:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
+from ct_stream.gate.replies import Stage
+
 if TYPE_CHECKING:
     from uuid import UUID
 
     from ct_stream.gate.patterns import Address
-    from ct_stream.gate.replies import Reply, Stage
+    from ct_stream.gate.replies import Reply
 
 RANDOM = "random"  #: the pattern name of the address that no honest server knows
 
@@ -163,6 +165,12 @@ class MailboxAnswer:
 
     attempts: tuple[Attempt, ...]
     settled: bool = False
+
+    @property
+    def reached_rcpt(self) -> bool:
+        """Tell if a server answered the RCPT TO."""
+        last = self.attempts[-1]
+        return last.stage is Stage.RCPT and last.reply is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

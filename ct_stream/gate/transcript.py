@@ -127,9 +127,7 @@ def is_unanswered(exchanges: Sequence[Exchange]) -> bool:
 
 def _met_trouble(answer: MailboxAnswer) -> bool:
     """Tell if no server answered RCPT and something stood in the way of at least one attempt."""
-    last = answer.attempts[-1]
-    reached = last.stage is Stage.RCPT and last.reply is not None
-    return not reached and any(attempt.reply is None for attempt in answer.attempts)
+    return not answer.reached_rcpt and any(attempt.reply is None for attempt in answer.attempts)
 
 
 def to_json(exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:

@@ -82,8 +82,8 @@ class ControlLedger:
 
     async def begin(self, kind: ControlKind) -> datetime | None:
         """Take the right to ask a control now, when somebody waits for it; return when it was begun."""
-        row = await self._database.fetch_one("begin_control", kind.value, self._interval_s)
-        return row["started_at"] if row else None
+        rows = await self._database.persist("begin_control", kind.value, self._interval_s)
+        return rows[0]["started_at"] if rows else None
 
     async def succeeded(self, kind: ControlKind, begun_at: datetime, detail: str) -> None:
         """Record a proof, and wake whom it serves."""

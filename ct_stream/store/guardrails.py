@@ -89,7 +89,7 @@ class Guardrails:
         if time.monotonic() < self._refresh_at:
             return
         self._refresh_at = time.monotonic() + _REFRESH_S
-        rows = await self._database.fetch("guardrails")
+        rows = await self._database.persist("guardrails")
         self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
         self._suspects |= {
             row["key"].removeprefix("provider:")

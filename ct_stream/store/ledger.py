@@ -42,12 +42,12 @@ class Ledger:
 
     async def claim_unpublished(self, limit: int) -> list[Publication]:
         """Claim outcomes that a crash left unpublished, oldest first."""
-        return [_publication(row) for row in await self._database.fetch("claim_unpublished", limit)]
+        return [_publication(row) for row in await self._database.persist("claim_unpublished", limit)]
 
     async def count_unpublished(self) -> int:
         """Return how many outcomes are recorded and not yet published."""
-        row = await self._database.fetch_one("count_unpublished")
-        return int(row["unpublished"]) if row else 0
+        rows = await self._database.persist("count_unpublished")
+        return int(rows[0]["unpublished"])
 
     async def _look_up(self, ids: Sequence[UUID]) -> list[Known]:
         rows = {row["outreach_id"]: row for row in await self._database.fetch("look_up", list(set(ids)))}
@@ -90,17 +90,6 @@ class Ledger:
         rows = await self._database.fetch("claim_unpublished_of", list(set(ids)))
         claimed = {row["outreach_id"]: _publication(row) for row in rows}
         return [claimed.pop(i, None) for i in ids]
-
-
-def publication_of(outcome: Outcome) -> Publication:
-    """Return what to publish for an outcome that this worker has just recorded (and so holds the claim of)."""
-    return Publication(
-        outreach_id=outcome.outreach_id,
-        topic=outcome.topic,
-        key=outcome.key,
-        value=outcome.value,
-        headers=outcome.headers,
-    )
 
 
 def _publication(row: Any) -> Publication:

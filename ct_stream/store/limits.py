@@ -58,6 +58,7 @@ class SharedLimits:
         self._database = database
         self._owner = owner
         self.limits = limits
+        self.held: set[str] = set()  #: domains that passes of this worker are probing
         retrying = database.retrying
         self.take_mx: Batches[None, Slot] = Batches("take-mx", self._take_mx, retrying=retrying)
         self.take_smtp: Batches[None, Slot] = Batches("take-smtp", self._take_smtp, retrying=retrying)
@@ -84,8 +85,9 @@ class SharedLimits:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit, or none of them."""
         begun = await self.begin((domain, provider))
         if begun.answer == "granted":
+            self.held.add(domain)
             return DomainLease(self, domain)
-        return _wait(begun, domain, provider)
+        return _wait(begun, domain, provider, self.limits)
 
     # ---------------------------------------------------------------- batches
 
@@ -183,10 +185,11 @@ class DomainLease:
         """
         if not self._released:
             self._released = True
+            self._shared.held.discard(self._domain)
             await self._shared.end((self._domain, self._ended_at, talked))
 
 
-def _wait(begun: Begun, domain: str, provider: str) -> Wait:
+def _wait(begun: Begun, domain: str, provider: str, limits: Limits) -> Wait:
     match begun.answer:
         case "halted":
             return Wait(
@@ -212,15 +215,11 @@ def _wait(begun: Begun, domain: str, provider: str) -> Wait:
                 waits_on=f"domain:{domain}",
             )
         case "cap":
-            return Wait(
-                reason=WaitReason.DAILY_CAP,
-                detail="all SMTP sessions of the UTC day (TOOL-005) are used up",
-                after_s=begun.retry_s,
-            )
+            return _cap_wait(limits, begun.retry_s)
     raise AssertionError(begun.answer)
 
 
-def _cap_wait(limits: Limits, retry_s: float) -> Wait:
+def _cap_wait(limits: Limits, retry_s: float | None) -> Wait:
     return Wait(
         reason=WaitReason.DAILY_CAP,
         detail=f"all {limits.smtp_per_day} SMTP sessions of the UTC day (TOOL-005) are used up",

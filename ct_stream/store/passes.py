@@ -12,7 +12,7 @@ from ct_stream.gate.transcript import from_json, to_json
 from ct_stream.store.batches import Batches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -34,15 +34,15 @@ class Passes:
 
     async def claim_due(self, limit: int) -> list[Resumed]:
         """Lease up to `limit` companies whose wait is over."""
-        return [_resumed(row) for row in await self._database.fetch("claim_due", self._owner, limit, LEASE_S)]
+        return [_resumed(row) for row in await self._database.persist("claim_due", self._owner, limit, LEASE_S)]
 
-    async def renew_leases(self) -> None:
-        """Keep what this worker leases: companies, domains and places."""
-        await self._database.run("renew_leases", self._owner, LEASE_S)
+    async def renew_leases(self, ids: Collection[UUID], domains: Collection[str]) -> None:
+        """Keep the leases of these companies, and of these domains with their places, where this worker has them."""
+        await self._database.persist("renew_leases", self._owner, LEASE_S, list(ids), list(domains))
 
     async def give_back(self, ids: Sequence[UUID]) -> None:
         """End leases without a change."""
-        await self._database.run("give_back", self._owner, list(ids))
+        await self._database.persist("give_back", self._owner, list(ids))
 
     async def retry_stuck(self) -> None:
         """Make due what a worker of another version found stuck."""
@@ -70,17 +70,17 @@ class Passes:
 
     async def stuck_lately(self) -> int:
         """Return how many companies became stuck within the last hour."""
-        row = await self._database.fetch_one("stuck_lately")
-        return int(row["stuck"]) if row else 0
+        rows = await self._database.persist("stuck_lately")
+        return int(rows[0]["stuck"])
 
     async def waiting_by_reason(self) -> list[tuple[str, str, int, datetime]]:
         """Return (state, reason, companies, oldest) of all that is undecided."""
-        rows = await self._database.fetch("waiting_by_reason")
+        rows = await self._database.persist("waiting_by_reason")
         return [(row["state"], row["reason"], row["companies"], row["oldest"]) for row in rows]
 
     async def wake_sleepers(self, sessions_per_provider: int) -> None:
         """Wake what a crash or a race kept asleep, and tidy."""
-        await self._database.run("wake_sleepers", sessions_per_provider)
+        await self._database.persist("wake_sleepers", sessions_per_provider)
 
     async def _park(self, parked: Sequence[Parked]) -> list[None]:
         last = {p.origin.outreach_id: p for p in parked}  # one company twice in a batch: one row can be written once

@@ -164,11 +164,14 @@ WHERE p.outreach_id IN (
 );
 
 -- name: renew_leases
--- Keep this worker's passes and domains.
+-- Keep the passes and domains that this worker has in hand. A lease that it does not know of (the answer that granted
+-- it was lost with its connection) runs out.
 WITH passes AS (
-    UPDATE outreach.ct_passes SET lease_until = clock_timestamp() + $2 * interval '1 second' WHERE lease_owner = $1
+    UPDATE outreach.ct_passes SET lease_until = clock_timestamp() + $2 * interval '1 second'
+    WHERE lease_owner = $1 AND outreach_id = ANY ($3::uuid[])
 )
-UPDATE outreach.ct_domains SET lease_until = clock_timestamp() + $2 * interval '1 second' WHERE lease_owner = $1;
+UPDATE outreach.ct_domains SET lease_until = clock_timestamp() + $2 * interval '1 second'
+WHERE lease_owner = $1 AND domain = ANY ($4::text[]);
 
 -- name: give_back
 -- End this worker's leases of these companies without a change: they are due again at once.

@@ -16,7 +16,7 @@ from faust.types import TP
 from ct_stream.gate.events import SpineCreated, Unreadable, read_spine_created
 from ct_stream.gate.output_stage import Origin
 from ct_stream.stream.ack_gate import AckGates, Cell
-from ct_stream.stream.rejects import reject
+from ct_stream.stream.rejects import header_pairs, reject
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +130,7 @@ class GateAgent:
         self._metrics.acked.inc(self.gates.finish(tp, cell))
 
     async def _company(self, message: Any, created: SpineCreated, tp: TP) -> None:
-        headers = dict(_header_pairs(message.headers))
+        headers = dict(header_pairs(message.headers))
         origin = Origin(
             outreach_id=created.outreach_id,
             topic=message.topic,
@@ -198,12 +198,6 @@ class GateAgent:
     def assigned(self) -> None:
         """Pull again: partitions were assigned."""
         self._draining = False
-
-
-def _header_pairs(headers: Any) -> list[tuple[str, bytes]]:
-    if headers is None:
-        return []
-    return list(headers.items()) if isinstance(headers, dict) else list(headers)
 
 
 def _event_at(message: Any) -> datetime | None:

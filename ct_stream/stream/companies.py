@@ -56,9 +56,9 @@ class Companies:
         self._parking: set[asyncio.Task[None]] = set()
 
     @property
-    def running(self) -> int:
-        """Return how many companies are in hand."""
-        return len(self._running)
+    def in_hand(self) -> list[UUID]:
+        """Return the companies that this worker is working on."""
+        return list(self._running)
 
     async def from_event(self, origin: Origin, event_at: datetime | None) -> bool:
         """Bring a company to where its event may be acked; True when an outcome of it is settled now.
@@ -139,18 +139,9 @@ class Companies:
         won = await self._ledger.record(outcome)
         if won:
             self._count(outcome)
-        if won and time.monotonic() - asked_at < _FRESH_CLAIM_S:
-            published = await self._outbox.publish(
-                Publication(
-                    outreach_id=outcome.outreach_id,
-                    topic=outcome.topic,
-                    key=outcome.key,
-                    value=outcome.value,
-                    headers=outcome.headers,
-                )
-            )
-            if published:
-                return
+        is_fresh = won and time.monotonic() - asked_at < _FRESH_CLAIM_S
+        if is_fresh and await self._outbox.publish(Publication.of(outcome)):
+            return
         await self._settle(outcome.outreach_id, await self._ledger.look_up(outcome.outreach_id))
 
     async def _settle(self, outreach_id: UUID, known: Known) -> None:

@@ -22,7 +22,8 @@ def rejected_headers(message: Any, reason: str) -> list[tuple[str, bytes]]:
     """Return the original's first headers and ours, which say why, from where, and what it was whole."""
     value = message.value or b""
     original = [
-        (name[:_MAX_NAME], (data or b"")[:_MAX_HEADER_BYTES]) for name, data in _pairs(message.headers)[:MAX_HEADERS]
+        (name[:_MAX_NAME], (data or b"")[:_MAX_HEADER_BYTES])
+        for name, data in header_pairs(message.headers)[:MAX_HEADERS]
     ]
     return [
         *original,
@@ -35,7 +36,8 @@ def rejected_headers(message: Any, reason: str) -> list[tuple[str, bytes]]:
     ]
 
 
-def _pairs(headers: Any) -> list[tuple[str, bytes | None]]:
+def header_pairs(headers: Any) -> list[tuple[str, bytes | None]]:
+    """Return a record's headers as Faust gives them: a mapping, a list of pairs, or None."""
     if headers is None:
         return []
     return list(headers.items()) if isinstance(headers, dict) else list(headers)

@@ -41,7 +41,7 @@ from ct_stream.wiring.probing import Probing, make_probing
 from ct_stream.wiring.world import GateParts, WorkerGate
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -57,6 +57,7 @@ _STUCK_AN_HOUR = 20
 _RETRY_S = 2.0
 _EMBEDDED_TIMEOUT_S = 6.0
 _GAUGES_EVERY_S = 5.0
+_DATABASE_EVERY_S = 0.5
 _LAG_EVERY_S = 30.0
 _CONTROLS_EVERY_S = 1.0
 _STOP_SLACK_S = 4.5  #: beyond CT_DRAIN_S; then the process ends hard, which is safe
@@ -140,6 +141,7 @@ class Worker:
         # flight nothing more is pulled. What needs no network (NOT-FOUND, NO-DOMAIN) goes on until then.
         self._own_trouble: Wait | None = None
         self._undecided = 0
+        self._spawned: set[asyncio.Task[None]] = set()
 
     async def run(self, *, first_start: bool) -> int:
         """Bring the parts up in order, work, and take them down in the opposite order."""
@@ -248,13 +250,13 @@ class Worker:
             passes=passes_port,
             outbox=outbox,
             metrics=self.metrics,
-            on_stuck=lambda _: self._spawn(self._watch_stuck(passes)),
+            on_stuck=lambda _: self._spawn(self._watch_stuck(passes), "stuck"),
         )
         scheduler = Scheduler(
             companies=companies,
             passes=passes_port,
             ledger=ledger_port,
-            leases=_Leases(passes, limits),
+            leases=_Leases(companies, passes, limits),
             controls=controls,
             ask_control=lambda kind: self._ask_control(probing, guardrails, kind),
             most_running=max(1, settings.in_flight // 2),
@@ -268,6 +270,7 @@ class Worker:
         background = [
             asyncio.create_task(outbox.sweep(), name="outbox:sweep"),
             asyncio.create_task(scheduler.run(), name="waits"),
+            asyncio.create_task(self._watch_database(), name="database"),
             asyncio.create_task(self._gauges(agent, scheduler, passes, ledger, guardrails), name="gauges"),
             asyncio.create_task(self._watch_controls(controls), name="controls"),
             asyncio.create_task(self._watch_lag(), name="lag"),
@@ -348,30 +351,33 @@ class Worker:
 
     # ---------------------------------------------------------------- watching
 
+    async def _watch_database(self) -> None:
+        """Say what ails the database: apart from whoever waits for it."""
+        while True:
+            self.health.set("postgres", self.database.trouble)
+            await asyncio.sleep(_DATABASE_EVERY_S)
+
     async def _gauges(
         self, agent: GateAgent, scheduler: Scheduler, passes: Passes, ledger: Ledger, guardrails: Guardrails
     ) -> None:
         known: set[tuple[str, str]] = set()
         while True:
-            self.health.set("postgres", self.database.trouble)
             self.metrics.running.set(agent.running + scheduler.running)
             self.metrics.unacked.set(len(agent.gates))
             self.metrics.oldest_unacked.set(agent.gates.oldest_age_s())
-            if self.database.is_up:
-                with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                    counts = {(state, reason): n for state, reason, n, _ in await passes.waiting_by_reason()}
-                    for state, reason in known - set(counts):
-                        self.metrics.waiting.labels(state=state, reason=reason).set(0)
-                    for (state, reason), companies in counts.items():
-                        self.metrics.waiting.labels(state=state, reason=reason).set(companies)
-                    known |= set(counts)
-                    self._undecided = sum(counts.values())
-                    self._say_waiting(counts)
-                    self.metrics.unpublished.set(await ledger.count_unpublished())
-                    await guardrails.refresh()
-                    halts = [f"{key} is halted: {why}" for key, why in guardrails.halted.items()]
-                    self.health.set("guardrails", "; ".join(halts) or None)
-            await asyncio.sleep(_GAUGES_EVERY_S if self.database.is_up else 0.5)
+            counts = {(state, reason): n for state, reason, n, _ in await passes.waiting_by_reason()}
+            for state, reason in known - set(counts):
+                self.metrics.waiting.labels(state=state, reason=reason).set(0)
+            for (state, reason), waiting in counts.items():
+                self.metrics.waiting.labels(state=state, reason=reason).set(waiting)
+            known |= set(counts)
+            self._undecided = sum(counts.values())
+            self._say_waiting(counts)
+            self.metrics.unpublished.set(await ledger.count_unpublished())
+            await guardrails.refresh()
+            halts = [f"{key} is halted: {why}" for key, why in guardrails.halted.items()]
+            self.health.set("guardrails", "; ".join(halts) or None)
+            await asyncio.sleep(_GAUGES_EVERY_S)
 
     def _say_waiting(self, counts: dict[tuple[str, str], int]) -> None:
         for state in ("waiting", "stuck"):
@@ -398,16 +404,15 @@ class Worker:
     async def _watch_controls(self, controls: ControlLedger) -> None:
         """Say, as all workers see it, whether our own way works; while it does not, nothing new is pulled."""
         while True:
-            with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                wait = None
-                for kind in ControlKind:
-                    state = await controls.state(kind)
-                    way = "our resolvers" if kind is ControlKind.DNS else "our way out to port 25"
-                    sentence = f"{way}: {state.failed_detail}; companies wait" if state.is_failing else None
-                    self.health.set(f"control_{kind}", sentence)
-                    if sentence is not None:
-                        wait = control_wait(kind, sentence)
-                self._own_trouble = wait
+            wait = None
+            for kind in ControlKind:
+                state = await controls.state(kind)
+                way = "our resolvers" if kind is ControlKind.DNS else "our way out to port 25"
+                sentence = f"{way}: {state.failed_detail}; companies wait" if state.is_failing else None
+                self.health.set(f"control_{kind}", sentence)
+                if sentence is not None:
+                    wait = control_wait(kind, sentence)
+            self._own_trouble = wait
             await asyncio.sleep(_CONTROLS_EVERY_S)
 
     async def _ask_control(self, probing: Probing, guardrails: Guardrails, kind: ControlKind) -> tuple[bool, str]:
@@ -430,13 +435,11 @@ class Worker:
             log.critical("%s failed: %r", task.get_name(), error, exc_info=error)
             self._fatal(f"{task.get_name()} failed: {error!r}")
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        _SPAWNED.add(task)
-        task.add_done_callback(_SPAWNED.discard)
-
-
-_SPAWNED: set[asyncio.Task[Any]] = set()
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._spawned.add(task)
+        task.add_done_callback(self._spawned.discard)
+        task.add_done_callback(self._background_ended)
 
 
 def _version() -> str:
@@ -517,11 +520,12 @@ class _PassesPort:
 
 @dataclass(frozen=True, slots=True)
 class _Leases:
+    companies: Companies
     passes: Passes
     limits: SharedLimits
 
     async def renew_leases(self) -> None:
-        await self.passes.renew_leases()
+        await self.passes.renew_leases(self.companies.in_hand, self.limits.held)
 
     async def wake_sleepers(self) -> None:
         await self.passes.wake_sleepers(self.limits.limits.smtp_per_provider)

@@ -15,6 +15,7 @@ from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.database import Database
+from ct_stream.store.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,6 +31,10 @@ NOT_FOUND = Failed(code=FailureCode.NOT_FOUND, reason="outreach_id is not in the
 EXCHANGES = (
     Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example")),
     Exchange(key="mx", answer=MxAnswer(status=MxStatus.FOUND, hosts=("mx1.acme.example",)), asked="acme.example"),
+)
+
+LIMITS = Limits(
+    mx_per_second=1000.0, mx_per_day=1_000_000, smtp_per_day=1_000_000, smtp_domain_pause_s=0.3, smtp_per_provider=3
 )
 
 

@@ -12,14 +12,10 @@ import asyncpg
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.limits import DomainLease, Limits, SharedLimits
 from ct_stream.store.passes import Passes
-from tests.store.parts import opened, parked, running
+from tests.store.parts import LIMITS, opened, parked, running
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseDsns
-
-LIMITS = Limits(
-    mx_per_second=1000.0, mx_per_day=1_000_000, smtp_per_day=1_000_000, smtp_domain_pause_s=0.3, smtp_per_provider=3
-)
 
 
 def limits(**changed: float) -> Limits:

@@ -15,8 +15,9 @@ from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.controls import ControlLedger, ControlState
 from ct_stream.store.ledger import Ledger
+from ct_stream.store.limits import SharedLimits
 from ct_stream.store.passes import Passes
-from tests.store.parts import EXCHANGES, opened, outcome, parked, running
+from tests.store.parts import EXCHANGES, LIMITS, opened, outcome, parked, running
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseDsns
@@ -170,3 +171,26 @@ async def test_a_failed_control_marks_the_stretch_back_to_the_last_proof(databas
         assert not mended.is_failing
         assert mended.voids(before, before + timedelta(milliseconds=1))
         assert not mended.voids(mended.trouble_until, mended.trouble_until + timedelta(seconds=1))
+
+
+async def test_a_lease_that_its_worker_does_not_know_of_runs_out(database: DatabaseDsns) -> None:
+    """As when the connection broke before the answer that granted it; renewed by its owner, it would never end."""
+    async with opened(database.gate) as db:
+        one, other = Passes(db, "one", "test"), Passes(db, "other", "test")
+        limits = SharedLimits(db, "one", LIMITS)
+        admin = await asyncpg.connect(database.admin)
+        async with running(one.park, *limits.batches):
+            known, unknown = parked(), parked()
+            for company in (known, unknown):
+                await one.park(company)
+            await one.claim_due(10)
+            for domain in ("known.example", "unknown.example"):
+                await limits.begin_probe(domain, domain)
+            for table in ("ct_passes", "ct_domains"):
+                await admin.execute(f"UPDATE outreach.{table} SET lease_until = now() + interval '0.2 s'")
+            await one.renew_leases([known.origin.outreach_id], {"known.example"})
+            await asyncio.sleep(0.25)
+            assert [resumed.origin for resumed in await other.claim_due(10)] == [unknown.origin]
+            kept = await admin.fetch("SELECT domain FROM outreach.ct_domains WHERE lease_until > now()")
+            assert [row["domain"] for row in kept] == ["known.example"]
+        await admin.close()

@@ -195,7 +195,7 @@ async def test_two_events_of_one_company_at_once_ask_once() -> None:
     first = asyncio.create_task(parts.companies.from_event(company, None))
     second = asyncio.create_task(parts.companies.from_event(company, None))
     await asyncio.sleep(0.01)
-    assert parts.companies.running == 1
+    assert len(parts.companies.in_hand) == 1
     parts.known = [SETTLED]
     parts.asking.set()
     assert list(await asyncio.gather(first, second)) == [True, True]
