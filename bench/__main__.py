@@ -14,11 +14,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 
 from tests.faults.harness import Stack
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from ct_stream.local.farm import FarmLog, Session
+
+_TICK_S = 0.1
+QUIT_S = 0.5  #: how long the gate listens for the answer to QUIT (SmtpSettings.quit_s)
+SHARE_REPLY_S = 0.5
 
 
 def process_cpu_s(pid: int) -> float:
@@ -32,16 +43,28 @@ def rss_mb(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-async def gate_round(stack: Stack, domains: list[str | None]) -> tuple[float, float]:
-    """Put companies through the running worker; return (seconds, its CPU seconds)."""
+async def gate_round(stack: Stack, domains: list[str | None], per_s: float = 0.0) -> tuple[float, float]:
+    """Put companies through the running worker, all at once or so many a second; return (seconds, its CPU seconds)."""
     worker = stack.workers[-1]
     decided = await stack.count_decided()
     ids = await stack.mint(domains)
     begin, used = time.monotonic(), process_cpu_s(worker.pid)
-    await stack.publish(ids)
+    if per_s:
+        await publish_paced(stack, ids, per_s)
+    else:
+        await stack.publish(ids)
     if await stack.wait_decided(decided + len(ids), 120) != decided + len(ids) or await stack.wait_published(30):
         raise SystemExit(f"the gate did not decide all companies:\n{stack.worker_log()[-2000:]}")
     return time.monotonic() - begin, process_cpu_s(worker.pid) - used
+
+
+async def publish_paced(stack: Stack, ids: list[UUID], per_s: float) -> None:
+    """Produce evenly: companies that begin together would stay together, and meet each other at every step."""
+    begin = time.monotonic()
+    step = max(1, round(per_s * _TICK_S))
+    for first in range(0, len(ids), step):
+        await asyncio.sleep(begin + first / per_s - time.monotonic())
+        await stack.publish(ids[first : first + step])
 
 
 def loop_round(stack: Stack, domains: list[str], at_once: int) -> tuple[float, float]:
@@ -85,7 +108,45 @@ async def bench_waiting(stack: Stack, companies: int, rounds: int, waiting: int)
     print(f"  others before {before:.1f}/s, with them {after:.1f}/s, ratio {after / before:.2f}")
 
 
-async def bench(companies: int, rounds: int, at_once: int, reply_delay_s: float, waiting: int) -> None:
+def answering_s(session: Session) -> float:
+    """Return how long the farm took to answer in one session; of QUIT only what the gate waits for."""
+    return sum(
+        min(command.at - command.read_at, QUIT_S) if command.text == "QUIT" else command.at - command.read_at
+        for command in session.commands
+    )
+
+
+def answering_by_domain(log: FarmLog) -> Counter[str]:
+    """Return the seconds that the farm took to answer, for each company with an MX host of its own."""
+    answered: Counter[str] = Counter()
+    for session in log.sessions():
+        if session.domain is not None:
+            answered[session.domain] += answering_s(session)
+    for query in log.queries():
+        # A and AAAA are asked side by side, but the farm answers one after the other.
+        answered[".".join(query.name.split(".")[-2:])] += query.at - query.read_at
+    return answered
+
+
+async def bench_share(stack: Stack, companies: int, at_once: int, reply_delay_s: float) -> None:
+    """Measure the gate's own share of a pass: its time less the farm's answering time, for each company."""
+    await stack.farm.set_reply_delay(reply_delay_s)
+    domains = [f"contact-share{n}.example" for n in range(companies)]
+    # A pass takes 12 replies, QUIT's with it: so many a second keep `at_once` in flight.
+    wall, cpu = await gate_round(stack, domains, per_s=at_once / (12 * reply_delay_s))
+    rows = await stack.admin.fetch("SELECT domain, duration_ms FROM outreach.ct_outcomes WHERE domain LIKE '%-share%'")
+    answered = answering_by_domain(await stack.farm.log())
+    own = sorted(row["duration_ms"] - 1000 * answered[row["domain"]] for row in rows)
+    whole = statistics.median(row["duration_ms"] for row in rows)
+    print(f"\n{companies} companies, {at_once} in flight, {reply_delay_s:g} s a reply, a domain for each:")
+    print(f"  {companies / wall:.1f} companies/s, a pass takes {whole:.0f} ms at the median")
+    print(
+        f"  the gate's own share {statistics.median(own):.1f} ms at the median, {own[len(own) * 9 // 10]:.1f} ms at the"
+        f" 90th percentile, {1000 * cpu / companies:.2f} ms of it CPU"
+    )
+
+
+async def bench(companies: int, rounds: int, at_once: int, reply_delay_s: float, waiting: int, share: int) -> None:
     """Run all rounds and print the figures."""
     with tempfile.TemporaryDirectory(prefix="ct-stream-bench-") as folder:
         async with Stack(Path(folder), reply_delay_s=reply_delay_s, pause_s=2.0, CT_IN_FLIGHT=str(at_once)) as stack:
@@ -103,6 +164,9 @@ async def bench(companies: int, rounds: int, at_once: int, reply_delay_s: float,
                     flush=True,
                 )
             memory = rss_mb(stack.workers[-1].pid)
+            if share:
+                await bench_share(stack, share, at_once, SHARE_REPLY_S)
+                await stack.farm.set_reply_delay(reply_delay_s)
             if waiting:
                 await bench_waiting(stack, companies, rounds, waiting)
             memory = max(memory, rss_mb(stack.workers[-1].pid))
@@ -126,8 +190,11 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=500)
     parser.add_argument("--waiting", type=int, default=0, help="then measure with so many companies that wait")
     parser.add_argument("--reply-delay", type=float, default=0.0, help="seconds before each reply of the farm")
+    parser.add_argument("--share", type=int, default=2000, help="companies to measure the gate's own share with")
     options = parser.parse_args()
-    asyncio.run(bench(options.companies, options.rounds, options.at_once, options.reply_delay, options.waiting))
+    asyncio.run(
+        bench(options.companies, options.rounds, options.at_once, options.reply_delay, options.waiting, options.share)
+    )
 
 
 if __name__ == "__main__":

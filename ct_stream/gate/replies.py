@@ -48,8 +48,9 @@ def fold(text: str) -> str:
 
     An address is what we asked for, or our own sender: its letters say nothing, and may spell any word.
     """
-    plain = unicodedata.normalize("NFKD", text[:_MAX_CHARS])
-    plain = "".join(char for char in plain if not unicodedata.combining(char))
+    plain = text[:_MAX_CHARS]
+    if not plain.isascii():
+        plain = "".join(char for char in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(char))
     return " ".join(_MAIL_ADDRESS.sub(" @ ", plain.casefold().replace("\u2019", "'")).split())
 
 

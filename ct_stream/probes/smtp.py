@@ -271,9 +271,12 @@ def clean_text(said: str) -> str:
 
     `said` may hold lone surrogates, which is how aiosmtplib hands over bytes that are not UTF-8.
     """
-    raw = said[: _MAX_TEXT_BYTES * 4].encode("utf-8", "surrogateescape")
-    text = _ANSI.sub("", raw.decode("utf-8", "backslashreplace")).replace("\t", " ")
-    lines = ("".join(c for c in line if unicodedata.category(c) not in _UNSEEN) for line in text.split("\n"))
+    text = said[: _MAX_TEXT_BYTES * 4]
+    if not (text.isascii() and text.replace("\n", "").isprintable()):  # nearly every reply is
+        raw = text.encode("utf-8", "surrogateescape")
+        text = _ANSI.sub("", raw.decode("utf-8", "backslashreplace")).replace("\t", " ")
+        text = "".join(c for c in text if c == "\n" or unicodedata.category(c) not in _UNSEEN)
+    lines = text.split("\n")
     kept = "\n".join(stripped for line in lines if (stripped := line.strip()))
     return kept.encode()[:_MAX_TEXT_BYTES].decode("utf-8", "ignore").rstrip()
 

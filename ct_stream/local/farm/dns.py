@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -206,8 +207,7 @@ class Resolver(asyncio.DatagramProtocol):
         """Answer a question that came in a datagram."""
         loop = asyncio.get_running_loop()
         with suppress(dns.exception.DNSException):  # not a question: no answer
-            question, answer = self._ask(data, "udp")
-            response = _render(question, answer, over_udp=True)
+            answer, response = self._answer(data, over_udp=True)
             if response is not None:
                 loop.call_later(answer.delay_s, self._send_udp, response, addr)
 
@@ -222,22 +222,30 @@ class Resolver(asyncio.DatagramProtocol):
                 while True:
                     async with asyncio.timeout(_TCP_IDLE_S):
                         (size,) = struct.unpack("!H", await reader.readexactly(2))
-                        question, answer = self._ask(await reader.readexactly(size), "tcp")
+                        answer, response = self._answer(await reader.readexactly(size), over_udp=False)
                     await asyncio.sleep(answer.delay_s)
-                    response = _render(question, answer, over_udp=False)
                     if response is not None:
                         writer.write(struct.pack("!H", len(response)) + response)
         finally:
             self._streams.discard(writer)
             writer.close()
 
-    def _ask(self, data: bytes, transport: str) -> tuple[dns.message.Message, Answer]:
+    def _answer(self, data: bytes, *, over_udp: bool) -> tuple[Answer, bytes | None]:
+        read_at = time.monotonic()
         question = dns.message.from_wire(data)
         asked = question.question[0]
         name, rtype = asked.name.to_text(omit_final_dot=True).lower(), dns.rdatatype.to_text(asked.rdtype)
         answer = self._zone.answer(self._index, name, rtype)
-        self._log.query(resolver=self._index, transport=transport, name=name, rtype=rtype, answer=answer.label)
-        return question, answer
+        response = _render(question, answer, over_udp=over_udp)
+        self._log.query(
+            read_at=read_at,
+            resolver=self._index,
+            transport="udp" if over_udp else "tcp",
+            name=name,
+            rtype=rtype,
+            answer=answer.label,
+        )
+        return answer, response
 
 
 def _render(question: dns.message.Message, answer: Answer, *, over_udp: bool) -> bytes | None:

@@ -17,8 +17,9 @@ _BUFFER_BYTES = 256 * 1024
 
 @dataclass(slots=True, kw_only=True)
 class DnsQuery:
-    """One question to one resolver; times in seconds, `at` is monotonic."""
+    """One question to one resolver; times in seconds, `read_at` and `at` (its answer is made) are monotonic."""
 
+    read_at: float
     at: float
     wall: float
     resolver: int
@@ -30,8 +31,13 @@ class DnsQuery:
 
 @dataclass(slots=True, kw_only=True)
 class Command:
-    """One command and its reply; the reply is empty where none was sent."""
+    """One command and its reply; the reply is empty where none was sent.
 
+    `read_at` and `at` are monotonic seconds: when the command was read (the connection taken, for the greeting), and
+    when it was answered.
+    """
+
+    read_at: float
     at: float
     text: str
     reply: str
@@ -96,9 +102,10 @@ class FarmLog:
 
     # Writing: the servers' side.
 
-    def query(self, *, resolver: int, transport: str, name: str, rtype: str, answer: str) -> None:
+    def query(self, *, read_at: float, resolver: int, transport: str, name: str, rtype: str, answer: str) -> None:
         """Record a DNS question and the kind of its answer."""
         query = DnsQuery(
+            read_at=read_at,
             at=time.monotonic(),
             wall=time.time(),
             resolver=resolver,
@@ -127,13 +134,15 @@ class FarmLog:
         )
         return session
 
-    def command(self, session: Session, text: str, reply: str) -> None:
+    def command(self, session: Session, text: str, reply: str, read_at: float) -> None:
         """Record a command with its reply; the greeting is a reply to no command."""
-        now = time.monotonic()
-        session.commands.append(Command(at=now, text=text, reply=reply))
+        command = Command(read_at=read_at, at=time.monotonic(), text=text, reply=reply)
+        session.commands.append(command)
         self._write(
-            "command", {"session": session.id, "domain": session.domain, "at": now, "text": text, "reply": reply}
-        )
+            "command",
+            {"session": session.id, "domain": session.domain, "read_at": read_at, "at": command.at, "text": text,
+             "reply": reply},
+        )  # fmt: skip
 
     def close_session(self, session: Session, ended_by: str) -> None:
         """Record the end of a connection and who ended it: `client`, `server`, `fault`."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -37,7 +38,7 @@ class _Dialogue:
     peer: str
     recipients_seen: int = 0
     is_encrypted: bool = False
-    last_reply: str = field(default="")
+    read_at: float = field(default_factory=time.monotonic)  #: when what is answered next came
 
     @property
     def scenario(self) -> Scenario:
@@ -119,6 +120,7 @@ class MailServers:
             line = await dialogue.reader.readline()
             if not line:
                 return
+            dialogue.read_at = time.monotonic()
             # Latin-1 takes every byte.
             await self._obey(dialogue, line.decode("latin-1").rstrip("\r\n"))
 
@@ -158,7 +160,7 @@ class MailServers:
             case "RSET" | "NOOP":
                 await self._reply(dialogue, line, "250 2.0.0 Ok")
             case "QUIT" if scenario.quit is None:
-                self._log.command(dialogue.session, line, "")
+                self._log.command(dialogue.session, line, "", dialogue.read_at)
                 await self._until_the_client_leaves(dialogue)
             case "QUIT":
                 await self._reply(dialogue, line, scenario.quit or "")
@@ -223,7 +225,8 @@ class MailServers:
             await self._until_the_client_leaves(dialogue)
         text = text.replace("{host}", dialogue.endpoint.host.name).replace("{peer}", dialogue.peer)
         text = text.replace("{rcpt}", recipient)
-        self._log.command(dialogue.session, command, text if len(text) < 2048 else text[:2048] + "...")
+        kept = text if len(text) < 2048 else text[:2048] + "..."
+        self._log.command(dialogue.session, command, kept, dialogue.read_at)
         scenario, writer = dialogue.scenario, dialogue.writer
         line_end = "\n" if scenario.wire is Wire.LF else "\r\n"
         data = (text.replace("\n", line_end) + line_end).encode("latin-1", "replace")
