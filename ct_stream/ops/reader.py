@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ct_stream.settings import Settings
 
 _CONNECT_S = 10.0
+_PREFETCH = 500
 _COMMAND_S = 60.0  #: a distribution over millions of errors takes its time
 
 
@@ -28,6 +29,12 @@ class Reader:
     async def rows(self, name: str, *args: Any) -> list[asyncpg.Record]:
         """Return the rows of the named query."""
         return list(await self._connection.fetch(query(name), *args))
+
+    async def each(self, name: str, *args: Any) -> AsyncIterator[asyncpg.Record]:
+        """Yield the rows of the named query, a few thousand in memory at a time, as they were at one moment."""
+        async with self._connection.transaction(isolation="repeatable_read", readonly=True):
+            async for row in self._connection.cursor(query(name), *args, prefetch=_PREFETCH):
+                yield row
 
     async def row(self, name: str, *args: Any) -> asyncpg.Record | None:
         """Return the first row of the named query."""

@@ -13,11 +13,19 @@ from typing import TypeAlias
 
 import yaml
 
-from ct_stream.gate.patterns import ProbeName
+from ct_stream.gate.patterns import PATTERNS, Address, Pattern, ProbeName, render
+from ct_stream.gate.questions import RANDOM
 from ct_stream.gate.rules import Rules
 
 _FILE_NAME = "SNAP_ON_TOOLBOX.yaml"
 _NAME = re.compile(r"[a-z]{1,40}")  # a local part is at most 64 octets (RFC 5321 section 4.5.3.1.1)
+_PATTERN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+#: A dot-atom of lower case (RFC 5321 section 4.1.2): no dot at either end, and no two in a row.
+_TEMPLATE = re.compile(
+    r"(?=.{1,60}\Z)(?:[a-z0-9_-]|\{(?:first|last|f|l)\})+(?:\.(?:[a-z0-9_-]|\{(?:first|last|f|l)\})+)*"
+)
+_MOST_LOCAL_PART = 64  #: RFC 5321 section 4.5.3.1.1
+_MOST_PATTERNS = 16  #: two sessions; more would look like a search for users
 _Key: TypeAlias = tuple[str, ...]
 
 
@@ -68,10 +76,11 @@ class Toolbox:
     smtp: SmtpLimits
     tier2: Tier2Limits
     controls: ControlLimits
+    patterns: tuple[Pattern, ...] = PATTERNS
 
     def rules(self) -> Rules:
-        """Return the rules that read a company, under this toolbox's probe name."""
-        return Rules(probe_name=self.probe_name)
+        """Return the rules that read a company, with this toolbox's patterns and probe name."""
+        return Rules(probe_name=self.probe_name, patterns=self.patterns)
 
 
 def load_toolbox(path: Path | str | None = None) -> Toolbox:
@@ -148,6 +157,46 @@ class _Section:
             raise self.wrong((key,), expected, value)
         return value
 
+    def text(self, key: str, expected: str, allowed: re.Pattern[str]) -> str:
+        value = self.take(key, expected)
+        if not isinstance(value, str) or not allowed.fullmatch(value):
+            raise self.wrong((key,), expected, value)
+        return value
+
+    def patterns(self, probe_name: ProbeName) -> tuple[Pattern, ...]:
+        """Read the optional list of patterns, in the order in which they are asked."""
+        if "patterns" not in self._values:
+            return PATTERNS
+        expected = f"a list of 1 to {_MOST_PATTERNS} patterns"
+        values = self.take("patterns", expected)
+        if not isinstance(values, list) or not 1 <= len(values) <= _MOST_PATTERNS:
+            raise self.wrong(("patterns",), expected, values)
+        found: dict[str, Pattern] = {}
+        addresses: set[Address] = set()
+        for number, value in enumerate(values):
+            section = _Section(self._file, ("patterns", str(number)), value)
+            pattern = section.pattern()
+            section.end()
+            address = render(pattern, probe_name, "")
+            if len(address.local_part) > _MOST_LOCAL_PART:
+                expected = f"a local part of at most {_MOST_LOCAL_PART} letters with the probe name in it"
+                raise section.wrong(("template",), expected, address.local_part)
+            if pattern.name in found or pattern.name == RANDOM:
+                raise section.wrong(("name",), f"a name of its own, and not {RANDOM!r}", pattern.name)
+            if address in addresses:
+                raise section.wrong(("template",), "a mailbox that no earlier pattern asks for", pattern.template)
+            found[pattern.name] = pattern
+            addresses.add(address)
+        return tuple(found.values())
+
+    def pattern(self) -> Pattern:
+        name = self.text("name", "lower-case letters, digits and . _ -, at most 32", _PATTERN_NAME)
+        template = self.text("template", "letters, digits, . _ - and {first} {last} {f} {l}", _TEMPLATE)
+        confidence = self.number("confidence")
+        if confidence > 1 or round(confidence, 4) != confidence:
+            raise self.wrong(("confidence",), "at most 1, with at most 4 decimals", confidence)
+        return Pattern(name=name, template=template, confidence=confidence, is_role="{" not in template)
+
     def ignore(self, *keys: str) -> None:
         """Drop keys that are written for people only."""
         for key in keys:
@@ -165,6 +214,7 @@ def _read(file: _Section) -> Toolbox:
     name = file.section("probe_name")
     probe_name = ProbeName(first=name.name("first"), last=name.name("last"))
     name.end()
+    patterns = file.patterns(probe_name)
 
     tools = file.tools()
     read: dict[str, _Section] = {}
@@ -204,4 +254,4 @@ def _read(file: _Section) -> Toolbox:
     controls = ControlLimits(interval_s=control.number("interval_s"))
     for section in (*read.values(), control, file):
         section.end()
-    return Toolbox(probe_name=probe_name, mx=mx, smtp=smtp, tier2=tier2, controls=controls)
+    return Toolbox(probe_name=probe_name, patterns=patterns, mx=mx, smtp=smtp, tier2=tier2, controls=controls)

@@ -351,6 +351,13 @@ SELECT o.outreach_id, o.outcome, o.source, o.failure_code, o.reason, o.domain, o
     o.published_at
 FROM outreach.ct_outcomes AS o WHERE o.outreach_id = $1;
 
+-- name: transcripts
+-- The gate's own outcomes of a span, oldest first, with all that they rest on.
+SELECT o.outreach_id, o.domain, o.outcome, o.failure_code, o.value, o.rules_version, o.transcript
+FROM outreach.ct_outcomes AS o
+WHERE o.source = 'gate' AND o.decided_at > now() - $1::interval
+ORDER BY o.ordinal;
+
 -- name: story_pass
 -- All that is kept of one undecided company.
 SELECT h.domain, h.since, h.state, h.reason, h.detail, h.what_ends_it, h.exceptions, h.traceback,

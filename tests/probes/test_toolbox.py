@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ct_stream.gate.patterns import ProbeName
+from ct_stream.gate.patterns import Pattern, ProbeName
 from ct_stream.gate.rules import Rules
 from ct_stream.probes.toolbox import ToolboxError, load_toolbox
 
@@ -93,3 +93,66 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ToolboxError, match=r"bytes\.yaml: cannot be read"):
         load_toolbox(tmp_path / "bytes.yaml")
+
+
+INFO = "name: info, template: info, confidence: 0.7"
+
+
+def with_patterns(*patterns: str) -> str:
+    return PACKAGED + "\npatterns:\n" + "".join(f"  - {{{pattern}}}\n" for pattern in patterns)
+
+
+def test_a_toolbox_may_bring_its_own_patterns(tmp_path: Path) -> None:
+    path = tmp_path / "toolbox.yaml"
+    path.write_text(
+        with_patterns(
+            "name: sales, template: sales, confidence: 0.7", "name: l.f, template: '{last}.{f}', confidence: 0.9"
+        )
+    )
+    rules = load_toolbox(path).rules()
+    assert rules.patterns == (
+        Pattern(name="sales", template="sales", confidence=0.7, is_role=True),
+        Pattern(name="l.f", template="{last}.{f}", confidence=0.9),
+    )
+    assert rules.version != load_toolbox().rules().version
+
+
+@pytest.mark.parametrize(
+    ("patterns", "key", "expected"),
+    [
+        (["name: A, template: a, confidence: 1"], "patterns.0.name", "lower-case"),
+        (["name: random, template: a, confidence: 1"], "patterns.0.name", "not 'random'"),
+        (["name: a, template: '{name}', confidence: 1"], "patterns.0.template", "{first}"),
+        (["name: a, template: 'a..b', confidence: 1"], "patterns.0.template", "letters"),
+        (["name: a, template: 'a@b', confidence: 1"], "patterns.0.template", "letters"),
+        (
+            ["name: a, template: '{last}{last}{last}{last}{last}{last}{last}{last}', confidence: 1"],
+            "template",
+            "at most 64",
+        ),
+        (["name: a, template: a, confidence: 1.5"], "patterns.0.confidence", "at most 1"),
+        (["name: a, template: a, confidence: 0.12345"], "patterns.0.confidence", "4 decimals"),
+        (["name: a, template: a, confidence: 1, x: 1"], "patterns.0.x", "is not a key"),
+        (
+            ["name: a, template: a, confidence: 1", "name: a, template: b, confidence: 1"],
+            "patterns.1.name",
+            "of its own",
+        ),
+        (
+            ["name: a, template: jordan, confidence: 1", "name: b, template: '{first}', confidence: 1"],
+            "patterns.1",
+            "earlier",
+        ),
+        ([], "patterns", "a list of 1 to 16"),
+        ([f"name: p{n}, template: p{n}, confidence: 1" for n in range(17)], "patterns", "a list of 1 to 16"),
+    ],
+)
+def test_patterns_that_cannot_be_asked_are_refused(
+    tmp_path: Path, patterns: list[str], key: str, expected: str
+) -> None:
+    path = tmp_path / "toolbox.yaml"
+    path.write_text(with_patterns(*patterns))
+    with pytest.raises(ToolboxError) as refusal:
+        load_toolbox(path)
+    assert key in str(refusal.value)
+    assert expected in str(refusal.value)
