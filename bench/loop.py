@@ -20,7 +20,7 @@ import uvloop
 from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.verdicts import Held, Passed
 from ct_stream.probes.answer import PassDriver, World
-from ct_stream.probes.local_limits import NoSpine, Tier2Off
+from ct_stream.probes.local_limits import NoMemory, NoSpine, Tier2Off
 from ct_stream.probes.toolbox import load_toolbox
 from ct_stream.settings import load_settings
 from ct_stream.wiring.probing import make_probing
@@ -66,8 +66,8 @@ async def run(domains: list[str], at_once: int) -> dict[str, object]:
     async def one(domain: str) -> None:
         async with room:
             world = World(
-                spine=NoSpine(domain), resolver=probing.resolver, permits=free, controls=free, refusals=free,
-                tier2=Tier2Off(), probers=lambda stopwatch: probing.prober(free, stopwatch),
+                spine=NoSpine(domain), memory=NoMemory(), resolver=probing.resolver, permits=free, controls=free,
+                refusals=free, tier2=Tier2Off(), probers=lambda stopwatch: probing.prober(free, stopwatch),
             )  # fmt: skip
             verdict = await PassDriver(uuid.uuid4(), rules, world, deadline_s=settings.pass_deadline_s).run()
             outcomes[verdict.method_type if isinstance(verdict, Passed) else type(verdict).__name__] += 1

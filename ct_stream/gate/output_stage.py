@@ -9,7 +9,7 @@ from uuid import UUID, uuid5
 import orjson
 
 from ct_stream.gate.contracts import CT_FAIL, CT_PASS
-from ct_stream.gate.transcript import Exchange, to_json, tools_used
+from ct_stream.gate.transcript import Exchange, tools_used
 from ct_stream.gate.verdicts import Failed, Passed
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Outcome:
     rules_version: str
     decided_at: datetime
     duration_ms: int
-    transcript: list[dict[str, Any]]
+    exchanges: tuple[Exchange, ...]
     topic: str
     key: bytes
     value: bytes
@@ -101,7 +101,7 @@ def output_stage(
         rules_version=rules_version,
         decided_at=decided_at,
         duration_ms=duration_ms,
-        transcript=to_json(exchanges),
+        exchanges=tuple(exchanges),
         topic=PASS_TOPIC if passed else FAIL_TOPIC,
         key=str(origin.outreach_id).encode(),
         value=orjson.dumps(body),

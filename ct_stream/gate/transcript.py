@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ct_stream.gate.verdicts import Verdict
 
 
+_TOOLS = {"TOOL-004": MxAnswer, "TOOL-005": MailboxAnswer, "TOOL-019": VerifyAnswer}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
     """One question, by its key, with its answer."""
@@ -35,6 +38,7 @@ class Exchange:
     answer: Answer
     asked: str = ""  #: what was asked, for people: a domain or an address
     at: str = ""  #: when it was answered, RFC 3339, UTC
+    remembered: bool = False  #: answered to another company of the same domain
 
 
 class OutOfStep(Exception):
@@ -59,8 +63,7 @@ class Play:
         """Answer the open question and move to the next one, or to the verdict."""
         if self.question is None:
             raise OutOfStep("the pass has a verdict already")
-        self.exchanges.append(Exchange(key=self.question.key, answer=answer, asked=asked, at=at))
-        self._advance(answer)
+        self._take(Exchange(key=self.question.key, answer=answer, asked=asked, at=at))
 
     def resume(self, kept: Sequence[Exchange]) -> None:
         """Send kept answers in their order. Raises OutOfStep when one answers another question than the open one."""
@@ -68,7 +71,11 @@ class Play:
             if self.question is None or self.question.key != exchange.key:
                 open_key = self.question.key if self.question else "none"
                 raise OutOfStep(f"kept answer {exchange.key!r} meets the question {open_key!r}")
-            self.answer(exchange.answer, asked=exchange.asked, at=exchange.at)
+            self._take(exchange)
+
+    def _take(self, exchange: Exchange) -> None:
+        self.exchanges.append(exchange)
+        self._advance(exchange.answer)
 
     def _advance(self, answer: Answer | None) -> None:
         try:
@@ -78,14 +85,15 @@ class Play:
 
 
 def tools_used(exchanges: Sequence[Exchange]) -> list[str]:
-    """Return the ids of the tools that the answers came from, in the toolbox's order."""
+    """Return the ids of the tools that the answers came from, in the toolbox's order.
+
+    `:memory` is appended where a tool's answers were all remembered from another company of the domain.
+    """
     tools = []
-    if any(isinstance(e.answer, MxAnswer) for e in exchanges):
-        tools.append("TOOL-004")
-    if any(isinstance(e.answer, MailboxAnswer) for e in exchanges):
-        tools.append("TOOL-005")
-    if any(isinstance(e.answer, VerifyAnswer) for e in exchanges):
-        tools.append("TOOL-019")
+    for tool, kind in _TOOLS.items():
+        answers = [exchange for exchange in exchanges if isinstance(exchange.answer, kind)]
+        if answers:
+            tools.append(f"{tool}:memory" if all(exchange.remembered for exchange in answers) else tool)
     return tools
 
 
@@ -132,12 +140,25 @@ def _met_trouble(answer: MailboxAnswer) -> bool:
 
 def to_json(exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:
     """Return the exchanges as JSON values; `from_json` is its inverse."""
-    return [{"key": e.key, "asked": e.asked, "at": e.at, "answer": _plain(e.answer)} for e in exchanges]
+    return [
+        {"key": e.key, "asked": e.asked, "at": e.at, "answer": _plain(e.answer)}
+        | ({"remembered": True} if e.remembered else {})
+        for e in exchanges
+    ]
 
 
 def from_json(values: Sequence[dict[str, Any]]) -> list[Exchange]:
     """Return the exchanges that `to_json` gave. Raises KeyError or ValueError on anything else."""
-    return [Exchange(key=v["key"], asked=v["asked"], at=v["at"], answer=_answer(v["key"], v["answer"])) for v in values]
+    return [
+        Exchange(
+            key=v["key"],
+            asked=v["asked"],
+            at=v["at"],
+            answer=_answer(v["key"], v["answer"]),
+            remembered=v.get("remembered", False),
+        )
+        for v in values
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput, postgres_answers
 from ct_stream.probes.answer import PassDriver, Waiting, World
-from ct_stream.probes.local_limits import LocalControls, LocalPermits, LocalRefusals, NoSpine, Tier2Off
+from ct_stream.probes.local_limits import LocalControls, LocalPermits, LocalRefusals, NoMemory, NoSpine, Tier2Off
 from ct_stream.store.database import Database, UnfitDatabase
 from ct_stream.store.limits import DomainLease, Limits, SharedLimits
 
@@ -79,6 +79,7 @@ async def check(settings: Settings, toolbox: Toolbox, probing: Probing, typed: s
     async with _permits(settings, toolbox) as permits:
         world = World(
             spine=NoSpine(domain),
+            memory=NoMemory(),
             resolver=probing.resolver,
             permits=permits,
             controls=LocalControls(probing.resolver, probing.smtp_control, settings.control_domains),

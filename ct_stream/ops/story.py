@@ -84,6 +84,8 @@ def exchange_lines(values: list[dict[str, Any]]) -> Iterator[str]:
         return
     for number, exchange in enumerate(exchanges, 1):
         first, *more = _answer_lines(exchange)
+        if exchange.remembered:
+            more.append(f"remembered: so it answered another company of this domain at {exchange.at}")
         yield f"{number:2}. {_question(exchange)}: {first}"
         yield from (f"    {'':{len(_question(exchange))}}  {line}" for line in more)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from math import inf
 from typing import TYPE_CHECKING, Protocol, TypeAlias, assert_never
 
 from ct_stream.gate.output_stage import rfc3339
@@ -31,11 +33,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from uuid import UUID
 
+    from ct_stream.gate.memory import Memory
     from ct_stream.gate.middle_stage import Flow
     from ct_stream.gate.rules import Rules
-    from ct_stream.probes.world import Controls, MailboxAsker, Permits, Refusals, Spine, Tier2
+    from ct_stream.probes.world import Controls, DomainMemory, MailboxAsker, Permits, Refusals, Spine, Tier2
 
 log = logging.getLogger(__name__)
+
+_RECALL_AGAIN_S = 1.0  #: a look at the memory is good for so long; less than a domain's pause
 
 
 class MxLookup(Protocol):
@@ -50,6 +55,7 @@ class World:
     """Everything that a pass asks or waits for."""
 
     spine: Spine
+    memory: DomainMemory
     resolver: MxLookup
     permits: Permits
     controls: Controls
@@ -100,9 +106,9 @@ class PassDriver:
         self._prober: MailboxAsker | None = None
         self._refused: Held | None = None
         # A paid answer is read even if Tier-2 was turned off since.
-        paid = any(exchange.key == "verify" for exchange in kept)
-        tier2_off = None if paid else world.tier2.off_because()
-        self._flow = flow or (lambda: single_pass(outreach_id, rules, tier2_off=tier2_off))
+        self._tier2_off = None if _is_paid(kept) else world.tier2.off_because()
+        self._flow = flow or (lambda: single_pass(outreach_id, rules, tier2_off=self._tier2_off))
+        self._recalled_at = -inf
         self._play = self._resumed()
 
     @property
@@ -147,11 +153,52 @@ class PassDriver:
 
     async def _answer(self, question: Question) -> Wait | None:
         """Answer the open question, or return what stands in the way."""
+        domain = self._recallable(question)
+        if domain is not None:
+            memory = await self._world.memory.recall(domain)
+            if isinstance(memory, Wait):
+                return memory
+            self._recalled_at = time.monotonic()
+            if self._recall(memory):
+                return None
         answer = await self._ask(question)
         if isinstance(answer, Wait):
             return answer
         self._play.answer(answer, asked=_asked(question), at=rfc3339(datetime.now(UTC)))
         return None
+
+    def _recallable(self, question: Question) -> str | None:
+        """Return the domain where another company's answers may serve: before MX, and before the first mailbox.
+
+        A pass that has waited for its domain comes back after the company that it waited for.
+        """
+        match question:
+            case LookupMx():
+                return question.domain
+            case ProbeMailbox():
+                is_first = not any(isinstance(exchange.answer, MailboxAnswer) for exchange in self._play.exchanges)
+                is_due = time.monotonic() - self._recalled_at > _RECALL_AGAIN_S
+                return question.address.domain if is_first and is_due else None
+        return None
+
+    def _recall(self, memory: Memory) -> bool:
+        """Go on from what is remembered, by the same rules as ever; False when nothing of it fits."""
+        own = [exchange for exchange in self._play.exchanges if exchange.key == "spine"]
+        for answers in (memory.answers, memory.mx):
+            if not answers or len(own) + len(answers) <= len(self._play.exchanges):
+                continue
+            tier2_off, self._tier2_off = self._tier2_off, None if _is_paid(answers) else self._tier2_off
+            play = Play(self._flow())
+            try:
+                play.resume([*own, *answers])
+            except OutOfStep:
+                pass
+            else:
+                if answers is memory.mx or isinstance(play.verdict, Passed | Failed):
+                    self._play = play
+                    return True
+            self._tier2_off = tier2_off
+        return False
 
     async def _ask(self, question: Question) -> Answer | Wait:
         match question:
@@ -200,6 +247,10 @@ class PassDriver:
 
     def _waiting(self, wait: Wait, pending: Exchange | None = None) -> Waiting:
         return Waiting(wait=wait, exchanges=self.exchanges, spent_s=self.spent_s, pending=pending)
+
+
+def _is_paid(exchanges: Sequence[Exchange]) -> bool:
+    return any(exchange.key == "verify" for exchange in exchanges)
 
 
 def _asked(question: Question) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from ct_stream.gate.memory import Memory
 from ct_stream.gate.questions import ControlAnswer, ControlKind, SpineAnswer
 from ct_stream.gate.verdicts import HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
@@ -34,6 +35,14 @@ def next_slot(tat: float, per_second: float, now: float) -> tuple[float, float]:
     """
     begin = max(tat, now)
     return begin - now, begin + 1 / per_second
+
+
+class NoMemory:
+    """A person who checks a domain wants to hear what it says now."""
+
+    async def recall(self, domain: str) -> Memory | Wait:  # noqa: ARG002
+        """Remember nothing."""
+        return Memory()
 
 
 class LocalPermits:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from ct_stream.gate.memory import Memory
     from ct_stream.gate.patterns import Address
     from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer, VerifyAnswer
     from ct_stream.gate.verdicts import Held
@@ -55,6 +56,13 @@ class Controls(Protocol):
 
     async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
         """Return a control's success that was begun after this call's pass last failed, or a wait for one."""
+
+
+class DomainMemory(Protocol):
+    """What the domain answered to another company, and whether one is asking it now."""
+
+    async def recall(self, domain: str) -> Memory | Wait:
+        """Return what is remembered, or the wait for the company that is asking this domain now."""
 
 
 class Refusals(Protocol):

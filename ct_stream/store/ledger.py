@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from ct_stream.gate.company import Known, Publication
 from ct_stream.gate.failures import FailureCode
+from ct_stream.gate.memory import FAIL_KEPT, memorable
+from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Passed
 from ct_stream.store.batches import Batches
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from ct_stream.gate.output_stage import Headers, Outcome
+    from ct_stream.gate.transcript import Exchange
     from ct_stream.store.database import Database
 
 
@@ -80,6 +84,9 @@ class Ledger:
             rows = await self._database.fetch("recorded_values", lost)
             won |= {row["outreach_id"] for row in rows if row["value"] == first[row["outreach_id"]].value}
         await self._database.run("forget", list(first))
+        served = {o.verdict.domain for o in first.values() if o.outreach_id in won and _serves_others(o)}
+        if served:
+            await self._database.run("wake_domains", sorted(domain for domain in served if domain is not None))
         return [o.outreach_id in won and first[o.outreach_id] is o for o in outcomes]
 
     async def _stamp(self, ids: Sequence[UUID]) -> list[None]:
@@ -129,6 +136,8 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
     verdict = outcome.verdict
     passed = isinstance(verdict, Passed)
     origin = outcome.origin
+    told = memorable(outcome.exchanges) if verdict.domain is not None else ()
+    transcript = to_json(outcome.exchanges)
     code = outcome.failure_code
     raw_input = {
         "topic": origin.topic,
@@ -143,7 +152,7 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
         verdict.note if isinstance(verdict, Passed) else verdict.reason,
         verdict.domain,
         outcome.rules_version,
-        orjson.dumps(outcome.transcript).decode(),
+        orjson.dumps(transcript).decode(),
         outcome.decided_at,
         outcome.duration_ms,
         origin.topic,
@@ -159,4 +168,20 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
         verdict.is_catchall if isinstance(verdict, Passed) else None,
         code.imo_stage if code is not None else None,
         orjson.dumps(raw_input).decode() if not passed else None,
+        orjson.dumps(transcript[-len(told) :]).decode() if told else None,
+        _answered_at(outcome, told[1:] or told),  # the hosts may be remembered: they have a time of their own
+        _answered_at(outcome, told[:1]),
     )
+
+
+def _serves_others(outcome: Outcome) -> bool:
+    """Tell if those who wait for the same domain can be decided by what is remembered now."""
+    told = [exchange for exchange in outcome.exchanges if exchange.key != "spine"]
+    age = outcome.decided_at - _answered_at(outcome, told[1:] or told)
+    return bool(told) and (isinstance(outcome.verdict, Passed) or age < FAIL_KEPT / 2)
+
+
+def _answered_at(outcome: Outcome, exchanges: Sequence[Exchange]) -> datetime:
+    """Return when the oldest answer came."""
+    times = [datetime.fromisoformat(exchange.at) for exchange in exchanges if exchange.at]
+    return min([*times, outcome.decided_at])

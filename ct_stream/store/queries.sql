@@ -32,11 +32,13 @@ WITH input AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
         $9::integer[], $10::text[], $11::integer[], $12::bigint[], $13::text[], $14::bytea[], $15::bytea[],
-        $16::text[], $17::text[], $18::text[], $19::float8[], $20::boolean[], $21::text[], $22::text[]
+        $16::text[], $17::text[], $18::text[], $19::float8[], $20::boolean[], $21::text[], $22::text[],
+        $23::text[], $24::timestamptz[], $25::timestamptz[]
     ) AS i (
         outreach_id, outcome, failure_code, reason, domain, rules_version, transcript, decided_at,
         duration_ms, event_topic, event_partition, event_offset, topic, key, value,
-        headers, email_method, method_type, confidence, is_catchall, imo_stage, raw_input
+        headers, email_method, method_type, confidence, is_catchall, imo_stage, raw_input,
+        memory, answered_at, mx_at
     )
 ), won AS (
     INSERT INTO outreach.ct_outcomes AS o (
@@ -73,8 +75,40 @@ WITH input AS (
         i.raw_input::jsonb
     FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
     WHERE i.outcome = 'FAIL'
+), memory AS (
+    -- Sorted by domain: opposite orders deadlock. A clock that runs ahead must not lengthen a memory.
+    INSERT INTO outreach.ct_memory AS m (domain, rules_version, outcome, answers, answered_at, mx_at)
+    SELECT DISTINCT ON (i.domain, i.rules_version) i.domain, i.rules_version, i.outcome, i.memory::jsonb,
+        least(i.answered_at, clock_timestamp()), least(i.mx_at, clock_timestamp())
+    FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
+    WHERE i.memory IS NOT NULL
+    ORDER BY i.domain, i.rules_version, i.answered_at DESC
+    ON CONFLICT (domain, rules_version) DO UPDATE SET
+        outcome = excluded.outcome, answers = excluded.answers, answered_at = excluded.answered_at,
+        mx_at = excluded.mx_at
+    WHERE m.answered_at < excluded.answered_at
 )
 SELECT w.outreach_id, w.ordinal FROM won AS w;
+
+-- name: recall
+-- What these domains answered lately: all of a pass where it is current (a PASS for $3, a FAIL for $4), the MX hosts
+-- for $5; whether a company of the domain is being probed now, and whether one has begun and waits for something else.
+SELECT i.domain, m.answers,
+    coalesce(m.answered_at > clock_timestamp() - CASE m.outcome WHEN 'PASS' THEN $3::interval ELSE $4::interval END,
+        false) AS is_current,
+    coalesce(m.mx_at > clock_timestamp() - $5::interval, false) AS is_mx_current,
+    (d.lease_owner IS NOT NULL AND d.lease_until > clock_timestamp()) IS TRUE AS is_busy,
+    EXISTS (
+        SELECT 1 FROM outreach.ct_passes AS p
+        WHERE p.domain = i.domain AND p.state = 'waiting' AND p.reason <> 'domain_busy'
+    ) AS has_begun
+FROM unnest($1::text[]) AS i (domain)
+LEFT JOIN outreach.ct_memory AS m ON m.domain = i.domain AND m.rules_version = $2
+LEFT JOIN outreach.ct_domains AS d ON d.domain = i.domain;
+
+-- name: wake_domains
+-- All who wait for these domains: their answers are remembered now.
+SELECT outreach.ct_wake('domain:' || d, 1000000, clock_timestamp()) FROM unnest($1::text[]) AS d;
 
 -- name: recorded_values
 -- Which bytes won for these companies? Read by a statement of its own: one that inserts cannot see a winner's row.

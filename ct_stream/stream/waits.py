@@ -23,6 +23,7 @@ _LOOK_EVERY_S = 0.25
 _RENEW_EVERY_S = 5.0
 _SLEEPERS_EVERY_S = 5.0
 _CONTROLS_EVERY_S = 0.5
+_TIDY_EVERY_S = 600.0
 
 
 class Leases(Protocol):
@@ -33,6 +34,9 @@ class Leases(Protocol):
 
     async def wake_sleepers(self) -> None:
         """Wake what a crash or a race kept asleep."""
+
+    async def tidy(self) -> None:
+        """Remove what nothing needs any more."""
 
 
 class ControlsPort(Protocol):
@@ -87,6 +91,7 @@ class Scheduler:
             group.create_task(self._claim_due(), name="waits:claim")
             group.create_task(self._upkeep(self._leases.renew_leases, _RENEW_EVERY_S), name="waits:renew")
             group.create_task(self._upkeep(self._leases.wake_sleepers, _SLEEPERS_EVERY_S), name="waits:sleepers")
+            group.create_task(self._upkeep(self._leases.tidy, _TIDY_EVERY_S), name="waits:tidy")
             for kind in ControlKind:
                 group.create_task(self._ask_controls(kind), name=f"waits:control:{kind}")
 

@@ -26,6 +26,7 @@ from ct_stream.store.database import Database, UnfitDatabase
 from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, SpineControl
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import Limits, SharedLimits
+from ct_stream.store.memory import DomainMemory
 from ct_stream.store.passes import Passes
 from ct_stream.stream.agents import GateAgent
 from ct_stream.stream.app import GateApp, make_app
@@ -221,16 +222,19 @@ class Worker:
         ledger = Ledger(database)
         passes = Passes(database, self.owner, self.version)
         limits = SharedLimits(database, self.owner, _limits(self.toolbox))
-        for batches in (*ledger.batches, passes.park, *limits.batches):
+        rules = self.toolbox.rules()
+        memory = DomainMemory(database, rules.version)
+        for batches in (*ledger.batches, passes.park, *limits.batches, memory.recall):
             batches.start()
             stack.push_async_callback(batches.stop)
         controls = ControlLedger(database, self.toolbox.controls.interval_s)
         guardrails = Guardrails(database)
         gate = WorkerGate(
             GateParts(
-                rules=self.toolbox.rules(),
+                rules=rules,
                 probing=probing,
                 limits=limits,
+                memory=memory,
                 controls=controls,
                 guardrails=guardrails,
                 spine_control=SpineControl(database, guardrails),
@@ -256,7 +260,7 @@ class Worker:
             companies=companies,
             passes=passes_port,
             ledger=ledger_port,
-            leases=_Leases(companies, passes, limits),
+            leases=_Leases(companies, passes, limits, memory),
             controls=controls,
             ask_control=lambda kind: self._ask_control(probing, guardrails, kind),
             most_running=max(1, settings.in_flight // 2),
@@ -523,9 +527,13 @@ class _Leases:
     companies: Companies
     passes: Passes
     limits: SharedLimits
+    memory: DomainMemory
 
     async def renew_leases(self) -> None:
         await self.passes.renew_leases(self.companies.in_hand, self.limits.held)
 
     async def wake_sleepers(self) -> None:
         await self.passes.wake_sleepers(self.limits.limits.smtp_per_provider)
+
+    async def tidy(self) -> None:
+        await self.memory.tidy()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from ct_stream.gate.company import Known, Resumed
+    from ct_stream.gate.memory import Memory
     from ct_stream.gate.output_stage import Origin
     from ct_stream.gate.rules import Rules
     from ct_stream.gate.verdicts import Failed, Held, Passed
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ct_stream.store.controls import ControlLedger
     from ct_stream.store.guardrails import Guardrails, SpineControl
     from ct_stream.store.limits import DomainLease, SharedLimits
+    from ct_stream.store.memory import DomainMemory
     from ct_stream.wiring.probing import Probing
 
 _SPINE_POLL_S = 30.0
@@ -41,6 +43,7 @@ class GateParts:
     rules: Rules
     probing: Probing
     limits: SharedLimits
+    memory: DomainMemory
     controls: ControlLedger
     guardrails: Guardrails
     spine_control: SpineControl
@@ -66,6 +69,7 @@ class WorkerGate:
 
     def __init__(self, parts: GateParts) -> None:
         self._parts = parts
+        self._chains: dict[str, CompanyPass] = {}  # by domain: who asks it, of this worker
         self.rules_version = parts.rules.version
 
     async def begin(
@@ -73,7 +77,7 @@ class WorkerGate:
     ) -> CompanyPass:
         """Return the pass of a company, with its kept answers where it was put away."""
         kept = Kept() if resumed is None else await self._kept(resumed)
-        return CompanyPass(self._parts, origin, event_at, known, resumed, kept)
+        return CompanyPass(self._parts, self._chains, origin, event_at, known, resumed, kept)
 
     async def _kept(self, resumed: Resumed) -> Kept:
         """Return the answers that still count, and since when a proof is needed."""
@@ -102,6 +106,7 @@ class CompanyPass:
     def __init__(
         self,
         parts: GateParts,
+        chains: dict[str, CompanyPass],
         origin: Origin,
         event_at: datetime | None,
         known: Known,
@@ -109,8 +114,10 @@ class CompanyPass:
         kept: Kept,
     ) -> None:
         self._parts = parts
+        self._chains = chains
         self._known = known
         self._event_at = event_at
+        self._is_new = resumed is None
         self._since = resumed.since if resumed else parts.now()
         self._failed_at = kept.failed_at
         self._begun_at = time.monotonic()
@@ -124,6 +131,7 @@ class CompanyPass:
         self._domain = resumed.domain if resumed else None
         world = World(
             spine=self,
+            memory=self,
             resolver=parts.probing.resolver,
             permits=self,
             controls=self,
@@ -142,7 +150,11 @@ class CompanyPass:
 
     async def run(self) -> Passed | Failed | Wait:
         """Go on until there is a verdict, or a wait."""
-        result = await self._driver.run()
+        try:
+            result = await self._driver.run()
+        finally:
+            if self._domain is not None and self._chains.get(self._domain) is self:
+                del self._chains[self._domain]
         if isinstance(result, Waiting):
             self.pending = result.pending
             if result.wait.waits_on.startswith("control:") and self._is_fresh():
@@ -212,6 +224,24 @@ class CompanyPass:
         """Count this company's look-up once, however often it comes back from waiting for the spine control."""
         if not self._is_repeat:
             self._parts.spine_control.saw(usable=usable)
+
+    async def recall(self, domain: str) -> Memory | Wait:
+        """Return what is remembered of the domain; when nothing decides, be the one who asks it, or wait for that one.
+
+        Without this, all companies of a domain that come together would each look up its MX.
+        """
+        memory = await self._parts.memory.recall(domain)
+        if memory.answers:
+            return memory
+        asker = self._chains.setdefault(domain, self)
+        # Only a new company stands behind one that has begun and waits: those that come back would wait for each other.
+        if asker is not self or memory.is_busy or (memory.has_begun and self._is_new):
+            return Wait(
+                reason=WaitReason.DOMAIN_BUSY,
+                detail=f"another company of {domain} is asking it; its answers will serve",
+                waits_on=f"domain:{domain}",
+            )
+        return memory
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit."""

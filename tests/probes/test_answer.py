@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
 from ct_stream.gate.failures import FailureCode
+from ct_stream.gate.memory import Memory, recalled
 from ct_stream.gate.middle_stage import middle_stage
 from ct_stream.gate.patterns import Address, ProbeName
 from ct_stream.gate.questions import (
@@ -26,13 +27,13 @@ from ct_stream.gate.questions import (
 )
 from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.rules import Rules
-from ct_stream.gate.transcript import Exchange, from_json, to_json
-from ct_stream.gate.verdicts import Failed, Held, Passed
+from ct_stream.gate.transcript import Exchange, from_json, to_json, tools_used
+from ct_stream.gate.verdicts import Failed, Held, Passed, VerifiedBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ct_stream.probes.stopwatch import Stopwatch
 
@@ -57,15 +58,25 @@ TIMEOUT = MailboxAnswer(attempts=(Attempt(host=MX, stage=Stage.CONNECT, trouble=
 class Scripted:
     """The whole world as one list of answers: each question takes the next, and one too many fails the test."""
 
-    def __init__(self, *answers: object, tier2_off: str | None = "Tier-2 is off") -> None:
+    def __init__(
+        self, *answers: object, tier2_off: str | None = "Tier-2 is off", memories: Sequence[Memory | Wait] = ()
+    ) -> None:
         self.answers = list(answers)
         self.asked: list[str] = []
         self.closed: list[Held | None] = []
+        self.memories = list(memories)  #: one for each look at the memory, then nothing
         self.tier2_off = tier2_off
 
     def world(self) -> World:
         return World(
-            spine=self, resolver=self, permits=self, controls=self, refusals=self, tier2=self, probers=self.prober
+            spine=self,
+            memory=self,
+            resolver=self,
+            permits=self,
+            controls=self,
+            refusals=self,
+            tier2=self,
+            probers=self.prober,
         )
 
     def prober(self, stopwatch: Stopwatch) -> Scripted:
@@ -82,6 +93,12 @@ class Scripted:
     async def lookup(self, outreach_id: UUID) -> SpineAnswer | Wait:
         answer: SpineAnswer | Wait = await self.next(f"spine {outreach_id}")
         return answer
+
+    async def recall(self, domain: str) -> Memory | Wait:
+        assert domain == "acme.example"
+        if self.memories:
+            self.asked.append("memory")
+        return self.memories.pop(0) if self.memories else Memory()
 
     async def mx_lookup(self) -> Wait | None:
         permit: Wait | None = await self.next("permit")
@@ -265,3 +282,101 @@ async def test_waiting_for_servers_is_all_that_counts() -> None:
     run = driver(Slow(SPINE, None, FOUND, WAIT), spent_s=1.0)
     await run.run()
     assert 1.015 < run.spent_s < 1.2
+
+
+# ---------------------------------------------------------------- what another company of the domain was answered
+
+
+async def learned(*answers: object, tier2_off: str | None = "Tier-2 is off") -> Memory:
+    """Return what is remembered after a pass of another company with these answers."""
+    other = PassDriver(uuid4(), RULES, Scripted(SPINE, *answers, tier2_off=tier2_off).world(), deadline_s=90.0)
+    assert isinstance(await other.run(), Passed | Failed)
+    answered = recalled(other.exchanges[1:])
+    return Memory(answers=answered, mx=answered[:1])
+
+
+@pytest.mark.parametrize(
+    ("answers", "tools"),
+    [
+        ((None, FOUND, NO, YES, NO), ["TOOL-004:memory", "TOOL-005:memory"]),
+        ((None, FOUND, *[NO] * 8), ["TOOL-004:memory", "TOOL-005:memory"]),
+        ((None, MxAnswer(status=MxStatus.NXDOMAIN), ControlAnswer(detail="ok")), ["TOOL-004:memory"]),
+    ],
+    ids=["pass", "no pattern", "no mx"],
+)
+async def test_a_domain_that_answered_another_company_is_asked_nothing(
+    answers: tuple[object, ...], tools: list[str]
+) -> None:
+    memory = await learned(*answers)
+    scripted = Scripted(SPINE, memories=[memory])
+    run = driver(scripted)
+    verdict = await run.run()
+    assert isinstance(verdict, Passed | Failed)
+    assert verdict.domain == "acme.example"
+    assert scripted.asked == [f"spine {ID}", "memory"]
+    assert tools_used(run.exchanges) == tools
+    assert [e.remembered for e in run.exchanges] == [False] + [True] * len(memory.answers)
+    assert from_json(to_json(run.exchanges)) == list(run.exchanges)
+
+
+async def test_remembered_hosts_save_the_mx_look_up_only() -> None:
+    memory = await learned(None, FOUND, *[NO] * 8)
+    scripted = Scripted(SPINE, NO, YES, NO, memories=[Memory(mx=memory.mx)])
+    run = driver(scripted)
+    assert isinstance(await run.run(), Passed)
+    assert scripted.asked[2] == f"jordan.whitfield of {MX}"
+    assert tools_used(run.exchanges) == ["TOOL-004:memory", "TOOL-005"]
+
+
+async def test_a_company_that_waited_for_its_domain_takes_the_answers_of_the_one_it_waited_for() -> None:
+    first = await driver(Scripted(SPINE, None, FOUND, WAIT)).run()
+    assert isinstance(first, Waiting)
+    scripted = Scripted(memories=[await learned(None, FOUND, YES, NO)])
+    run = driver(scripted, kept=first.exchanges)
+    assert isinstance(await run.run(), Passed)
+    assert scripted.asked == ["memory"]
+    assert tools_used(run.exchanges) == ["TOOL-004:memory", "TOOL-005:memory"]
+
+
+async def test_a_pass_that_has_asked_a_mailbox_itself_goes_on_by_itself() -> None:
+    first = await driver(Scripted(SPINE, None, FOUND, NO, WAIT)).run()
+    assert isinstance(first, Waiting)
+    scripted = Scripted(YES, NO, memories=[await learned(None, FOUND, YES, NO)])
+    run = driver(scripted, kept=first.exchanges)
+    assert isinstance(await run.run(), Passed)
+    assert "memory" not in scripted.asked
+    assert not any(e.remembered for e in run.exchanges)
+
+
+async def test_a_company_waits_for_the_one_that_asks_its_domain() -> None:
+    waiting = await driver(Scripted(SPINE, memories=[WAIT])).run()
+    assert isinstance(waiting, Waiting)
+    assert [e.key for e in waiting.exchanges] == ["spine"]
+
+
+async def test_a_memory_that_does_not_fit_the_rules_is_not_used() -> None:
+    memory = await learned(None, FOUND, NO, YES, NO)
+    odd = Memory(answers=tuple(e for e in memory.answers if e.key != "rcpt:first.last"))
+    scripted = Scripted(SPINE, None, FOUND, YES, NO, memories=[odd])
+    run = driver(scripted)
+    assert isinstance(await run.run(), Passed)
+    assert not any(e.remembered for e in run.exchanges)
+
+
+async def test_what_was_left_open_while_tier2_was_off_is_asked_again_once_it_is_on() -> None:
+    memory = await learned(None, FOUND, TIMEOUT, ControlAnswer(detail="ok"))
+    valid = VerifyAnswer(status=VerifyStatus.VALID)
+    scripted = Scripted(SPINE, TIMEOUT, ControlAnswer(detail="ok"), valid, tier2_off=None, memories=[memory])
+    run = driver(scripted)
+    assert isinstance(await run.run(), Passed)
+    assert tools_used(run.exchanges) == ["TOOL-004:memory", "TOOL-005", "TOOL-019"]
+
+
+async def test_what_a_company_paid_for_serves_the_next_one() -> None:
+    valid = VerifyAnswer(status=VerifyStatus.VALID)
+    memory = await learned(None, FOUND, TIMEOUT, ControlAnswer(detail="ok"), valid, tier2_off=None)
+    run = driver(Scripted(SPINE, memories=[memory], tier2_off="the month's budget is spent"))
+    verdict = await run.run()
+    assert isinstance(verdict, Passed)
+    assert verdict.verified_by is VerifiedBy.TIER2
+    assert tools_used(run.exchanges) == ["TOOL-004:memory", "TOOL-005:memory", "TOOL-019:memory"]

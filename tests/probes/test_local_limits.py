@@ -21,6 +21,7 @@ from ct_stream.probes.local_limits import (
     LocalLease,
     LocalPermits,
     LocalRefusals,
+    NoMemory,
     NoSpine,
     Tier2Off,
     next_slot,
@@ -179,6 +180,7 @@ async def check(farm: MailFarm, names: Names) -> Passed | Failed | Waiting:
     smtp = SmtpControl(names, settings(farm))
     world = World(
         spine=NoSpine("acme.example"),
+        memory=NoMemory(),
         resolver=names,
         permits=local,
         controls=LocalControls(names, smtp, ["control.example"]),

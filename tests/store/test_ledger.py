@@ -9,6 +9,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from ct_stream.gate.questions import SpineAnswer
+from ct_stream.gate.transcript import Exchange
 from ct_stream.store.ledger import Ledger, headers_from_json, headers_to_json
 from tests.store.parts import NO_MX, NOT_FOUND, PASSED, opened, outcome, running
 
@@ -121,7 +123,8 @@ async def _expire_claims(database: DatabaseDsns) -> None:
 
 async def test_what_the_database_refuses_is_charged_to_its_company_alone(database: DatabaseDsns) -> None:
     good, bad = outcome(), outcome(verdict=PASSED)
-    object.__setattr__(bad, "transcript", [{"key": "spine", "text": "\x00"}])  # jsonb takes no NUL
+    answer = SpineAnswer(found=True, domain="\x00")  # jsonb takes no NUL
+    object.__setattr__(bad, "exchanges", (Exchange(key="spine", answer=answer),))
     async with opened(database.gate) as db:
         ledger = Ledger(db)
         async with running(*ledger.batches):

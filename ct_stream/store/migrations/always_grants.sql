@@ -8,7 +8,7 @@ GRANT UPDATE (publish_until, published_at) ON outreach.ct_outcomes TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
 GRANT SELECT, INSERT ON outreach.company_target_errors TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.ct_rates, outreach.ct_domains,
-    outreach.ct_refusals TO ct_gate;
+    outreach.ct_refusals, outreach.ct_memory TO ct_gate;
 GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
 GRANT SELECT ON outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held,
     outreach.ct_migrations TO ct_gate;
@@ -18,8 +18,8 @@ GRANT UPDATE (tries, next_try_at) ON outreach.ct_guardrails TO ct_gate;
 -- People: read everything of the gate, and the audited functions.
 GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_target_errors, outreach.ct_passes,
     outreach.ct_usage, outreach.ct_rates, outreach.ct_domains, outreach.ct_refusals, outreach.ct_controls,
-    outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held, outreach.ct_migrations
-    TO ct_ops;
+    outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held, outreach.ct_migrations,
+    outreach.ct_memory TO ct_ops;
 
 REVOKE ALL ON FUNCTION outreach.ct_forget_passes(uuid[]), outreach.ct_tidy(),
     outreach.ct_set_guardrail(text, text, text, timestamptz), outreach.resume_guardrail(text, text) FROM PUBLIC;

@@ -1,0 +1,56 @@
+"""What may the answers of one company say to another one of the same domain, and for how long?
+
+A domain's mail servers do not know which company asks. So a PASS answers for a week, the MX hosts for a day, and a
+FAIL for ten minutes: long enough for those who wait for the same domain, too short to carry a bad moment on
+(ADR-CT-IMO-014).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from ct_stream.gate.questions import MxAnswer, MxStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ct_stream.gate.transcript import Exchange
+
+PASS_KEPT = timedelta(hours=168)
+MX_KEPT = timedelta(hours=24)
+FAIL_KEPT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What is remembered of a domain now; each exchange is marked, and keeps the time of its answer."""
+
+    answers: tuple[Exchange, ...] = ()  #: of a whole decided pass, from MX on
+    mx: tuple[Exchange, ...] = ()  #: the MX hosts alone
+    is_busy: bool = False  #: a company of the domain is being probed now
+    has_begun: bool = False  #: a company of the domain has begun, and waits for something else than the domain
+
+
+def memorable(exchanges: Sequence[Exchange]) -> tuple[Exchange, ...]:
+    """Return what other companies may know of a decided pass: all but the spine's row.
+
+    Nothing where the pass never came to MX, or where all of it came from memory.
+    """
+    told = tuple(exchange for exchange in exchanges if exchange.key != "spine")
+    if not told or told[0].key != "mx" or all(exchange.remembered for exchange in told):
+        return ()
+    return told
+
+
+def recalled(exchanges: Sequence[Exchange]) -> tuple[Exchange, ...]:
+    """Return exchanges as another company takes them over."""
+    return tuple(replace(exchange, remembered=True) for exchange in exchanges)
+
+
+def mx_alone(exchanges: Sequence[Exchange]) -> tuple[Exchange, ...]:
+    """Return the MX exchange where it found hosts: an absence is remembered with its verdict only."""
+    first = exchanges[0]
+    found = isinstance(first.answer, MxAnswer) and first.answer.status is MxStatus.FOUND
+    return (first,) if found else ()

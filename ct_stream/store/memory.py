@@ -1,0 +1,44 @@
+"""What did a domain answer lately, whichever company and worker asked?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from ct_stream.gate.memory import FAIL_KEPT, MX_KEPT, PASS_KEPT, Memory, mx_alone, recalled
+from ct_stream.gate.transcript import from_json
+from ct_stream.store.batches import Batches
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ct_stream.store.database import Database
+
+
+class DomainMemory:
+    """The domain memory as all workers share it. It is written with the outcomes, by the ledger."""
+
+    def __init__(self, database: Database, rules_version: str) -> None:
+        self._database = database
+        self._rules_version = rules_version
+        self.recall: Batches[str, Memory] = Batches("recall", self._recall, retrying=database.retrying)
+
+    async def tidy(self) -> None:
+        """Remove what nobody may use any more."""
+        await self._database.persist("tidy")
+
+    async def _recall(self, domains: Sequence[str]) -> list[Memory]:
+        rows = await self._database.fetch(
+            "recall", list(set(domains)), self._rules_version, PASS_KEPT, FAIL_KEPT, MX_KEPT
+        )
+        found: dict[str, Memory] = {}
+        for row in rows:
+            exchanges = recalled(from_json(orjson.loads(row["answers"]))) if row["answers"] else ()
+            found[row["domain"]] = Memory(
+                answers=exchanges if row["is_current"] else (),
+                mx=mx_alone(exchanges) if row["is_mx_current"] else (),
+                is_busy=row["is_busy"],
+                has_begun=row["has_begun"],
+            )
+        return [found[domain] for domain in domains]
