@@ -1,6 +1,6 @@
 # Each target sets up what it needs, in .venv and nowhere else.
 .DEFAULT_GOAL := help
-.PHONY: help demo farm test setup check fmt lint types imports bench up down lock clean
+.PHONY: help demo farm test test-mta setup check fmt lint types imports bench up down lock clean
 unexport PYTHONPATH PYTHONHOME
 
 PYTHON := .venv/bin/python
@@ -15,6 +15,9 @@ demo: $(READY)  ## put 300 companies of every kind through the whole gate, here
 
 test: $(READY)  ## run all tests
 	@$(PYTEST) --numprocesses 3 --dist worksteal
+
+test-mta: $(READY)  ## ask real mail servers and resolvers (Debian, root): Postfix, Exim, nsd, unbound
+	@$(PYTEST) tests/mta
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e
 	@$(PYTEST) tests/$*
@@ -61,7 +64,7 @@ lock: $(READY)  ## write constraints.txt and constraints-runtime.txt from pyproj
 	$(PIP_COMPILE) --constraint constraints.txt --output-file constraints-runtime.txt
 
 clean:  ## remove .venv and what the tools left
-	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .mta build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt tools/make-venv
