@@ -1,6 +1,6 @@
 # Each target sets up what it needs, in .venv and nowhere else.
 .DEFAULT_GOAL := help
-.PHONY: help demo farm test test-mta setup check fmt lint types imports bench up down lock clean
+.PHONY: help demo farm fuzz test test-mta setup check fmt lint types imports bench up down lock clean
 unexport PYTHONPATH PYTHONHOME
 
 PYTHON := .venv/bin/python
@@ -18,6 +18,9 @@ test: $(READY)  ## run all tests
 
 test-mta: $(READY)  ## ask real mail servers and resolvers (Debian, root): Postfix, Exim, nsd, unbound
 	@$(PYTEST) tests/mta
+
+fuzz: $(READY)  ## send garbage to the SMTP driver and from resolvers, for FUZZ_S seconds each (300)
+	@CT_TEST_FUZZ_S=$(or $(FUZZ_S),300) $(PYTEST) --capture=no tests/fuzz
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e
 	@$(PYTEST) tests/$*
