@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import inf
-from typing import TYPE_CHECKING, Protocol, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never
 
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.gate.pipeline import single_pass
@@ -30,7 +30,7 @@ from ct_stream.probes.providers import provider_of
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from uuid import UUID
 
     from ct_stream.gate.memory import Memory
@@ -94,10 +94,12 @@ class PassDriver:
         spent_s: float = 0.0,
         kept: Sequence[Exchange] = (),
         flow: Callable[[], Flow] | None = None,
+        see_off: Callable[[Coroutine[Any, Any, None]], None] | None = None,
     ) -> None:
         """Go on from `kept` after `spent_s` seconds of waiting; `flow` makes another decision than the single pass.
 
-        It is called again whenever answers are played again.
+        `flow` is called again whenever answers are played again. `see_off` takes over the end of a decided company's
+        session (QUIT, which no verdict depends on), so that the verdict does not wait for it.
         """
         self._outreach_id = outreach_id
         self._world = world
@@ -108,6 +110,7 @@ class PassDriver:
         # A paid answer is read even if Tier-2 was turned off since.
         self._tier2_off = None if _is_paid(kept) else world.tier2.off_because()
         self._flow = flow or (lambda: single_pass(outreach_id, rules, tier2_off=self._tier2_off))
+        self._see_off = see_off
         self._recalled_at = -inf
         self._play = self._resumed()
 
@@ -122,7 +125,10 @@ class PassDriver:
         return self._stopwatch.spent_s
 
     async def run(self) -> Ending:
-        """Ask until there is a verdict or a wait. The session and its lease are given back however this ends."""
+        """Ask until there is a verdict or a wait. The session and its lease are given back however this ends.
+
+        Before a wait begins they are: whoever goes on with the company must not meet its own lease.
+        """
         try:
             while True:
                 if self._play.question is not None:
@@ -135,7 +141,11 @@ class PassDriver:
                     return ending
         finally:
             if self._prober is not None:
-                await self._prober.close(refused=self._refused)
+                closing = self._prober.close(refused=self._refused)
+                if self._see_off is not None and isinstance(self._play.verdict, Passed | Failed):
+                    self._see_off(closing)
+                else:
+                    await closing
 
     def _resumed(self) -> Play:
         play = Play(self._flow())

@@ -6,9 +6,10 @@ Protocols only: the store implements them over Postgres for workers, `local_limi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from uuid import UUID
 
     from ct_stream.gate.memory import Memory
@@ -88,5 +89,5 @@ class MailboxAsker(Protocol):
     async def ask(self, address: Address, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
         """Ask RCPT TO for `address` of the first host that can be talked to."""
 
-    async def close(self, *, refused: Held | None = None) -> None:
+    def close(self, *, refused: Held | None = None) -> Coroutine[Any, Any, None]:
         """Say QUIT where a session is open, and give the lease back, with the reply that refused us if one did."""

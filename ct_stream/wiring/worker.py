@@ -289,6 +289,7 @@ class Worker:
         agent.stop_pulling()
         await asyncio.gather(scheduler.drain(settings.drain_s), self._stop_faust(app, starting))
         await companies.wait_parked()
+        await gate.farewells.wait()
         for task in background:
             task.remove_done_callback(self._background_ended)
             task.cancel()

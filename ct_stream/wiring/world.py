@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ct_stream.gate.company import FailedAt
 from ct_stream.gate.domains import canonical_domain
@@ -16,7 +18,7 @@ from ct_stream.probes.local_limits import Tier2Off
 from ct_stream.probes.providers import is_own_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from ct_stream.store.limits import DomainLease, SharedLimits
     from ct_stream.store.memory import DomainMemory
     from ct_stream.wiring.probing import Probing
+
+log = logging.getLogger(__name__)
 
 _SPINE_POLL_S = 30.0
 _LOOKS = 1  #: how often silence is looked at again once our own way is proven
@@ -64,12 +68,37 @@ class Kept:
     looks: int = 0
 
 
+class Farewells:
+    """Owns the ends of sessions whose companies are decided: QUIT, and the lease given back."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def take(self, closing: Coroutine[Any, Any, None]) -> None:
+        """See a session to its end."""
+        task = asyncio.create_task(closing, name="farewell")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    async def wait(self) -> None:
+        """Come back when all sessions have ended."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The company is decided, and its lease runs out by itself.
+            log.error("A session did not end well: %r", error, exc_info=error, extra={"action": "our_bug"})
+
+
 class WorkerGate:
     """Makes the passes of a worker."""
 
     def __init__(self, parts: GateParts) -> None:
         self._parts = parts
         self._chains: dict[str, CompanyPass] = {}  # by domain: who asks it, of this worker
+        self.farewells = Farewells()
         self.rules_version = parts.rules.version
 
     async def begin(
@@ -77,7 +106,7 @@ class WorkerGate:
     ) -> CompanyPass:
         """Return the pass of a company, with its kept answers where it was put away."""
         kept = Kept() if resumed is None else await self._kept(resumed)
-        return CompanyPass(self._parts, self._chains, origin, event_at, known, resumed, kept)
+        return CompanyPass(self._parts, self._chains, self.farewells, origin, event_at, known, resumed, kept)
 
     async def _kept(self, resumed: Resumed) -> Kept:
         """Return the answers that still count, and since when a proof is needed."""
@@ -107,6 +136,7 @@ class CompanyPass:
         self,
         parts: GateParts,
         chains: dict[str, CompanyPass],
+        farewells: Farewells,
         origin: Origin,
         event_at: datetime | None,
         known: Known,
@@ -146,6 +176,7 @@ class CompanyPass:
             deadline_s=parts.pass_deadline_s,
             spent_s=resumed.spent_s if resumed else 0.0,
             kept=kept.exchanges,
+            see_off=farewells.take,
         )
 
     async def run(self) -> Passed | Failed | Wait:

@@ -33,7 +33,7 @@ from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from ct_stream.probes.stopwatch import Stopwatch
 
@@ -154,6 +154,23 @@ async def test_a_pass_from_the_spine_to_a_verdict() -> None:
     assert run.exchanges[2].asked == "jordan.whitfield@acme.example"
     assert all(e.at.endswith("Z") for e in run.exchanges)
     assert scripted.closed == [None]
+
+
+async def test_a_verdict_does_not_wait_for_the_end_of_its_session() -> None:
+    farewells: list[Coroutine[Any, Any, None]] = []
+    scripted = Scripted(SPINE, None, FOUND, YES, NO)
+    assert isinstance(await driver(scripted, see_off=farewells.append).run(), Passed)
+    assert scripted.closed == []
+    [farewell] = farewells
+    await farewell
+    assert scripted.closed == [None]
+
+
+async def test_a_wait_begins_after_the_end_of_its_session() -> None:
+    farewells: list[Coroutine[Any, Any, None]] = []
+    scripted = Scripted(SPINE, None, FOUND, NO, WAIT)
+    assert isinstance(await driver(scripted, see_off=farewells.append).run(), Waiting)
+    assert (scripted.closed, farewells) == ([None], [])
 
 
 async def test_a_wait_keeps_the_answers_and_resuming_asks_none_of_them_again() -> None:
