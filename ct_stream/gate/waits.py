@@ -19,6 +19,7 @@ class WaitReason(StrEnum):
     DOMAIN_BUSY = "domain_busy"  #: another company of the same domain is being probed, or its 2 s are not over
     PROVIDER_BUSY = "provider_busy"  #: as many sessions as allowed are open to that provider
     PROVIDER_CLOSED = "provider_closed"  #: the provider refuses us; one company is tried now and then
+    PROVIDER_SILENT = "provider_silent"  #: a shared provider cannot be reached; whether all of it is not settled yet
     HALTED = "halted"  #: a person must resume the tool
     CONTROL = "control"  #: a control must succeed after the last failed answer
     RESOLVER = "resolver"  #: no resolver of ours answers

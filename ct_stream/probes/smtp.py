@@ -249,7 +249,8 @@ class _Wire(SMTPProtocol):
 
 _ENHANCED = re.compile(r"([245])\.\d{1,3}\.\d{1,3}(?![\d.])")  # RFC 3463 section 2
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, bidi and other format characters, separators
+#: Controls, bidi and other format characters, separators, what no table assigns or only a private one.
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"})
 
 
 def read_wire(code: int, message: str) -> Reply:
@@ -275,10 +276,18 @@ def clean_text(said: str) -> str:
     if not (text.isascii() and text.replace("\n", "").isprintable()):  # nearly every reply is
         raw = text.encode("utf-8", "surrogateescape")
         text = _ANSI.sub("", raw.decode("utf-8", "backslashreplace")).replace("\t", " ")
-        text = "".join(c for c in text if c == "\n" or unicodedata.category(c) not in _UNSEEN)
+        text = "".join(c for c in map(_seen, text) if c)
     lines = text.split("\n")
     kept = "\n".join(stripped for line in lines if (stripped := line.strip()))
     return kept.encode()[:_MAX_TEXT_BYTES].decode("utf-8", "ignore").rstrip()
+
+
+def _seen(char: str) -> str:
+    """Return a character as it is shown: any space as a plain one, "" for one that cannot be seen."""
+    if char in "\n ":
+        return char
+    category = unicodedata.category(char)
+    return " " if category == "Zs" else "" if category in _UNSEEN else char
 
 
 # ---------------------------------------------------------------- ways to fail

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
 
 import orjson
 
@@ -17,11 +19,18 @@ from ct_stream.store.batches import Batches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from uuid import UUID
 
     from ct_stream.gate.output_stage import Headers, Outcome
     from ct_stream.gate.transcript import Exchange
     from ct_stream.store.database import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    """One attempt to record an outcome, told from any other by its token."""
+
+    outcome: Outcome
+    token: UUID = field(default_factory=uuid4)
 
 
 class Ledger:
@@ -31,8 +40,8 @@ class Ledger:
         self._database = database
         retrying = database.retrying
         self.look_up: Batches[UUID, Known] = Batches("look-up", self._look_up, retrying=retrying)
-        self.record: Batches[Outcome, bool] = Batches(
-            "record", self._record, order=lambda outcome: outcome.outreach_id, retrying=retrying
+        self._recordings: Batches[_Attempt, bool] = Batches(
+            "record", self._record, order=lambda attempt: attempt.outcome.outreach_id, retrying=retrying
         )
         self.stamp: Batches[UUID, None] = Batches("stamp", self._stamp, order=lambda i: i, retrying=retrying)
         self.claim: Batches[UUID, Publication | None] = Batches(
@@ -42,7 +51,11 @@ class Ledger:
     @property
     def batches(self) -> tuple[Batches[Any, Any], ...]:
         """Return the queues, to be started and stopped with the program."""
-        return (self.look_up, self.record, self.stamp, self.claim)
+        return (self.look_up, self._recordings, self.stamp, self.claim)
+
+    async def record(self, outcome: Outcome) -> bool:
+        """Record an outcome; True when it is the one that counts. Cancelling the caller does not stop it."""
+        return await self._recordings(_Attempt(outcome=outcome))
 
     async def claim_unpublished(self, limit: int) -> list[Publication]:
         """Claim outcomes that a crash left unpublished, oldest first."""
@@ -66,28 +79,29 @@ class Ledger:
             for i in ids
         ]
 
-    async def _record(self, outcomes: Sequence[Outcome]) -> list[bool]:
+    async def _record(self, attempts: Sequence[_Attempt]) -> list[bool]:
         """Record outcomes, and forget their undecided passes; True for each that won.
 
-        A batch that runs again because the answer to COMMIT was lost finds its own rows: they are told by their
-        bytes, which carry the moment of the decision.
+        A batch that runs again because the answer to COMMIT was lost finds its own rows by their attempt.
         """
-        first: dict[UUID, Outcome] = {}
-        for outcome in outcomes:
-            first.setdefault(outcome.outreach_id, outcome)
-        columns = [_row(outcome) for outcome in first.values()]
+        first: dict[UUID, _Attempt] = {}
+        for attempt in attempts:
+            first.setdefault(attempt.outcome.outreach_id, attempt)
+        columns = [(*_row(attempt.outcome), attempt.token) for attempt in first.values()]
         won_rows = await self._database.fetch("record", *map(list, zip(*columns, strict=True)))
         for row in won_rows:
             self._database.saw_ordinal(row["ordinal"])
         won = {row["outreach_id"] for row in won_rows}
         if lost := [i for i in first if i not in won]:
-            rows = await self._database.fetch("recorded_values", lost)
-            won |= {row["outreach_id"] for row in rows if row["value"] == first[row["outreach_id"]].value}
+            rows = await self._database.fetch("recorded_attempts", lost)
+            won |= {row["outreach_id"] for row in rows if row["attempt"] == first[row["outreach_id"]].token}
         await self._database.run("forget", list(first))
-        served = {o.verdict.domain for o in first.values() if o.outreach_id in won and _serves_others(o)}
+        served = {first[i].outcome.verdict.domain for i in won if _serves_others(first[i].outcome)}
         if served:
             await self._database.run("wake_domains", sorted(domain for domain in served if domain is not None))
-        return [o.outreach_id in won and first[o.outreach_id] is o for o in outcomes]
+        return [
+            attempt.outcome.outreach_id in won and first[attempt.outcome.outreach_id] is attempt for attempt in attempts
+        ]
 
     async def _stamp(self, ids: Sequence[UUID]) -> list[None]:
         await self._database.run("stamp", list(ids))

@@ -228,7 +228,7 @@ class Worker:
             batches.start()
             stack.push_async_callback(batches.stop)
         controls = ControlLedger(database, self.toolbox.controls.interval_s)
-        guardrails = Guardrails(database)
+        guardrails = Guardrails(database, self.toolbox.controls.settle_s)
         gate = WorkerGate(
             GateParts(
                 rules=rules,

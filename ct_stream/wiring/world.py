@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from ct_stream.gate.company import FailedAt
 from ct_stream.gate.domains import canonical_domain
 from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer
+from ct_stream.gate.replies import Stage
 from ct_stream.gate.transcript import Exchange, is_unanswered, without_trouble
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.local_limits import Tier2Off
-from ct_stream.probes.providers import is_own_server
+from ct_stream.probes.providers import is_own_server, provider_of, registrable_domain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -66,6 +67,7 @@ class Kept:
     failed_at: datetime | None = None  #: a proof of our own way must have begun after it
     is_void: bool = False  #: some answers were dropped and are asked for anew
     looks: int = 0
+    wait: Wait | None = None  #: nothing may be asked yet: it waits on, with all that it has
 
 
 class Farewells:
@@ -121,10 +123,17 @@ class WorkerGate:
             # Silence is believed between two proofs only: an outage that came and went between two controls looks
             # just like a dead server (ADR-CT-IMO-013).
             return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks + 1)
+        if resumed.reason == WaitReason.PROVIDER_CLOSED and is_unanswered(kept):
+            # The one try of a closed provider has to ask: its silence was heard before it closed.
+            return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks)
         if resumed.pending is not None and states[1].proves(failed_at):
             # Its own server refuses us while others talk to us: its private policy, inconclusive (domain scope).
             answer = resumed.pending.answer
             assert isinstance(answer, MailboxAnswer)
+            age_s = (self._parts.now() - failed_at).total_seconds()
+            wait = self._parts.guardrails.unsettled(age_s, f"{answer.attempts[-1].host} refuses us")
+            if wait is not None:
+                return Kept(exchanges=kept, failed_at=failed_at, looks=resumed.looks, wait=wait)
             kept.append(replace(resumed.pending, answer=replace(answer, settled=True)))
         return Kept(exchanges=kept, failed_at=failed_at, looks=resumed.looks)
 
@@ -157,7 +166,8 @@ class CompanyPass:
         self._is_repeat = resumed is not None and resumed.reason == WaitReason.SPINE_CONTROL
         self.failed = FailedAt.NONE if kept.failed_at is None else FailedAt.ON_RECORD
         self.looks = kept.looks
-        self.pending: Exchange | None = None
+        self.pending: Exchange | None = resumed.pending if resumed and kept.wait else None
+        self._wait = kept.wait
         self._domain = resumed.domain if resumed else None
         world = World(
             spine=self,
@@ -181,6 +191,8 @@ class CompanyPass:
 
     async def run(self) -> Passed | Failed | Wait:
         """Go on until there is a verdict, or a wait."""
+        if self._wait is not None:
+            return self._wait
         try:
             result = await self._driver.run()
         finally:
@@ -291,7 +303,26 @@ class CompanyPass:
 
     async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
         """Return a proof that was begun after this pass's last failed answer."""
-        return await self._parts.controls.confirm(kind, None if self._is_fresh() else self._failed_at)
+        answer = await self._parts.controls.confirm(kind, None if self._is_fresh() else self._failed_at)
+        provider = self._silent_provider()
+        if isinstance(answer, Wait) or kind is not ControlKind.SMTP or provider is None:
+            return answer
+        assert self._failed_at is not None  # a proof was begun after it
+        age_s = (self._parts.now() - self._failed_at).total_seconds()
+        return await self._parts.guardrails.unreached(provider, age_s) or answer
+
+    def _silent_provider(self) -> str | None:
+        """Return the shared provider of which no server said a word to this pass."""
+        silent: set[str] = set()
+        for exchange in self._driver.exchanges:
+            if not isinstance(exchange.answer, MailboxAnswer):
+                continue
+            for attempt in exchange.answer.attempts:
+                if attempt.reply is not None or attempt.stage not in (Stage.CONNECT, Stage.BANNER):
+                    return None
+                if attempt.ip and not is_own_server(attempt.host, exchange.asked.rpartition("@")[2]):
+                    silent.add(provider_of(attempt.host, exchange.asked.rpartition("@")[2]))
+        return min(silent, default=None)
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:
         """Record a reply about us and return the wait that follows."""
@@ -325,6 +356,8 @@ class Lease:
     async def release(self, *, greeted: bool, refused: Held | None) -> None:
         """Give the domain and the place back."""
         talked = greeted and refused is None
+        if not greeted and refused is None and self._provider != registrable_domain(self._domain):
+            await self._parts.guardrails.silent(self._provider, self._domain)
         await self._lease.release(talked=talked)
         if talked:
             await self._parts.controls.good_talk(self._begun_at, self._domain)

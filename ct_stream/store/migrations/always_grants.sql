@@ -22,9 +22,10 @@ GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_
     outreach.ct_memory TO ct_ops;
 
 REVOKE ALL ON FUNCTION outreach.ct_forget_passes(uuid[]), outreach.ct_tidy(),
-    outreach.ct_set_guardrail(text, text, text, timestamptz), outreach.resume_guardrail(text, text) FROM PUBLIC;
+    outreach.ct_set_guardrail(text, text, text, timestamptz), outreach.ct_end_trial(),
+    outreach.resume_guardrail(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION outreach.ct_forget_passes(uuid[]), outreach.ct_tidy(),
-    outreach.ct_set_guardrail(text, text, text, timestamptz) TO ct_gate;
+    outreach.ct_set_guardrail(text, text, text, timestamptz), outreach.ct_end_trial() TO ct_gate;
 GRANT EXECUTE ON FUNCTION outreach.resume_guardrail(text, text) TO ct_ops;
 
 -- The spine, by column: never sovereign_id (law 4).
