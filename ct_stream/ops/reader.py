@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _CONNECT_S = 10.0
 _PREFETCH = 500
-_COMMAND_S = 60.0  #: a distribution over millions of errors takes its time
+COMMAND_S = 60.0  #: a distribution over millions of errors takes its time
 
 
 class Reader:
@@ -36,20 +36,27 @@ class Reader:
             async for row in self._connection.cursor(query(name), *args, prefetch=_PREFETCH):
                 yield row
 
+    async def pages(self, statement: str, *args: Any, size: int) -> AsyncIterator[list[asyncpg.Record]]:
+        """Yield the rows of a statement, `size` at a time, as they were at one moment; the server holds the rest."""
+        async with self._connection.transaction(isolation="repeatable_read", readonly=True):
+            cursor = await self._connection.cursor(statement, *args)
+            while page := await cursor.fetch(size):
+                yield page
+
     async def row(self, name: str, *args: Any) -> asyncpg.Record | None:
         """Return the first row of the named query."""
         return await self._connection.fetchrow(query(name), *args)
 
 
 @asynccontextmanager
-async def reader(settings: Settings, *, read_only: bool = True) -> AsyncIterator[Reader]:
-    """Connect as CT_POSTGRES_OPS_DSN says. Raises SettingsError or ServiceTrouble."""
+async def reader(settings: Settings, *, read_only: bool = True, command_s: float = COMMAND_S) -> AsyncIterator[Reader]:
+    """Connect as CT_POSTGRES_OPS_DSN says; a statement gets `command_s`. Raises SettingsError or ServiceTrouble."""
     settings.require("postgres_ops_dsn")
     with postgres_answers("CT_POSTGRES_OPS_DSN"):
         connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
             settings.postgres_ops_dsn,
             timeout=_CONNECT_S,
-            command_timeout=_COMMAND_S,
+            command_timeout=command_s,
             server_settings={
                 "application_name": "ct-stream-ops",
                 "default_transaction_read_only": "on" if read_only else "off",

@@ -525,3 +525,71 @@ LEFT JOIN (
     SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = 'outreach' AND c.relname = 'outreach'
 ) AS s ON true;
+
+-- name: spine_has_age
+-- Has the spine a created_at that says when, and may this login read it? Upstream's table need not have one.
+SELECT a.attname IS NOT NULL AS has_column,
+    coalesce(has_column_privilege(a.attrelid, a.attnum, 'SELECT'), false) AS may_read
+FROM (SELECT 1) AS one
+LEFT JOIN pg_attribute AS a ON a.attrelid = to_regclass('outreach.outreach') AND a.attname = 'created_at'
+    AND NOT a.attisdropped AND a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype);
+
+-- name: verify_clock
+SELECT clock_timestamp() AS now;
+
+-- name: verify_companies
+-- All that is known of each company, by outreach_id, at one moment. $1: when the ends of the topics were not read yet;
+-- $2, $3, $4: how old an unpublished outcome, a wait, a spine row is a late one; $5, $6: what was published on ct.pass
+-- and ct.fail before is not kept, NULL: all is; $7: only these, NULL: all. The digest is ops/verify/spill.digest_of.
+-- NULL::timestamptz stands for the spine's created_at, where there is one (ops/spine.py).
+SELECT uuid_send(outreach_id) AS id, o.outcome, o.source, o.failure_code, o.topic, o.digest, o.must_be_there,
+    o.is_unpublished, p.state, p.reason, p.is_waiting_long, p.is_overdue, t.execution_status,
+    coalesce(e.errors, 0)::integer AS errors, e.first_code, s.spine IS NOT NULL AS in_spine,
+    s.spine_at < now() - $4::interval AS is_spine_old
+FROM (
+    SELECT c.outreach_id, c.outcome, c.source, c.failure_code, c.topic,
+        CASE WHEN c.topic IS NOT NULL THEN
+            sha256(c.key || '\x00'::bytea || sha256(c.value) || convert_to(c.headers::text, 'UTF8'))
+        END AS digest,
+        c.topic IS NOT NULL AND c.published_at < $1::timestamptz
+            AND c.published_at > coalesce(CASE c.outcome WHEN 'PASS' THEN $5::timestamptz ELSE $6::timestamptz END, '-infinity')
+            AS must_be_there,
+        c.topic IS NOT NULL AND c.published_at IS NULL AND c.recorded_at < now() - $2::interval AS is_unpublished
+    FROM outreach.ct_outcomes AS c WHERE $7::uuid[] IS NULL OR c.outreach_id = ANY ($7::uuid[])
+) AS o
+FULL JOIN (
+    SELECT w.outreach_id, w.state, w.reason,
+        w.state = 'waiting' AND w.since < now() - $3::interval AS is_waiting_long,
+        w.state = 'waiting' AND w.not_before < now() - $2::interval
+            AND coalesce(w.lease_until, '-infinity') < now() - $2::interval AS is_overdue
+    FROM outreach.ct_passes AS w WHERE $7::uuid[] IS NULL OR w.outreach_id = ANY ($7::uuid[])
+) AS p USING (outreach_id)
+FULL JOIN (
+    SELECT r.outreach_id, r.execution_status FROM outreach.company_target AS r
+    WHERE $7::uuid[] IS NULL OR r.outreach_id = ANY ($7::uuid[])
+) AS t USING (outreach_id)
+FULL JOIN (
+    SELECT f.outreach_id, count(*) AS errors, min(f.failure_code) AS first_code
+    FROM outreach.company_target_errors AS f WHERE $7::uuid[] IS NULL OR f.outreach_id = ANY ($7::uuid[])
+    GROUP BY f.outreach_id
+) AS e USING (outreach_id)
+FULL JOIN (
+    SELECT u.outreach_id, u.outreach_id AS spine, NULL::timestamptz AS spine_at
+    FROM outreach.outreach AS u WHERE $7::uuid[] IS NULL OR u.outreach_id = ANY ($7::uuid[])
+) AS s USING (outreach_id)
+ORDER BY outreach_id;
+
+-- name: undecided
+-- Spine rows that have neither an outcome nor a wait, and are older than $1 (NULL: of any age); $2 of them, NULL: all.
+-- NULL::timestamptz stands for the spine's created_at, where there is one (ops/spine.py).
+SELECT s.outreach_id FROM (SELECT u.outreach_id, NULL::timestamptz AS spine_at FROM outreach.outreach AS u) AS s
+WHERE ($1::interval IS NULL OR s.spine_at < now() - $1::interval)
+    AND NOT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = s.outreach_id)
+    AND NOT EXISTS (SELECT p.outreach_id FROM outreach.ct_passes AS p WHERE p.outreach_id = s.outreach_id)
+LIMIT $2;
+
+-- name: known_of
+-- Which of these companies have an outcome or a wait now?
+SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = ANY ($1::uuid[])
+UNION
+SELECT p.outreach_id FROM outreach.ct_passes AS p WHERE p.outreach_id = ANY ($1::uuid[]);

@@ -34,5 +34,12 @@ BEGIN
     IF to_regclass('outreach.outreach') IS NOT NULL THEN
         REVOKE ALL ON outreach.outreach FROM ct_gate, ct_ops;
         GRANT SELECT (outreach_id, domain) ON outreach.outreach TO ct_gate, ct_ops;
+        -- How old is a company without an outcome? Only people ask.
+        IF EXISTS (
+            SELECT 1 FROM pg_attribute AS a
+            WHERE a.attrelid = 'outreach.outreach'::regclass AND a.attname = 'created_at' AND NOT a.attisdropped
+        ) THEN
+            GRANT SELECT (created_at) ON outreach.outreach TO ct_ops;
+        END IF;
     END IF;
 END $$;

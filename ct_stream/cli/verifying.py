@@ -1,0 +1,116 @@
+"""The command that compares everything with everything."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ct_stream.cli.shared import Exit, Since, command, json_option, print_json, safe, settings
+from ct_stream.ops.verify.kinds import MEANINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ct_stream.ops.verify import Found, Kind, Report
+
+
+def add_to(main: click.Group) -> None:
+    """Add this command to the program."""
+
+    @command(
+        main,
+        "verify",
+        examples=["ct-stream verify", "ct-stream verify --older-than 6h --json | jq '.violations[].kind'"],
+    )
+    @click.option(
+        "--older-than",
+        type=Since(),
+        default=timedelta(hours=1),
+        show_default="1h",
+        help="A spine row or an event of that age should have an outcome or a wait.",
+    )
+    @click.option(
+        "--waiting-than",
+        type=Since(),
+        default=timedelta(hours=24),
+        show_default="24h",
+        help="Tell of companies that wait for longer.",
+    )
+    @click.option(
+        "--grace",
+        type=Since(),
+        default=timedelta(seconds=10),
+        show_default="10s",
+        help="What does not agree is looked at once more after this time.",
+    )
+    @click.option(
+        "--examples", type=click.IntRange(1, 1000), default=5, show_default=True, help="How many of a kind to show."
+    )
+    @json_option
+    def verify(older_than: timedelta, waiting_than: timedelta, grace: timedelta, examples: int, as_json: bool) -> int:
+        """Compare spine, topics, ledger and tables with each other: is every company accounted for, once?
+
+        Reads everything and changes nothing, while workers run or not. What it must sort it keeps in a temporary
+        folder (TMPDIR), some 150 bytes a record, and removes at the end. Exits 1 when a promise is broken; notes break
+        none.
+        """
+        from ct_stream.ops.verify import Limits
+        from ct_stream.ops.verify import verify as compare
+
+        limits = Limits(older_than=older_than, waiting_than=waiting_than, grace=grace, examples=examples)
+        with _progress() as on_progress:
+            report = asyncio.run(compare(settings(), limits, on_progress))
+        if as_json:
+            print_json(report.told())
+        else:
+            for line in _lines(report):
+                click.echo(safe(line))
+        return Exit.FOUND if report.violations else Exit.OK
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int], None]]:
+    """Show how far it is, on a terminal only."""
+    err = Console(stderr=True)
+    if not err.is_terminal:
+        yield lambda _what, _count: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} {task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("records")
+        yield lambda what, count: progress.update(task, description=what, completed=count)
+
+
+def _lines(report: Report) -> Iterator[str]:
+    for kind, found in report.violations.items():
+        yield from _kind_lines("BROKEN", kind, found)
+    for kind, found in report.notes.items():
+        yield from _kind_lines("note", kind, found)
+    for what in report.not_supported:
+        yield f"not told: {what}"
+    compared = ", ".join(f"{count} {'of ' if '.' in what else ''}{what}" for what, count in report.checked.items())
+    yield f"compared in {report.seconds:.1f} s: {compared}"
+    if report.violations:
+        yield f"{sum(found.count for found in report.violations.values())} violations of {len(report.violations)} kinds"
+    else:
+        yield "all agree"
+
+
+def _kind_lines(word: str, kind: Kind, found: Found) -> Iterator[str]:
+    meaning = MEANINGS[kind]
+    invariant = "" if meaning.invariant is None else f" (invariant {meaning.invariant})"
+    yield f"{word}: {found.count} {meaning.sentence}{invariant}"
+    for example in found.examples:
+        told = example.told()
+        place = f"{told['topic']} partition {told['partition']} offset {told['offset']}" if "topic" in told else ""
+        yield "  " + "  ".join(part for part in (told.get("outreach_id", ""), place, told["detail"]) if part)
+    hidden = found.count - sum(example.count for example in found.examples)
+    if hidden > 0:
+        yield f"  and {hidden} more"
+    yield f"  what to do: {meaning.todo}"

@@ -1,0 +1,107 @@
+"""What was found, counted, with a few examples of each kind?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from ct_stream.ops.verify.kinds import MEANINGS, Kind, is_note
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One thing that does not agree."""
+
+    kind: Kind
+    detail: str
+    outreach_id: bytes | None = None  #: its 16 bytes
+    topic: str | None = None
+    partition: int | None = None
+    offset: int | None = None
+    count: int = 1  #: how many things it stands for
+
+    def told(self) -> dict[str, Any]:
+        """Return what is known of it, as `--json` prints it."""
+        known = {
+            "outreach_id": None if self.outreach_id is None else str(UUID(bytes=self.outreach_id)),
+            "topic": self.topic,
+            "partition": self.partition,
+            "offset": self.offset,
+            "detail": self.detail,
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
+
+@dataclass(slots=True)
+class Found:
+    """One kind: how many, and the first few."""
+
+    count: int = 0
+    examples: list[Example] = field(default_factory=list)
+
+
+class Findings:
+    """Counts by kind; keeps a bounded number of examples."""
+
+    def __init__(self, examples: int) -> None:
+        self._examples = examples
+        self.by_kind: dict[Kind, Found] = {}
+
+    def add(self, example: Example) -> None:
+        """Count one."""
+        found = self.by_kind.setdefault(example.kind, Found())
+        found.count += example.count
+        if len(found.examples) < self._examples:
+            found.examples.append(example)
+
+    def add_all(self, examples: Iterable[Example]) -> None:
+        """Count each."""
+        for example in examples:
+            self.add(example)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The result of one run."""
+
+    found: dict[Kind, Found]
+    checked: dict[str, int]  #: how much was compared, by what
+    not_supported: list[str]  #: what could not be told, and why
+    seconds: float
+
+    @property
+    def violations(self) -> dict[Kind, Found]:
+        """Return what breaks a promise, in the order of the kinds."""
+        return {kind: self.found[kind] for kind in Kind if kind in self.found and not is_note(kind)}
+
+    @property
+    def notes(self) -> dict[Kind, Found]:
+        """Return what an operator should know and breaks no promise."""
+        return {kind: self.found[kind] for kind in Kind if kind in self.found and is_note(kind)}
+
+    def told(self) -> dict[str, Any]:
+        """Return the report as `--json` prints it."""
+        return {
+            "ok": not self.violations,
+            "violations": [_told(kind, found) for kind, found in self.violations.items()],
+            "notes": [_told(kind, found) for kind, found in self.notes.items()],
+            "not_supported": self.not_supported,
+            "checked": self.checked,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def _told(kind: Kind, found: Found) -> dict[str, Any]:
+    meaning = MEANINGS[kind]
+    return {
+        "kind": kind.value,
+        "invariant": meaning.invariant,
+        "count": found.count,
+        "what": meaning.sentence,
+        "what_to_do": meaning.todo,
+        "examples": [example.told() for example in found.examples],
+    }

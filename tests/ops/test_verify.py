@@ -1,0 +1,165 @@
+"""The outside checker finds each broken promise, and calls nothing broken that is only in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path  # noqa: TC003 - pytest reads the annotation
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from ct_stream.local.broker import EmbeddedBroker
+from ct_stream.ops.troubles import ServiceTrouble
+from ct_stream.ops.verify import Limits, verify
+from ct_stream.ops.verify.kinds import MEANINGS, Kind
+from ct_stream.ops.verify.spill import digest_of
+from ct_stream.settings import Settings
+from ct_stream.stream.position import committed_offsets
+from ct_stream.stream.topology import create_topics
+from tests.ops.planted import Place, many, plant_violations, well
+from tests.ops.rows import execute
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ct_stream.ops.verify import Report
+    from tests.conftest import DatabaseDsns
+
+SOON = Limits(grace=timedelta(0), examples=10)
+
+
+@asynccontextmanager
+async def a_place(folder: Path, database: DatabaseDsns) -> AsyncIterator[tuple[Place, Settings]]:
+    async with EmbeddedBroker(folder) as broker:
+        settings = Settings(kafka_bootstrap=broker.bootstrap, postgres_ops_dsn=database.ops)
+        await create_topics(settings)
+        yield Place(database.admin, broker.bootstrap), settings
+
+
+async def compare(settings: Settings, limits: Limits = SOON) -> Report:
+    return await verify(settings, limits, lambda _what, _count: None)
+
+
+def ids(report: Report) -> dict[str, set[str | None]]:
+    return {
+        kind.value: {example.told().get("outreach_id") for example in found.examples}
+        for kind, found in report.found.items()
+    }
+
+
+async def test_each_violation_is_found_among_thousands_that_agree(tmp_path: Path, database: DatabaseDsns) -> None:
+    async with a_place(tmp_path, database) as (place, settings):
+        await place.plant(many(3000))
+        await place.plant(well())
+        planted = await plant_violations(place)
+        report = await compare(settings)
+    assert ids(report) == {
+        kind: {None if one is None else str(one) for one in companies} for kind, companies in planted.items()
+    }
+    assert {kind.value: found.count for kind, found in report.found.items()} == {
+        kind: len(companies) for kind, companies in planted.items()
+    }
+    assert {kind.value for kind in report.notes} == {"stuck", "waiting_long", "overdue", "not_committed"}
+    assert report.checked["companies"] > 3000
+    assert report.checked["spine.created"] > 3000
+    lost = report.found[Kind.SPINE_WITHOUT_OUTCOME]
+    assert "ct-stream publish --undecided --older-than 1h" in MEANINGS[Kind.SPINE_WITHOUT_OUTCOME].todo
+    assert lost.examples[0].told()["outreach_id"] == str(planted["spine_without_outcome"][0])
+
+
+async def test_nothing_is_found_where_all_agrees_and_nothing_is_changed(
+    tmp_path: Path, database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_place(tmp_path, database) as (place, settings):
+        await place.plant(many(500))
+        await place.plant(well())
+        await place.commit()
+        before = await state(database.admin), await committed_offsets(settings)
+        (tmp_path / "spill").mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spill"))
+        report = await compare(settings)
+        assert report.found == {}
+        assert (await state(database.admin), await committed_offsets(settings)) == before
+        assert list((tmp_path / "spill").iterdir()) == []
+    assert any("this broker's end offsets are wrong" in what for what in report.not_supported)
+
+
+async def test_what_a_second_look_explains_is_no_violation(tmp_path: Path, database: DatabaseDsns) -> None:
+    """A spine row without an outcome at the first look gets one before the second."""
+    async with a_place(tmp_path, database) as (place, settings):
+        await place.plant(many(20))
+        outreach_id = uuid4()
+        old = "INSERT INTO outreach.outreach (outreach_id, created_at) VALUES ($1, now() - interval '2 hours')"
+        await execute(database.admin, old, outreach_id)
+        looked = asyncio.Event()
+
+        def on_progress(what: str, _count: int) -> None:
+            if what.startswith("grace"):
+                looked.set()
+
+        run = asyncio.create_task(verify(settings, Limits(grace=timedelta(seconds=2)), on_progress))
+        await looked.wait()
+        await execute(
+            database.admin,
+            "INSERT INTO outreach.ct_passes (outreach_id, state, reason, detail, not_before) "
+            "VALUES ($1, 'waiting', 'daily_cap', 'why', now() + interval '1 hour')",
+            outreach_id,
+        )
+        assert (await run).found == {}
+
+
+async def test_a_spine_without_created_at_is_said_not_guessed(tmp_path: Path, database: DatabaseDsns) -> None:
+    await execute(database.admin, "ALTER TABLE outreach.outreach DROP COLUMN created_at")
+    await execute(database.admin, "INSERT INTO outreach.outreach (outreach_id) VALUES ($1)", uuid4())
+    async with a_place(tmp_path, database) as (_, settings):
+        report = await compare(settings)
+    assert not report.violations
+    assert report.found[Kind.SPINE_OF_UNKNOWN_AGE].count == 1
+    assert any("has no column created_at" in what for what in report.not_supported)
+
+
+async def test_a_missing_topic_and_a_dead_database_are_one_line(tmp_path: Path, database: DatabaseDsns) -> None:
+    async with EmbeddedBroker(tmp_path) as broker:
+        with pytest.raises(ServiceTrouble, match=r"topic \S+ is missing; make it with `ct-stream topics`"):
+            await compare(Settings(kafka_bootstrap=broker.bootstrap, postgres_ops_dsn=database.ops))
+    with pytest.raises(ServiceTrouble, match="does not answer"):
+        await compare(Settings(kafka_bootstrap="127.0.0.1:1", postgres_ops_dsn=database.ops))
+
+
+def test_every_kind_says_what_to_do() -> None:
+    assert set(MEANINGS) == set(Kind)
+    assert all(meaning.todo and meaning.sentence for meaning in MEANINGS.values())
+
+
+def test_the_digest_sees_every_part() -> None:
+    headers = [("a", b"1"), ("b", b"\xff")]
+    whole = digest_of(b"k", b"v", headers)
+    others = [
+        digest_of(b"K", b"v", headers),
+        digest_of(b"k", b"V", headers),
+        digest_of(b"k", b"v", headers[::-1]),
+        digest_of(b"k", b"v", [("a", b"1"), ("b", b"\xfe")]),
+        digest_of(b"k", b"v", [("a", b"1"), ("b", None)]),
+    ]
+    assert len({whole, *others}) == 6
+
+
+async def state(dsn: str) -> list[Any]:
+    """Return a number for the contents of each table of the schema."""
+    connection: asyncpg.Connection[Any] = await asyncpg.connect(dsn)
+    try:
+        tables = await connection.fetch(
+            "SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = 'outreach' AND c.relkind = 'r' ORDER BY c.relname"
+        )
+        return [
+            await connection.fetchval(f"SELECT sum(hashtext(t::text)) FROM outreach.{table['relname']} AS t")
+            for table in tables
+        ]
+    finally:
+        await connection.close()
