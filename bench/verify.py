@@ -79,7 +79,7 @@ async def peaks(pid: int, folder: Path) -> tuple[float, float]:
         if "VmHWM" not in text:  # a zombie has none
             return rss_mb, spill_mb
         rss_mb = int(text.partition("VmHWM:")[2].split()[0]) / 1000
-        spilt = sum(path.stat().st_size for path in folder.glob("ct-stream-verify-*/*"))
+        spilt = sum(p.stat().st_size for p in folder.glob("ct-stream-verify-*/*"))  # noqa: ASYNC240
         spill_mb = max(spill_mb, spilt / 1e6)
         await asyncio.sleep(0.1)
 

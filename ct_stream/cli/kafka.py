@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ct_stream.cli.shared import Moment, command, json_option, print_json, print_json_line, print_table, safe, settings
+from ct_stream.cli.shared import (
+    Moment,
+    Since,
+    command,
+    json_option,
+    print_json,
+    print_json_line,
+    print_table,
+    safe,
+    settings,
+)
 from ct_stream.ops import publish as publishing
 from ct_stream.ops import replay as replaying
 from ct_stream.ops.troubles import kafka_answers
+from ct_stream.ops.undecided import publish_undecided
 from ct_stream.stream.topology import SPINE_CREATED, create_topics
 
 if TYPE_CHECKING:
@@ -55,22 +67,50 @@ def _publish(main: click.Group) -> None:
         examples=[
             "ct-stream publish companies.jsonl",
             "echo 4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11 | ct-stream publish --ids -",
+            "ct-stream publish --undecided --older-than 1h --dry-run",
         ],
     )
-    @click.argument("file", type=click.File(encoding="utf-8", errors="surrogateescape"), default="-")
+    @click.argument("file", type=click.File(encoding="utf-8", errors="surrogateescape"), required=False)
     @click.option("--ids", is_flag=True, help="Each line is a bare outreach_id.")
+    @click.option("--undecided", is_flag=True, help="Not a FILE: every spine row without an outcome or a wait.")
+    @click.option("--older-than", type=Since(), help="With --undecided: spine rows of that age.  [default: 1h]")
+    @click.option("--all", "of_any_age", is_flag=True, help="With --undecided: of any age.")
+    @click.option("--limit", type=click.IntRange(1), help="With --undecided: at most so many.")
+    @click.option("--dry-run", is_flag=True, help="Count, and send nothing.")
     @json_option
-    def publish(file: Any, ids: bool, as_json: bool) -> None:
-        """Send a spine.created event for each line of FILE: a JSON object with an outreach_id.
+    def publish(
+        file: Any,
+        ids: bool,
+        undecided: bool,
+        older_than: timedelta | None,
+        of_any_age: bool,
+        limit: int | None,
+        dry_run: bool,
+        as_json: bool,
+    ) -> None:
+        """Send a spine.created event for each line of FILE (-: standard input): a JSON object with an outreach_id.
 
         All lines are checked before the first event is sent. The spine is not written: the company must be in it.
+
+        With --undecided, for upstream: an event for each company of the spine that the gate never saw: no outcome, not
+        waiting, not stuck. Needs CT_POSTGRES_OPS_DSN, and a login that may write to spine.created.
         """
-        events = publishing.read_events(file, ids=ids)
-        count = asyncio.run(publishing.publish(settings(), events))
-        if as_json:
-            print_json({"published": count, "topic": SPINE_CREATED})
+        if undecided:
+            if file is not None or ids:
+                raise click.UsageError("--undecided reads the spine; give it or a FILE")
+            if of_any_age and older_than is not None:
+                raise click.UsageError("--all and --older-than are two ways to say how old; give one")
+            age = None if of_any_age else older_than or timedelta(hours=1)
+            count = asyncio.run(publish_undecided(settings(), older_than=age, limit=limit, dry_run=dry_run))
         else:
-            click.echo(f"{count} events published to {SPINE_CREATED}")
+            if older_than is not None or of_any_age or limit is not None:
+                raise click.UsageError("--older-than, --all and --limit go with --undecided")
+            events = publishing.read_events(file or click.get_text_stream("stdin", "utf-8", "surrogateescape"), ids=ids)
+            count = len(events) if dry_run else asyncio.run(publishing.publish(settings(), events))
+        if as_json:
+            print_json({"published": 0 if dry_run else count, "would_publish": count, "topic": SPINE_CREATED})
+        else:
+            click.echo(f"{count} events {'would be published' if dry_run else 'published'} to {SPINE_CREATED}")
 
 
 def _replay(main: click.Group) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,11 @@ from ct_stream.stream.outbox import Producer
 from ct_stream.stream.topology import SPINE_CREATED, kafka_options, partition_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from ct_stream.settings import Settings
 
-_SENT_AT_ONCE = 500
+SENT_AT_ONCE = 500  #: events that wait for the broker together
 _SHOWN_PROBLEMS = 10
 
 
@@ -66,30 +67,48 @@ def read_events(lines: Iterable[str], *, ids: bool) -> list[Event]:
 
 async def publish(settings: Settings, events: Sequence[Event]) -> int:
     """Send the events, each confirmed by all in-sync replicas; return their number. Raises ServiceTrouble."""
+    async with sending(settings) as sender:
+        for begin in range(0, len(events), SENT_AT_ONCE):
+            await sender.send(events[begin : begin + SENT_AT_ONCE])
+    return sender.sent
+
+
+class Sender:
+    """Sends events and counts those that the broker has."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+        self.sent = 0
+
+    async def send(self, events: Sequence[Event]) -> None:
+        """Send some events at once. Raises ServiceTrouble with the number that Kafka took before."""
+        results = await asyncio.gather(
+            *(self._producer.send(SPINE_CREATED, event.key, event.value, ()) for event in events),
+            return_exceptions=True,
+        )
+        failed = [result for result in results if isinstance(result, BaseException)]
+        self.sent += len(events) - len(failed)
+        if failed:
+            if not isinstance(failed[0], KafkaError | TimeoutError | OSError):
+                raise failed[0]
+            raise ServiceTrouble(
+                f"Kafka took {self.sent} events, then: {failed[0] or type(failed[0]).__name__}; "
+                "send the same again: the gate decides each company once"
+            )
+
+
+@asynccontextmanager
+async def sending(settings: Settings) -> AsyncIterator[Sender]:
+    """Lend a sender to spine.created, which must exist. Raises SettingsError or ServiceTrouble."""
     settings.require("kafka_bootstrap")
     with kafka_answers(settings.kafka_bootstrap):
         await _require_topic(settings)
         producer = Producer(settings, Health())
         await producer.start()
-    sent = 0
     try:
-        for begin in range(0, len(events), _SENT_AT_ONCE):
-            some = events[begin : begin + _SENT_AT_ONCE]
-            results = await asyncio.gather(
-                *(producer.send(SPINE_CREATED, event.key, event.value, ()) for event in some), return_exceptions=True
-            )
-            failed = [result for result in results if isinstance(result, BaseException)]
-            sent += len(some) - len(failed)
-            if failed:
-                if not isinstance(failed[0], KafkaError | TimeoutError | OSError):
-                    raise failed[0]
-                raise ServiceTrouble(
-                    f"Kafka took {sent} of {len(events)} events, then: {failed[0] or type(failed[0]).__name__}; "
-                    "send the same again: the gate decides each company once"
-                )
+        yield Sender(producer)
     finally:
         await producer.stop()
-    return sent
 
 
 async def _require_topic(settings: Settings) -> None:

@@ -72,7 +72,8 @@ def test_every_command_with_a_result_gives_it_as_json_too(path: tuple[str, ...])
 
 def test_the_commands_that_are_promised_are_there() -> None:
     promised = (
-        "demo local migrate topics worker publish check show held failures distribution pass-rate replay doctor lag"
+        "demo local migrate topics worker publish check show held failures distribution pass-rate replay doctor lag "
+        "verify"
     )
     assert set(promised.split()) <= set(main.commands)
 
@@ -92,6 +93,11 @@ def test_the_commands_that_are_promised_are_there() -> None:
         pytest.param(["check", "acme.example"], "CT_SMTP_HELO is not set", id="no HELO"),
         pytest.param(["worker"], "CT_SMTP_MAIL_FROM is not set", id="no sender"),
         pytest.param(["demo", "--companies", "5"], "leaves kinds of companies out", id="few companies"),
+        pytest.param(["publish", "--limit", "5"], "go with --undecided", id="limit of a file"),
+        pytest.param(["publish", "--undecided", "-"], "give it or a FILE", id="two sources"),
+        pytest.param(["publish", "--undecided", "--all", "--older-than", "1h"], "give one", id="two ages"),
+        pytest.param(["publish", "--undecided"], "CT_KAFKA_BOOTSTRAP is not set", id="undecided without Kafka"),
+        pytest.param(["verify"], "CT_POSTGRES_OPS_DSN is not set", id="verify without a database"),
         pytest.param(["publish", "/nowhere/at/all"], "No such file", id="no file"),
     ],
 )
@@ -125,6 +131,10 @@ def test_a_wrong_line_is_64_and_named() -> None:
         pytest.param(["topics"], {"CT_KAFKA_BOOTSTRAP": "127.0.0.1:1"}, id="Kafka"),
         pytest.param(["replay"], {"CT_KAFKA_BOOTSTRAP": "127.0.0.1:1"}, id="Kafka for replay"),
         pytest.param(["lag"], {"CT_KAFKA_BOOTSTRAP": "127.0.0.1:1"}, id="Kafka for lag"),
+        pytest.param(
+            ["verify"], {"CT_POSTGRES_OPS_DSN": NOWHERE, "CT_KAFKA_BOOTSTRAP": "127.0.0.1:1"}, id="Postgres for verify"
+        ),
+        pytest.param(["publish", "--undecided", "--dry-run"], {"CT_POSTGRES_OPS_DSN": NOWHERE}, id="publish undecided"),
     ],
 )
 def test_a_service_that_is_away_is_69_in_one_line(args: list[str], settings: dict[str, str]) -> None:
@@ -157,6 +167,11 @@ def test_our_bug_is_70_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> No
     assert result.exit_code == 70
     assert "Traceback" in result.stderr
     assert "this is a bug of ct-stream: ZeroDivisionError" in result.stderr
+
+
+def test_publish_counts_without_sending() -> None:
+    result = run("publish", "--ids", "--dry-run", stdin="4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11\n")
+    assert (result.exit_code, result.stdout) == (0, "1 events would be published to spine.created\n")
 
 
 def test_a_quiet_day_has_no_pass_rate(database: DatabaseDsns) -> None:
