@@ -36,6 +36,7 @@ class Metrics:
         self.waiting = Gauge("ct_undecided", "Undecided companies in Postgres", ["state", "reason"], registry=r)
         self.unpublished = Gauge("ct_unpublished", "Outcomes recorded and not yet published", registry=r)
         self.lag = Gauge("ct_lag", "Records of spine.created not yet committed, -1: not known", registry=r)
+        self.alerts = Counter("ct_alerts_total", "Alerts: sent, failed, dropped", ["result"], registry=r)
         self.ready = Gauge("ct_ready", "1 when the worker is ready", registry=r)
 
 

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,6 +59,7 @@ class Settings:
     drain_s: float = 20.0  #: running passes get so long when a worker stops
     spine_grace_s: float = 60.0  #: an event must be so old before its absence from the spine counts
     tier2_provider: str = "none"  #: only none for now
+    alert_webhook: str | None = field(default=None, repr=False)  #: where alerts are posted; its path is a secret
     web_host: str = "127.0.0.1"
     web_port: int = 6066  #: 0: a free one
     log: str = "text"  #: text for people, json for machines
@@ -211,6 +213,18 @@ def _not_yet(_raw: str) -> str:
     raise ValueError("is not supported by this version; unset it")
 
 
+def _webhook(raw: str) -> str:
+    """Read an address that is a secret: what is wrong with it is said without it."""
+    try:
+        parts = urlsplit(raw)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of its port
+        usable = False
+    if not usable or any(c.isspace() for c in raw):
+        raise ValueError("is not an http or https address; write https://hooks.example.com/...")
+    return raw
+
+
 def _existing_file(raw: str) -> Path:
     if not Path(raw).is_file():
         raise ValueError(f"{raw!r} is not a file")
@@ -250,7 +264,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     # Names that are promised; an accepted setting that does nothing would be a lie.
     "tier2_url": _not_yet,
     "tier2_api_key": _not_yet,
-    "alert_webhook": _not_yet,
+    "alert_webhook": _webhook,
     "web_host": str,
     "web_port": _number(int, 0, 65535),
     "log": _choice("text", "json"),

@@ -33,3 +33,4 @@ class Contract:
 SPINE_CREATED = Contract("spine.created")
 CT_PASS = Contract("ct.pass")
 CT_FAIL = Contract("ct.fail")
+ALERT = Contract("alert")

@@ -593,3 +593,9 @@ LIMIT $2;
 SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = ANY ($1::uuid[])
 UNION
 SELECT p.outreach_id FROM outreach.ct_passes AS p WHERE p.outreach_id = ANY ($1::uuid[]);
+
+-- name: take_alerts
+-- See ct_take_alerts; an alert of more than $3 ago is no news any more.
+SELECT a.alert_id, a.at, a.event, a.rail, a.outreach_id, a.state, a.reason,
+    a.at < clock_timestamp() - $3::interval AS is_stale
+FROM outreach.ct_take_alerts($1, $2) AS a ORDER BY a.alert_id;

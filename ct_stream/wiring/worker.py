@@ -37,6 +37,7 @@ from ct_stream.stream.outbox import Outbox, Producer
 from ct_stream.stream.position import committed_offsets, lag, next_record
 from ct_stream.stream.topology import SPINE_CREATED, TopologyError, check_topics
 from ct_stream.stream.waits import Scheduler
+from ct_stream.wiring.alerts import Alerts, alerting
 from ct_stream.wiring.health import health_server
 from ct_stream.wiring.probing import Probing, make_probing
 from ct_stream.wiring.world import GateParts, WorkerGate
@@ -135,6 +136,7 @@ class Worker:
         self.owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
         self.metrics = Metrics()
         self.health = Health()
+        self.alerts = Alerts(settings.alert_webhook, self.owner, self.version, self.metrics)
         self.database = Database(settings.postgres_dsn or "", application_name="ct-stream worker")
         self.producer = Producer(settings, self.health)
         self._group_is_new = False
@@ -159,6 +161,7 @@ class Worker:
                     "set CT_WEB_PORT to a free port, or 0 for any"
                 ) from error
             log.info("Health and metrics on http://%s:%d", settings.web_host, port, extra={"action": "serving"})
+            await stack.enter_async_context(alerting(self.alerts))
             stack.push_async_callback(self.database.close)
             if not await self._until_up("postgres", self.database.open):
                 return self.stop.exit_code
@@ -278,6 +281,7 @@ class Worker:
             asyncio.create_task(self._gauges(agent, scheduler, passes, ledger, guardrails), name="gauges"),
             asyncio.create_task(self._watch_controls(controls), name="controls"),
             asyncio.create_task(self._watch_lag(), name="lag"),
+            asyncio.create_task(self.alerts.relay(database), name="alerts:relay"),
         ]
         for task in background:
             task.add_done_callback(self._background_ended)
@@ -339,6 +343,7 @@ class Worker:
             await app.start()
         except Exception as error:
             log.exception("Faust did not start: %s", error)
+            self.alerts.worker_stops(f"Faust did not start: {error}")
             self.stop.stop(EXIT_BUG)
             return
         self.health.set("start", None)
@@ -346,7 +351,9 @@ class Worker:
         while not self.stop.asked.is_set():
             if app.crashed:
                 log.critical("Faust crashed: %r", app.crash_reason)
+                self.alerts.worker_stops(f"Faust crashed: {app.crash_reason!r}")
                 self.stop.stop(EXIT_BUG)
+                return
             await asyncio.sleep(0.5)
 
     async def _stop_faust(self, app: GateApp, starting: asyncio.Task[None]) -> None:
@@ -433,6 +440,8 @@ class Worker:
 
     def _fatal(self, why: str) -> None:
         log.critical("Stopping: %s", why, extra={"action": "fatal"})
+        if not self.stop.asked.is_set():
+            self.alerts.worker_stops(why)
         self.stop.stop(EXIT_BUG)
 
     def _background_ended(self, task: asyncio.Task[None]) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from ct_stream.gate.contracts import CT_FAIL, CT_PASS, SPINE_CREATED, Contract
+from ct_stream.gate.contracts import ALERT, CT_FAIL, CT_PASS, SPINE_CREATED, Contract
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.output_stage import Origin, Outcome, output_stage
 from ct_stream.gate.questions import Attempt, MailboxAnswer, MxAnswer, MxStatus, SpineAnswer
@@ -25,7 +25,7 @@ _ROOT = Path(__file__).parents[2]
 _PUBLISHED = _ROOT / "schemas"
 _PACKAGED = _ROOT / "ct_stream" / "gate" / "schemas"
 _ID = UUID("3f0c6f0e-6f5e-4f6e-9a53-1f3c2f0f9a10")
-_CONTRACTS = pytest.mark.parametrize("contract", [SPINE_CREATED, CT_PASS, CT_FAIL], ids=lambda c: c.name)
+_CONTRACTS = pytest.mark.parametrize("contract", [SPINE_CREATED, CT_PASS, CT_FAIL, ALERT], ids=lambda c: c.name)
 _SPINE = Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example"))
 
 

@@ -19,13 +19,16 @@ GRANT UPDATE (tries, next_try_at) ON outreach.ct_guardrails TO ct_gate;
 GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_target_errors, outreach.ct_passes,
     outreach.ct_usage, outreach.ct_rates, outreach.ct_domains, outreach.ct_refusals, outreach.ct_controls,
     outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held, outreach.ct_migrations,
-    outreach.ct_memory TO ct_ops;
+    outreach.ct_memory, outreach.ct_alerts TO ct_ops;
 
 REVOKE ALL ON FUNCTION outreach.ct_forget_passes(uuid[]), outreach.ct_tidy(),
     outreach.ct_set_guardrail(text, text, text, timestamptz), outreach.ct_end_trial(),
-    outreach.resume_guardrail(text, text) FROM PUBLIC;
+    outreach.resume_guardrail(text, text), outreach.ct_take_alerts(text, integer),
+    outreach.ct_alert(text, text, uuid, text, text), outreach.ct_alert_guardrail(), outreach.ct_alert_control(),
+    outreach.ct_alert_stuck() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION outreach.ct_forget_passes(uuid[]), outreach.ct_tidy(),
-    outreach.ct_set_guardrail(text, text, text, timestamptz), outreach.ct_end_trial() TO ct_gate;
+    outreach.ct_set_guardrail(text, text, text, timestamptz), outreach.ct_end_trial(),
+    outreach.ct_take_alerts(text, integer) TO ct_gate;
 GRANT EXECUTE ON FUNCTION outreach.resume_guardrail(text, text) TO ct_ops;
 
 -- The spine, by column: never sovereign_id (law 4).

@@ -1,0 +1,251 @@
+"""How do people hear of what needs them? One JSON object by HTTP POST for each change, by one worker, and never a wait.
+
+What happens to guardrails, controls and companies is written to `outreach.ct_alerts` by the change's own transaction
+(migration 0008); some worker takes each row, so that nobody hears twice. The end of a worker is its own to tell. The
+log has every line too: a receiver that is away costs an alert, never an outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import asyncpg
+import orjson
+from yarl import URL
+
+from ct_stream.gate.output_stage import rfc3339
+from ct_stream.store.outage import AGAIN, OUTAGE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from uuid import UUID
+
+    from ct_stream.metrics import Metrics
+    from ct_stream.store.database import Database
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 5.0  #: for one try, from the name to the status
+TRIES = 3
+_RETRY_S = (1.0, 2.0)
+QUEUE = 100  #: alerts that wait for the receiver; the oldest is dropped first
+DRAIN_S = 2.0
+_LOOK_EVERY_S = 1.0
+_TAKEN_AT_ONCE = 20
+_STALE = timedelta(minutes=15)  #: what nobody could take for so long is no news
+_MOST_REASON = 500
+_SCHEMA_VERSION = 1
+
+_SEVERITIES = {
+    "halted": "critical",
+    "closed": "warning",
+    "trial": "info",
+    "open": "info",
+    "failing": "critical",
+    "working": "info",
+    "stuck": "warning",
+    "stopping": "critical",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """One change that people should hear of."""
+
+    event: str  #: guardrail, control, stuck or worker
+    state: str
+    reason: str
+    at: datetime  #: in UTC
+    rail: str | None = None  #: tool:TOOL-005, provider:bigmail.example, spine, control:dns, control:smtp
+    outreach_id: UUID | None = None
+
+    @property
+    def severity(self) -> str:
+        """Return info, warning or critical."""
+        return _SEVERITIES.get(self.state, "warning")
+
+    @property
+    def text(self) -> str:
+        """Return the alert as one sentence."""
+        match self.event:
+            case "guardrail":
+                what = f"guardrail {self.rail} is {'on trial' if self.state == 'trial' else self.state}"
+            case "control":
+                way = "our resolvers" if self.rail == "control:dns" else "our way out to port 25"
+                what = f"{way}: {'a control fails, companies wait' if self.state == 'failing' else 'working again'}"
+            case "stuck":
+                what = f"company {self.outreach_id} is stuck, our bug"
+            case _:
+                what = f"a worker is {self.state}"
+        return f"ct-stream: {what}: {clean(self.reason)}"
+
+    def body(self, worker: str, version: str) -> bytes:
+        """Return the JSON object that is sent (schemas/alert.v1.json)."""
+        return orjson.dumps(
+            {
+                "schema_version": _SCHEMA_VERSION,
+                "text": self.text,
+                "severity": self.severity,
+                "event": self.event,
+                "rail": self.rail,
+                "outreach_id": None if self.outreach_id is None else str(self.outreach_id),
+                "state": self.state,
+                "reason": clean(self.reason),
+                "at": rfc3339(self.at),
+                "worker": worker,
+                "version": version,
+            }
+        )
+
+
+def clean(text: str) -> str:
+    """Return a stranger's text as one line that calls, links and addresses nobody, whoever shows it."""
+    plain = "".join(character if character.isprintable() else " " for character in text)
+    plain = plain.translate({ord("<"): "(", ord(">"): ")", ord("@"): "(at)"})
+    return " ".join(plain.split())[:_MOST_REASON]
+
+
+class Alerts:
+    """Sends alerts one after the other, from a bounded queue, apart from everything else."""
+
+    def __init__(self, url: str | None, worker: str, version: str, metrics: Metrics) -> None:
+        self._url = None if url is None else URL(url)
+        self._worker = worker
+        self._version = version
+        self._metrics = metrics
+        self._queue: deque[Alert] = deque()
+        self._arrived = asyncio.Event()
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    def put(self, alert: Alert) -> None:
+        """Have an alert sent; returns at once."""
+        if self._url is None:
+            return
+        self._queue.append(alert)
+        if len(self._queue) > QUEUE:
+            self._queue.popleft()
+            self._metrics.alerts.labels(result="dropped").inc()
+        self._is_idle.clear()
+        self._arrived.set()
+
+    def worker_stops(self, why: str) -> None:
+        """Tell that this worker ends because of a bug."""
+        self.put(Alert(event="worker", state="stopping", reason=why, at=datetime.now(UTC)))
+
+    async def relay(self, database: Database) -> None:
+        """Take what the database has for people, until cancelled. What is in the way costs time, never the worker."""
+        if self._url is None:
+            return
+        said = None
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            room = min(_TAKEN_AT_ONCE, QUEUE - len(self._queue))
+            if not database.is_up or room <= 0:
+                continue
+            try:
+                rows = await database.fetch("take_alerts", self._worker, room, _STALE)
+            except (*AGAIN, *OUTAGE, asyncpg.PostgresError) as error:
+                sentence = f"Alerts cannot be read: {error or type(error).__name__}"
+                if sentence != said:
+                    log.warning("%s", sentence, extra={"action": "alerts_unread"})
+                said = sentence
+                continue
+            said = None
+            for row in rows:
+                self._take(row)
+
+    def _take(self, row: Any) -> None:
+        if row["is_stale"]:
+            self._metrics.alerts.labels(result="dropped").inc()
+            return
+        alert = Alert(
+            event=row["event"],
+            state=row["state"],
+            reason=row["reason"],
+            at=row["at"].astimezone(UTC),
+            rail=row["rail"],
+            outreach_id=row["outreach_id"],
+        )
+        self.put(alert)
+
+    # ---------------------------------------------------------------- sending
+
+    async def send_all(self) -> None:
+        """Send what is in the queue and what comes, until cancelled."""
+        if self._url is None:
+            return
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        async with aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session:
+            while True:
+                self._arrived.clear()
+                while self._queue:
+                    await self._deliver(session, self._queue.popleft())
+                self._is_idle.set()
+                await self._arrived.wait()
+
+    async def wait_idle(self) -> None:
+        """Come back when nothing is left to send."""
+        await self._is_idle.wait()
+
+    async def _deliver(self, session: aiohttp.ClientSession, alert: Alert) -> None:
+        body = alert.body(self._worker, self._version)
+        trouble = ""
+        for retry_s in (*_RETRY_S, None):
+            trouble, may_retry = await self._post(session, body)
+            if not trouble:
+                self._metrics.alerts.labels(result="sent").inc()
+                return
+            if not may_retry or retry_s is None:
+                break
+            await asyncio.sleep(retry_s)
+        self._metrics.alerts.labels(result="failed").inc()
+        log.warning("Alert not delivered: %s: %s", self._place(), trouble, extra={"action": "alert_failed"})
+
+    async def _post(self, session: aiohttp.ClientSession, body: bytes) -> tuple[str, bool]:
+        """Post once; return what went wrong, empty if nothing did, and whether another try may help.
+
+        What the client library says may hold the URL, so none of it is repeated.
+        """
+        assert self._url is not None
+        headers = {"Content-Type": "application/json"}
+        try:
+            async with session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
+                status = response.status
+        except TimeoutError:
+            return f"no answer within {TIMEOUT_S:g} s", True
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return type(error).__name__, True
+        if 200 <= status < 300:
+            return "", False
+        if 300 <= status < 400:
+            return f"answers {status}; redirects are not followed, name the last address", False
+        return f"answers {status}", status >= 500 or status in (408, 429)
+
+    def _place(self) -> str:
+        """Return whom we alert, without the path, which is a secret."""
+        assert self._url is not None
+        return f"{self._url.scheme}://{self._url.host}:{self._url.port}"
+
+
+@asynccontextmanager
+async def alerting(alerts: Alerts) -> AsyncIterator[None]:
+    """Send alerts for the length of a block, and what is left at its end for at most DRAIN_S."""
+    sending = asyncio.create_task(alerts.send_all(), name="alerts")
+    try:
+        yield
+    finally:
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await alerts.wait_idle()
+        except TimeoutError:
+            log.warning("The receiver of alerts did not take the last ones in time", extra={"action": "alert_failed"})
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)

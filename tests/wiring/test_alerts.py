@@ -1,0 +1,340 @@
+"""People hear once of what needs them, and a receiver in trouble costs nothing but its alert."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import asyncpg
+import orjson
+import pytest
+from aiohttp import web
+
+from ct_stream.gate.contracts import ALERT
+from ct_stream.gate.output_stage import Origin
+from ct_stream.gate.questions import ControlKind
+from ct_stream.metrics import Metrics
+from ct_stream.settings import SettingsError, load_settings
+from ct_stream.store.controls import ControlLedger
+from ct_stream.store.database import Database
+from ct_stream.store.guardrails import SMTP_RAIL, Guardrails
+from ct_stream.store.passes import Passes
+from ct_stream.wiring import alerts as alerting_module
+from ct_stream.wiring.alerts import QUEUE, TRIES, Alert, Alerts, alerting, clean
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from tests.conftest import DatabaseDsns
+
+SECRET = "/services/T0/B0/very-secret"
+HALTED = Alert(
+    event="guardrail",
+    rail=SMTP_RAIL,
+    state="halted",
+    reason="5 providers refuse us",
+    at=datetime(2026, 1, 7, tzinfo=UTC),
+)
+
+
+class Receiver:
+    """A real HTTP server on loopback, which answers as it is told."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.arrived = asyncio.Condition()
+        self.answer: Callable[[], Awaitable[web.Response]] = self.take
+        self.url = ""
+
+    async def take(self) -> web.Response:
+        return web.Response(status=204)
+
+    async def handle(self, request: web.Request) -> web.Response:
+        assert request.path == SECRET
+        async with self.arrived:
+            self.bodies.append(orjson.loads(await request.read()))
+            self.arrived.notify_all()
+        return await self.answer()
+
+    async def wait_for(self, number: int, within_s: float = 20.0) -> None:
+        async with asyncio.timeout(within_s), self.arrived:
+            await self.arrived.wait_for(lambda: len(self.bodies) >= number)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    made = Receiver()
+    app = web.Application()
+    app.router.add_route("*", "/{anything:.*}", made.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}{SECRET}"
+    yield made
+    await runner.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alerting_module, "_RETRY_S", (0.01, 0.01))
+    monkeypatch.setattr(alerting_module, "_LOOK_EVERY_S", 0.05)
+
+
+def make(url: str | None) -> tuple[Alerts, Metrics]:
+    metrics = Metrics()
+    return Alerts(url, "host/1/a", "0.1.0", metrics), metrics
+
+
+def counted(metrics: Metrics, result: str) -> float:
+    return metrics.registry.get_sample_value("ct_alerts_total", {"result": result}) or 0.0
+
+
+async def test_an_alert_is_one_post_of_the_documented_shape(receiver: Receiver) -> None:
+    alerts, metrics = make(receiver.url)
+    stuck = Alert(event="stuck", outreach_id=uuid4(), state="stuck", reason="KeyError: 'x'", at=datetime.now(UTC))
+    async with alerting(alerts):
+        alerts.put(HALTED)
+        alerts.put(stuck)
+        alerts.worker_stops("20 companies became stuck within an hour")
+        for kind in ("dns", "smtp"):
+            alerts.put(replace(HALTED, event="control", rail=f"control:{kind}", state="failing"))
+        await receiver.wait_for(5)
+    assert [ALERT.problem(body) for body in receiver.bodies] == [None] * 5
+    assert receiver.bodies[0] == {
+        "schema_version": 1,
+        "text": "ct-stream: guardrail tool:TOOL-005 is halted: 5 providers refuse us",
+        "severity": "critical",
+        "event": "guardrail",
+        "rail": "tool:TOOL-005",
+        "outreach_id": None,
+        "state": "halted",
+        "reason": "5 providers refuse us",
+        "at": "2026-01-07T00:00:00.000Z",
+        "worker": "host/1/a",
+        "version": "0.1.0",
+    }
+    assert [body["event"] for body in receiver.bodies] == ["guardrail", "stuck", "worker", "control", "control"]
+    assert counted(metrics, "sent") == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "tries"), [(500, TRIES), (503, TRIES), (429, TRIES), (404, 1), (302, 1)], ids=lambda value: str(value)
+)
+async def test_an_answer_that_is_no_yes_is_tried_a_few_times_or_not_again(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture, status: int, tries: int
+) -> None:
+    async def refuse() -> web.Response:
+        return web.Response(status=status, headers={"Location": receiver.url})
+
+    receiver.answer = refuse
+    alerts, metrics = make(receiver.url)
+    async with alerting(alerts):
+        alerts.put(HALTED)
+        await alerts.wait_idle()
+    assert len(receiver.bodies) == tries
+    assert counted(metrics, "failed") == 1
+    assert f"answers {status}" in caplog.text
+    assert "very-secret" not in caplog.text
+
+
+async def test_a_receiver_that_recovers_gets_the_alert(receiver: Receiver) -> None:
+    async def fail_once() -> web.Response:
+        receiver.answer = receiver.take
+        return web.Response(status=500)
+
+    receiver.answer = fail_once
+    alerts, metrics = make(receiver.url)
+    async with alerting(alerts):
+        alerts.put(HALTED)
+        await alerts.wait_idle()
+    assert receiver.bodies[0] == receiver.bodies[1]
+    assert counted(metrics, "sent") == 1
+
+
+async def test_a_receiver_that_is_away_is_named_without_its_secret(caplog: pytest.LogCaptureFixture) -> None:
+    alerts, metrics = make(f"http://user:pass-word@127.0.0.1:1{SECRET}")
+    with caplog.at_level(logging.DEBUG):
+        async with alerting(alerts):
+            alerts.put(HALTED)
+            await alerts.wait_idle()
+    assert counted(metrics, "failed") == 1
+    assert "http://127.0.0.1:1: ClientConnectorError" in caplog.text
+    assert "very-secret" not in caplog.text
+    assert "pass-word" not in caplog.text
+
+
+async def test_a_hanging_receiver_holds_nobody_and_drops_the_oldest(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = asyncio.Event()
+
+    async def hang() -> web.Response:
+        await never.wait()
+        return web.Response()
+
+    receiver.answer = hang
+    monkeypatch.setattr(alerting_module, "DRAIN_S", 0.2)
+    alerts, metrics = make(receiver.url)
+    async with alerting(alerts):
+        alerts.put(HALTED)
+        await receiver.wait_for(1)
+        begun = time.monotonic()
+        for number in range(QUEUE + 7):
+            alerts.put(replace(HALTED, reason=str(number)))
+        assert time.monotonic() - begun < 1.0
+        assert counted(metrics, "dropped") == 7
+        ended = time.monotonic()
+    assert time.monotonic() - ended < 2.0, "the end waits for the receiver"
+    never.set()
+
+
+async def test_each_try_has_a_deadline(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    never = asyncio.Event()
+
+    async def hang() -> web.Response:
+        await never.wait()
+        return web.Response()
+
+    receiver.answer = hang
+    monkeypatch.setattr(alerting_module, "TIMEOUT_S", 0.2)
+    alerts, metrics = make(receiver.url)
+    async with alerting(alerts):
+        alerts.put(HALTED)
+        await alerts.wait_idle()
+        assert len(receiver.bodies) == TRIES
+        assert counted(metrics, "failed") == 1
+    assert "no answer within 0.2 s" in caplog.text
+    never.set()
+
+
+async def test_what_is_queued_at_the_end_is_still_sent(receiver: Receiver) -> None:
+    alerts, _ = make(receiver.url)
+    async with alerting(alerts):
+        alerts.worker_stops("a bug")
+    assert [body["event"] for body in receiver.bodies] == ["worker"]
+
+
+async def test_without_a_webhook_nothing_is_kept() -> None:
+    alerts, metrics = make(None)
+    async with alerting(alerts):
+        for _ in range(2 * QUEUE):
+            alerts.put(HALTED)
+    assert [counted(metrics, result) for result in ("sent", "failed", "dropped")] == [0, 0, 0]
+
+
+def test_a_strangers_text_addresses_nobody() -> None:
+    said = "550 <!channel> see <https://evil.example|this>\r\n\x1b[31m jo@acme.example " + "x" * 2000
+    assert clean(said).startswith("550 (!channel) see (https://evil.example|this) [31m jo(at)acme.example xxx")
+    assert len(clean(said)) == 500
+
+
+@pytest.mark.parametrize("url", ["ftp://hooks.example.com/s3cret", "hooks.example.com/s3cret", "https:///s3cret"])
+def test_a_wrong_address_is_refused_without_saying_it(url: str) -> None:
+    with pytest.raises(SettingsError, match="CT_ALERT_WEBHOOK is not an http or https address") as caught:
+        load_settings({"CT_ALERT_WEBHOOK": url})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_address_is_not_in_the_settings_repr() -> None:
+    settings = load_settings({"CT_ALERT_WEBHOOK": f"https://hooks.example.com{SECRET}"})
+    assert settings.alert_webhook == f"https://hooks.example.com{SECRET}"
+    assert "very-secret" not in repr(settings)
+
+
+# ---------------------------------------------------------------- from the database
+
+
+@asynccontextmanager
+async def two_workers(dsns: DatabaseDsns, url: str) -> AsyncIterator[tuple[Database, Database]]:
+    """Run the alerts of two workers on one database."""
+    databases = (Database(dsns.gate), Database(dsns.gate))
+    for database in databases:
+        await database.open()
+    both = [Alerts(url, f"worker/{number}", "0.1.0", Metrics()) for number in range(2)]
+    relays = [asyncio.create_task(a.relay(database)) for a, database in zip(both, databases, strict=True)]
+    try:
+        async with alerting(both[0]), alerting(both[1]):
+            yield databases
+    finally:
+        for relay in relays:
+            relay.cancel()
+        await asyncio.gather(*relays, return_exceptions=True)
+        for database in databases:
+            await database.close()
+
+
+async def test_each_change_is_told_by_one_worker_whoever_makes_it(database: DatabaseDsns, receiver: Receiver) -> None:
+    async with two_workers(database, receiver.url) as (one, two):
+        rails = [Guardrails(db, 60.0) for db in (one, two)]
+        for rail in rails:  # both see the same evidence
+            await rail.set_state("provider:bigmail.example", "closed", "3 companies refused", 600.0)
+            await rail.set_state(SMTP_RAIL, "halted", "5 providers refuse us", None)
+        ops: asyncpg.Connection[Any] = await asyncpg.connect(database.ops)
+        try:
+            await ops.execute("SELECT outreach.resume_guardrail('tool:TOOL-005', 'delisted')")
+        finally:
+            await ops.close()
+        await rails[1].set_state("provider:bigmail.example", "open", "talks normally again", None)
+        controls = ControlLedger(one, 1.0)
+        begun_at = datetime.now(UTC)
+        for _ in range(3):
+            await controls.failed(ControlKind.SMTP, "connection refused")
+        await controls.succeeded(ControlKind.SMTP, datetime.now(UTC), "gmail.com greeted")
+        await controls.succeeded(ControlKind.DNS, begun_at, "a first proof is no recovery")
+        passes = Passes(two, "worker/1", "1")
+        origin = Origin(outreach_id=uuid4(), topic="spine.created", partition=0, offset=1)
+        for _ in range(4):
+            await passes.count_exception(origin, None, "KeyError: 'x'", "Traceback")
+        await receiver.wait_for(7)
+        # Paused for a minute, and over: nothing that a person must hear of.
+        await rails[0].set_state("provider:other.example", "paused", "too fast", 60.0)
+        await rails[0].set_state("provider:other.example", "open", "talks normally again", None)
+        await rails[0].set_state("spine", "halted", "the last one", None)
+        await receiver.wait_for(8)
+    told = sorted((body["rail"] or body["event"], body["state"]) for body in receiver.bodies)
+    assert told == sorted(
+        [
+            ("provider:bigmail.example", "closed"),
+            ("tool:TOOL-005", "halted"),
+            ("tool:TOOL-005", "trial"),
+            ("provider:bigmail.example", "open"),
+            ("control:smtp", "failing"),
+            ("control:smtp", "working"),
+            ("stuck", "stuck"),
+            ("spine", "halted"),
+        ]
+    )
+    assert [ALERT.problem(body) for body in receiver.bodies] == [None] * 8
+
+
+async def test_old_news_is_dropped_and_counted(database: DatabaseDsns, receiver: Receiver) -> None:
+    opened = Database(database.gate)
+    await opened.open()
+    admin: asyncpg.Connection[Any] = await asyncpg.connect(database.admin)
+    try:
+        insert = (
+            "INSERT INTO outreach.ct_alerts (at, event, rail, state, reason) VALUES ($1, 'guardrail', $2, 'halted', '')"
+        )
+        await admin.execute(insert, datetime(2026, 1, 7, tzinfo=UTC), "tool:TOOL-004")
+        await admin.execute(insert, datetime.now(UTC), "spine")
+    finally:
+        await admin.close()
+    alerts, metrics = make(receiver.url)
+    relay = asyncio.create_task(alerts.relay(opened))
+    try:
+        async with alerting(alerts):
+            await receiver.wait_for(1)
+    finally:
+        relay.cancel()
+        await asyncio.gather(relay, return_exceptions=True)
+        await opened.close()
+    assert [body["rail"] for body in receiver.bodies] == ["spine"]
+    assert counted(metrics, "dropped") == 1
