@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import asyncpg
-import orjson
 import pytest
 from aiohttp import web
 
@@ -27,13 +26,13 @@ from ct_stream.store.guardrails import SMTP_RAIL, Guardrails
 from ct_stream.store.passes import Passes
 from ct_stream.wiring import alerts as alerting_module
 from ct_stream.wiring.alerts import QUEUE, TRIES, Alert, Alerts, alerting, clean
+from tests.wiring.receiver import SECRET, Receiver, receiving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
     from tests.conftest import DatabaseDsns
 
-SECRET = "/services/T0/B0/very-secret"
 HALTED = Alert(
     event="guardrail",
     rail=SMTP_RAIL,
@@ -43,41 +42,10 @@ HALTED = Alert(
 )
 
 
-class Receiver:
-    """A real HTTP server on loopback, which answers as it is told."""
-
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.arrived = asyncio.Condition()
-        self.answer: Callable[[], Awaitable[web.Response]] = self.take
-        self.url = ""
-
-    async def take(self) -> web.Response:
-        return web.Response(status=204)
-
-    async def handle(self, request: web.Request) -> web.Response:
-        assert request.path == SECRET
-        async with self.arrived:
-            self.bodies.append(orjson.loads(await request.read()))
-            self.arrived.notify_all()
-        return await self.answer()
-
-    async def wait_for(self, number: int, within_s: float = 20.0) -> None:
-        async with asyncio.timeout(within_s), self.arrived:
-            await self.arrived.wait_for(lambda: len(self.bodies) >= number)
-
-
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    made = Receiver()
-    app = web.Application()
-    app.router.add_route("*", "/{anything:.*}", made.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}{SECRET}"
-    yield made
-    await runner.cleanup()
+    async with receiving() as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
