@@ -19,7 +19,7 @@ from ct_stream.ops.verify.judge import TOPICS
 from ct_stream.ops.verify.spill import digest_of
 from ct_stream.stream.outbox import supports_idempotence
 from ct_stream.stream.position import committed_offsets
-from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED, kafka_options
+from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED, kafka_options, partition_counts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -44,7 +44,7 @@ class Topics:
         self.is_kafka = is_kafka  #: its end offsets and configurations can be trusted
         self.committed: dict[int, int] = {}
         self.begins: dict[TopicPartition, int] = {}
-        self.ends: dict[TopicPartition, int] = {}  #: empty where they cannot be trusted
+        self.ends: dict[TopicPartition, int] = {}  #: where they cannot be trusted, more may come after them
         self.first_read: dict[tuple[str, int], int] = {}
         self.rejected_from_ms: int | None = None  #: the time of the oldest rejected record
         self.odd: dict[str, list[tuple[int, int]]] = {}  #: records of no company, by topic: the first few places
@@ -56,21 +56,28 @@ class Topics:
     async def mark(self) -> None:
         """Note where the group stands, then where the topics end: what is committed is in what will be read."""
         self.committed = await committed_offsets(self._settings)
-        existing = await self._consumer.topics()
+        counts = await self._counts()
         for topic in _ORDER:
-            if topic not in existing:
+            if topic not in counts:
                 raise ServiceTrouble(f"topic {topic} is missing; make it with `ct-stream topics`")
-            numbers = sorted(self._consumer.partitions_for_topic(topic) or ())
-            self._partitions[topic] = [TopicPartition(topic, number) for number in numbers]
+            self._partitions[topic] = [TopicPartition(topic, number) for number in range(counts[topic])]
         for tps in self._partitions.values():
             self.begins |= await self._consumer.beginning_offsets(tps)
         await self.mark_again()
 
     async def mark_again(self) -> None:
         """Move the ends to where they are now."""
-        if self.is_kafka:
-            for tps in self._partitions.values():
-                self.ends |= await self._consumer.end_offsets(tps)
+        for tps in self._partitions.values():
+            self.ends |= await self._consumer.end_offsets(tps)
+
+    async def _counts(self) -> dict[str, int]:
+        """Return the partitions of each topic: a consumer that subscribes to nothing may know no topic."""
+        admin = AIOKafkaAdminClient(**kafka_options(self._settings), client_id="ct-stream-verify")
+        await admin.start()
+        try:
+            return await partition_counts(admin, _ORDER)
+        finally:
+            await admin.close()
 
     async def kept_s(self) -> dict[str, float | None]:
         """Return for how long ct.pass and ct.fail keep a company's last record: None: for ever, as we make them."""
@@ -123,11 +130,12 @@ class Topics:
             now = time.monotonic()
             if count:
                 heard_at = now
+            before_end = {tp for tp in open_tps if await consumer.position(tp) < self.ends[tp]}
+            if before_end and now - heard_at > _STALL_S:
+                raise ServiceTrouble(f"Kafka gave no record of {topic} for {_STALL_S:g} s before the topic's end")
             if self.is_kafka:
-                open_tps = {tp for tp in open_tps if await consumer.position(tp) < self.ends[tp]}
-                if open_tps and now - heard_at > _STALL_S:
-                    raise ServiceTrouble(f"Kafka gave no record of {topic} for {_STALL_S:g} s before the topic's end")
-            elif now - heard_at > _IDLE_S:
+                open_tps = before_end
+            elif not before_end and now - heard_at > _IDLE_S:
                 return
 
     def _position(self, tp: TopicPartition) -> int:
@@ -187,6 +195,7 @@ async def opened(settings: Settings) -> AsyncIterator[Topics]:
         client_id="ct-stream-verify",
         group_id=None,
         enable_auto_commit=False,
+        isolation_level="read_committed",  # as the worker's: what upstream took back was never there
         max_partition_fetch_bytes=_PARTITION_BYTES,  # a greater record still comes, alone
         fetch_max_bytes=16 * _PARTITION_BYTES,
     )
