@@ -35,9 +35,9 @@ def test_every_setting_that_is_named_exists(name: str) -> None:
 
 @_each_service
 def test_no_secret_stands_in_an_environment(service: dict[str, Any]) -> None:
-    """DSNs and passwords come from files: an environment is shown by `docker inspect`."""
+    """DSNs, passwords and a webhook's address come from files: an environment is shown by `docker inspect`."""
     for name in service.get("environment", {}):
-        assert not re.search(r"(DSN|PASSWORD|API_KEY)$", name)
+        assert not re.search(r"(DSN|PASSWORD|API_KEY|WEBHOOK)$", name)
 
 
 @_each_service
