@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -64,8 +65,17 @@ def add_to(main: click.Group) -> None:
         from ct_stream.ops.verify import verify as compare
 
         limits = Limits(older_than=older_than, waiting_than=waiting_than, grace=grace, examples=examples)
+        chosen = settings()
+
+        async def run() -> Report:
+            task = asyncio.current_task()
+            assert task is not None
+            # As at Ctrl-C: the temporary folder must go.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+            return await compare(chosen, limits, on_progress)
+
         with _progress() as on_progress:
-            report = asyncio.run(compare(settings(), limits, on_progress))
+            report = asyncio.run(run())
         if as_json:
             print_json(report.told())
         else:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 import tempfile
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -21,7 +24,7 @@ from ct_stream.ops.verify.spill import digest_of
 from ct_stream.settings import Settings
 from ct_stream.stream.position import committed_offsets
 from ct_stream.stream.topology import create_topics
-from tests.ops.planted import Place, many, plant_violations, well
+from tests.ops.planted import Place, many, plant_violations, undecided, well
 from tests.ops.rows import execute
 
 if TYPE_CHECKING:
@@ -129,6 +132,34 @@ async def test_a_missing_topic_and_a_dead_database_are_one_line(tmp_path: Path, 
             await compare(Settings(kafka_bootstrap=broker.bootstrap, postgres_ops_dsn=database.ops))
     with pytest.raises(ServiceTrouble, match="does not answer"):
         await compare(Settings(kafka_bootstrap="127.0.0.1:1", postgres_ops_dsn=database.ops))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+async def test_an_interrupted_comparison_leaves_nothing_behind(
+    tmp_path: Path, database: DatabaseDsns, how: signal.Signals
+) -> None:
+    async with a_place(tmp_path, database) as (place, settings):
+        await place.plant([undecided(has_event=False)])
+        spill = tmp_path / "spill"
+        spill.mkdir()
+        env = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("CT_")},
+            "CT_KAFKA_BOOTSTRAP": settings.kafka_bootstrap or "",
+            "CT_POSTGRES_OPS_DSN": database.ops,
+            "TMPDIR": str(spill),
+        }
+        program = "import sys; from ct_stream.cli import main; main(sys.argv[1:])"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program, "verify", "--grace", "1h"), env=env
+        )
+        async with asyncio.timeout(30):
+            while True:
+                if list(spill.iterdir()):
+                    break
+                await asyncio.sleep(0.05)
+        process.send_signal(how)
+        assert await process.wait() == 130
+        assert list(spill.iterdir()) == []
 
 
 def test_every_kind_says_what_to_do() -> None:
