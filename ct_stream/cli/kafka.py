@@ -108,7 +108,7 @@ def _publish(main: click.Group) -> None:
             events = publishing.read_events(file or click.get_text_stream("stdin", "utf-8", "surrogateescape"), ids=ids)
             count = len(events) if dry_run else asyncio.run(publishing.publish(settings(), events))
         if as_json:
-            print_json({"published": 0 if dry_run else count, "would_publish": count, "topic": SPINE_CREATED})
+            print_json({"would_publish" if dry_run else "published": count, "topic": SPINE_CREATED})
         else:
             click.echo(f"{count} events {'would be published' if dry_run else 'published'} to {SPINE_CREATED}")
 

@@ -102,7 +102,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield from _kind_lines("BROKEN", kind, found)
     for kind, found in report.notes.items():
         yield from _kind_lines("note", kind, found)
-    for what in report.not_supported:
+    for what in report.not_told:
         yield f"not told: {what}"
     compared = ", ".join(f"{count} {'of ' if '.' in what else ''}{what}" for what, count in report.checked.items())
     yield f"compared in {report.seconds:.1f} s: {compared}"

@@ -145,9 +145,12 @@ def _records(row: Recorded, records: Sequence[Published]) -> Iterator[Example]:
         copies = [record for record in records if record.topic == topic]
         if not copies:
             continue
-        odd = next((record for record in copies if record.digest != copies[0].digest), None)
+        right = next((record for record in copies if record.digest == row.digest), None)
+        odd = next((record for record in copies if record.digest != (right or copies[0]).digest), None)
         if odd is not None:
-            yield _on(row, Kind.COPIES_DIFFER, odd, f"other bytes or headers than {_place(copies[0])}")
+            whose = ", which is the ledger's" if right else ""
+            said = f"other bytes or headers than {_place(right or copies[0])}{whose}"
+            yield _on(row, Kind.COPIES_DIFFER, odd, said)
         if row.topic is None or (both and TOPICS[topic] != row.topic):
             continue  # told above
         if TOPICS[topic] != row.topic:

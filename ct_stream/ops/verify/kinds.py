@@ -112,7 +112,7 @@ MEANINGS: dict[Kind, Meaning] = {
     ),
     Kind.ERRORS_ROW: Meaning(
         invariant=5,
-        sentence="a FAIL without exactly one errors row of its own known code, or a PASS with one",
+        sentence="outcomes with wrong errors rows: a FAIL has exactly one, of its own known code, a PASS has none",
         todo=_ENGINEERING,
     ),
     Kind.TARGET_ROW: Meaning(

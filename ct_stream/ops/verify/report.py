@@ -70,7 +70,7 @@ class Report:
 
     found: dict[Kind, Found]
     checked: dict[str, int]  #: how much was compared, by what
-    not_supported: list[str]  #: what could not be told, and why
+    not_told: list[str]  #: what this broker or this spine cannot say
     seconds: float
 
     @property
@@ -89,7 +89,7 @@ class Report:
             "ok": not self.violations,
             "violations": [_told(kind, found) for kind, found in self.violations.items()],
             "notes": [_told(kind, found) for kind, found in self.notes.items()],
-            "not_supported": self.not_supported,
+            "not_told": self.not_told,
             "checked": self.checked,
             "seconds": round(self.seconds, 1),
         }

@@ -66,7 +66,7 @@ async def verify(settings: Settings, limits: Limits, on_progress: Callable[[str,
     return Report(
         found=run.findings.by_kind,
         checked={"companies": run.companies} | topics.read_count,
-        not_supported=run.not_supported,
+        not_told=run.not_told,
         seconds=time.monotonic() - begun,
     )
 
@@ -97,26 +97,26 @@ class _Run:
         self._marks = Marks(committed={}, old_ms=0)
         self.findings = Findings(limits.examples)
         self.companies = 0
-        self.not_supported: list[str] = []
+        self.not_told: list[str] = []
 
     async def first_look(self) -> None:
         """Judge every company; keep the notes, and remember whom to look at again."""
         ageless = await why_ageless(self._read)
         if ageless is not None:
             self._has_age = False
-            self.not_supported.append(f"how long a spine row has been without an outcome: {ageless}")
+            self.not_told.append(f"how long a spine row has been without an outcome: {ageless}")
         await self._mark()
         with kafka_answers(self._settings.kafka_bootstrap):
             await self._topics.mark()
             kept = await self._topics.kept_s()
             if not self._topics.is_kafka:
-                self.not_supported.append(
-                    "committed offsets past the end, and records removed unread: this broker's end offsets are wrong"
+                self.not_told.append(
+                    "committed offsets past the end, and records removed unread: not supported by this broker"
                 )
             for place, topic in enumerate((CT_PASS, CT_FAIL)):
                 if (kept_s := kept[topic]) is not None:
                     self._kept_since[place] = self._marked_at - timedelta(seconds=kept_s)
-                    self.not_supported.append(
+                    self.not_told.append(
                         f"outcomes published before {self._kept_since[place]:%Y-%m-%d %H:%MZ}: {topic} has a retention "
                         "(cleanup.policy delete); new hubs cannot read all outcomes from it"
                     )
