@@ -23,6 +23,8 @@ from ct_stream.gate.replies import Reply, Stage
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
 
 if TYPE_CHECKING:
+    from aiosmtplib.response import SMTPResponse
+
     from ct_stream.gate.patterns import Address
 
 #: RCPT TO in one session: 8 patterns and one random address; Exim's shipped configuration denies all after 10.
@@ -203,6 +205,9 @@ class SmtpSession:
         return Attempt(host=self.host, ip=self.ip, stage=stage, trouble=trouble, detail=detail)
 
 
+_REPLY_LINE = re.compile(rb"\d{3}(?:[ \t-]|\r*\Z)")
+
+
 class _Wire(SMTPProtocol):
     """aiosmtplib's reader (8 KiB a line, 32 KiB a reply), made to notice what arrives out of step.
 
@@ -226,6 +231,20 @@ class _Wire(SMTPProtocol):
             self._hang_up()  # a server that talks on and on is not listened to
             return
         super().data_received(data)
+
+    def _read_response_from_buffer(self) -> SMTPResponse | None:
+        """Parse a reply, but only one whose lines have the form of RFC 5321 section 4.2: the original takes any byte
+        behind any three characters that `int` accepts, so that garbage could say "no such mailbox".
+        """
+        begin = 0
+        while (end := self._buffer.find(b"\n", begin)) != -1:
+            if not _REPLY_LINE.match(self._buffer, begin, end):
+                line = bytes(self._buffer[begin:end]).decode("utf-8", "surrogateescape")
+                raise SMTPResponseException(-1, f"Malformed SMTP response line: {line}")
+            if self._buffer[begin + 3 : begin + 4] != b"-":
+                break
+            begin = end + 1
+        return super()._read_response_from_buffer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
