@@ -56,7 +56,7 @@ async def wait_at_rest(stack: Stack, companies: int, within_s: float) -> int:
         (SELECT count(*) FROM outreach.ct_passes) AS undecided
     """
     while True:
-        row = await stack.admin.fetchrow(query)
+        [row] = await stack.admin.fetch(query)
         if (row["decided"] >= companies and not row["unpublished"] and not row["undecided"]) or (
             time.monotonic() > deadline
         ):
@@ -205,5 +205,7 @@ async def _farm(
         times.sort()
         for (_, closed), (opened, _) in pairwise(times):
             gap = opened - (closed if closed is not None else opened)
-            found.expect(gap >= pause_s - _SLACK_S, 8, f"{domain}: two sessions {gap:.3f} s apart, not {pause_s} s")
+            found.expect(
+                gap >= (pause_s or 0.0) - _SLACK_S, 8, f"{domain}: two sessions {gap:.3f} s apart, not {pause_s} s"
+            )
     found.figures["sessions"] = len(log.sessions())

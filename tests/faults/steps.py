@@ -91,7 +91,7 @@ def _while_recording(count: Callable[..., None]) -> None:
         count()
         return await recording
 
-    Database.fetch = wrapped  # type: ignore[assignment]
+    Database.fetch = wrapped  # type: ignore[method-assign]
 
 
 def _is_outcome(*args: Any) -> bool:
