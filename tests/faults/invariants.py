@@ -18,7 +18,7 @@ import orjson
 from ct_stream.gate.failures import FailureCode
 from ct_stream.local.farm import SCENARIOS
 from ct_stream.store.ledger import headers_from_json
-from ct_stream.stream.topology import CT_FAIL, CT_PASS, SPINE_CREATED
+from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,19 +84,20 @@ async def check(
     kills: int = 0,
     pause_s: float | None = 0.0,
     before: Sequence[dict[UUID, str]] = (),
+    junk: int = 0,
 ) -> Found:
     """Check what must hold once the stack is at rest.
 
     `domains` are the companies that were produced; `kills` is how often a worker was killed, so that the questions
     whose answers were lost may have been put again; `before` are earlier `ledger_hashes`. `pause_s` is None where a
-    worker was frozen with open sessions, which it cannot close.
+    worker was frozen with open sessions, which it cannot close. `junk` events have the key b"junk".
     """
     found = Found()
     rows = {row["outreach_id"]: row for row in await stack.admin.fetch("SELECT * FROM outreach.ct_outcomes")}
     records = await stack.records(CT_PASS, CT_FAIL)
     await _rows_and_plan(stack, found, domains, rows)
     _topics(found, rows, records)
-    await _offsets(stack, found, domains)
+    await _offsets(stack, found, domains, junk)
     now = await ledger_hashes(stack)
     for hashes in before:
         changed = [i for i, digest in hashes.items() if now.get(i) != digest]
@@ -146,15 +147,28 @@ def _topics(found: Found, rows: dict[UUID, Any], records: Sequence[Any]) -> None
     found.figures["repeats on the topics"] = len(records) - len(copies)
 
 
-async def _offsets(stack: Stack, found: Found, domains: dict[UUID, str | None]) -> None:
+async def _offsets(stack: Stack, found: Found, domains: dict[UUID, str | None], junk: int) -> None:
     """Invariant 2: every input record is accounted for, and the group stands at the end, not before or behind."""
     last: dict[int, int] = {}
     events = 0
+    unreadable: set[tuple[int, int]] = set()
     for record in await stack.records(SPINE_CREATED):
         events += 1
         last[record.partition] = max(last.get(record.partition, -1), record.offset)
+        if record.key == b"junk":
+            unreadable.add((record.partition, record.offset))
+            continue
         outreach_id = UUID(orjson.loads(record.value)["outreach_id"])
         found.expect(outreach_id in domains, 2, f"an event of {outreach_id}, which nobody minted")
+    rejected = {
+        (int(headers["ct_source_partition"]), int(headers["ct_source_offset"]))
+        for headers in (dict(record.headers) for record in await stack.records(CT_REJECTED))
+    }
+    found.expect(
+        rejected == unreadable and len(unreadable) >= junk,
+        2,
+        f"{len(unreadable)} are unreadable, {len(rejected)} rejected",
+    )
     deadline = time.monotonic() + 10  # commits follow once a second
     while True:
         committed = await stack.committed()
