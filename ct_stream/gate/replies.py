@@ -16,6 +16,8 @@ from ct_stream.gate.reply_rules import RULES, Rule
 __all__ = ["Meaning", "Reading", "Reply", "Stage", "deciding_rule", "fold", "read_reply"]
 
 _MAX_CHARS = 512  #: read of a text; the SMTP driver keeps no more of one
+#: Letters that are no letter with an accent for Unicode.
+_NO_ACCENT = str.maketrans("ıłŁøØđĐ", "ilLoOdD")
 _MAIL_ADDRESS = re.compile(r"<?[^\s<>\[\]():,;@]{1,128}@[^\s<>\[\](),;:]+>?")
 #: RFC 3463 section 2. Anywhere in the text where the server put none in front: "(#5.1.1)", "cuda_nsu 5.1.1".
 _ENHANCED = re.compile(r"(?<![\d.])([245]\.\d{1,3}\.\d{1,3})(?![\d.]*\d)")
@@ -50,7 +52,10 @@ def fold(text: str) -> str:
     """
     plain = text[:_MAX_CHARS]
     if not plain.isascii():
-        plain = "".join(char for char in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(char))
+        apart = unicodedata.normalize("NFKD", plain)
+        # Put together again: taken apart, Korean syllables meet no pattern.
+        plain = unicodedata.normalize("NFC", "".join(char for char in apart if not unicodedata.combining(char)))
+        plain = plain.translate(_NO_ACCENT)
     return " ".join(_MAIL_ADDRESS.sub(" @ ", plain.casefold().replace("\u2019", "'")).split())
 
 
