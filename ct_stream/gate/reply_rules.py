@@ -121,7 +121,7 @@ _NO_SUCH = (
     r"|recogni[sz]ed|local|active|user|here|in use)|non-?exist\w*|no longer|invalid\w*|illegal|unallocated"
     r"|undeliverable(?! address:)|unrout\w*|has (?:left|moved)|not ok\b"
     r"|inconnu\w*|n'existe|inexist\w*|inesist\w*|introuvable|no existe|desconocid\w*|no encontrad\w*"
-    r"|sconosciut\w*|non esist\w*|non trovat\w*|nao (?:existe|encontrad\w*)|desconhecid\w*"
+    r"|sconosciut\w*|non esist\w*|non trovat\w*|non trouvee?\b|nao (?:existe|encontrad\w*)|desconhecid\w*"
     r"|unbekannt\w*|existiert nicht|nicht (?:gefunden|bekannt|vorhanden)|onbekend\w*|bestaat niet"
     r"|nie istnieje|nieznan\w*|bulunama\w*|nicht mehr (?:verfu\w*|vorhanden|gultig|aktiv)|neexistuje|neznam\w*"
     r"|nenalezen\w*|okand\w*|finns inte|hittades inte|ukendt|findes ikke|ukjent|finnes ikke|tuntematon|ismeretlen"
@@ -165,8 +165,8 @@ _LISTED = _words(
 #: Our address or network is refused in so many words.
 _ADDRESS_REFUSED = _words(
     r"banned sending|sending ip|banned sender\b",
-    rf"{_OURS}.{{0,80}}?\b(?:{_REFUSED}|listed|reputation|spam\w*|abus\w+|restricted|blacklist\w*|suspicious"
-    r"|filtered|dynamic\w*)",
+    rf"{_OURS}.{{0,80}}?\b(?:{_REFUSED}|listed|reputation|sending history|spam\w*|abus\w+|restricted|blacklist\w*"
+    r"|suspicious|filtered|dynamic\w*)",
     rf"{_IP_WORD}.{{0,40}}?(?:\b{_REFUSED}|{_REFUSED_ELSEWHERE})|{_REFUSED_ELSEWHERE}.{{0,40}}?{_IP_WORD}",
     r"\bunknown client\b",
     r"\b(?:invalid|bad|illegal|black|spam|unknown|untrusted|unresolvable) (?:sender |source )?ips?\b",
@@ -222,7 +222,7 @@ _HELO_MISSING = _words(
 _SENDER = _words(
     r"\bsender(?: address| domain| e-?mail| host| ip| account)?(?: @)?(?: is| was| has been)? (?:reject\w*|denied"
     r"|refused|block\w*|invalid|unknown|not (?:exist|found|verif|valid|accept)\w*"
-    r"|does not|doesn't|must|could not|cannot|verif\w+ fail\w*|un\w+able|listed|banned|address)",
+    r"|not a known|does not|doesn't|must|could not|cannot|verif\w+ fail\w*|un\w+able|listed|banned|address)",
     r"\b(?:invalid|unknown|bad|reject\w*|illegal|unverif\w+|unrout\w+|unresolvable|verify|forged"
     r"|non-?existent|bogus) (?:envelope )?sender\b",
     r"domain of (?:the )?sender|sender(?:'s|s')? domain|sending domain|mail ?from (?:domain|address|command"
@@ -281,13 +281,16 @@ _OUR_RATE = _words(
 #: RFC 5321 section 4.5.3.1.10 for recipients; Postfix smtpd_hard_error_limit; Exim's shipped check_rcpt.
 _SESSION_LIMIT = _words(
     r"too many (?:\w+ ){0,2}?(?:recipients|errors|bad|invalid|unknown|unrecogni[sz]ed|wrong|failed|rcpt"
-    r"|commands|unrecognized|non-existent)",
+    r"|commands|non-?existent|rejected|unsuccessful|undeliverable)",
+    r"(?:exceed\w*|max\w*|limit) .{0,24}\b(?:rejected|invalid|unknown|bad|failed) (?:recipients|rcpts?|addresses)",
     r"recipients? (?:per|limit|count)|multiple (?:regions|recipients|destination domains)|\battr\d+"
     r"|one recipient|one at a time|number of recipients"
     r"|recipients belong|max\w* recipients|only .{0,20} recipients?",
 )
 _STATE_LOST = _words(
-    r"need (?:a )?mail|mail (?:from )?(?:command )?first|no sender|bad sequence|out of (?:sequence|order)|sequence of"
+    r"need (?:a )?mail|mail (?:from )?(?:command )?(?:first|required|must|before|expected)|bad sequence"
+    r"|out of (?:sequence|order)|sequence of|(?:no|specify|give) (?:a )?sender|sender (?:not|first)|no mail\b|polite"
+    r"|(?:helo|ehlo|hello) first"
 )
 
 # ---------------------------------------------------------------- about the mailbox
@@ -325,7 +328,7 @@ _NO_USER = _words(
     r"\b(?:unknown|no such|invalid)[ :-]+(?:\w+ )?@",
     rf"\b{_USER}\b(?!.{{0,40}}\bdomain\b).{{0,60}}?(?:\b(?:{_NO_SUCH}))",
     rf"\b(?:unknown|no such|invalid|in-?valid|non-?existent|not a (?:valid|known|local)|illegal"
-    rf"|unrecogni[sz]ed|undeliverable(?! address:)|bad destination|no valid|wrong|nonexisting|missing"
+    rf"|unrecogni[sz]ed|undeliverable(?! address:)|bad destination|no valid(?! recipients)|wrong|nonexisting|missing"
     r"|okand|ukendt|ukjent|tuntematon|ismeretlen|unbekannte[rs]?|neznam\w+|nieznan\w+|onbekende?)\b"
     rf"(?: or (?:\w+ ){{1,2}}|[ :-])(?:\S+ ){{0,3}}?{_USER}\b",
     r"\bno (?:mail ?box|account|user|one|such|person|recipient|address|alias|local ?part)\b.{0,40}?\b(?:here"
@@ -517,7 +520,9 @@ RULES: tuple[Rule, ...] = (
         stages=_AT_RCPT,
         enhanced=re.compile(r"[45]\.5\.3"),
         says=_SESSION_LIMIT,
-        unless=_words(rf"from \W?{_IP}|\brate\b|this hour|per hour|today|from your"),
+        unless=_words(
+            rf"from \W?{_IP}|\brate\b|this hour|per hour|today|from your|your ip\b.{{0,40}}\b(?:block|black|ban|den)\w*"
+        ),
         either=True,
         is_session_limit=True,
     ),

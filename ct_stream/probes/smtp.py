@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: RCPT TO in one session: 8 patterns and one random address; Exim's shipped configuration denies all after 10.
 MAX_RCPTS = 9
 _MAX_TEXT_BYTES = 512
+_MAX_TAIL_BYTES = 180  #: of them; servers that explain at length say last what they decided
+_CUT = "\n[...]\n"
 _CLOSE_S = 0.2  #: for the event loop to let go of a socket that was aborted
 
 
@@ -267,18 +269,22 @@ def read_wire(code: int, message: str) -> Reply:
 
 
 def clean_text(said: str) -> str:
-    """Return at most 512 bytes of what a server said, printable, one line break at a time.
+    """Return at most 512 bytes of what a server said, printable, one line break at a time; a long text's middle goes.
 
     `said` may hold lone surrogates, which is how aiosmtplib hands over bytes that are not UTF-8.
     """
-    text = said[: _MAX_TEXT_BYTES * 4]
+    window = _MAX_TEXT_BYTES * 4
+    text = said if len(said) <= 2 * window else said[:window] + "\n" + said[-window:]
     if not (text.isascii() and text.replace("\n", "").isprintable()):  # nearly every reply is
         raw = text.encode("utf-8", "surrogateescape")
         text = _ANSI.sub("", raw.decode("utf-8", "backslashreplace")).replace("\t", " ")
         text = "".join(c for c in text if c == "\n" or unicodedata.category(c) not in _UNSEEN)
     lines = text.split("\n")
-    kept = "\n".join(stripped for line in lines if (stripped := line.strip()))
-    return kept.encode()[:_MAX_TEXT_BYTES].decode("utf-8", "ignore").rstrip()
+    kept = "\n".join(stripped for line in lines if (stripped := line.strip())).encode()
+    if len(kept) <= _MAX_TEXT_BYTES:
+        return kept.decode()
+    head = kept[: _MAX_TEXT_BYTES - _MAX_TAIL_BYTES - len(_CUT)].decode("utf-8", "ignore").rstrip()
+    return head + _CUT + kept[-_MAX_TAIL_BYTES:].decode("utf-8", "ignore").lstrip()
 
 
 # ---------------------------------------------------------------- ways to fail

@@ -163,3 +163,23 @@ def test_every_rule_says_why_and_where_from_and_is_met_by_a_reply() -> None:
     }
     met.add(deciding_rule(Stage.RCPT, Reply(code=354)).name)
     assert {rule.name for rule in RULES} == met
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (503, "5.5.1 sender not yet given"),
+        (503, "MAIL FROM required before RCPT"),
+        (503, "Polite people say HELO first"),
+        (550, "Too many nonexistent recipients"),
+        (550, "Exceeded maximum number of rejected recipients"),
+        (554, "Session ended: too many rejected recipients"),
+    ],
+)
+def test_what_is_said_of_the_session_is_no_answer_about_the_mailbox(code: int, text: str) -> None:
+    assert read_reply(Stage.RCPT, Reply(code=code, text=text)).is_session_limit
+
+
+def test_a_block_that_too_many_questions_brought_is_about_us() -> None:
+    assert rcpt(550, "5.7.1", "Too many invalid recipients, your IP is blocked") is Meaning.ABOUT_US
+    assert rcpt(554, "5.5.1", "Error: no valid recipients") is Meaning.INCONCLUSIVE

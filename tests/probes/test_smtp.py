@@ -12,7 +12,7 @@ import pytest
 
 from ct_stream.gate.patterns import Address
 from ct_stream.gate.questions import Attempt, Trouble
-from ct_stream.gate.replies import Reply, Stage
+from ct_stream.gate.replies import Meaning, Reply, Stage, read_reply
 from ct_stream.probes.smtp import SmtpSession, SmtpSettings, clean_text, read_wire
 from ct_stream.probes.stopwatch import Stopwatch
 
@@ -350,10 +350,29 @@ def test_enhanced_codes(code: int, message: str, expected: Reply) -> None:
         pytest.param("a\0b\x7fc\x85d\u2028e", "abcde", id="controls"),
         pytest.param("a\n\n\r\nb\r\n", "a\nb", id="line breaks"),
         pytest.param("a\tb", "a b", id="tab"),
-        pytest.param("x" * 600, "x" * 512, id="long"),
-        pytest.param("é" * 600, "é" * 256, id="long in two bytes"),
-        pytest.param("\udcff" * 9000, "\\xff" * 128, id="long in bad bytes"),
+        pytest.param("x" * 512, "x" * 512, id="just short enough"),
+        pytest.param("x" * 600 + "the end", f"{'x' * 325}\n[...]\n{'x' * 173}the end", id="long"),
+        pytest.param("x" * 9000 + "\nthe end", f"{'x' * 325}\n[...]\n{'x' * 172}\nthe end", id="very long"),
+        pytest.param("é" * 600, f"{'é' * 162}\n[...]\n{'é' * 90}", id="long in two bytes"),
+        pytest.param("\udcff" * 9000, "\\xff" * 81 + "\\\n[...]\n" + "\\xff" * 45, id="long in bad bytes"),
     ],
 )
 def test_what_is_kept_of_a_text(said: str, kept: str) -> None:
     assert clean_text(said) == kept
+
+
+def test_what_a_long_reply_says_last_is_kept_and_read() -> None:
+    why = "\n".join(f"Line {n} of why: see the postmaster's page on what we ask of those who send." for n in range(9))
+    for last, meaning in [
+        ("Client host [192.0.2.1] blocked using zen.spamhaus.org", Meaning.ABOUT_US),
+        ("Sender verify failed", Meaning.ABOUT_US),
+        ("try again later, you are greylisted", Meaning.INCONCLUSIVE),
+    ]:
+        reply = read_wire(550, f"No such user here\n{why}\n{last}")
+        assert len(reply.text.encode()) <= 512
+        assert read_reply(Stage.RCPT, reply).meaning is meaning, last
+
+
+def test_a_latin_1_text_is_read() -> None:
+    said = "Destinataire non trouv\udce9".encode("utf-8", "surrogateescape").decode("ascii", "surrogateescape")
+    assert read_reply(Stage.RCPT, read_wire(550, said)).meaning is Meaning.REJECT
