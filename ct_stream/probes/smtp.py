@@ -23,6 +23,8 @@ from ct_stream.gate.replies import Reply, Stage
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
 
 if TYPE_CHECKING:
+    from aiosmtplib.response import SMTPResponse
+
     from ct_stream.gate.patterns import Address
 
 #: RCPT TO in one session: 8 patterns and one random address; Exim's shipped configuration denies all after 10.
@@ -228,6 +230,16 @@ class _Wire(SMTPProtocol):
             self._hang_up()  # a server that talks on and on is not listened to
             return
         super().data_received(data)
+
+    def _read_response_from_buffer(self) -> SMTPResponse | None:
+        """Refuse a reply whose lines contradict each other (RFC 5321 section 4.2.1); the original takes the last."""
+        before = bytes(self._buffer)
+        response = super()._read_response_from_buffer()
+        if response is not None:
+            lines = before[: len(before) - len(self._buffer)].rstrip(b"\n").split(b"\n")
+            if len({line[:1] for line in lines}) > 1:
+                raise SMTPResponseException(-1, "one reply with two codes")
+        return response
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -214,6 +214,16 @@ async def test_trouble_of_this_process_is_no_answer(
 # ---------------------------------------------------------------- in step
 
 
+@pytest.mark.parametrize("reply", [b"000-\n250\n", b"550-no such user\r\n250 ok\r\n", b"250-ok\r\n550 5.1.1 no\r\n"])
+async def test_a_reply_that_contradicts_itself_is_no_answer(farm: MailFarm, reply: bytes) -> None:
+    assert ended(await talk(farm, *farm.hello(farm.rcpt("info", reply)))) == (Stage.RCPT, Trouble.GARBLED)
+
+
+async def test_lines_of_one_class_are_one_reply(farm: MailFarm) -> None:
+    said = b"554-5.7.1 blocked\r\n550 5.7.1 see our page\r\n"
+    assert ended(await talk(farm, *farm.hello(farm.rcpt("info", said)))) == (Stage.RCPT, 550)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2])
 async def test_a_reply_glued_to_another_is_never_read_as_the_next_answer(farm: MailFarm, steps: int) -> None:
     whole: Dialogue = farm.hello()
