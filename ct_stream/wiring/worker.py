@@ -24,11 +24,12 @@ from ct_stream.probes.tier2 import VendorClient
 from ct_stream.probes.tier2_vendors import make_vendor
 from ct_stream.probes.toolbox import Toolbox, load_toolbox
 from ct_stream.store.controls import ControlLedger, control_wait
-from ct_stream.store.database import Database, UnfitDatabase
+from ct_stream.store.database import Database
 from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, SpineControl
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import Limits, SharedLimits
 from ct_stream.store.memory import DomainMemory
+from ct_stream.store.outage import UnfitDatabase
 from ct_stream.store.passes import Passes
 from ct_stream.store.tier2 import PaidAttempts, PaidLimits
 from ct_stream.stream.agents import GateAgent

@@ -2,9 +2,9 @@
 
     make soak MINUTES=30 SEED=7
 
-The limits are the toolbox's times 100, a killed worker is missed after 6 s (the product's own 45 s would make every kill
-wait), and each company has a domain of its own. Prints each fault as it comes, the figures, and whatever does not hold;
-exits with 1 then. The same seed plays the same faults in the same order.
+The limits are lifted, a killed worker is missed after 6 s (the product's own 45 s would make every kill wait), and each
+company has a domain of its own. Prints each fault as it comes, the figures, and whatever does not hold; exits with 1
+then. The same seed plays the same faults in the same order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Postgres locked, full, read-only, slow, or another one: everything waits, nobody fails, all goes on (FAULTS 10, 24)."""
+"""Postgres locked, full, read-only, slow, or another one: all wait, nobody fails (FAULTS 10, 24)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ async def triggers(stack: Stack, body: str) -> AsyncIterator[None]:
     )
     for table in tables:
         await stack.admin.execute(
-            f"CREATE TRIGGER fault BEFORE INSERT OR UPDATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION outreach.fault()"
+            f"CREATE TRIGGER fault BEFORE INSERT OR UPDATE ON {table}"
+            " FOR EACH STATEMENT EXECUTE FUNCTION outreach.fault()"
         )
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ct_stream.local.farm import EVERYWHERE
@@ -73,7 +74,7 @@ async def test_a_listed_address_halts_the_tool_fails_nobody_and_comes_back_one_b
              if s.wall < float(opened) - 0.05 and s.recipients),
         )  # fmt: skip
         assert len(trial) >= 2
-        assert all(later[0] >= earlier[1] - 0.01 for earlier, later in zip(trial, trial[1:], strict=False)), (
+        assert all(later[0] >= earlier[1] - 0.01 for earlier, later in pairwise(trial)), (
             "two companies were tried at once"
         )
         assert await stack.wait_decided(len(names), 90) == len(names), stack.worker_log()[-3000:]
