@@ -148,7 +148,7 @@ class ClusterFiles:
             ChildProcess(
                 [
                     *(*self._java(), "kafka.tools.StorageTool", "format"),
-                    *("--cluster-id", cluster_id),
+                    f"--cluster-id={cluster_id}",  # one that begins with a hyphen would else be taken for an option
                     *("--config", str(self._properties(node))),
                 ],
                 name=f"the formatting of broker {node}",

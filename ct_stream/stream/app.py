@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SESSION_TIMEOUT_S = 45.0
+SESSION_TIMEOUT_S = 45.0
 _REBALANCE_TIMEOUT_S = 60.0
 
 
@@ -48,8 +48,8 @@ def make_app(
         broker_credentials=_credentials(settings),
         broker_client_id=GROUP,
         broker_commit_interval=1.0,
-        broker_session_timeout=session_timeout_s or _SESSION_TIMEOUT_S,
-        broker_heartbeat_interval=min(3.0, (session_timeout_s or _SESSION_TIMEOUT_S) / 3),
+        broker_session_timeout=session_timeout_s or SESSION_TIMEOUT_S,
+        broker_heartbeat_interval=min(3.0, (session_timeout_s or SESSION_TIMEOUT_S) / 3),
         broker_rebalance_timeout=rebalance_timeout_s or _REBALANCE_TIMEOUT_S,
         broker_request_timeout=90.0,
         # With everything in hand Faust stops fetching; aiokafka would leave the group for good (aiokafka issue 1187).

@@ -18,12 +18,13 @@ import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from ct_stream.local.broker import EmbeddedBroker
 from ct_stream.local.farm import FarmClient, FarmProcess
 from ct_stream.local.postgres import EmbeddedPostgres
 from ct_stream.settings import load_settings
 from ct_stream.store.migrate import migrate
+from ct_stream.stream.position import partitions_of
 from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, GROUP, SPINE_CREATED, create_topics
+from tests.brokers import lend_broker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +49,8 @@ from ct_stream.settings import load_settings
 from ct_stream.wiring.logs import set_up_logs
 from ct_stream.wiring.worker import run_worker
 set_up_logs(json=False)
+import ct_stream.stream.app as app
+app.SESSION_TIMEOUT_S = float(os.environ["CT_TEST_SESSION_S"])
 environ = {k: v for k, v in os.environ.items() if not k.startswith("CT_TEST_")}
 %s
 sys.exit(run_worker(load_settings(environ), first_start=True))
@@ -72,7 +75,7 @@ class Stack:
         self.env: dict[str, str] = {}
 
     async def __aenter__(self) -> Stack:
-        broker = await self._stack.enter_async_context(EmbeddedBroker(self.folder / "broker"))
+        bootstrap = await self._stack.enter_async_context(lend_broker(self.folder / "broker"))
         self.postgres = await self._stack.enter_async_context(EmbeddedPostgres(durable=False))
         self.farm = await self._stack.enter_async_context(
             FarmProcess(self.folder / "farm", reply_delay_s=self._reply_delay_s)
@@ -90,7 +93,7 @@ class Stack:
         toolbox = self.folder / "toolbox.yaml"
         toolbox.write_text(self._toolbox)
         self.env = {
-            "CT_KAFKA_BOOTSTRAP": broker.bootstrap,
+            "CT_KAFKA_BOOTSTRAP": bootstrap,
             "CT_POSTGRES_DSN": self.postgres.dsn("postgres", "ct_gate", "gate"),
             "CT_TOOLBOX": str(toolbox),
             "CT_DATA_DIR": str(self.folder / "data"),
@@ -119,10 +122,14 @@ class Stack:
 
     # ---------------------------------------------------------------- workers
 
-    def start_worker(self, *, prelude: str = "", **env: str) -> subprocess.Popen[bytes]:
-        """Start a worker; `prelude` is code that runs in its process first (how faults are injected)."""
+    def start_worker(self, *, prelude: str = "", session_s: float = 6.0, **env: str) -> subprocess.Popen[bytes]:
+        """Start a worker; `prelude` is code that runs in its process first (how faults are injected).
+
+        `session_s` is how soon Apache Kafka misses a killed one; the product's own 45 s would make every test wait.
+        """
         log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
         environ = {k: v for k, v in os.environ.items() if not k.startswith("CT_")} | self.env | env
+        environ["CT_TEST_SESSION_S"] = str(session_s)
         worker = subprocess.Popen(
             [sys.executable, "-c", _WORKER % prelude], env=environ, stdout=log, stderr=subprocess.STDOUT, cwd=_ROOT
         )
@@ -201,12 +208,8 @@ class Stack:
         consumer = AIOKafkaConsumer(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"], group_id=None)
         await consumer.start()
         try:
-            await consumer.topics()
-            tps = [
-                TopicPartition(topic, partition)
-                for topic in (topics or (CT_PASS, CT_FAIL, CT_REJECTED))
-                for partition in consumer.partitions_for_topic(topic) or ()
-            ]
+            settings = load_settings(self.env)
+            tps = [tp for t in topics or (CT_PASS, CT_FAIL, CT_REJECTED) for tp in await partitions_of(settings, t)]
             consumer.assign(tps)
             await consumer.seek_to_beginning(*tps)
             found: list[Any] = []
