@@ -168,7 +168,7 @@ class Stack:
 
     async def publish(self, ids: list[uuid.UUID], *, values: list[bytes] | None = None) -> None:
         """Produce spine.created, as upstream does."""
-        producer = AIOKafkaProducer(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"], linger_ms=5)
+        producer = AIOKafkaProducer(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"], linger_ms=5, acks="all")
         await producer.start()
         try:
             bodies = values or [orjson.dumps({"outreach_id": str(i)}) for i in ids]

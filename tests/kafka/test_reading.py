@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid4
+from uuid import uuid4
 
-import orjson
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from ct_stream.ops.publish import publish, read_events
 from ct_stream.ops.replay import lag, replay
 from ct_stream.stream.outbox import supports_idempotence
 from ct_stream.stream.topology import GROUP, SPINE_CREATED, check_topics, create_topics
+from tests.kafka.upstream import send_in_transaction
 
 if TYPE_CHECKING:
     from ct_stream.local.kafka_cluster import KafkaCluster
@@ -29,20 +29,6 @@ async def commit(settings: Settings, offsets: dict[TopicPartition, int]) -> None
         await consumer.commit(offsets)
     finally:
         await consumer.stop()
-
-
-async def send_in_transaction(settings: Settings, ids: list[UUID], *, partition: int, abort: bool = False) -> None:
-    """Produce spine.created as a transactional upstream does; each transaction leaves a control record behind."""
-    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap, transactional_id=f"upstream-{uuid4()}")
-    await producer.start()
-    try:
-        await producer.begin_transaction()
-        for outreach_id in ids:
-            body = orjson.dumps({"outreach_id": str(outreach_id)})
-            await producer.send_and_wait(SPINE_CREATED, body, str(outreach_id).encode(), partition=partition)
-        await (producer.abort_transaction() if abort else producer.commit_transaction())
-    finally:
-        await producer.stop()
 
 
 async def test_topics_are_made_with_three_replicas_of_which_two_must_have_a_record(
@@ -71,11 +57,11 @@ async def test_lag_is_what_the_group_has_not_committed(settings: Settings) -> No
 
 
 async def test_where_only_marks_of_transactions_are_left_there_is_no_lag(settings: Settings) -> None:
-    await send_in_transaction(settings, [uuid4(), uuid4()], partition=0)
+    await send_in_transaction(settings.kafka_bootstrap, [uuid4(), uuid4()], partition=0)
     assert await lag(settings) == 3, "two records, and the mark behind them"
     await commit(settings, {TopicPartition(SPINE_CREATED, 0): 2})  # the worker's commit ends before the mark
     assert await lag(settings) == 0
-    await send_in_transaction(settings, [uuid4()], partition=0, abort=True)
+    await send_in_transaction(settings.kafka_bootstrap, [uuid4()], partition=0, abort=True)
     assert await lag(settings) == 0, "what upstream took back is no work"
 
 
@@ -95,9 +81,9 @@ async def test_replay_begins_at_a_time(settings: Settings) -> None:
 
 async def test_replay_shows_no_record_that_upstream_took_back(settings: Settings) -> None:
     kept, aborted = [uuid4() for _ in range(3)], [uuid4() for _ in range(3)]
-    await send_in_transaction(settings, kept[:1], partition=2)
-    await send_in_transaction(settings, aborted, partition=2, abort=True)
-    await send_in_transaction(settings, kept[1:], partition=2)
+    await send_in_transaction(settings.kafka_bootstrap, kept[:1], partition=2)
+    await send_in_transaction(settings.kafka_bootstrap, aborted, partition=2, abort=True)
+    await send_in_transaction(settings.kafka_bootstrap, kept[1:], partition=2)
     shown = [record async for record in replay(settings)]
     assert [record["outreach_id"] for record in shown] == kept
     assert [record["offset"] for record in shown] == [0, 6, 7]
