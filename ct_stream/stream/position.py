@@ -44,18 +44,22 @@ async def outside_consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer
         await consumer.stop()
 
 
-async def next_record(settings: Settings, tp: TP, offset: int) -> int | None:
-    """Return the offset of the first record at or after `offset`, or None when none came in time."""
+async def next_offsets(settings: Settings, tp: TP, offset: int) -> list[int]:
+    """Return the offsets of the records at or after `offset`, in order, as many as come at once.
+
+    None when none came in time. Raises KafkaError.
+    """
     async with outside_consumer(settings) as consumer:
         partition = TopicPartition(tp.topic, tp.partition)
         consumer.assign([partition])
         consumer.seek(partition, offset)
-        try:
-            async with asyncio.timeout(_LOOK_TIMEOUT_S):
-                record = await consumer.getone()
-        except TimeoutError:
-            return None
-        return int(record.offset)
+        deadline = time.monotonic() + _LOOK_TIMEOUT_S
+        while time.monotonic() < deadline:
+            # A fetch that holds nothing but marks comes back empty.
+            found = await consumer.getmany(partition, timeout_ms=200)
+            if records := found.get(partition):
+                return [int(record.offset) for record in records]
+        return []
 
 
 async def partitions_of(settings: Settings, topic: str) -> list[TopicPartition]:

@@ -34,7 +34,7 @@ from ct_stream.stream.companies import Companies
 from ct_stream.stream.dedupe import DedupeTable
 from ct_stream.stream.offset_guard import OffsetGuard
 from ct_stream.stream.outbox import Outbox, Producer
-from ct_stream.stream.position import committed_offsets, lag, next_record
+from ct_stream.stream.position import committed_offsets, lag, next_offsets
 from ct_stream.stream.topology import SPINE_CREATED, TopologyError, check_topics
 from ct_stream.stream.waits import Scheduler
 from ct_stream.wiring.health import health_server
@@ -304,7 +304,7 @@ class Worker:
         guard = OffsetGuard(
             app,
             frozenset({SPINE_CREATED}),
-            next_record=lambda tp, offset: next_record(self.settings, tp, offset),
+            next_offsets=lambda tp, offset: next_offsets(self.settings, tp, offset),
         )
         agent = GateAgent(
             companies=companies,
