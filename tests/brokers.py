@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
+from aiokafka.protocol.metadata import MetadataRequest
 
 from ct_stream.local.broker import EmbeddedBroker
 from ct_stream.local.kafka_cluster import KafkaCluster
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from aiokafka.admin import AIOKafkaAdminClient
 
-_GONE_S = 20.0
+_CHANGED_S = 20.0
 _running: list[KafkaCluster] = []
 
 
@@ -64,9 +65,18 @@ async def _empty(cluster: KafkaCluster) -> None:
         topics = [topic for topic in await admin.list_topics() if not topic.startswith("__")]
         if topics:
             await admin.delete_topics(topics)
-        deadline = time.monotonic() + _GONE_S
-        while set(topics) & set(await admin.list_topics()):
-            assert time.monotonic() < deadline, "Kafka has not deleted the topics of the test before"
+        await wait_topics(admin, lambda known: not known & set(topics))
+
+
+async def wait_topics(admin: AIOKafkaAdminClient, are_right: Callable[[set[str]], bool]) -> None:
+    """Wait until every broker knows the right topics: each learns of a change a moment after the controller made it."""
+    deadline = time.monotonic() + _CHANGED_S
+    for broker in (await admin.describe_cluster())["brokers"]:
+        while True:
+            answer = await _send(admin, MetadataRequest(None), broker["node_id"])
+            if are_right({topic["topic"] for topic in answer.to_object()["topics"]}):
+                break
+            assert time.monotonic() < deadline, f"broker {broker['node_id']} does not know the topics"
             await asyncio.sleep(0.05)
 
 
@@ -79,5 +89,5 @@ async def _delete_group(admin: AIOKafkaAdminClient, group: str) -> None:
     await _send(admin, DeleteGroupsRequest([group]), coordinator)
 
 
-async def _send(admin: AIOKafkaAdminClient, request: Any, node: int) -> None:
-    await admin._send_request(request, node)
+async def _send(admin: AIOKafkaAdminClient, request: Any, node: int) -> Any:
+    return await admin._send_request(request, node)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import orjson
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from ct_stream.local.farm import FarmClient, FarmProcess
 from ct_stream.local.postgres import EmbeddedPostgres
@@ -24,7 +24,7 @@ from ct_stream.settings import load_settings
 from ct_stream.store.migrate import migrate
 from ct_stream.stream.position import partitions_of
 from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, GROUP, SPINE_CREATED, create_topics
-from tests.brokers import lend_broker
+from tests.brokers import kafka, lend_broker, wait_topics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,11 +61,19 @@ class Stack:
     """Broker, Postgres, mail farm; workers as processes."""
 
     def __init__(
-        self, folder: Path, *, reply_delay_s: float = 0.0, pause_s: float = 0.2, control_s: float = 1.0, **env: str
+        self,
+        folder: Path,
+        *,
+        reply_delay_s: float = 0.0,
+        pause_s: float = 0.2,
+        control_s: float = 1.0,
+        partitions: int | None = None,
+        **env: str,
     ) -> None:
         self.folder = folder
         self._reply_delay_s = reply_delay_s
         self._toolbox = TOOLBOX % {"pause": pause_s, "control": control_s}
+        self._partitions = partitions
         self._extra_env = env
         self._stack = AsyncExitStack()
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -104,8 +112,20 @@ class Stack:
             **self.farm.env,
             **self._extra_env,
         }
+        if self._partitions is not None:
+            await self._create_source(self._partitions)
         await create_topics(load_settings(self.env))
         return self
+
+    async def _create_source(self, partitions: int) -> None:
+        """Make spine.created as upstream does: the other topics follow it."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"])
+        await admin.start()
+        try:
+            await admin.create_topics([NewTopic(SPINE_CREATED, partitions, 1 if kafka() is None else 3)])
+            await wait_topics(admin, lambda known: SPINE_CREATED in known)
+        finally:
+            await admin.close()
 
     async def connect(self) -> None:
         """Connect the test itself, as the superuser."""
@@ -184,11 +204,17 @@ class Stack:
         """Return how many companies have an outcome."""
         return int(await self.admin.fetchval("SELECT count(*) FROM outreach.ct_outcomes"))
 
-    async def wait_decided(self, number: int, within_s: float = 60) -> int:
-        """Wait until so many companies have an outcome; return how many have when that is so, or time is up."""
+    async def wait_decided(
+        self, number: int, within_s: float = 60, *, by: subprocess.Popen[bytes] | None = None
+    ) -> int:
+        """Wait until so many companies have an outcome; return how many have when that is so, or time is up.
+
+        Not longer than the worker lives that is to decide them: `by`, or the newest.
+        """
+        workers = [by] if by else self.workers[-1:]
         deadline = time.monotonic() + within_s
         while (decided := await self.count_decided()) < number and time.monotonic() < deadline:
-            if self.workers and self.workers[-1].poll() is not None:
+            if any(worker.poll() is not None for worker in workers):
                 break
             await asyncio.sleep(0.05)
         return decided
@@ -225,7 +251,7 @@ class Stack:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"])
         await admin.start()
         try:
-            partitions = [TopicPartition(SPINE_CREATED, p) for p in range(12)]
+            partitions = await partitions_of(load_settings(self.env), SPINE_CREATED)
             offsets = await admin.list_consumer_group_offsets(GROUP, partitions=partitions)
             return {tp.partition: meta.offset for tp, meta in offsets.items()}
         finally:
