@@ -9,7 +9,7 @@ READY := .venv/.ready
 KAFKA_READY := .kafka/.ready
 KAFKA := $(PYTHON) -m ct_stream.local.kafka_background
 # What meets a broker, and tests/kafka: what only Apache Kafka can show.
-KAFKA_TESTS := tests/kafka tests/contract tests/stream tests/faults tests/ops/test_publish.py tests/ops/test_replay.py
+KAFKA_TESTS := tests/faults tests/kafka tests/contract tests/stream tests/ops/test_publish.py tests/ops/test_replay.py
 PYTEST := $(PYTHON) tools/no_orphans.py $(PYTHON) -m pytest
 
 help:  ## list the targets
@@ -25,7 +25,7 @@ test-mta: $(READY)  ## ask real mail servers and resolvers (Debian, root): Postf
 	@$(PYTEST) tests/mta
 
 test-kafka: $(READY) $(KAFKA_READY)  ## run on three brokers of Apache Kafka what depends on Kafka (Java 17, Maven)
-	@$(PYTEST) --broker kafka $(KAFKA_TESTS)
+	@$(PYTEST) --broker kafka --numprocesses 2 --dist worksteal $(KAFKA_TESTS)
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e
 	@$(PYTEST) tests/$*
