@@ -115,7 +115,8 @@ async def test_the_consumer_reads_only_what_upstream_has_committed() -> None:
     try:
         assert client._isolation_level == "read_committed"
     finally:
-        client._closed = True  # it was never started
+        client._closed = True  # neither was ever started
+        consumer._thread.thread_loop.close()
     assert "isolation_level=self._isolation_level" in source(aiokafka.AIOKafkaConsumer.start)
 
 

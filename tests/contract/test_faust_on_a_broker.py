@@ -107,7 +107,7 @@ async def committed(broker: str, at_least: int, within_s: float = 40) -> int:
         deadline = time.monotonic() + within_s
         while True:
             found = await retried(lambda: admin.list_consumer_group_offsets("contract", partitions=[TOPIC]))
-            offset = found[TOPIC].offset
+            offset = found[TOPIC].offset if TOPIC in found else -1
             if offset >= at_least or time.monotonic() > deadline:
                 return int(offset)
             await asyncio.sleep(0.2)
