@@ -1,6 +1,6 @@
 # Each target sets up what it needs, in .venv and nowhere else.
 .DEFAULT_GOAL := help
-.PHONY: help demo farm test test-mta test-kafka setup check fmt lint types imports bench up down lock clean
+.PHONY: help demo farm fuzz test test-mta test-kafka setup check fmt lint types imports bench up down lock clean
 .PHONY: kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
 unexport PYTHONPATH PYTHONHOME
 
@@ -26,6 +26,9 @@ test-mta: $(READY)  ## ask real mail servers and resolvers (Debian, root): Postf
 
 test-kafka: $(READY) $(KAFKA_READY)  ## run on three brokers of Apache Kafka what depends on Kafka (Java 17, Maven)
 	@$(PYTEST) --broker kafka --numprocesses 2 --dist worksteal $(KAFKA_TESTS)
+
+fuzz: $(READY)  ## send garbage to the SMTP driver and from resolvers, for FUZZ_S seconds each (300)
+	@CT_TEST_FUZZ_S=$(or $(FUZZ_S),300) $(PYTEST) --capture=no tests/fuzz
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e
 	@$(PYTEST) tests/$*

@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import uvloop
@@ -26,6 +26,8 @@ from ct_stream.settings import load_settings
 from ct_stream.wiring.probing import make_probing
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from ct_stream.gate.waits import Wait
 
 
@@ -54,8 +56,8 @@ class NoLimits:
         raise AssertionError(held)
 
 
-async def run(domains: list[str], at_once: int) -> dict[str, object]:
-    """Probe every domain once; return counts and costs."""
+async def run(domains: list[str], at_once: int, per_s: float) -> dict[str, object]:
+    """Probe every domain once, all at once or so many a second; return counts, costs and how long each pass took."""
     settings = load_settings({key: value for key, value in os.environ.items() if key.startswith("CT_")})
     probing = make_probing(settings)
     rules = load_toolbox(settings.toolbox).rules()
@@ -63,20 +65,34 @@ async def run(domains: list[str], at_once: int) -> dict[str, object]:
     room = asyncio.Semaphore(at_once)
     outcomes: Counter[str] = Counter()
 
-    async def one(domain: str) -> None:
+    took_s: dict[str, float] = {}
+
+    async def one(number: int, domain: str) -> None:
+        if per_s:
+            await asyncio.sleep(begin + number / per_s - time.monotonic())
         async with room:
+            started = time.monotonic()
             world = World(
                 spine=NoSpine(domain), memory=NoMemory(), resolver=probing.resolver, permits=free, controls=free,
                 refusals=free, tier2=Tier2Off(), probers=lambda stopwatch: probing.prober(free, stopwatch),
             )  # fmt: skip
-            verdict = await PassDriver(uuid.uuid4(), rules, world, deadline_s=settings.pass_deadline_s).run()
+            farewells: list[Coroutine[Any, Any, None]] = []
+            driver = PassDriver(
+                uuid.uuid4(), rules, world, deadline_s=settings.pass_deadline_s, see_off=farewells.append
+            )
+            verdict = await driver.run()
+            took_s[domain] = time.monotonic() - started
+            for farewell in farewells:
+                await farewell
             outcomes[verdict.method_type if isinstance(verdict, Passed) else type(verdict).__name__] += 1
 
     begin, used = time.monotonic(), cpu_s()
     async with asyncio.TaskGroup() as group:
-        for domain in domains:
-            group.create_task(one(domain))
-    return {"wall_s": time.monotonic() - begin, "cpu_s": cpu_s() - used, "outcomes": dict(outcomes)}
+        for number, domain in enumerate(domains):
+            group.create_task(one(number, domain))
+    return {
+        "wall_s": time.monotonic() - begin, "cpu_s": cpu_s() - used, "outcomes": dict(outcomes), "took_s": took_s,
+    }  # fmt: skip
 
 
 def cpu_s() -> float:
@@ -87,9 +103,9 @@ def cpu_s() -> float:
 
 def main() -> None:
     """Read domains, a line each; print what they cost."""
-    at_once = int(sys.argv[1])
+    at_once, per_s = int(sys.argv[1]), float(sys.argv[2])
     domains = sys.stdin.read().split()
-    sys.stdout.buffer.write(orjson.dumps(uvloop.run(run(domains, at_once))) + b"\n")
+    sys.stdout.buffer.write(orjson.dumps(uvloop.run(run(domains, at_once, per_s))) + b"\n")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ def _say_settings(demo: Demo) -> None:
         "Unlike a gate at work, this one has\n"
         f"  CT_PASS_DEADLINE_S={PASS_DEADLINE_S} (90) and CT_SPINE_GRACE_S={SPINE_GRACE_S} (60): the silent end soon\n"
         f"  a toolbox of its own: limits lifted, {smtp['domain_pause_s']} s (2 s) between sessions at a domain,\n"
-        f"  a control each {toolbox()['controls']['interval_s']} s (30 s); it asks nobody but the demo's mail servers\n"
+        f"  a control each {toolbox()['controls']['interval_s']} s (30 s), what one company alone meets settled after "
+        f"{toolbox()['controls']['settle_s']} s (600 s);\n"
+        "  it asks nobody but the demo's mail servers\n"
     )
 
 

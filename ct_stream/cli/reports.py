@@ -174,12 +174,21 @@ def _guardrails(main: click.Group) -> None:
     @command(
         guardrails,
         "resume",
-        examples=["ct-stream guardrails resume tool:TOOL-005 --reason 'delisted, see the ticket of 7 January'"],
+        examples=[
+            "ct-stream guardrails resume TOOL-005 --reason 'delisted, see the ticket of 7 January'",
+            "ct-stream guardrails resume provider:bigmail.example --reason 'they took us off their list'",
+        ],
     )
     @click.argument("key")
     @click.option("--reason", required=True, help="Why it may be used again; kept in the log.")
     def resume(key: str, reason: str) -> None:
-        """Open a closed or halted guardrail. Your login and the reason are kept; evidence so far is void."""
+        """Open a paused, closed or halted guardrail: a tool, provider:NAME, or spine.
+
+        Your login and the reason are kept; evidence so far is void. TOOL-005 comes back carefully: one company at a
+        time until three providers have talked normally.
+        """
         if not reason.strip():
             raise click.UsageError("--reason is empty; say why it may be used again")
+        if key.upper().startswith("TOOL-"):
+            key = f"tool:{key.upper()}"
         click.echo(f"{key}: {asyncio.run(reports.resume_guardrail(settings(), key, reason.strip()))}")

@@ -19,12 +19,13 @@ class WaitReason(StrEnum):
     DOMAIN_BUSY = "domain_busy"  #: another company of the same domain is being probed, or its 2 s are not over
     PROVIDER_BUSY = "provider_busy"  #: as many sessions as allowed are open to that provider
     PROVIDER_CLOSED = "provider_closed"  #: the provider refuses us; one company is tried now and then
+    PROVIDER_SILENT = "provider_silent"  #: a shared provider cannot be reached; whether all of it is not settled yet
     HALTED = "halted"  #: a person must resume the tool
     CONTROL = "control"  #: a control must succeed after the last failed answer
     RESOLVER = "resolver"  #: no resolver of ours answers
     REFUSED = "refused"  #: a reply about us, its scope not settled yet
     OUR_RATE = "our_rate"  #: a server says that we ask too fast
-    TIER2 = "tier2"  #: the one paid call is under way elsewhere, or the tool is out of order
+    TIER2 = "tier2"  #: its one paid call is under way elsewhere, or others try the vendor first
     OUR_BUG = "our_bug"  #: an exception of ours; it is tried again
     DRAIN = "drain"  #: given up by a worker that was told to stop
 

@@ -67,7 +67,7 @@ def toolbox() -> dict[str, Any]:
                 "budget": {"usd_per_month": 50, "usd_per_call": 0.004},
             },
         ],
-        "controls": {"interval_s": 1},
+        "controls": {"interval_s": 1, "settle_s": 3},
     }
 
 

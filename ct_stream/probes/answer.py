@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import inf
-from typing import TYPE_CHECKING, Protocol, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never
 
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.gate.pipeline import single_pass
@@ -28,9 +28,10 @@ from ct_stream.gate.verdicts import Failed, Held, Passed, Verdict
 from ct_stream.gate.waits import Wait
 from ct_stream.probes.providers import provider_of
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
+from ct_stream.probes.world import TurnedOff
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from uuid import UUID
 
     from ct_stream.gate.memory import Memory
@@ -94,10 +95,12 @@ class PassDriver:
         spent_s: float = 0.0,
         kept: Sequence[Exchange] = (),
         flow: Callable[[], Flow] | None = None,
+        see_off: Callable[[Coroutine[Any, Any, None]], None] | None = None,
     ) -> None:
         """Go on from `kept` after `spent_s` seconds of waiting; `flow` makes another decision than the single pass.
 
-        It is called again whenever answers are played again.
+        `flow` is called again whenever answers are played again. `see_off` takes over the end of a decided company's
+        session (QUIT, which no verdict depends on), so that the verdict does not wait for it.
         """
         self._outreach_id = outreach_id
         self._world = world
@@ -108,6 +111,7 @@ class PassDriver:
         # A paid answer is read even if Tier-2 was turned off since.
         self._tier2_off = None if _is_paid(kept) else world.tier2.off_because()
         self._flow = flow or (lambda: single_pass(outreach_id, rules, tier2_off=self._tier2_off))
+        self._see_off = see_off
         self._recalled_at = -inf
         self._play = self._resumed()
 
@@ -121,8 +125,15 @@ class PassDriver:
         """Return how long the pass has waited for servers, with the time that it was given as spent."""
         return self._stopwatch.spent_s
 
+    def count_waiting(self, seconds: float) -> None:
+        """Count time in which a part of the world waited for a server for this pass, such as a paid call's."""
+        self._stopwatch.spent_s += seconds
+
     async def run(self) -> Ending:
-        """Ask until there is a verdict or a wait. The session and its lease are given back however this ends."""
+        """Ask until there is a verdict or a wait. The session and its lease are given back however this ends.
+
+        Before a wait begins they are: whoever goes on with the company must not meet its own lease.
+        """
         try:
             while True:
                 if self._play.question is not None:
@@ -135,7 +146,11 @@ class PassDriver:
                     return ending
         finally:
             if self._prober is not None:
-                await self._prober.close(refused=self._refused)
+                closing = self._prober.close(refused=self._refused)
+                if self._see_off is not None and isinstance(self._play.verdict, Passed | Failed):
+                    self._see_off(closing)
+                else:
+                    await closing
 
     def _resumed(self) -> Play:
         play = Play(self._flow())
@@ -164,8 +179,18 @@ class PassDriver:
         answer = await self._ask(question)
         if isinstance(answer, Wait):
             return answer
+        if isinstance(answer, TurnedOff):
+            self._turn_off(answer.because)
+            return None
         self._play.answer(answer, asked=_asked(question), at=rfc3339(datetime.now(UTC)))
         return None
+
+    def _turn_off(self, because: str) -> None:
+        """Go on from the same answers as a pass that never had Tier-2."""
+        exchanges = self._play.exchanges
+        self._tier2_off = because
+        self._play = Play(self._flow())
+        self._play.resume(exchanges)
 
     def _recallable(self, question: Question) -> str | None:
         """Return the domain where another company's answers may serve: before MX, and before the first mailbox.
@@ -200,7 +225,7 @@ class PassDriver:
             self._tier2_off = tier2_off
         return False
 
-    async def _ask(self, question: Question) -> Answer | Wait:
+    async def _ask(self, question: Question) -> Answer | Wait | TurnedOff:
         match question:
             case LookupSpine():
                 return await self._world.spine.lookup(question.outreach_id)

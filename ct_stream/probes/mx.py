@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MAX_MX_HOSTS = 5
 MAX_ADDRESSES = 2  #: per host
+_MAX_ALIASES = 8  #: followed by ourselves where a resolver gives an alias and no end
 _MAX_ASKING = 200  #: questions under way, each with one socket or two: a dead resolver must not use up descriptors
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 
@@ -175,17 +176,27 @@ class Resolver:
         return replace(answer, detail=f"not confirmed: {', '.join(troubles)}" if troubles else "")
 
     async def _mx_at(self, server: str, domain: str) -> MxAnswer:
-        answer = await self._ask(server, domain, "MX")
-        if isinstance(answer, _NoAnswer):
-            return MxAnswer(status=MxStatus.UNAVAILABLE, detail=answer.detail, resolver=server)
-        if isinstance(answer, MxStatus):
-            return MxAnswer(status=answer, resolver=server)
-        pairs = [(r.data.priority, r.data.exchange) for r in answer if isinstance(r.data, pycares.MXRecordData)]
-        hosts = mx_hosts(pairs)
-        if hosts:
-            return MxAnswer(status=MxStatus.FOUND, hosts=hosts, resolver=server)
-        # Records of another type only (a CNAME that leads nowhere) are no MX.
-        return MxAnswer(status=MxStatus.NULL_MX if pairs else MxStatus.NO_RECORDS, resolver=server)
+        """Return what this resolver says. An absence is believed from a return code only, or from a null MX.
+
+        An alias without an end (RFC 1034 section 3.6.2) is followed to where there is one.
+        """
+        name = domain
+        for _ in range(_MAX_ALIASES):
+            answer = await self._ask(server, name, "MX")
+            if isinstance(answer, _NoAnswer):
+                return MxAnswer(status=MxStatus.UNAVAILABLE, detail=answer.detail, resolver=server)
+            if isinstance(answer, MxStatus):
+                return MxAnswer(status=answer, resolver=server)
+            pairs = [(r.data.priority, r.data.exchange) for r in answer if isinstance(r.data, pycares.MXRecordData)]
+            if pairs:
+                hosts = mx_hosts(pairs)
+                return MxAnswer(status=MxStatus.FOUND if hosts else MxStatus.NULL_MX, hosts=hosts, resolver=server)
+            target = _end_of_aliases(answer, name)
+            if target is None:
+                detail = f"neither an MX nor a reason from {server}"
+                return MxAnswer(status=MxStatus.UNAVAILABLE, detail=detail, resolver=server)
+            name = target
+        return MxAnswer(status=MxStatus.UNAVAILABLE, detail=f"too many aliases from {server}", resolver=server)
 
     async def _first_answer(self, name: str, kind: str) -> _Records | _NoAnswer:
         """Return what the first resolver that answers says; its "there is none" is an empty list."""
@@ -203,7 +214,10 @@ class Resolver:
         """Return the records, or NO_RECORDS or NXDOMAIN, or why this resolver gave no answer."""
         try:
             async with self._places, asyncio.timeout(self._timeout_s):
-                return await self._ask_twice(server, name, kind)
+                records = await self._ask_twice(server, name, kind)
+            # c-ares calls each return code that it does not know a success (ares_dns_query_reply_tostatus), and does
+            # not hand the code over: without a record it is no answer, and no absence.
+            return records or _NoAnswer(detail=f"an answer without records or a reason from {server}")
         except TimeoutError:
             return _NoAnswer(detail=f"timeout from {server}")
         except aiodns.error.DNSError as error:
@@ -258,6 +272,19 @@ class _Channel(aiodns.DNSResolver):
                 resolver._sock_state_cb(fd, readable, writable)
 
         return False, pycares.Channel(sock_state_cb=watch, timeout=self._timeout, **options)
+
+
+def _end_of_aliases(records: _Records, name: str) -> str | None:
+    """Return the name at which the CNAME records that begin at `name` end, or None where none begins there."""
+    aliases = {_plain(r.name): _plain(r.data.cname) for r in records if isinstance(r.data, pycares.CNAMERecordData)}
+    end = _plain(name)
+    for _ in range(len(aliases)):
+        end = aliases.pop(end, end)
+    return end if end != _plain(name) and _HOST_NAME.fullmatch(end) else None
+
+
+def _plain(name: str) -> str:
+    return name.rstrip(".").lower()
 
 
 def _addresses(records: _Records) -> list[str]:

@@ -23,6 +23,8 @@ from ct_stream.gate.replies import Reply, Stage
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
 
 if TYPE_CHECKING:
+    from aiosmtplib.response import SMTPResponse
+
     from ct_stream.gate.patterns import Address
 
 #: RCPT TO in one session: 8 patterns and one random address; Exim's shipped configuration denies all after 10.
@@ -203,6 +205,9 @@ class SmtpSession:
         return Attempt(host=self.host, ip=self.ip, stage=stage, trouble=trouble, detail=detail)
 
 
+_REPLY_LINE = re.compile(rb"\d{3}(?:[ \t-]|\r*\Z)")
+
+
 class _Wire(SMTPProtocol):
     """aiosmtplib's reader (8 KiB a line, 32 KiB a reply), made to notice what arrives out of step.
 
@@ -227,6 +232,20 @@ class _Wire(SMTPProtocol):
             return
         super().data_received(data)
 
+    def _read_response_from_buffer(self) -> SMTPResponse | None:
+        """Parse a reply, but only one whose lines have the form of RFC 5321 section 4.2: the original takes any byte
+        behind any three characters that `int` accepts, so that garbage could say "no such mailbox".
+        """
+        begin = 0
+        while (end := self._buffer.find(b"\n", begin)) != -1:
+            if not _REPLY_LINE.match(self._buffer, begin, end):
+                line = bytes(self._buffer[begin:end]).decode("utf-8", "surrogateescape")
+                raise SMTPResponseException(-1, f"Malformed SMTP response line: {line}")
+            if self._buffer[begin + 3 : begin + 4] != b"-":
+                break
+            begin = end + 1
+        return super()._read_response_from_buffer()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._lost.set()
@@ -249,7 +268,8 @@ class _Wire(SMTPProtocol):
 
 _ENHANCED = re.compile(r"([245])\.\d{1,3}\.\d{1,3}(?![\d.])")  # RFC 3463 section 2
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, bidi and other format characters, separators
+#: Controls, bidi and other format characters, separators, what no table assigns or only a private one.
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"})
 
 
 def read_wire(code: int, message: str) -> Reply:
@@ -275,10 +295,18 @@ def clean_text(said: str) -> str:
     if not (text.isascii() and text.replace("\n", "").isprintable()):  # nearly every reply is
         raw = text.encode("utf-8", "surrogateescape")
         text = _ANSI.sub("", raw.decode("utf-8", "backslashreplace")).replace("\t", " ")
-        text = "".join(c for c in text if c == "\n" or unicodedata.category(c) not in _UNSEEN)
+        text = "".join(c for c in map(_seen, text) if c)
     lines = text.split("\n")
     kept = "\n".join(stripped for line in lines if (stripped := line.strip()))
     return kept.encode()[:_MAX_TEXT_BYTES].decode("utf-8", "ignore").rstrip()
+
+
+def _seen(char: str) -> str:
+    """Return a character as it is shown: any space as a plain one, "" for one that cannot be seen."""
+    if char in "\n ":
+        return char
+    category = unicodedata.category(char)
+    return " " if category == "Zs" else "" if category in _UNSEEN else char
 
 
 # ---------------------------------------------------------------- ways to fail

@@ -65,6 +65,7 @@ class ControlLimits:
     """How often our own DNS and our own way out are tried."""
 
     interval_s: float  #: at most one control of a kind in so many seconds, over all workers
+    settle_s: float  #: how long what one company alone meets may still prove to be about us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,9 @@ def load_toolbox(path: Path | str | None = None) -> Toolbox:
     except yaml.YAMLError as error:
         raise ToolboxError(f"{name}: is not YAML: {' '.join(str(error).split())}") from error
     return _read(_Section(name, (), tree))
+
+
+_SETTLE_S = 600.0  #: a single reply about us is settled within 15 minutes
 
 
 class _Section:
@@ -136,8 +140,10 @@ class _Section:
             found[tool_id] = tool
         return found
 
-    def number(self, key: str) -> float:
+    def number(self, key: str, *, otherwise: float | None = None) -> float:
         expected = "a number above 0"
+        if otherwise is not None and key not in self._values:
+            return otherwise
         value = self.take(key, expected)
         if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < float("inf")):
             raise self.wrong((key,), expected, value)
@@ -251,7 +257,9 @@ def _read(file: _Section) -> Toolbox:
     budget.end()
 
     control = file.section("controls")
-    controls = ControlLimits(interval_s=control.number("interval_s"))
+    controls = ControlLimits(
+        interval_s=control.number("interval_s"), settle_s=control.number("settle_s", otherwise=_SETTLE_S)
+    )
     for section in (*read.values(), control, file):
         section.end()
     return Toolbox(probe_name=probe_name, patterns=patterns, mx=mx, smtp=smtp, tier2=tier2, controls=controls)

@@ -1,7 +1,8 @@
 """A server refuses us: is it this company's policy, a provider that closed, or all of us?
 
-Three companies of one provider within 24 hours, with no good talk between, close that provider; five of the last 20
-providers halt the tool until a person resumes it. Until the third, those companies wait too.
+Three companies of one provider that end within 24 hours in a refusal of us, in "too fast" or in silence, with no good
+talk between, close that provider; five of the last 20 providers halt the tool until a person resumes it. What concerns
+one company alone is settled by a control and by time: long enough for the others to show what it was (ADR-CT-IMO-019).
 """
 
 from __future__ import annotations
@@ -24,32 +25,44 @@ log = logging.getLogger(__name__)
 CLOSE_AFTER_COMPANIES = 3
 HALT_AFTER_PROVIDERS = 5
 FIRST_TRY_S = 600.0  #: of a closed provider; doubles to 6 h
-RATE_PAUSE_S = 60.0
+RATE_PAUSE_S = 60.0  #: of a provider that says that we ask too fast; doubles to 6 h
 _REFRESH_S = 5.0
 SMTP_RAIL = "tool:TOOL-005"
+TIER2_RAIL = "tool:TOOL-019"
+TIER2_BUDGET = "budget:TOOL-019"  #: in the log of guardrails only: the month opens it
+
+
+def say_guardrail(rail: str, state: str, reason: str) -> None:
+    """Log a change of a guardrail: the alert, when it closes or halts."""
+    level = {"open": logging.INFO, "paused": logging.WARNING}.get(state, logging.ERROR)
+    log.log(level, "Guardrail %s is %s: %s", rail, state, reason, extra={"action": "guardrail", "rail": rail})
 
 
 class Guardrails:
     """The guardrail table as all workers share it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, settle_s: float) -> None:
         self._database = database
+        self._settle_s = settle_s
         self._suspects: set[str] = set()  # providers whose next good talk is news
+        self._on_trial = False
         self._refresh_at = 0.0
         self.halted: dict[str, str] = {}  #: rail to reason, as last read
 
     async def judge(self, held: Held, domain: str, provider: str, *, is_own_server: bool) -> Wait:
         """Record a reply about us, draw what follows for all companies, and return the wait for this one."""
-        kind = "rate" if held.by is HeldBy.RATE else "refused"
-        await self._database.persist("note_refusal", provider, domain, kind, held.host, held.reason)
-        self._suspects.add(provider)
         if held.by is HeldBy.RATE:
-            await self.set_state(f"provider:{provider}", "closed", f"asks us to slow down: {held.reason}", RATE_PAUSE_S)
+            await self._note(provider, domain, "rate", held.host, held.reason)
+            await self.set_state(
+                f"provider:{provider}", "paused", f"says that we ask too fast: {held.reason}", RATE_PAUSE_S
+            )
+            await self._close_where_due(provider, held.reason)
             return Wait(
                 reason=WaitReason.OUR_RATE,
                 detail=f"{provider} says that we ask too fast: {held.reason}",
                 waits_on=f"provider:{provider}",
             )
+        await self._note(provider, domain, "refused", held.host, held.reason)
         rows = await self._database.persist("refusing_providers")
         if rows[0]["refusing"] >= HALT_AFTER_PROVIDERS:
             reason = f"{rows[0]['refusing']} of the last 20 providers refuse us, the last one {provider}: {held.reason}"
@@ -57,10 +70,7 @@ class Guardrails:
         if is_own_server:
             # Its own policy, if a control talks to us normally: the scope is settled by that proof.
             return control_wait(ControlKind.SMTP, f"{held.host} refuses us; a control must show whether all do")
-        rows = await self._database.persist("refusals_at_provider", provider)
-        if rows[0]["companies"] >= CLOSE_AFTER_COMPANIES:
-            reason = f"{rows[0]['companies']} companies were refused within 24 h, the last by {held.reason}"
-            await self.set_state(f"provider:{provider}", "closed", reason, FIRST_TRY_S)
+        await self._close_where_due(provider, held.reason)
         return Wait(
             reason=WaitReason.REFUSED,
             detail=f"{provider} refuses us: {held.reason}",
@@ -68,21 +78,61 @@ class Guardrails:
             waits_on=f"provider:{provider}",
         )
 
+    def unsettled(self, age_s: float, what: str) -> Wait | None:
+        """Return why a refusal by one company's own server, so many seconds old, is not its private policy yet."""
+        if SMTP_RAIL in self.halted:
+            return Wait(
+                reason=WaitReason.HALTED,
+                detail=f"TOOL-005 is halted: {self.halted[SMTP_RAIL]}",
+                waits_on=SMTP_RAIL,
+            )
+        if age_s >= self._settle_s:
+            return None
+        return Wait(
+            reason=WaitReason.REFUSED,
+            detail=f"{what}; counts as its own policy when others have not refused us for {self._settle_s:g} s",
+            after_s=self._settle_s - age_s,
+        )
+
+    async def silent(self, provider: str, domain: str) -> None:
+        """Record that no server of a shared provider could be reached for this company."""
+        await self._note(provider, domain, "silent", "", "no server of it could be reached")
+
+    async def unreached(self, provider: str, age_s: float) -> Wait | None:
+        """Return why a shared provider's silence, so many seconds old, is not its company's failure (yet)."""
+        if await self._close_where_due(provider, "no server of it could be reached"):
+            return Wait(
+                reason=WaitReason.PROVIDER_CLOSED,
+                detail=f"several companies at {provider} end without an answer: the provider, or its view of us",
+                waits_on=f"provider:{provider}",
+            )
+        if age_s >= self._settle_s:
+            return None
+        return Wait(
+            reason=WaitReason.PROVIDER_SILENT,
+            detail=f"no server of {provider} could be reached; counts once {self._settle_s:g} s have shown that it is "
+            "not the provider as a whole",
+            after_s=self._settle_s - age_s,
+        )
+
     async def talked(self, provider: str) -> None:
-        """Open a closed provider that talked normally."""
-        if provider not in self._suspects:
-            return
-        self._suspects.discard(provider)
-        await self.set_state(f"provider:{provider}", "open", "talks normally again", None)
+        """Open a closed provider that talked normally; count the talk in a careful resume."""
+        if provider in self._suspects:
+            self._suspects.discard(provider)
+            await self.set_state(f"provider:{provider}", "open", "talks normally again", None)
+        if self._on_trial and (await self._database.persist("end_trial"))[0]["opened"]:
+            self._on_trial = False
+            log.info("Guardrail %s is open", SMTP_RAIL, extra={"action": "guardrail", "rail": SMTP_RAIL})
 
     async def set_state(self, rail: str, state: str, reason: str, next_try_s: float | None) -> None:
-        """Close, halt or open a guardrail; a change is logged as an alert."""
+        """Pause, close, halt or open a guardrail; a change is logged as an alert."""
         rows = await self._database.persist(
             "set_guardrail", rail, state, reason, -1.0 if next_try_s is None else next_try_s
         )
+        if state == "halted":
+            self.halted.setdefault(rail, reason)
         if rows[0]["changed"]:
-            level = logging.INFO if state == "open" else logging.ERROR
-            log.log(level, "Guardrail %s is %s: %s", rail, state, reason, extra={"action": "guardrail", "rail": rail})
+            say_guardrail(rail, state, reason)
 
     async def refresh(self) -> None:
         """Read the table, at most every few seconds."""
@@ -91,11 +141,24 @@ class Guardrails:
         self._refresh_at = time.monotonic() + _REFRESH_S
         rows = await self._database.persist("guardrails")
         self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
+        self._on_trial = any(row["key"] == SMTP_RAIL and row["state"] == "trial" for row in rows)
         self._suspects |= {
             row["key"].removeprefix("provider:")
             for row in rows
             if row["state"] != "open" and row["key"].startswith("provider:")
         }
+
+    async def _note(self, provider: str, domain: str, kind: str, host: str, reason: str) -> None:
+        await self._database.persist("note_refusal", provider, domain, kind, host, reason)
+        self._suspects.add(provider)
+
+    async def _close_where_due(self, provider: str, reason: str) -> bool:
+        rows = await self._database.persist("refusals_at_provider", provider)
+        if rows[0]["companies"] < CLOSE_AFTER_COMPANIES:
+            return False
+        why = f"{rows[0]['companies']} companies within 24 h and no good talk between, the last one: {reason}"
+        await self.set_state(f"provider:{provider}", "closed", why, FIRST_TRY_S)
+        return True
 
 
 class SpineControl:

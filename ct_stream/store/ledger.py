@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
 
 import orjson
 
 from ct_stream.gate.company import Known, Publication
 from ct_stream.gate.failures import FailureCode
-from ct_stream.gate.memory import FAIL_KEPT, memorable
+from ct_stream.gate.memory import FAIL_KEPT, is_unpaid, memorable
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Passed
 from ct_stream.store.batches import Batches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from uuid import UUID
 
     from ct_stream.gate.output_stage import Headers, Outcome
     from ct_stream.gate.transcript import Exchange
     from ct_stream.store.database import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    """One attempt to record an outcome, told from any other by its token."""
+
+    outcome: Outcome
+    token: UUID = field(default_factory=uuid4)
 
 
 class Ledger:
@@ -31,8 +40,8 @@ class Ledger:
         self._database = database
         retrying = database.retrying
         self.look_up: Batches[UUID, Known] = Batches("look-up", self._look_up, retrying=retrying)
-        self.record: Batches[Outcome, bool] = Batches(
-            "record", self._record, order=lambda outcome: outcome.outreach_id, retrying=retrying
+        self._recordings: Batches[_Attempt, bool] = Batches(
+            "record", self._record, order=lambda attempt: attempt.outcome.outreach_id, retrying=retrying
         )
         self.stamp: Batches[UUID, None] = Batches("stamp", self._stamp, order=lambda i: i, retrying=retrying)
         self.claim: Batches[UUID, Publication | None] = Batches(
@@ -42,7 +51,11 @@ class Ledger:
     @property
     def batches(self) -> tuple[Batches[Any, Any], ...]:
         """Return the queues, to be started and stopped with the program."""
-        return (self.look_up, self.record, self.stamp, self.claim)
+        return (self.look_up, self._recordings, self.stamp, self.claim)
+
+    async def record(self, outcome: Outcome) -> bool:
+        """Record an outcome; True when it is the one that counts. Cancelling the caller does not stop it."""
+        return await self._recordings(_Attempt(outcome=outcome))
 
     async def claim_unpublished(self, limit: int) -> list[Publication]:
         """Claim outcomes that a crash left unpublished, oldest first."""
@@ -62,32 +75,34 @@ class Ledger:
                 pass_state=rows[i]["pass_state"],
                 in_spine=rows[i]["in_spine"],
                 domain=rows[i]["domain"],
+                is_paid=rows[i]["is_paid"],
             )
             for i in ids
         ]
 
-    async def _record(self, outcomes: Sequence[Outcome]) -> list[bool]:
+    async def _record(self, attempts: Sequence[_Attempt]) -> list[bool]:
         """Record outcomes, and forget their undecided passes; True for each that won.
 
-        A batch that runs again because the answer to COMMIT was lost finds its own rows: they are told by their
-        bytes, which carry the moment of the decision.
+        A batch that runs again because the answer to COMMIT was lost finds its own rows by their attempt.
         """
-        first: dict[UUID, Outcome] = {}
-        for outcome in outcomes:
-            first.setdefault(outcome.outreach_id, outcome)
-        columns = [_row(outcome) for outcome in first.values()]
+        first: dict[UUID, _Attempt] = {}
+        for attempt in attempts:
+            first.setdefault(attempt.outcome.outreach_id, attempt)
+        columns = [(*_row(attempt.outcome), attempt.token) for attempt in first.values()]
         won_rows = await self._database.fetch("record", *map(list, zip(*columns, strict=True)))
         for row in won_rows:
             self._database.saw_ordinal(row["ordinal"])
         won = {row["outreach_id"] for row in won_rows}
         if lost := [i for i in first if i not in won]:
-            rows = await self._database.fetch("recorded_values", lost)
-            won |= {row["outreach_id"] for row in rows if row["value"] == first[row["outreach_id"]].value}
+            rows = await self._database.fetch("recorded_attempts", lost)
+            won |= {row["outreach_id"] for row in rows if row["attempt"] == first[row["outreach_id"]].token}
         await self._database.run("forget", list(first))
-        served = {o.verdict.domain for o in first.values() if o.outreach_id in won and _serves_others(o)}
+        served = {first[i].outcome.verdict.domain for i in won if _serves_others(first[i].outcome)}
         if served:
             await self._database.run("wake_domains", sorted(domain for domain in served if domain is not None))
-        return [o.outreach_id in won and first[o.outreach_id] is o for o in outcomes]
+        return [
+            attempt.outcome.outreach_id in won and first[attempt.outcome.outreach_id] is attempt for attempt in attempts
+        ]
 
     async def _stamp(self, ids: Sequence[UUID]) -> list[None]:
         await self._database.run("stamp", list(ids))
@@ -138,6 +153,7 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
     origin = outcome.origin
     told = memorable(outcome.exchanges) if verdict.domain is not None else ()
     transcript = to_json(outcome.exchanges)
+    begin = sum(exchange.key == "spine" for exchange in outcome.exchanges)
     code = outcome.failure_code
     raw_input = {
         "topic": origin.topic,
@@ -168,7 +184,7 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
         verdict.is_catchall if isinstance(verdict, Passed) else None,
         code.imo_stage if code is not None else None,
         orjson.dumps(raw_input).decode() if not passed else None,
-        orjson.dumps(transcript[-len(told) :]).decode() if told else None,
+        orjson.dumps(transcript[begin : begin + len(told)]).decode() if told else None,
         _answered_at(outcome, told[1:] or told),  # the hosts may be remembered: they have a time of their own
         _answered_at(outcome, told[:1]),
     )
@@ -177,6 +193,8 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
 def _serves_others(outcome: Outcome) -> bool:
     """Tell if those who wait for the same domain can be decided by what is remembered now."""
     told = [exchange for exchange in outcome.exchanges if exchange.key != "spine"]
+    if is_unpaid(told):
+        return False
     age = outcome.decided_at - _answered_at(outcome, told[1:] or told)
     return bool(told) and (isinstance(outcome.verdict, Passed) or age < FAIL_KEPT / 2)
 

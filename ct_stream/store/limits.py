@@ -46,7 +46,7 @@ class Slot:
 class Begun:
     """The database's answer to the begin of a probe chain."""
 
-    answer: str  #: granted, halted, provider_closed, provider_busy, domain_busy, cap
+    answer: str  #: granted, halted, trial, provider_closed, provider_busy, domain_busy, cap
     retry_s: float | None
     detail: str | None
 
@@ -194,6 +194,12 @@ def _wait(begun: Begun, domain: str, provider: str, limits: Limits) -> Wait:
         case "halted":
             return Wait(
                 reason=WaitReason.HALTED, detail=f"TOOL-005 is halted: {begun.detail}", waits_on="tool:TOOL-005"
+            )
+        case "trial":
+            return Wait(
+                reason=WaitReason.HALTED,
+                detail=f"TOOL-005 comes back carefully, one company at a time: {begun.detail}",
+                waits_on="tool:TOOL-005",
             )
         case "provider_closed":
             return Wait(

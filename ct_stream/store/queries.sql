@@ -14,16 +14,18 @@ SELECT pg_is_in_recovery() AS in_recovery,
 SELECT m.name, m.checksum FROM outreach.ct_migrations AS m ORDER BY m.name;
 
 -- name: look_up
--- All that is known of these companies: outcome, undecided pass, spine row.
+-- All that is known of these companies: outcome, undecided pass, paid attempt, spine row.
 SELECT i.id AS outreach_id,
     o.outcome,
     (o.published_at IS NOT NULL OR o.topic IS NULL) AS settled,
     p.state AS pass_state,
+    (a.outreach_id IS NOT NULL) AS is_paid,
     (s.outreach_id IS NOT NULL) AS in_spine,
     s.domain
 FROM unnest($1::uuid[]) AS i (id)
 LEFT JOIN outreach.ct_outcomes AS o ON o.outreach_id = i.id
 LEFT JOIN outreach.ct_passes AS p ON p.outreach_id = i.id
+LEFT JOIN outreach.ct_tier2_attempts AS a ON a.outreach_id = i.id
 LEFT JOIN outreach.outreach AS s ON s.outreach_id = i.id;
 
 -- name: record
@@ -33,21 +35,21 @@ WITH input AS (
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
         $9::integer[], $10::text[], $11::integer[], $12::bigint[], $13::text[], $14::bytea[], $15::bytea[],
         $16::text[], $17::text[], $18::text[], $19::float8[], $20::boolean[], $21::text[], $22::text[],
-        $23::text[], $24::timestamptz[], $25::timestamptz[]
+        $23::text[], $24::timestamptz[], $25::timestamptz[], $26::uuid[]
     ) AS i (
         outreach_id, outcome, failure_code, reason, domain, rules_version, transcript, decided_at,
         duration_ms, event_topic, event_partition, event_offset, topic, key, value,
         headers, email_method, method_type, confidence, is_catchall, imo_stage, raw_input,
-        memory, answered_at, mx_at
+        memory, answered_at, mx_at, attempt
     )
 ), won AS (
     INSERT INTO outreach.ct_outcomes AS o (
         outreach_id, outcome, failure_code, reason, domain, rules_version, transcript, decided_at, duration_ms,
-        event_topic, event_partition, event_offset, topic, key, value, headers, publish_until
+        event_topic, event_partition, event_offset, topic, key, value, headers, publish_until, attempt
     )
     SELECT i.outreach_id, i.outcome, i.failure_code, i.reason, i.domain, i.rules_version, i.transcript::jsonb,
         i.decided_at, i.duration_ms, i.event_topic, i.event_partition, i.event_offset, i.topic, i.key, i.value,
-        i.headers::jsonb, clock_timestamp() + interval '30 seconds'
+        i.headers::jsonb, clock_timestamp() + interval '30 seconds', i.attempt
     FROM input AS i
     ON CONFLICT (outreach_id) DO NOTHING
     RETURNING o.outreach_id, o.ordinal
@@ -110,9 +112,9 @@ LEFT JOIN outreach.ct_domains AS d ON d.domain = i.domain;
 -- All who wait for these domains: their answers are remembered now.
 SELECT outreach.ct_wake('domain:' || d, 1000000, clock_timestamp()) FROM unnest($1::text[]) AS d;
 
--- name: recorded_values
--- Which bytes won for these companies? Read by a statement of its own: one that inserts cannot see a winner's row.
-SELECT o.outreach_id, o.value FROM outreach.ct_outcomes AS o WHERE o.outreach_id = ANY ($1::uuid[]);
+-- name: recorded_attempts
+-- Which attempt won for these companies? Read by a statement of its own: one that inserts cannot see a winner's row.
+SELECT o.outreach_id, o.attempt FROM outreach.ct_outcomes AS o WHERE o.outreach_id = ANY ($1::uuid[]);
 
 -- name: claim_unpublished_of
 -- Claim the recorded bytes of these companies for publishing, where nobody else holds the claim.
@@ -261,6 +263,15 @@ SELECT b.place, b.answer, b.retry_s, b.detail FROM outreach.ct_begin_probes($1, 
 -- See ct_end_probes.
 SELECT outreach.ct_end_probes($1, $2, $3, $4, $5);
 
+-- name: take_tier2
+-- See ct_take_tier2.
+SELECT t.place, t.answer, t.said, t.detail, t.asked, t.delay_s, t.retry_s, t.is_first
+FROM outreach.ct_take_tier2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS t;
+
+-- name: answer_tier2
+-- See ct_answer_tier2.
+SELECT a.final_said, a.final_detail, a.halted_now FROM outreach.ct_answer_tier2($1, $2, $3, $4, $5, $6, $7) AS a;
+
 -- name: control
 -- What is known of our own way?
 SELECT c.started_at, c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until
@@ -321,28 +332,35 @@ UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()
 FROM proof WHERE p.waits_on = 'control:smtp' AND p.state = 'waiting' AND p.failed_at < proof.ok_begun_at;
 
 -- name: note_refusal
--- Evidence about a provider: it refused us, or said that we ask too fast.
+-- Evidence about a provider: it refused us, said that we ask too fast, or could not be reached.
 INSERT INTO outreach.ct_refusals (provider, domain, kind, host, reason) VALUES ($1, $2, $3, $4, $5);
 
 -- name: refusals_at_provider
--- How many companies at this provider met a refusal within 24 hours, with no good talk since?
+-- How many companies at this provider met a refusal or silence within 24 hours, with no good talk since? Silence while
+-- our own way out was broken is no evidence.
 SELECT count(DISTINCT r.domain) AS companies FROM outreach.ct_refusals AS r
 WHERE r.provider = $1 AND NOT r.void AND r.at > clock_timestamp() - interval '24 hours'
     AND r.at > coalesce((
         SELECT max(d.talked_at) FROM outreach.ct_domains AS d WHERE d.provider = $1
-    ), '-infinity');
+    ), '-infinity')
+    AND (r.kind <> 'silent' OR NOT EXISTS (
+        SELECT 1 FROM outreach.ct_controls AS c
+        WHERE c.kind = 'smtp' AND r.at BETWEEN c.trouble_from AND c.trouble_until
+    ));
 
 -- name: refusing_providers
--- Of the last 20 distinct providers contacted within 24 hours, how many refuse us?
+-- Of the last 20 distinct providers contacted within 24 hours, and since a person resumed the tool, how many refuse us?
 SELECT count(*) FILTER (WHERE recent.refused) AS refusing
 FROM (
     SELECT latest.refused FROM (
         SELECT DISTINCT ON (c.provider) c.provider, c.refused, c.at FROM (
-            SELECT r.provider, r.kind = 'refused' AS refused, r.at FROM outreach.ct_refusals AS r WHERE NOT r.void
+            SELECT r.provider, r.kind = 'refused' AS refused, r.at FROM outreach.ct_refusals AS r
+            WHERE NOT r.void AND r.kind <> 'silent'
             UNION ALL
             SELECT d.provider, false, d.talked_at FROM outreach.ct_domains AS d WHERE d.talked_at IS NOT NULL
         ) AS c
         WHERE c.at > clock_timestamp() - interval '24 hours'
+            AND c.at > coalesce((SELECT g.since FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005'), '-infinity')
         ORDER BY c.provider, c.at DESC
     ) AS latest
     ORDER BY latest.at DESC LIMIT 20
@@ -353,6 +371,10 @@ FROM (
 SELECT outreach.ct_set_guardrail(
     $1, $2, $3, CASE WHEN $4::float8 >= 0 THEN clock_timestamp() + $4::float8 * interval '1 second' END
 ) AS changed;
+
+-- name: end_trial
+-- See ct_end_trial.
+SELECT outreach.ct_end_trial() AS opened;
 
 -- name: guardrails
 -- Which tools and providers are closed or halted, and why?

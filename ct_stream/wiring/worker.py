@@ -20,6 +20,8 @@ from aiokafka.errors import KafkaError
 
 from ct_stream.gate.questions import ControlKind
 from ct_stream.metrics import Health, Metrics
+from ct_stream.probes.tier2 import VendorClient
+from ct_stream.probes.tier2_vendors import make_vendor
 from ct_stream.probes.toolbox import Toolbox, load_toolbox
 from ct_stream.store.controls import ControlLedger, control_wait
 from ct_stream.store.database import Database, UnfitDatabase
@@ -28,6 +30,7 @@ from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import Limits, SharedLimits
 from ct_stream.store.memory import DomainMemory
 from ct_stream.store.passes import Passes
+from ct_stream.store.tier2 import PaidAttempts, PaidLimits
 from ct_stream.stream.agents import GateAgent
 from ct_stream.stream.app import GateApp, make_app
 from ct_stream.stream.companies import Companies
@@ -39,6 +42,7 @@ from ct_stream.stream.topology import SPINE_CREATED, TopologyError, check_topics
 from ct_stream.stream.waits import Scheduler
 from ct_stream.wiring.health import health_server
 from ct_stream.wiring.probing import Probing, make_probing
+from ct_stream.wiring.tier2 import PaidCalls
 from ct_stream.wiring.world import GateParts, WorkerGate
 
 if TYPE_CHECKING:
@@ -225,11 +229,15 @@ class Worker:
         limits = SharedLimits(database, self.owner, _limits(self.toolbox))
         rules = self.toolbox.rules()
         memory = DomainMemory(database, rules.version)
-        for batches in (*ledger.batches, passes.park, *limits.batches, memory.recall):
+        vendor = make_vendor(settings.tier2_provider, settings.tier2_url, settings.tier2_api_key)
+        client = None if vendor is None else VendorClient(vendor)
+        attempts = PaidAttempts(database, vendor.name if vendor else "", _paid_limits(self.toolbox))
+        paid_calls = PaidCalls(attempts, client, self.metrics)
+        for batches in (*ledger.batches, passes.park, *limits.batches, memory.recall, attempts.take):
             batches.start()
             stack.push_async_callback(batches.stop)
         controls = ControlLedger(database, self.toolbox.controls.interval_s)
-        guardrails = Guardrails(database)
+        guardrails = Guardrails(database, self.toolbox.controls.settle_s)
         gate = WorkerGate(
             GateParts(
                 rules=rules,
@@ -239,6 +247,7 @@ class Worker:
                 controls=controls,
                 guardrails=guardrails,
                 spine_control=SpineControl(database, guardrails),
+                paid_calls=paid_calls,
                 metrics=self.metrics,
                 now=database.now,
                 own_trouble=lambda: self._own_trouble,
@@ -288,8 +297,11 @@ class Worker:
         log.info("Stopping: running passes get %g s", settings.drain_s, extra={"action": "stopping"})
         self.health.set("start", "stopping")
         agent.stop_pulling()
-        await asyncio.gather(scheduler.drain(settings.drain_s), self._stop_faust(app, starting))
+        await asyncio.gather(
+            scheduler.drain(settings.drain_s), self._stop_faust(app, starting), paid_calls.drain(settings.drain_s)
+        )
         await companies.wait_parked()
+        await gate.farewells.wait()
         for task in background:
             task.remove_done_callback(self._background_ended)
             task.cancel()
@@ -467,6 +479,15 @@ def _limits(toolbox: Toolbox) -> Limits:
         smtp_per_day=toolbox.smtp.per_day,
         smtp_domain_pause_s=toolbox.smtp.domain_pause_s,
         smtp_per_provider=toolbox.smtp.sessions_per_provider,
+    )
+
+
+def _paid_limits(toolbox: Toolbox) -> PaidLimits:
+    return PaidLimits(
+        per_second=toolbox.tier2.per_second,
+        per_month=toolbox.tier2.per_month,
+        usd_per_month=toolbox.tier2.usd_per_month,
+        usd_per_call=toolbox.tier2.usd_per_call,
     )
 
 

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ct_stream.gate.company import FailedAt
 from ct_stream.gate.domains import canonical_domain
 from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer
+from ct_stream.gate.replies import Stage
 from ct_stream.gate.transcript import Exchange, is_unanswered, without_trouble
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
-from ct_stream.probes.local_limits import Tier2Off
-from ct_stream.probes.providers import is_own_server
+from ct_stream.probes.providers import is_own_server, provider_of, registrable_domain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from datetime import datetime
     from uuid import UUID
 
     from ct_stream.gate.company import Known, Resumed
     from ct_stream.gate.memory import Memory
     from ct_stream.gate.output_stage import Origin
+    from ct_stream.gate.patterns import Address
+    from ct_stream.gate.questions import VerifyAnswer
     from ct_stream.gate.rules import Rules
     from ct_stream.gate.verdicts import Failed, Held, Passed
     from ct_stream.metrics import Metrics
+    from ct_stream.probes.world import TurnedOff
     from ct_stream.store.controls import ControlLedger
     from ct_stream.store.guardrails import Guardrails, SpineControl
     from ct_stream.store.limits import DomainLease, SharedLimits
     from ct_stream.store.memory import DomainMemory
     from ct_stream.wiring.probing import Probing
+    from ct_stream.wiring.tier2 import PaidCalls
+
+log = logging.getLogger(__name__)
 
 _SPINE_POLL_S = 30.0
 _LOOKS = 1  #: how often silence is looked at again once our own way is proven
@@ -47,6 +55,7 @@ class GateParts:
     controls: ControlLedger
     guardrails: Guardrails
     spine_control: SpineControl
+    paid_calls: PaidCalls
     metrics: Metrics
     now: Callable[[], datetime]
     own_trouble: Callable[[], Wait | None]  #: while a control fails nothing is asked, so that no limit is wasted
@@ -62,6 +71,31 @@ class Kept:
     failed_at: datetime | None = None  #: a proof of our own way must have begun after it
     is_void: bool = False  #: some answers were dropped and are asked for anew
     looks: int = 0
+    wait: Wait | None = None  #: nothing may be asked yet: it waits on, with all that it has
+
+
+class Farewells:
+    """Owns the ends of sessions whose companies are decided: QUIT, and the lease given back."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def take(self, closing: Coroutine[Any, Any, None]) -> None:
+        """See a session to its end."""
+        task = asyncio.create_task(closing, name="farewell")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    async def wait(self) -> None:
+        """Come back when all sessions have ended."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The company is decided, and its lease runs out by itself.
+            log.error("A session did not end well: %r", error, exc_info=error, extra={"action": "our_bug"})
 
 
 class WorkerGate:
@@ -70,6 +104,7 @@ class WorkerGate:
     def __init__(self, parts: GateParts) -> None:
         self._parts = parts
         self._chains: dict[str, CompanyPass] = {}  # by domain: who asks it, of this worker
+        self.farewells = Farewells()
         self.rules_version = parts.rules.version
 
     async def begin(
@@ -77,7 +112,7 @@ class WorkerGate:
     ) -> CompanyPass:
         """Return the pass of a company, with its kept answers where it was put away."""
         kept = Kept() if resumed is None else await self._kept(resumed)
-        return CompanyPass(self._parts, self._chains, origin, event_at, known, resumed, kept)
+        return CompanyPass(self._parts, self._chains, self.farewells, origin, event_at, known, resumed, kept)
 
     async def _kept(self, resumed: Resumed) -> Kept:
         """Return the answers that still count, and since when a proof is needed."""
@@ -92,10 +127,17 @@ class WorkerGate:
             # Silence is believed between two proofs only: an outage that came and went between two controls looks
             # just like a dead server (ADR-CT-IMO-013).
             return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks + 1)
+        if resumed.reason == WaitReason.PROVIDER_CLOSED and is_unanswered(kept):
+            # The one try of a closed provider has to ask: its silence was heard before it closed.
+            return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks)
         if resumed.pending is not None and states[1].proves(failed_at):
             # Its own server refuses us while others talk to us: its private policy, inconclusive (domain scope).
             answer = resumed.pending.answer
             assert isinstance(answer, MailboxAnswer)
+            age_s = (self._parts.now() - failed_at).total_seconds()
+            wait = self._parts.guardrails.unsettled(age_s, f"{answer.attempts[-1].host} refuses us")
+            if wait is not None:
+                return Kept(exchanges=kept, failed_at=failed_at, looks=resumed.looks, wait=wait)
             kept.append(replace(resumed.pending, answer=replace(answer, settled=True)))
         return Kept(exchanges=kept, failed_at=failed_at, looks=resumed.looks)
 
@@ -107,6 +149,7 @@ class CompanyPass:
         self,
         parts: GateParts,
         chains: dict[str, CompanyPass],
+        farewells: Farewells,
         origin: Origin,
         event_at: datetime | None,
         known: Known,
@@ -127,7 +170,8 @@ class CompanyPass:
         self._is_repeat = resumed is not None and resumed.reason == WaitReason.SPINE_CONTROL
         self.failed = FailedAt.NONE if kept.failed_at is None else FailedAt.ON_RECORD
         self.looks = kept.looks
-        self.pending: Exchange | None = None
+        self.pending: Exchange | None = resumed.pending if resumed and kept.wait else None
+        self._wait = kept.wait
         self._domain = resumed.domain if resumed else None
         world = World(
             spine=self,
@@ -136,7 +180,7 @@ class CompanyPass:
             permits=self,
             controls=self,
             refusals=self,
-            tier2=Tier2Off("Tier-2 is off (CT_TIER2_PROVIDER is none)"),
+            tier2=self,
             probers=lambda stopwatch: parts.probing.prober(self, stopwatch),
         )
         self._driver = PassDriver(
@@ -146,10 +190,13 @@ class CompanyPass:
             deadline_s=parts.pass_deadline_s,
             spent_s=resumed.spent_s if resumed else 0.0,
             kept=kept.exchanges,
+            see_off=farewells.take,
         )
 
     async def run(self) -> Passed | Failed | Wait:
         """Go on until there is a verdict, or a wait."""
+        if self._wait is not None:
+            return self._wait
         try:
             result = await self._driver.run()
         finally:
@@ -260,12 +307,41 @@ class CompanyPass:
 
     async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
         """Return a proof that was begun after this pass's last failed answer."""
-        return await self._parts.controls.confirm(kind, None if self._is_fresh() else self._failed_at)
+        answer = await self._parts.controls.confirm(kind, None if self._is_fresh() else self._failed_at)
+        provider = self._silent_provider()
+        if isinstance(answer, Wait) or kind is not ControlKind.SMTP or provider is None:
+            return answer
+        assert self._failed_at is not None  # a proof was begun after it
+        age_s = (self._parts.now() - self._failed_at).total_seconds()
+        return await self._parts.guardrails.unreached(provider, age_s) or answer
+
+    def _silent_provider(self) -> str | None:
+        """Return the shared provider of which no server said a word to this pass."""
+        silent: set[str] = set()
+        for exchange in self._driver.exchanges:
+            if not isinstance(exchange.answer, MailboxAnswer):
+                continue
+            for attempt in exchange.answer.attempts:
+                if attempt.reply is not None or attempt.stage not in (Stage.CONNECT, Stage.BANNER):
+                    return None
+                if attempt.ip and not is_own_server(attempt.host, exchange.asked.rpartition("@")[2]):
+                    silent.add(provider_of(attempt.host, exchange.asked.rpartition("@")[2]))
+        return min(silent, default=None)
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:
         """Record a reply about us and return the wait that follows."""
         own = is_own_server(held.host, domain)
         return await self._parts.guardrails.judge(held, domain, provider, is_own_server=own)
+
+    def off_because(self) -> str | None:
+        """Return why Tier-2 is not asked; a company that has spent its attempt takes what it brought all the same."""
+        return None if self._known.is_paid else self._parts.paid_calls.off_because()
+
+    async def verify(self, outreach_id: UUID, address: Address) -> VerifyAnswer | Wait | TurnedOff:
+        """Spend the one attempt; only the wait for the vendor's answer counts for the pass deadline."""
+        brought = await self._parts.paid_calls.verify(outreach_id, address)
+        self._driver.count_waiting(brought.waited_s)
+        return brought.result
 
 
 class Lease:
@@ -294,6 +370,8 @@ class Lease:
     async def release(self, *, greeted: bool, refused: Held | None) -> None:
         """Give the domain and the place back."""
         talked = greeted and refused is None
+        if not greeted and refused is None and self._provider != registrable_domain(self._domain):
+            await self._parts.guardrails.silent(self._provider, self._domain)
         await self._lease.release(talked=talked)
         if talked:
             await self._parts.controls.good_talk(self._begun_at, self._domain)

@@ -40,7 +40,7 @@ tools:
   - {id: TOOL-019, name: EmailVerifier, tier: 2, gated: true, guardrail: none,
      limits: {per_second: 50, per_month: 10000, attempts_per_outreach_id: 1},
      budget: {usd_per_month: 50, usd_per_call: 0.004}}
-controls: {interval_s: %(control)s}
+controls: {interval_s: %(control)s, settle_s: %(settle)s}
 """
 
 _WORKER = """
@@ -68,11 +68,12 @@ class Stack:
         pause_s: float = 0.2,
         control_s: float = 1.0,
         partitions: int | None = None,
+        settle_s: float = 2.0,
         **env: str,
     ) -> None:
         self.folder = folder
         self._reply_delay_s = reply_delay_s
-        self._toolbox = TOOLBOX % {"pause": pause_s, "control": control_s}
+        self._toolbox = TOOLBOX % {"pause": pause_s, "control": control_s, "settle": settle_s}
         self._partitions = partitions
         self._extra_env = env
         self._stack = AsyncExitStack()

@@ -113,10 +113,11 @@ async def test_a_guardrail_is_resumed_by_the_audited_function(database: Database
     await execute(database.gate, "SELECT outreach.ct_set_guardrail('tool:TOOL-005', 'halted', 'refused by 5', NULL)")
     (rail,) = await reports.guardrails(settings)
     assert (rail["key"], rail["state"], rail["changed_by"]) == ("tool:TOOL-005", "halted", "ct_gate")
-    assert await reports.resume_guardrail(settings, "tool:TOOL-005", "delisted") == "halted -> open"
+    assert await reports.resume_guardrail(settings, "tool:TOOL-005", "delisted") == "halted -> trial"
     (rail,) = await reports.guardrails(settings)
-    assert (rail["state"], rail["reason"], rail["changed_by"]) == ("open", "delisted", "ct_ops")
-    assert await reports.resume_guardrail(settings, "tool:TOOL-005", "again") == "open already"
+    assert (rail["state"], rail["reason"], rail["changed_by"]) == ("trial", "delisted", "ct_ops")
+    assert await reports.resume_guardrail(settings, "tool:TOOL-005", "again") == "trial already"
+    assert await reports.resume_guardrail(settings, "spine", "never halted") == "open already"
 
 
 async def test_a_wrong_password_is_a_wrong_setting(database: DatabaseDsns) -> None:

@@ -51,7 +51,6 @@ def test_an_exchange_that_is_an_ip_literal_is_kept_for_the_smtp_side_to_judge() 
         pytest.param(["0 ."], MxStatus.NULL_MX, (), id="null MX"),
         pytest.param("NODATA", MxStatus.NO_RECORDS, (), id="no data"),
         pytest.param("NXDOMAIN", MxStatus.NXDOMAIN, (), id="no such name"),
-        pytest.param(["a.example. IN CNAME b.example."], MxStatus.NO_RECORDS, (), id="CNAME that leads nowhere"),
         pytest.param(
             ["a.example. IN CNAME b.example.", "b.example. IN MX 5 mx.b.example."],
             MxStatus.FOUND,
@@ -67,6 +66,40 @@ async def test_mx_answers(
     server = await dns_server({(A, "MX"): told})
     answer = await resolver(server).lookup_mx("a.example")
     assert (answer.status, answer.hosts, answer.resolver, answer.detail) == (status, hosts, server.address, "")
+
+
+@pytest.mark.parametrize("rcode", ["NOTAUTH", "YXDOMAIN", "NXRRSET", "NOTZONE"])
+async def test_an_answer_with_neither_records_nor_a_reason_is_no_absence(dns_server: DnsFactory, rcode: str) -> None:
+    """c-ares calls any return code that it does not know a success (ares_dns_query_reply_tostatus)."""
+    server = await dns_server({(A, "MX"): rcode, (A, "A"): rcode, (A, "AAAA"): rcode})
+    assert (await resolver(server).lookup_mx("a.example")).status is MxStatus.UNAVAILABLE
+    addresses = await resolver(server).lookup_addresses("a.example")
+    assert isinstance(addresses, NameTrouble)
+    assert addresses.trouble is Trouble.NAME_LOOKUP
+
+
+async def test_records_of_a_type_that_nobody_asked_for_are_no_absence(dns_server: DnsFactory) -> None:
+    server = await dns_server({(A, "MX"): ["a.example. IN A 8.8.8.8"]})
+    assert (await resolver(server).lookup_mx("a.example")).status is MxStatus.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("NODATA", MxStatus.NO_RECORDS),
+        ("NXDOMAIN", MxStatus.NXDOMAIN),
+        ("NOTAUTH", MxStatus.UNAVAILABLE),
+        (["5 mx.c.example."], MxStatus.FOUND),
+        (["c.example. IN CNAME a.example."], MxStatus.UNAVAILABLE),
+    ],
+    ids=["no records", "no such name", "no reason", "found", "a loop"],
+)
+async def test_an_alias_alone_is_followed_to_an_answer_with_a_reason(
+    dns_server: DnsFactory, end: list[str] | str, status: MxStatus
+) -> None:
+    chain = ["a.example. IN CNAME b.example.", "b.example. IN CNAME c.example."]
+    server = await dns_server({(A, "MX"): chain, ("c.example.", "MX"): end})
+    assert (await resolver(server).lookup_mx("a.example")).status is status
 
 
 async def test_a_truncated_answer_is_fetched_over_tcp(dns_server: DnsFactory) -> None:

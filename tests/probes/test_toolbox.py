@@ -23,7 +23,7 @@ def test_the_packages_toolbox_is_the_default() -> None:
     assert (toolbox.smtp.per_day, toolbox.smtp.domain_pause_s, toolbox.smtp.sessions_per_provider) == (10_000, 2, 10)
     assert (toolbox.tier2.per_second, toolbox.tier2.per_month) == (50, 10_000)
     assert (toolbox.tier2.usd_per_month, toolbox.tier2.usd_per_call) == (50, 0.004)
-    assert toolbox.controls.interval_s == 30
+    assert (toolbox.controls.interval_s, toolbox.controls.settle_s) == (30, 600)
     assert toolbox.rules() == Rules(probe_name=ProbeName(first="jordan", last="whitfield"))
 
 

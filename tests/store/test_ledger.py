@@ -56,6 +56,19 @@ async def test_of_eight_workers_with_opposite_verdicts_exactly_one_wins_and_all_
     assert {tuple(row) for row in found} <= {("PASS", "ready", 0), ("FAIL", "failed", 1)}
 
 
+async def test_of_two_workers_with_the_very_same_outcome_one_wins(database: DatabaseDsns) -> None:
+    """Both came to the same bytes in the same millisecond; only one may publish them."""
+    same = outcome()
+
+    async def worker() -> bool:
+        async with opened(database.gate) as db:
+            ledger = Ledger(db)
+            async with running(*ledger.batches):
+                return await ledger.record(same)
+
+    assert sorted(await asyncio.gather(worker(), worker())) == [False, True]
+
+
 async def test_a_not_found_has_an_errors_row_and_no_company_target_row(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
         ledger = Ledger(db)
@@ -82,13 +95,24 @@ async def test_a_pending_row_is_taken_over_and_a_final_one_is_not(database: Data
     assert tuple(row) == ("ready", "info")
 
 
-async def test_recorded_again_after_a_lost_answer_the_same_bytes_have_won(database: DatabaseDsns) -> None:
-    company = outcome()
+async def test_a_batch_whose_answer_was_lost_finds_that_it_has_won(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened(database.gate) as db:
+        fetch, asked = db.fetch, []
+
+        async def losing(name: str, *args: object) -> list[asyncpg.Record]:
+            rows = await fetch(name, *args)
+            asked.append(name)
+            if name == "record" and asked.count(name) == 1:
+                raise ConnectionResetError("the answer to COMMIT was lost")
+            return rows
+
+        monkeypatch.setattr(db, "fetch", losing)
         ledger = Ledger(db)
         async with running(*ledger.batches):
-            assert await ledger.record(company)
-            assert await ledger.record(company), "as after a COMMIT whose answer was lost"
+            assert await ledger.record(outcome())
+        assert asked.count("record") == 2
 
 
 async def test_an_outcome_is_published_under_one_claim_and_never_again_once_stamped(database: DatabaseDsns) -> None:

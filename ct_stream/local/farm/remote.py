@@ -105,8 +105,8 @@ class FarmControl:
         except (LocalError, ValueError, KeyError, IndexError, TypeError) as error:
             return {"error": f"{type(error).__name__}: {error}"}
 
-    def _set_reply_delay(self, delay_s: float) -> None:
-        self._farm.servers.reply_delay_s = delay_s
+    def _set_reply_delay(self, delay_s: float, spread: float) -> None:
+        self._farm.servers.reply_delay_s, self._farm.servers.reply_spread = delay_s, spread
 
     def _stats(self) -> dict[str, int]:
         return {
@@ -166,9 +166,9 @@ class FarmClient:
         """Lift all faults."""
         await self._call("clear_faults")
 
-    async def set_reply_delay(self, delay_s: float) -> None:
-        """Wait that long before each SMTP reply."""
-        await self._call("set_reply_delay", delay_s)
+    async def set_reply_delay(self, delay_s: float, spread: float = 0.0) -> None:
+        """Wait that long before each SMTP reply, more or less by the part `spread` of it."""
+        await self._call("set_reply_delay", delay_s, spread)
 
     async def stats(self) -> dict[str, int]:
         """Return the counts of queries, sessions and open connections."""

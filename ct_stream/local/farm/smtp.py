@@ -1,6 +1,7 @@
 """How does a scripted mail server talk? One dialogue per connection, broken in the ways that its scenario says."""
 
 import asyncio
+import random
 import ssl
 import time
 from collections import Counter
@@ -56,6 +57,7 @@ class MailServers:
         self._log = log
         self._probe_name = probe_name
         self.reply_delay_s = reply_delay_s
+        self.reply_spread = 0.0
         self._open: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._mailboxes: dict[str, frozenset[str]] = {}
@@ -140,7 +142,8 @@ class MailServers:
 
     async def _obey(self, dialogue: _Dialogue, line: str) -> None:
         scenario = dialogue.scenario
-        delay_s = self.reply_delay_s + scenario.command_delay_s
+        delay_s = self.reply_delay_s * random.uniform(1 - self.reply_spread, 1 + self.reply_spread)
+        delay_s += scenario.command_delay_s
         if delay_s:
             await asyncio.sleep(delay_s)
         match line[:4].upper():

@@ -1,0 +1,235 @@
+"""A refusal concerns one company, a provider or all of us, and nothing comes back in a rush."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from ct_stream.gate.verdicts import Held, HeldBy
+from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.store.guardrails import SMTP_RAIL, Guardrails
+from ct_stream.store.limits import DomainLease, SharedLimits
+from ct_stream.store.passes import Passes
+from tests.store.parts import EXCHANGES, LIMITS, opened, parked, running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.conftest import DatabaseDsns
+
+SETTLE_S = 60.0
+REFUSED = Held(by=HeldBy.REFUSED, host="mx1.bigmail.example", reason="550 5.7.1 your IP is listed")
+TOO_FAST = Held(by=HeldBy.RATE, host="mx1.bigmail.example", reason="421 4.7.0 too many connections from your IP")
+
+
+class Parts:
+    """Two workers' guardrails and limits, and the administrator."""
+
+    def __init__(self, admin: asyncpg.Connection[Any], rails: list[Guardrails], limits: SharedLimits, passes: Passes):
+        self.admin = admin
+        self.one, self.two = rails
+        self.limits = limits
+        self.passes = passes
+
+    async def state(self, rail: str) -> str | None:
+        state: str | None = await self.admin.fetchval("SELECT state FROM outreach.ct_guardrails WHERE key = $1", rail)
+        return state
+
+    async def next_try_s(self, rail: str) -> float:
+        query = "SELECT extract(epoch FROM next_try_at - clock_timestamp()) FROM outreach.ct_guardrails WHERE key = $1"
+        return float(await self.admin.fetchval(query, rail))
+
+    async def due_now(self, rail: str) -> None:
+        await self.admin.execute("UPDATE outreach.ct_guardrails SET next_try_at = now() WHERE key = $1", rail)
+
+    async def resume(self, rail: str) -> str:
+        return str(await self.admin.fetchval("SELECT outreach.resume_guardrail($1, 'because')", rail))
+
+    async def talk(self, domain: str, provider: str) -> Wait | None:
+        """Talk normally with a server of a provider, or return what stands in the way."""
+        lease = await self.limits.begin_probe(domain, provider)
+        if isinstance(lease, Wait):
+            return lease
+        lease.session_ended()
+        await lease.release(talked=True)
+        await self.one.talked(provider)
+        return None
+
+
+@asynccontextmanager
+async def parts(database: DatabaseDsns) -> AsyncIterator[Parts]:
+    admin = await asyncpg.connect(database.admin)
+    async with opened(database.gate) as db, opened(database.gate) as other:
+        limits, passes = SharedLimits(db, "one", LIMITS), Passes(db, "one", "test")
+        async with running(*limits.batches, passes.park):
+            yield Parts(admin, [Guardrails(db, SETTLE_S), Guardrails(other, SETTLE_S)], limits, passes)
+    await admin.close()
+
+
+async def test_the_third_company_closes_its_provider_whatever_each_of_them_met(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        first = await p.one.judge(REFUSED, "a.example", "bigmail.example", is_own_server=False)
+        await p.two.silent("bigmail.example", "b.example")
+        assert (first.reason, await p.state("provider:bigmail.example")) == (WaitReason.REFUSED, None)
+        assert (await p.two.judge(TOO_FAST, "c.example", "bigmail.example", is_own_server=False)).reason is (
+            WaitReason.OUR_RATE
+        )
+        assert await p.state("provider:bigmail.example") == "closed"
+        assert 590 < await p.next_try_s("provider:bigmail.example") <= 600
+        wait = await p.one.unreached("bigmail.example", age_s=SETTLE_S * 2)
+        assert wait is not None
+        assert wait.reason is WaitReason.PROVIDER_CLOSED
+
+
+async def test_a_good_talk_between_them_keeps_a_provider_open(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        await p.one.judge(REFUSED, "a.example", "bigmail.example", is_own_server=False)
+        await p.one.judge(REFUSED, "b.example", "bigmail.example", is_own_server=False)
+        assert await p.talk("c.example", "bigmail.example") is None
+        await p.one.judge(REFUSED, "d.example", "bigmail.example", is_own_server=False)
+        assert await p.state("provider:bigmail.example") in (None, "open")
+
+
+async def test_the_tries_of_a_closed_provider_come_later_and_later_up_to_six_hours(database: DatabaseDsns) -> None:
+    rail = "provider:bigmail.example"
+    async with parts(database) as p:
+        await p.one.set_state(rail, "closed", "three were refused", 600.0)
+        later = []
+        for number in range(8):
+            await p.due_now(rail)
+            begun = await asyncio.gather(
+                *(p.limits.begin_probe(f"c{number}x{n}.example", "bigmail.example") for n in range(3))
+            )
+            [lease] = [lease for lease in begun if isinstance(lease, DomainLease)]
+            await lease.release(talked=False)
+            later.append(round(await p.next_try_s(rail) / 60))
+        assert later == [20, 40, 80, 160, 320, 360, 360, 360]
+        await p.due_now(rail)
+        await p.one.refresh()
+        assert await p.talk("last.example", "bigmail.example") is None
+        assert await p.state(rail) == "open"
+
+
+async def test_a_rate_reply_pauses_for_a_minute_then_two(database: DatabaseDsns) -> None:
+    rail = "provider:bigmail.example"
+    async with parts(database) as p:
+        await p.one.judge(TOO_FAST, "a.example", "bigmail.example", is_own_server=False)
+        assert await p.state(rail) == "paused"
+        assert 55 < await p.next_try_s(rail) <= 60
+        paused = await p.limits.begin_probe("b.example", "bigmail.example")
+        assert isinstance(paused, Wait)
+        await p.due_now(rail)
+        assert isinstance(await p.limits.begin_probe("b.example", "bigmail.example"), DomainLease)
+        await p.two.judge(TOO_FAST, "b.example", "bigmail.example", is_own_server=False)
+        assert 115 < await p.next_try_s(rail) <= 120
+
+
+async def test_silence_while_our_own_way_was_broken_closes_nobody(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        for n in range(5):
+            await p.one.silent("bigmail.example", f"c{n}.example")
+        await p.admin.execute(
+            "UPDATE outreach.ct_controls SET trouble_from = now() - interval '1 minute',"
+            " trouble_until = clock_timestamp() WHERE kind = 'smtp'"
+        )
+        assert await p.one.unreached("bigmail.example", age_s=SETTLE_S) is None
+        assert await p.state("provider:bigmail.example") is None
+        early = await p.one.unreached("bigmail.example", age_s=1.0)
+        assert early is not None
+        assert (early.reason, early.after_s) == (WaitReason.PROVIDER_SILENT, SETTLE_S - 1.0)
+
+
+async def test_the_fifth_refusing_provider_of_the_last_20_halts_the_tool_for_all_workers(
+    database: DatabaseDsns,
+) -> None:
+    async with parts(database) as p:
+        for n in range(15):
+            assert await p.talk(f"good{n}.example", f"good{n}.example") is None
+        for n in range(5):
+            assert SMTP_RAIL not in p.one.halted
+            held = Held(by=HeldBy.REFUSED, host=f"mx.bad{n}.example", reason="554 listed")
+            await p.one.judge(held, f"bad{n}.example", f"bad{n}.example", is_own_server=True)
+        assert await p.state(SMTP_RAIL) == "halted"
+        await p.two.refresh()
+        halted = p.two.unsettled(SETTLE_S * 2, "mx.bad0.example refuses us")
+        assert halted is not None
+        assert halted.reason is WaitReason.HALTED, "what looked like five private policies is about us"
+        refused = await p.limits.begin_probe("other.example", "other.example")
+        assert isinstance(refused, Wait)
+        assert refused.reason is WaitReason.HALTED
+
+
+async def test_one_companys_refusal_is_its_own_policy_only_after_a_while(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        wait = p.one.unsettled(10.0, "mx.acme.example refuses us")
+        assert wait is not None
+        assert (wait.reason, wait.after_s) == (WaitReason.REFUSED, SETTLE_S - 10.0)
+        assert p.one.unsettled(SETTLE_S, "mx.acme.example refuses us") is None
+
+
+async def test_a_resumed_tool_tries_one_company_at_a_time_until_three_providers_talk(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        await p.one.set_state(SMTP_RAIL, "halted", "5 of the last 20 providers refuse us", None)
+        for _ in range(20):
+            company = parked(after_s=None, waits_on=SMTP_RAIL, reason=WaitReason.HALTED, pending=EXCHANGES[1])
+            await p.passes.park(company)
+        assert await p.resume(SMTP_RAIL) == "halted -> trial"
+        assert await p.admin.fetchval("SELECT count(*) FROM outreach.ct_passes WHERE pending IS NOT NULL") == 0
+        await p.one.refresh()
+        assert SMTP_RAIL not in p.one.halted
+
+        for number in range(3):
+            assert len(await p.passes.claim_due(100)) == 1, f"more than one was woken for try {number}"
+            begun = await asyncio.gather(
+                *(p.limits.begin_probe(f"c{number}x{n}.example", f"p{number}x{n}.example") for n in range(4))
+            )
+            [lease] = [lease for lease in begun if isinstance(lease, DomainLease)]
+            assert {wait.reason for wait in begun if isinstance(wait, Wait)} == {WaitReason.HALTED}
+            assert await p.state(SMTP_RAIL) == "trial"
+            provider = await p.admin.fetchval("SELECT provider FROM outreach.ct_domains WHERE lease_owner IS NOT NULL")
+            await lease.release(talked=True)
+            await p.one.talked(provider)
+        assert await p.state(SMTP_RAIL) == "open"
+        assert len(await p.passes.claim_due(100)) == 17, "all the others go on"
+        begun = await asyncio.gather(*(p.limits.begin_probe(f"d{n}.example", f"d{n}.example") for n in range(4)))
+        assert all(isinstance(lease, DomainLease) for lease in begun)
+
+
+async def test_after_a_resume_the_window_of_refusals_starts_empty(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        for n in range(4):
+            held = Held(by=HeldBy.REFUSED, host=f"mx.bad{n}.example", reason="554 listed")
+            await p.one.judge(held, f"bad{n}.example", f"bad{n}.example", is_own_server=True)
+        await p.one.set_state(SMTP_RAIL, "halted", "by a control", None)
+        await p.resume(SMTP_RAIL)
+        held = Held(by=HeldBy.REFUSED, host="mx.bad9.example", reason="554 listed")
+        await p.one.judge(held, "bad9.example", "bad9.example", is_own_server=True)
+        assert await p.state(SMTP_RAIL) == "trial"
+
+
+async def test_a_try_that_was_lost_in_a_crash_is_followed_by_another(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        await p.one.set_state(SMTP_RAIL, "halted", "refused", None)
+        for _ in range(3):
+            await p.passes.park(parked(after_s=None, waits_on=SMTP_RAIL, reason=WaitReason.HALTED))
+        await p.resume(SMTP_RAIL)
+        assert len(await p.passes.claim_due(100)) == 1
+        assert isinstance(await p.limits.begin_probe("a.example", "a.example"), DomainLease)
+        await p.passes.wake_sleepers(10)
+        assert await p.passes.claim_due(100) == []
+        await p.admin.execute("UPDATE outreach.ct_domains SET lease_until = now() - interval '1 s'")
+        await p.passes.wake_sleepers(10)
+        assert len(await p.passes.claim_due(100)) == 1
+
+
+@pytest.mark.parametrize("state", ["open", "trial"])
+async def test_the_gate_itself_cannot_resume_a_tool(database: DatabaseDsns, state: str) -> None:
+    async with opened(database.gate) as db:
+        await Guardrails(db, SETTLE_S).set_state(SMTP_RAIL, "halted", "refused", None)
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            async with db.connection() as connection:
+                await connection.execute(f"SELECT outreach.ct_set_guardrail('{SMTP_RAIL}', '{state}', 'x', NULL)")
