@@ -90,7 +90,7 @@ lock: $(READY)  ## write constraints.txt and constraints-runtime.txt from pyproj
 	$(PIP_COMPILE) --constraint constraints.txt --output-file constraints-runtime.txt
 
 clean:  ## remove .venv and what the tools left
-	@if [ -e .kafka/cluster ]; then $(KAFKA) down; fi
+	@if [ -e .kafka/cluster ] && [ -x $(PYTHON) ]; then $(KAFKA) down; fi
 	@rm -rf .venv .mta .kafka build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
