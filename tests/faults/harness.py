@@ -36,7 +36,7 @@ tools:
   - {id: TOOL-004, name: MXLookup, tier: 0, package: aiodns, guardrail: none,
      limits: {per_second: 100000, per_day: 100000000}}
   - {id: TOOL-005, name: SMTPCheck, tier: 0, package: aiosmtplib, guardrail: none,
-     limits: {per_day: 100000000, sessions_per_domain: 1, domain_pause_s: %(pause)s, sessions_per_provider: 10}}
+     limits: {per_day: %(smtp_per_day)s, sessions_per_domain: 1, domain_pause_s: %(pause)s, sessions_per_provider: 10}}
   - {id: TOOL-019, name: EmailVerifier, tier: 2, gated: true, guardrail: none,
      limits: {per_second: 50, per_month: 10000, attempts_per_outreach_id: 1},
      budget: {usd_per_month: 50, usd_per_call: 0.004}}
@@ -69,12 +69,15 @@ class Stack:
         control_s: float = 1.0,
         partitions: int | None = None,
         settle_s: float = 2.0,
+        smtp_per_day: int = 100_000_000,
         **env: str,
     ) -> None:
         self.folder = folder
         self._reply_delay_s = reply_delay_s
-        self._toolbox = TOOLBOX % {"pause": pause_s, "control": control_s, "settle": settle_s}
         self._partitions = partitions
+        self._toolbox = TOOLBOX % {
+            "pause": pause_s, "control": control_s, "settle": settle_s, "smtp_per_day": smtp_per_day,
+        }  # fmt: skip
         self._extra_env = env
         self._stack = AsyncExitStack()
         self.workers: list[subprocess.Popen[bytes]] = []

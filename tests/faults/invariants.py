@@ -101,7 +101,7 @@ async def check(
     for hashes in before:
         changed = [i for i, digest in hashes.items() if now.get(i) != digest]
         found.expect(not changed, 6, f"{len(changed)} final rows changed or went, such as {changed[:3]}")
-    await _farm(stack, found, domains, rows, kills=kills, pause_s=pause_s)
+    await check_farm(stack, found, domains, rows, kills=kills, pause_s=pause_s)
     return found
 
 
@@ -166,7 +166,7 @@ async def _offsets(stack: Stack, found: Found, domains: dict[UUID, str | None]) 
     found.figures["events"] = events
 
 
-async def _farm(
+async def check_farm(
     stack: Stack,
     found: Found,
     domains: dict[UUID, str | None],
@@ -175,6 +175,7 @@ async def _farm(
     kills: int,
     pause_s: float | None,
 ) -> None:
+    """Check what the mail servers and resolvers saw: invariants 7, 8 and 9."""
     log = await stack.farm.log()
     asked: Counter[str] = Counter()
     refused: set[str] = set()

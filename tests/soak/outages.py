@@ -44,7 +44,7 @@ KINDS = (
     + ("catchall",) * 2
     + ("blackhole", "contact")
 )
-QUIET_S = 45.0  #: between two outages, and before the first
+QUIET_S = 30.0  #: between two outages, and before the first
 BACK_S = 30.0  #: after a repair the full rate must be back within so long
 LONGEST_WAIT_S = 300.0
 #: An answer that came before the outage may be recorded within it.
@@ -99,9 +99,10 @@ class Stream:
 
 def nft(*rules: str) -> None:
     """Replace the namespace's only table."""
-    text = "table inet ct\ndelete table inet ct\n"
+    text = "table inet outage\ndelete table inet outage\n"
     if rules:
-        text += "table inet ct { chain out { type filter hook output priority 0; " + "; ".join(rules) + "; } }\n"
+        chain = "\n".join(["type filter hook output priority 0", *rules])
+        text += f"table inet outage {{\nchain out {{\n{chain}\n}}\n}}\n"
     subprocess.run(["nft", "-f", "-"], input=text.encode(), check=True)
 
 
