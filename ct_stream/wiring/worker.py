@@ -38,7 +38,7 @@ from ct_stream.stream.companies import Companies
 from ct_stream.stream.dedupe import DedupeTable
 from ct_stream.stream.offset_guard import OffsetGuard
 from ct_stream.stream.outbox import Outbox, Producer
-from ct_stream.stream.position import committed_offsets, lag, next_record
+from ct_stream.stream.position import committed_offsets, lag, next_offsets
 from ct_stream.stream.topology import SPINE_CREATED, TopologyError, check_topics
 from ct_stream.stream.waits import Scheduler
 from ct_stream.wiring.health import health_server
@@ -64,7 +64,8 @@ _RETRY_S = 2.0
 _EMBEDDED_TIMEOUT_S = 6.0
 _GAUGES_EVERY_S = 5.0
 _DATABASE_EVERY_S = 0.5
-_LAG_EVERY_S = 30.0
+_LAG_EVERY_S = 15.0
+_LAG_TIMEOUT_S = 25.0
 _CONTROLS_EVERY_S = 1.0
 _STOP_SLACK_S = 4.5  #: beyond CT_DRAIN_S; then the process ends hard, which is safe
 
@@ -317,7 +318,7 @@ class Worker:
         guard = OffsetGuard(
             app,
             frozenset({SPINE_CREATED}),
-            next_record=lambda tp, offset: next_record(self.settings, tp, offset),
+            next_offsets=lambda tp, offset: next_offsets(self.settings, tp, offset),
         )
         agent = GateAgent(
             companies=companies,
@@ -411,11 +412,17 @@ class Worker:
             self.health.notes["lag"] = "not supported by this broker"
             return
         while True:
+            trouble = None
             try:
-                self.metrics.lag.set(await lag(self.settings))
+                async with asyncio.timeout(_LAG_TIMEOUT_S):
+                    self.metrics.lag.set(await lag(self.settings))
             except (KafkaError, OSError, TimeoutError) as error:
                 self.metrics.lag.set(-1)
-                log.info("Lag is not known: %s", error)
+                trouble = f"Kafka cannot be read, or does not know our group: {error or type(error).__name__}"
+                if "kafka_group" not in self.health.troubles:
+                    log.warning("%s", trouble, extra={"action": "kafka_down"})
+            # A worker with nothing to publish would else not notice that the brokers are gone.
+            self.health.set("kafka_group", trouble)
             await asyncio.sleep(_LAG_EVERY_S)
 
     async def _watch_controls(self, controls: ControlLedger) -> None:
