@@ -1,15 +1,15 @@
 # Each target sets up what it needs, in .venv and nowhere else.
 .DEFAULT_GOAL := help
 .PHONY: help demo farm fuzz test test-mta test-kafka setup check fmt lint types imports bench up down lock clean
-.PHONY: kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
+.PHONY: soak outages kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
 unexport PYTHONPATH PYTHONHOME
 
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 KAFKA_READY := .kafka/.ready
 KAFKA := $(PYTHON) -m ct_stream.local.kafka_background
-# What meets a broker, and tests/kafka: what only Apache Kafka can show.
-KAFKA_TESTS := tests/faults tests/kafka tests/contract tests/stream tests/ops/test_publish.py tests/ops/test_replay.py
+# What meets a broker, tests/kafka: what only Apache Kafka can show, and tests/trouble: what takes its time.
+KAFKA_TESTS := tests/faults tests/kafka tests/trouble tests/contract tests/stream tests/ops/test_publish.py tests/ops/test_replay.py
 PYTEST := $(PYTHON) tools/no_orphans.py $(PYTHON) -m pytest
 
 help:  ## list the targets
@@ -29,6 +29,12 @@ test-kafka: $(READY) $(KAFKA_READY)  ## run on three brokers of Apache Kafka wha
 
 fuzz: $(READY)  ## send garbage to the SMTP driver and from resolvers, for FUZZ_S seconds each (300)
 	@CT_TEST_FUZZ_S=$(or $(FUZZ_S),300) $(PYTEST) --capture=no tests/fuzz
+
+soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kafka: MINUTES=30 SEED=7
+	@$(PYTHON) -m tests.soak.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
+
+outages: $(READY)  ## break network and database in turn under a stream (root, nft): MINUTES=5 each
+	@$(PYTHON) -m tests.soak.outages --minutes $(or $(MINUTES),5)
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e
 	@$(PYTEST) tests/$*

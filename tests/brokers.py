@@ -39,6 +39,11 @@ def run_kafka(folder: Path) -> Iterator[None]:
         asyncio.run(cluster.__aexit__(None, None, None))
 
 
+def use(cluster: KafkaCluster) -> None:
+    """Let stacks of this process run on an Apache Kafka that the caller runs."""
+    _running.append(cluster)
+
+
 def kafka() -> KafkaCluster | None:
     """Return the running Apache Kafka, or None where the tests run on embedded brokers."""
     return _running[0] if _running else None

@@ -51,9 +51,8 @@ async def test_a_listed_address_halts_the_tool_fails_nobody_and_comes_back_one_b
         stack.start_worker()
         assert await stack.wait_said("Ready", 60)
         await stack.farm.refuse(EVERYWHERE, LISTED)
-        names: list[str | None] = [f"info-{n}.example" for n in range(30)] + [
-            f"allreject-{n}.example" for n in range(5)
-        ]
+        names: list[str | None] = [f"info-{n}.example" for n in range(30)]
+        names += [f"allreject-{n}.example" for n in range(5)]
         await stack.publish(await stack.mint(names))
         await rail_is(stack, "tool:TOOL-005", "halted")
         await waiting(stack, {"halted", "control", "refused"}, len(names))
