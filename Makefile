@@ -1,14 +1,19 @@
 # Each target sets up what it needs, in .venv and nowhere else.
 .DEFAULT_GOAL := help
-.PHONY: help demo farm fuzz test test-mta setup check fmt lint types imports bench up down lock clean
+.PHONY: help demo farm fuzz test test-mta test-kafka setup check fmt lint types imports bench up down lock clean
+.PHONY: soak outages kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
 unexport PYTHONPATH PYTHONHOME
 
 PYTHON := .venv/bin/python
 READY := .venv/.ready
+KAFKA_READY := .kafka/.ready
+KAFKA := $(PYTHON) -m ct_stream.local.kafka_background
+# What meets a broker, tests/kafka: what only Apache Kafka can show, and tests/trouble: what takes its time.
+KAFKA_TESTS := tests/faults tests/kafka tests/trouble tests/contract tests/stream tests/ops/test_publish.py tests/ops/test_replay.py
 PYTEST := $(PYTHON) tools/no_orphans.py $(PYTHON) -m pytest
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## put 300 companies of every kind through the whole gate, here
 	@$(PYTHON) -m ct_stream demo
@@ -19,8 +24,17 @@ test: $(READY)  ## run all tests
 test-mta: $(READY)  ## ask real mail servers and resolvers (Debian, root): Postfix, Exim, nsd, unbound
 	@$(PYTEST) tests/mta
 
+test-kafka: $(READY) $(KAFKA_READY)  ## run on three brokers of Apache Kafka what depends on Kafka (Java 17, Maven)
+	@$(PYTEST) --broker kafka --numprocesses 2 --dist worksteal $(KAFKA_TESTS)
+
 fuzz: $(READY)  ## send garbage to the SMTP driver and from resolvers, for FUZZ_S seconds each (300)
 	@CT_TEST_FUZZ_S=$(or $(FUZZ_S),300) $(PYTEST) --capture=no tests/fuzz
+
+soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kafka: MINUTES=30 SEED=7
+	@$(PYTHON) -m tests.soak.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
+
+outages: $(READY)  ## break network and database in turn under a stream (root, nft): MINUTES=5 each
+	@$(PYTHON) -m tests.soak.outages --minutes $(or $(MINUTES),5)
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e
 	@$(PYTEST) tests/$*
@@ -56,6 +70,21 @@ up: $(READY)  ## start a broker and a Postgres in the background
 down: $(READY)  ## stop them
 	@$(PYTHON) -m ct_stream local down
 
+kafka-cluster: $(READY) $(KAFKA_READY)  ## run three brokers of Apache Kafka in the background (Java 17, Maven)
+	@$(KAFKA) up
+
+kafka-status: $(READY)  ## tell which of them run, and what they lack
+	@$(KAFKA) status
+
+kafka-stop:  ## stop one, as at an upgrade: make kafka-stop BROKER=2
+kafka-kill:  ## kill one at once: make kafka-kill BROKER=2
+kafka-start:  ## start one again, with what it had: make kafka-start BROKER=2
+kafka-stop kafka-kill kafka-start: $(READY)
+	@$(KAFKA) $(@:kafka-%=%) $(or $(BROKER),$(error name the broker: make $@ BROKER=2))
+
+kafka-down: $(READY)  ## stop all three; what they hold stays until `make clean`
+	@$(KAFKA) down
+
 # A backport that only 3.11 needs must be pinned too. LOCK=--upgrade takes the newest versions that pyproject.toml allows.
 PIP_COMPILE = CUSTOM_COMPILE_COMMAND="make lock" PIP_FIND_LINKS= $(PYTHON) -m piptools compile --quiet \
 	--generate-hashes --strip-extras --allow-unsafe --build-deps-for wheel \
@@ -67,8 +96,12 @@ lock: $(READY)  ## write constraints.txt and constraints-runtime.txt from pyproj
 	$(PIP_COMPILE) --constraint constraints.txt --output-file constraints-runtime.txt
 
 clean:  ## remove .venv and what the tools left
-	@rm -rf .venv .mta build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@if [ -e .kafka/cluster ] && [ -x $(PYTHON) ]; then $(KAFKA) down; fi
+	@rm -rf .venv .mta .kafka build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt tools/make-venv
 	@sh tools/make-venv
+
+$(KAFKA_READY): tools/kafka/pom.xml tools/fetch-kafka
+	@sh tools/fetch-kafka

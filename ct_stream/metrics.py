@@ -28,6 +28,8 @@ class Metrics:
         self.swept = Counter("ct_swept_total", "Outcomes published by the sweeper after a crash", registry=r)
         self.table_hits = Counter("ct_table_hits_total", "Events found in the dedupe table", registry=r)
         self.tool_calls = Counter("ct_tool_calls_total", "Calls of a tool by this worker", ["tool"], registry=r)
+        self.tier2_answers = Counter("ct_tier2_answers_total", "Paid calls of this worker", ["status"], registry=r)
+        self.tier2_usd = Counter("ct_tier2_usd_total", "US dollars that those calls were reserved for", registry=r)
         self.acked = Counter("ct_acked_total", "Offsets acked", registry=r)
         self.runtime = Histogram("ct_runtime_seconds", "From event to outcome", buckets=_BUCKETS, registry=r)
         self.running = Gauge("ct_running_passes", "Passes running in this worker", registry=r)

@@ -58,7 +58,9 @@ class Settings:
     pass_deadline_s: float = 90.0  #: of waiting for servers' answers, for one company
     drain_s: float = 20.0  #: running passes get so long when a worker stops
     spine_grace_s: float = 60.0  #: an event must be so old before its absence from the spine counts
-    tier2_provider: str = "none"  #: only none for now
+    tier2_provider: str = "none"  #: none, millionverifier or reacher
+    tier2_url: str | None = None  #: of the vendor; default: the public one, where it has one
+    tier2_api_key: str | None = field(default=None, repr=False)
     alert_webhook: str | None = field(default=None, repr=False)  #: where alerts are posted; its path is a secret
     web_host: str = "127.0.0.1"
     web_port: int = 6066  #: 0: a free one
@@ -106,6 +108,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         for key in sorted(environ)
         if key.startswith("CT_") and key not in known and key.removesuffix("_FILE") not in known
     )
+    problems.extend(_tier2_problems(values))
     sasl = values.get("kafka_security_protocol", "").startswith("SASL")
     problems.extend(
         f"{variable(name)} is not set; CT_KAFKA_SECURITY_PROTOCOL needs it"
@@ -115,6 +118,40 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     if problems:
         raise SettingsError(problems)
     return Settings(**values)
+
+
+def _tier2_problems(values: Mapping[str, Any]) -> list[str]:
+    """Return what the chosen Tier-2 vendor lacks. The key is in none of the lines."""
+    provider, url = values.get("tier2_provider"), values.get("tier2_url")
+    key = values.get("tier2_api_key")
+    problems = []
+    if provider == "millionverifier":
+        if key is None:
+            problems.append(
+                "CT_TIER2_API_KEY is not set; CT_TIER2_PROVIDER 'millionverifier' needs it, best from a file: "
+                "CT_TIER2_API_KEY_FILE"
+            )
+        elif key.startswith("API_KEY_FOR_"):
+            problems.append(
+                "CT_TIER2_API_KEY is one of the vendor's test keys, whose results are made up; set a real one"
+            )
+        if url is not None and url.startswith("http://") and not _is_loopback(url):
+            problems.append(
+                f"CT_TIER2_URL {url!r} would send the key unencrypted; write https://, or unset it for the vendor's own"
+            )
+    if provider == "reacher" and url is None:
+        problems.append(
+            "CT_TIER2_URL is not set; CT_TIER2_PROVIDER 'reacher' needs your back end's, such as "
+            "http://reacher.internal:8080/v1/check_email"
+        )
+    return problems
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        return ipaddress.ip_address(urlsplit(url).hostname or "").is_loopback
+    except ValueError:
+        return False
 
 
 def _raw(environ: Mapping[str, str], key: str) -> str | None:
@@ -209,10 +246,6 @@ def _domains(raw: str) -> tuple[str, ...]:
     return tuple(_host_name(part.strip()) for part in raw.split(","))
 
 
-def _not_yet(_raw: str) -> str:
-    raise ValueError("is not supported by this version; unset it")
-
-
 def _webhook(raw: str) -> str:
     """Read an address that is a secret: what is wrong with it is said without it."""
     try:
@@ -222,6 +255,27 @@ def _webhook(raw: str) -> str:
         usable = False
     if not usable or any(c.isspace() for c in raw):
         raise ValueError("is not an http or https address; write https://hooks.example.com/...")
+    return raw
+
+
+def _vendor_url(raw: str) -> str:
+    try:
+        parts = urlsplit(raw)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("is not an http:// or https:// URL; write scheme://host:port/path")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("holds a password; put the secret into CT_TIER2_API_KEY")
+    if parts.query or parts.fragment:
+        raise ValueError("has a query or a fragment; write scheme://host:port/path, the rest is added")
+    return raw
+
+
+def _secret(raw: str) -> str:
+    if not raw.isascii() or not raw.isprintable() or " " in raw:
+        raise ValueError("holds a space, a line break or a letter that no key has; set the key alone")
     return raw
 
 
@@ -260,10 +314,9 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "pass_deadline_s": _number(float, 1, 3600),
     "drain_s": _number(float, 0, 50),  # the group waits 60 s for a member in a rebalance
     "spine_grace_s": _number(float, 0, 86400),
-    "tier2_provider": _choice("none"),
-    # Names that are promised; an accepted setting that does nothing would be a lie.
-    "tier2_url": _not_yet,
-    "tier2_api_key": _not_yet,
+    "tier2_provider": _choice("none", "millionverifier", "reacher"),
+    "tier2_url": _vendor_url,
+    "tier2_api_key": _secret,
     "alert_webhook": _webhook,
     "web_host": str,
     "web_port": _number(int, 0, 65535),

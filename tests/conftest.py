@@ -13,6 +13,7 @@ import pytest
 
 from ct_stream.local.postgres import EmbeddedPostgres
 from ct_stream.store.migrate import migrate
+from tests import brokers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -34,13 +35,31 @@ CREATE TABLE cl.company_identity (sovereign_id uuid PRIMARY KEY, company_name te
 """
 
 
-_MTA = Path(__file__).parent / "mta"
+# Debian's mail servers, which need root (`make test-mta`), Apache Kafka, which needs Java, and troubles that take their
+# time to be met and mended (both `make test-kafka`).
+_ONLY_WHEN_NAMED = [Path(__file__).parent / name for name in ("mta", "kafka", "trouble")]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a person choose the broker."""
+    parser.addoption("--broker", choices=["embedded", "kafka"], default="embedded", help="what speaks Kafka")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave tests/mta to who names it (`make test-mta`): it unpacks Debian's mail servers, and needs root."""
-    named = any(Path(arg.split("::")[0]).resolve().is_relative_to(_MTA) for arg in config.args)
-    return True if collection_path == _MTA and not named else None
+    """Leave the tests that need more of the machine to who names their folder."""
+    if collection_path not in _ONLY_WHEN_NAMED:
+        return None
+    named = any(Path(arg.split("::")[0]).resolve().is_relative_to(collection_path) for arg in config.args)
+    return None if named else True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run Apache Kafka for the session where it is asked for."""
+    if request.config.getoption("--broker") == "kafka":
+        yield from brokers.run_kafka(tmp_path_factory.mktemp("kafka"))
+    else:
+        yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,8 @@ def add_to(main: click.Group) -> None:
         chosen.require("smtp_helo", "smtp_mail_from")
         if chosen.postgres_dsn is None:
             say("CT_POSTGRES_DSN is not set: limits are kept in this process only, and halts are not seen")
+        if chosen.tier2_provider != "none":
+            say(f"Tier-2 ({chosen.tier2_provider}) is not asked: check never pays; a worker asks before an SMTP-FAIL")
         toolbox = load_toolbox(chosen.toolbox)
         checked = asyncio.run(checking.check(chosen, toolbox, make_probing(chosen), domain))
         if as_json:

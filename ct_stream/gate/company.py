@@ -27,6 +27,7 @@ class Known:
     pass_state: str | None  #: "waiting" or "stuck"
     in_spine: bool
     domain: str | None
+    is_paid: bool = False  #: its one Tier-2 attempt is spent, or under way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

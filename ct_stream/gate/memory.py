@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from ct_stream.gate.questions import MxAnswer, MxStatus
+from ct_stream.gate.questions import MxAnswer, MxStatus, VerifyAnswer, VerifyStatus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,12 +36,21 @@ class Memory:
 def memorable(exchanges: Sequence[Exchange]) -> tuple[Exchange, ...]:
     """Return what other companies may know of a decided pass: all but the spine's row.
 
-    Nothing where the pass never came to MX, or where all of it came from memory.
+    Nothing where the pass never came to MX, or where all of it came from memory. A paid call without a usable answer is
+    left out: it was that company's own attempt, and says nothing about the domain.
     """
     told = tuple(exchange for exchange in exchanges if exchange.key != "spine")
+    if is_unpaid(told):
+        told = told[:-1]
     if not told or told[0].key != "mx" or all(exchange.remembered for exchange in told):
         return ()
     return told
+
+
+def is_unpaid(exchanges: Sequence[Exchange]) -> bool:
+    """Tell if the pass ended with a paid call that brought no usable answer."""
+    last = exchanges[-1].answer if exchanges else None
+    return isinstance(last, VerifyAnswer) and last.status is VerifyStatus.NO_ANSWER
 
 
 def recalled(exchanges: Sequence[Exchange]) -> tuple[Exchange, ...]:

@@ -15,7 +15,12 @@ from ct_stream.gate.reply_rules import RULES, Rule
 
 __all__ = ["Meaning", "Reading", "Reply", "Stage", "deciding_rule", "fold", "read_reply"]
 
-_MAX_CHARS = 512  #: read of a text; the SMTP driver keeps no more of one
+_MAX_CHARS = 512  #: read of a text, the last of them from its end; the SMTP driver keeps no more of one
+_MAX_TAIL_CHARS = 180
+#: How the SMTP driver keeps a byte that is not UTF-8; from servers that send such it is nearly always Latin-1.
+_BAD_BYTE = re.compile(r"\\x([a-f][0-9a-f])")
+#: Letters that are no letter with an accent for Unicode.
+_NO_ACCENT = str.maketrans("ıłŁøØđĐ", "ilLoOdD")
 _MAIL_ADDRESS = re.compile(r"<?[^\s<>\[\]():,;@]{1,128}@[^\s<>\[\](),;:]+>?")
 #: RFC 3463 section 2. Anywhere in the text where the server put none in front: "(#5.1.1)", "cuda_nsu 5.1.1".
 _ENHANCED = re.compile(r"(?<![\d.])([245]\.\d{1,3}\.\d{1,3})(?![\d.]*\d)")
@@ -48,9 +53,16 @@ def fold(text: str) -> str:
 
     An address is what we asked for, or our own sender: its letters say nothing, and may spell any word.
     """
-    plain = text[:_MAX_CHARS]
+    plain = text
+    if len(plain) > _MAX_CHARS:
+        plain = f"{plain[: _MAX_CHARS - _MAX_TAIL_CHARS]} [...] {plain[-_MAX_TAIL_CHARS:]}"
+    if "\\x" in plain:
+        plain = _BAD_BYTE.sub(lambda byte: chr(int(byte[1], 16)), plain)
     if not plain.isascii():
-        plain = "".join(char for char in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(char))
+        apart = unicodedata.normalize("NFKD", plain)
+        # Put together again: taken apart, Korean syllables meet no pattern.
+        plain = unicodedata.normalize("NFC", "".join(char for char in apart if not unicodedata.combining(char)))
+        plain = plain.translate(_NO_ACCENT)
     return " ".join(_MAIL_ADDRESS.sub(" @ ", plain.casefold().replace("\u2019", "'")).split())
 
 

@@ -44,13 +44,13 @@ class Rule:
         """Return whether the rule decides this reply; `text` is folded."""
         if stage not in self.stages or not self.codes(code):
             return False
-        if self.unless is not None and self.unless.search(text):
-            return False
         by_code = self.enhanced is not None and self.enhanced.fullmatch(enhanced) is not None
         by_words = self.says is not None and self.says.search(text) is not None
         if self.either:
-            return by_code or by_words
-        return (self.enhanced is None or by_code) and (self.says is None or by_words)
+            is_met = by_code or by_words
+        else:
+            is_met = (self.enhanced is None or by_code) and (self.says is None or by_words)
+        return is_met and (self.unless is None or self.unless.search(text) is None)
 
 
 def _is(*codes: int) -> Callable[[int], bool]:
@@ -76,19 +76,70 @@ _USER = (
     r"|alias|in ?box"
     r"|e-?mail|local[ -]?part|customer|subscriber|utilisateur|destinataire|adresse|boite|compte|usuario|destinatario"
     r"|direccion|buzon|cuenta|utente|casella|indirizzo|endereco|caixa|conta|empfanger(?:adresse)?|benutzer|postfach"
-    r"|gebruiker|ontvanger|uzytkownik|adresat|kullanici|rcpt)"
+    r"|gebruiker|ontvanger|uzytkownik|adresat|konto|skrzynk\w*|uzivatel|schranka|anvandare|mottagare\w*"
+    r"|bruger\w*|bruker\w*|modtager\w*|mottaker\w*|kayttaja\w*|felhasznalo|cimzett|utilizator|kullanici|alici"
+    r"|korisnik|rcpt|mail ?address)"
 )
-_REFUSED = r"(?:block\w*|refus\w*|reject\w*|denied|deny|ban(?:ned)?|not (?:be )?(?:accept|allow|permit|welcome)\w*)"
+_REFUSED = (
+    r"(?:block\w*|refus\w*|reject\w*|denied|deny|ban(?:ned)?|forbid\w*"
+    r"|not (?:be )?(?:accept|allow|permit|welcome)\w*)"
+)
+#: The same in other languages; folded, as all patterns are.
+_REFUSED_ELSEWHERE = (
+    r"(?:gesperrt|blockiert|abgelehnt|zuruckgewiesen|bloque\w*|refuse[es]?\b|rejete\w*|bloquead\w*|rechazad\w*"
+    r"|rejeitad\w*|recusad\w*|bloccat\w*|rifiutat\w*|geblokkeerd|geweigerd|zablokowan\w*|odrzucon\w*|blokovan\w*"
+    r"|odmitnut\w*|blockerad\w*|blokeret|engellen\w*|заблок\w*|отклонен\w*|запрещен\w*"
+    r"|拒绝|拒絕|拒收|屏蔽|封禁|拒否|차단|거부)"
+)
 _OURS = (
-    r"your (?:ip(?: address)?|host(?:name)?|server|mail ?server|smtp server|network|provider|isp|mta|system|address"
-    r"|connection|location|message source|domain|access|organi[sz]ation)"
+    r"(?:(?:your|sending|connecting) (?:ip(?: address)?|host(?:name)?|server|mail ?server|smtp server|network|provider"
+    r"|isp|mta|system|address|connection|location|message source|domain|access|organi[sz]ation)"
+    r"|(?:this|remote|client|source|sender) ip(?: address)?)\b"
+)
+#: The word, not a URL's parameter ("response_codes?ip=192.0.2.54").
+_IP_WORD = (
+    r"(?:(?<![?&/=.\w-])ips?(?:v[46])?(?:\b(?![=.])|(?=地址|アドレス|주소))"
+    r"|(?:adresse|direccion|indirizzo|endereco|adres) ip\b)"
+)
+#: Who sends, in other languages than English.
+_SENDER_ELSEWHERE = (
+    r"(?:absender\w*|expediteur\w*|emetteur\w*|remitente\w*|remetente\w*|mittente\w*|afzender\w*|nadawc\w*"
+    r"|odesilatel\w*|avsandar\w*|avsender\w*|afsender\w*|gonderen\w*|отправител\w*|відправник\w*"
+    r"|发件人|發件人|发信人|送信者|差出人|발신자|보낸)"
+)
+#: "Does not exist" in letters that are not Latin.
+_ABSENT_ELSEWHERE = r"(?:не ?существ|не ?з?наиден|неизвест|несуществ|不存在|存在し(?:ません|ない)|존재하지|찾을 수 없)"
+_DOMAIN_ELSEWHERE = r"(?:domini\w*|domaine|domene|doman\b|domen\w*|домен\w*|域名|ドメイン|도메인)"
+
+_NO_SUCH = (
+    r"un-?known(?! (?:client|host|sender|domain|command|error|option|mailer|reason|server|source|network))"
+    r"|unkown|(?<!domain name )not (?:found|known|exist\w*|valid|listed|recogni[sz]ed|local|here|present|active"
+    r"|registered|available here|handled|defined)"
+    r"|(?:does|do|did|could|can)(?: ?not|n't|nt| no) (?:\w+ )?(?:exists?|be found"
+    r"|have an? (?:\w+ ){0,2}(?:account|mail ?box|address))|dosn't exist|(?:is"
+    r"|are)(?: not|n't) (?:a |an )?(?:\w+ )?(?:valid|known|listed|registered|exist\w*|found"
+    r"|recogni[sz]ed|local|active|user|here|in use)|non-?exist\w*|no longer|invalid\w*|illegal|unallocated"
+    r"|undeliverable(?! address:)|unrout\w*|has (?:left|moved)|not ok\b"
+    r"|inconnu\w*|n'existe|inexist\w*|inesist\w*|introuvable|no existe|desconocid\w*|no encontrad\w*"
+    r"|sconosciut\w*|non esist\w*|non trovat\w*|non trouvee?\b|nao (?:existe|encontrad\w*)|desconhecid\w*"
+    r"|unbekannt\w*|existiert nicht|nicht (?:gefunden|bekannt|vorhanden)|onbekend\w*|bestaat niet"
+    r"|nie istnieje|nieznan\w*|bulunama\w*|nicht mehr (?:verfu\w*|vorhanden|gultig|aktiv)|neexistuje|neznam\w*"
+    r"|nenalezen\w*|okand\w*|finns inte|hittades inte|ukendt|findes ikke|ukjent|finnes ikke|tuntematon|ismeretlen"
+    r"|nem letezik|necunoscut\w*|nu exista|nepoznat\w*|ne postoji"
 )
 
 # ---------------------------------------------------------------- at this moment
 
 _GREYLISTED = _words(r"gr[ea]y[ -]?list", r"\bgr[ea]y\.", r"liste? grise")
 _LATER = _words(
-    r"try (?:again )?later", r"try again", r"come back", r"temporar", r"later\b", r"deferred", r"in progress"
+    r"try (?:again )?later",
+    r"(?<!not going to )try again",
+    r"come back",
+    r"temporar",
+    r"later\b",
+    r"deferred",
+    r"in progress",
+    r"\bbusy\b",
 )
 
 # ---------------------------------------------------------------- about us
@@ -98,18 +149,30 @@ _LISTED = _words(
     r"spamhaus|spamcop|barracudacentral|sorbs\.net|uceprotect|abuseat|cbl\b|spamrats|surriel|psbl\b"
     r"|mailspike|invaluement"
     r"|lashback|backscatterer|hostkarma|manitu|dnswl|senderscore|senderbase|talosintel|cloudmark"
-    r"|truncate\.gbudb|njabl"
+    r"|truncate\.gbudb|njabl|abusix|ivm(?:sip|uri)|spamrl\b|dronebl|nixspam|spameatingmonkey|swinog|countries\.nerd"
     r"|(?:ipcheck|dnsbl-lookup|prs)\.?proofpoint|prs\.proofpoint|support\.proofpoint\.com/dnsbl|sender\.office\.com"
     r"|delist@|ipremoval\.sms\.symantec|postmaster\.comcast\.net/smtp-error-codes.php#bl|mail\.live\.com/mail/trouble"
     r"|ers\.trendmicro|email reputation service|\bers-",
     r"\w*dnsbl\w*|\b\w{0,6}rbl\+?\b|block(?:ed)?[ -]?list|black[ -]?list|deny[ -]?list|black ?hole list",
     r"blocked using|blocked - see|(?<!not )\blisted (?:at|in|on|by|as)\b|\bis listed\b|\(bl\)|\[bl\d+\]",
     r"exploits block|policy block list|\b[sx]?bl\d{3,}",
+    # AOL's codes: postmaster.aol.com/error-codes.
+    r"\b(?:rtr|rly):[a-z]{2}\b|\bcon:b\d\b",
+    r"lista (?:negra|nera)|liste noire|schwarze\w* liste|zwarte lijst|czarn\w+ list|cern\w+ listin"
+    r"|черн\w+ спис|чорн\w+ спис"
+    r"|黑名单|黑名單|ブラックリスト|블랙리스트",
 )
 #: Our address or network is refused in so many words.
 _ADDRESS_REFUSED = _words(
     r"banned sending|sending ip|banned sender\b",
-    rf"{_OURS}\b.{{0,80}}?\b(?:{_REFUSED}|listed|reputation|spam\w*|abus\w+|restricted|blacklist\w*|suspicious)",
+    rf"{_OURS}.{{0,80}}?\b(?:{_REFUSED}|listed|reputation|sending history|spam\w*|abus\w+|restricted|blacklist\w*"
+    r"|suspicious|filtered|dynamic\w*)",
+    rf"{_IP_WORD}.{{0,40}}?(?:\b{_REFUSED}|{_REFUSED_ELSEWHERE})|{_REFUSED_ELSEWHERE}.{{0,40}}?{_IP_WORD}",
+    r"\bunknown client\b",
+    r"\b(?:invalid|bad|illegal|black|spam|unknown|untrusted|unresolvable) (?:sender |source )?ips?\b",
+    r"(?:directory|dictionary) (?:harvest\w*|attack)|harvest(?:ing)? (?:attack|detected)"
+    r"|(?:host|client|network) not (?:allowed|permitted|accepted|welcome)"
+    r"|\bconnection (?:is |was )?(?:denied|rejected)\b",
     rf"\b{_REFUSED}\b.{{0,50}}?{_OURS}",
     r"client host (?:rejected|blocked|denied)|client (?:ip )?(?:is )?(?:rejected|blocked|denied)"
     r"|\bip (?:address )?(?:is |has been |was )?"
@@ -117,14 +180,14 @@ _ADDRESS_REFUSED = _words(
     rf"(?:mail|messages?|e-?mails?|connections?|access|traffic"
     rf"|connect\w*)(?: sent)? (?:originating )?from \W?{_IP}.{{0,60}}?"
     rf"(?:{_REFUSED}|blacklist|weren't|were not|permanently)",
-    rf"(?:{_REFUSED}|refusing)(?: \w+){{0,4}} from \W?{_IP}",
+    rf"(?:{_REFUSED}|refusing)(?: \w+){{0,4}} (?:from|for) \W?{_IP}",
     rf"(?<![=/]){_IP}[\])>]*(?::\d+)? ?:? (?:is |has been |was |are )?(?:currently |temporarily |permanently )?"
     rf"(?:block|bann?ed|den(?:ied|y)|reject|refus|blacklist|found on|in an? )",
     r"traffic not accepted from this ip|connections? (?:will )?not (?:be )?accepted from"
     r"|not accept\w* (?:any )?(?:mail|messages?|e-?mails?|connections?)"
     r" from (?:your|this|you|dyn)",
     r"not (?:allowed|authori[sz]ed|permitted|welcome) to connect|you are (?:not welcome|blocked|banned)",
-    r"\breputation\b(?!/)|blocked for (?:abuse|spam)|(?:source|origin) of spam|spam source|known spam"
+    r"\breputation\b(?!/)|blocked for (?:abuse|spam)|(?:source|origin) of spam|spam (?:source|origin)|known spam"
     r"|spamming|spammer"
     r"|bloque\w* pour|open (?:relay|proxy) (?:server )?(?:detected|list)",
     r"dynamic(?:ally)?(?: assigned)? (?:ip|host|addr|pool|range|client|ranges)|dial-?up|residential"
@@ -132,14 +195,14 @@ _ADDRESS_REFUSED = _words(
     r"|use your (?:isp|provider)(?:'s)?\b|may not be mail exchanger|administratively denied",
     r"too many spams?\b|complaints|unsolicited mail originating"
     r"|all messages from .{0,60}permanently deferred|a problem occurred\. \(ask your",
-    r"permanently blocked|has been blacklisted|blacklisted",
+    r"permanently blocked|(?<!may be )blacklisted",
 )
 #: RFC 7372 section 3 (5.7.25), RFC 7505 section 4.2 (5.7.27), RFC 7372 (SPF: 5.7.23, 5.7.24), RFC 3463 (1.7, 1.8).
 _ABOUT_US_CODES = re.compile(r"[45]\.7\.(?:2[3457]|50[1236]|509|51[13]|6(?:0[6-9]|[1-4]\d|50)|708|750)|[45]\.1\.[78]")
 _REVERSE_NAME = _words(
     r"\bptr\b|reverse[ -]?(?:dns|host\w*|look-?up|name|resol\w*|address|mapping|record|ip)|\brdns\b|fcrdns"
     r"|reverse and forward"
-    r"|ip name lookup|forward[ -]confirmed",
+    r"|ip name lookup|forward[ -]confirmed|\bdns reverse|(?:no|missing|invalid) reverse",
     r"(?:cannot|can't|could not|unable to) (?:find|resolve|verify|determine) (?:your|the) (?:reverse "
     r"|client )?(?:host|ip|domain|name)",
     r"(?:your|client|sending|connecting) (?:ip|host|server|domain)\w*.{0,40}(?:not|n't|cannot) resolv"
@@ -149,38 +212,49 @@ _REVERSE_NAME = _words(
 _HELO = _words(
     r"\b(?:helo|ehlo)\b.{0,80}?\b(?:reject\w*|invalid|denied|bad|forged|fqdn|fully|mismatch|spoof\w*|fail\w*"
     r"|not (?:exist|resolv|match|accept|found"
-    r"|allowed|valid)\w*|is my name|my own|must|host not found|refused|block\w*)",
+    r"|allowed|valid)\w*|is my name|my own|must|host not found|refused|block\w*|has no|no dns)",
     r"\b(?:invalid|bad|reject\w*|forged|fake|illegal|improper|wrong|bogus|malformed)\b.{0,40}?\b(?:helo|ehlo)\b",
-    r"need fully-qualified hostname|invalid hostname|access denied, bad helo",
+    r"need fully-qualified hostname|invalid hostname|access denied, bad helo|\byou are not me\b|\bi am me\b",
 )
 _HELO_MISSING = _words(
     r"(?:helo|ehlo)(?:/(?:helo|ehlo))?(?: \w+){0,2} first|(?:send|expecting|polite).{0,12}(?:helo|ehlo)"
 )
 _SENDER = _words(
-    r"\bsender(?: address| domain| e-?mail| host)?(?: @)?(?: is| was| has been)? (?:reject\w*|denied|refused"
-    r"|block\w*|invalid|unknown|not (?:exist|found|verif|valid|accept)\w*"
-    r"|does not|doesn't|must|could not|cannot|verif\w+ fail\w*|un\w+able|listed|banned|address)",
+    r"\bsender(?: address| domain| e-?mail| host| ip| account)?(?: @)?(?: is| was| has been)? (?:reject\w*|denied"
+    r"|refused|block\w*|invalid|unknown|not (?:exist|found|verif|valid|accept)\w*"
+    r"|not a known|does not|doesn't|must|could not|cannot|verif\w+ fail\w*|un\w+able|listed|banned|address)",
     r"\b(?:invalid|unknown|bad|reject\w*|illegal|unverif\w+|unrout\w+|unresolvable|verify|forged"
     r"|non-?existent|bogus) (?:envelope )?sender\b",
     r"domain of (?:the )?sender|sender(?:'s|s')? domain|sending domain|mail ?from (?:domain|address|command"
     r"|rejected|must|is not|does)"
     r"|from domain (?:does|is|must)|mailfrom domain|domain (?:does|must|do) .{0,20}resolve",
     r"\bspf\b|sender policy framework|return[ -]path|envelope[ -](?:from|sender)|bounce address"
-    r"|not allowed to send (?:mail )?from|null sender|empty sender|from address"
-    r"|sender (?:callout|callback|verif)",
+    r"|not allowed to send (?:mail )?from|null sender|empty sender|from:? address\b|from: domain"
+    r"|sender (?:callout|callback|verif)|openspf|spf\.pobox",
+    r"\bsender\b.{0,60}?\bhas no\b|mail ?from\b.{0,40}?\b(?:fail\w*|mismatch\w*|invalid)|mismatch\w* (?:client )?ip"
+    r"|(?:return|reply|originat\w+|source) (?:e-?mail )?address\b|domain .{0,30}(?:is|has been) banned",
+    r"\b(?:invalid|bad|wrong|missing) (?:dns|mx)\b",
+    rf"\byour (?:e-?mail )?(?:address|domain)\b[^:;.]{{0,20}}?\b(?:{_NO_SUCH})",
+    rf"{_SENDER_ELSEWHERE}[^.;:]{{0,40}}?(?:{_NO_SUCH}|{_REFUSED_ELSEWHERE}|{_ABSENT_ELSEWHERE})"
+    rf"|(?:{_NO_SUCH}|{_REFUSED_ELSEWHERE}) {_SENDER_ELSEWHERE}",
 )
 _SENDER_VERIFY = _words(
-    r"sender verif\w* fail", r"sender (?:callout|callback)", r"could not (?:verify|complete) sender"
+    r"sender verif\w* fail",
+    r"sender (?:callout|callback)",
+    r"could not (?:verify|complete) sender",
+    # The last line is "Sender verify failed", and may be beyond what is kept of a long one.
+    r"^(?:postmaster )?verification failed (?:for|while checking) @|callback setup failed while verifying @",
 )
 #: What one mailbox does not want from anybody, or from senders like us: the mailbox is there.
 _RESTRICTED = _words(
-    r"allowed[ -]?senders?|permitted[ -]senders?|sender not (?:auth\w+|in)|resolver\.rst"
+    r"allowed[ -]?senders?|permitted[ -]senders?|sender not (?:auth\w+|in|found in)|resolver\.rst"
     r"|not auth\w+ for (?:group|recipient)"
     r"|(?:blocked|rejected|refused|declined|denied|blacklisted) by (?:the )?(?:recipients?|user|addressee"
     r"|destination|their)(?! table| list| map)"
     r"|recipient preferences|user entry|only accepts?|members? only|white ?list"
-    r"|recipient(?:'s)? (?:has )?(?:blocked|rejected|refus\w+)"
-    r"|does not accept (?:mail|messages|e-?mail) from"
+    # "Recipient rejected" alone is said of the recipient, not by it.
+    r"|recipient(?:'s)? (?:has (?:blocked|rejected|refused)|blocked|refuses|rejects)"
+    r"|(?:does not accept|not accepting) (?:mail|messages|e-?mails?) from|not allowed to receive external"
 )
 _NEEDS_LOGIN = _words(r"authenticat|\bauth\b|log ?in|pop before|pop3|submission|unauthenticated|smtp auth")
 
@@ -193,7 +267,7 @@ _RECEIVER_RATE = _words(
 )
 _OUR_RATE = _words(
     r"too many (?:\w+ ){0,3}?(?:connections?|sessions?|messages|mails|requests|attempts|hosts"
-    r"|recipients (?:this|per|from|in|today|for))",
+    r"|recipients (?:this|per|from|in|today|for)|users from)",
     r"rate[ -]?limit|(?:connection|message|mail|sending|request|smtp|client|submission|recipient) (?:rate"
     r"|frequency)|rate of (?:mail|messages|connections)"
     r"|throttl\w*|too (?:fast|quickly|frequent\w*|often|much mail)|slow down|frequency limit",
@@ -202,18 +276,21 @@ _OUR_RATE = _words(
     r"sent too (?:many|much)|excessive (?:volume|rate|number|mail)|unexpected volume|unusual (?:rate|volume)"
     r"|number of (?:concurrent )?connections"
     r"|trop de connexions|(?:max\w*|limit)(?: \w+){0,4} (?:connections?|sessions?)|connections? limit"
-    r"|server busy.{0,40}from \W?\d",
+    r"|server busy.{0,40}from \W?\d|\bdyn:t\d",
 )
 #: RFC 5321 section 4.5.3.1.10 for recipients; Postfix smtpd_hard_error_limit; Exim's shipped check_rcpt.
 _SESSION_LIMIT = _words(
     r"too many (?:\w+ ){0,2}?(?:recipients|errors|bad|invalid|unknown|unrecogni[sz]ed|wrong|failed|rcpt"
-    r"|commands|unrecognized|non-existent)",
+    r"|commands|non-?existent|rejected|unsuccessful|undeliverable)",
+    r"(?:exceed\w*|max\w*|limit) .{0,24}\b(?:rejected|invalid|unknown|bad|failed) (?:recipients|rcpts?|addresses)",
     r"recipients? (?:per|limit|count)|multiple (?:regions|recipients|destination domains)|\battr\d+"
     r"|one recipient|one at a time|number of recipients"
     r"|recipients belong|max\w* recipients|only .{0,20} recipients?",
 )
 _STATE_LOST = _words(
-    r"need (?:a )?mail|mail (?:from )?(?:command )?first|no sender|bad sequence|out of (?:sequence|order)|sequence of"
+    r"need (?:a )?mail|mail (?:from )?(?:command )?(?:first|required|must|before|expected)|bad sequence"
+    r"|out of (?:sequence|order)|sequence of|(?:no|specify|give) (?:a )?sender|sender (?:not|first)|no mail\b|polite"
+    r"|(?:helo|ehlo|hello) first"
 )
 
 # ---------------------------------------------------------------- about the mailbox
@@ -222,7 +299,7 @@ _FULL = _words(
     r"\bfull\b|over[ -]?quota|\bquota\b|out of storage|storage (?:allocation|space|limit)"
     r"|size limit exceeded|exceed\w* (?:the )?(?:mailbox|storage|disk)"
     r"|mailbox (?:size )?(?:limit|exceed)|boite .{0,24}pleine|too (?:large|big)|llena|lleno|pien[ao]\b|cheia"
-    r"|voll\b|lotado|plein\b"
+    r"|voll\b|lotado|plein\b|переполн|已满|prepelnion\w*|dolu\b"
 )
 _RELAY = _words(
     r"\brelay(?!=)\w*|rcpthosts|gateway\w*|not (?:a )?(?:local|hosted|our|known|valid|accepted) domain"
@@ -232,6 +309,7 @@ _RELAY = _words(
     r"|this domain)"
     r"|host does not accept|no (?:mail )?service|not (?:a )?mail (?:server|host)|non-local|host unknown"
     r"|unknown host|mx (?:record )?(?:points|for)|transmit(?:ting)? to (?:remote|outside)",
+    rf"{_DOMAIN_ELSEWHERE}.{{0,25}}?(?:{_NO_SUCH}|{_ABSENT_ELSEWHERE})",
 )
 _POLICY = _words(
     r"polic(?:y|ies)|\bspam|prohibit|preferences|envelope|anti-?spoof|dmarc|dkim|virus|content|security"
@@ -239,31 +317,25 @@ _POLICY = _words(
     r"|restrict\w*|bulk|suspicious|administrative|refused due|rule|filter|challenge|loop|timed? ?out"
     r"|verif(?:y|ication) (?:in|fail)|internal error|system error"
     r"|configuration|syntax|message|permission|firewall|country|sender\b|trust|moderat\w*|not implemented"
-    r"|unrecogni[sz]ed command"
-)
-_NO_SUCH = (
-    r"unknown|un-?known|not (?:found|known|exist\w*|valid|listed|recogni[sz]ed|local|here|present|active"
-    r"|registered|available here|handled|defined)"
-    r"|(?:does|do|did|could|can)(?: not|n't|nt) (?:\w+ )?(?:exists?|be found|have)|dosn't exist|(?:is"
-    r"|are)(?: not|n't) (?:a |an )?(?:\w+ )?(?:valid|known|listed|registered|exist\w*|found"
-    r"|recogni[sz]ed|local|active|user|here|in use)|non-?exist\w*|no longer|invalid\w*|illegal|unallocated"
-    r"|undeliverable|unrout\w*|has (?:left|moved)"
-    r"|inconnu\w*|n'existe|inexist\w*|inesist\w*|introuvable|no existe|desconocid\w*|no encontrad\w*"
-    r"|sconosciut\w*|non esist\w*|non trovat\w*|nao (?:existe|encontrad\w*)|desconhecid\w*"
-    r"|unbekannt\w*|existiert nicht|nicht (?:gefunden|bekannt|vorhanden)|onbekend\w*|bestaat niet"
-    r"|nie istnieje|nieznan\w*|bulunama\w*"
+    r"|unrecogni[sz]ed command|forger|\babus\w+|\bbanned\b|suspect|spoof|impersonat|(?:server|protocol"
+    r"|unknown|upstream) error|service (?:currently )?(?:un|not )available|denied|does(?:n't| not) want"
+    r"|refused to receive|user reject\b|\btls\b|protocol|resources|queue|not accepting|verif\w+|hops|sequence"
+    r"|transaction failed|expired|too much|\bmust\b",
+    _REFUSED_ELSEWHERE,
 )
 _NO_USER = _words(
     rf"@[ .:,;-]{{0,6}}(?:(?:is|was|the) )?(?:{_NO_SUCH})\b",
     r"\b(?:unknown|no such|invalid)[ :-]+(?:\w+ )?@",
     rf"\b{_USER}\b(?!.{{0,40}}\bdomain\b).{{0,60}}?(?:\b(?:{_NO_SUCH}))",
     rf"\b(?:unknown|no such|invalid|in-?valid|non-?existent|not a (?:valid|known|local)|illegal"
-    rf"|unrecogni[sz]ed|undeliverable|bad destination|no valid|wrong|nonexisting|missing)\b"
+    rf"|unrecogni[sz]ed|undeliverable(?! address:)|bad destination|no valid(?! recipients)|wrong|nonexisting|missing"
+    r"|okand|ukendt|ukjent|tuntematon|ismeretlen|unbekannte[rs]?|neznam\w+|nieznan\w+|onbekende?)\b"
     rf"(?: or (?:\w+ ){{1,2}}|[ :-])(?:\S+ ){{0,3}}?{_USER}\b",
     r"\bno (?:mail ?box|account|user|one|such|person|recipient|address|alias|local ?part)\b.{0,40}?\b(?:here"
     r"|by (?:that|this)|at this|with (?:that|this)|found|named|called|exists?|user|mail ?box|person"
     r"|recipient|address|account|alias)\b",
-    r"nobody (?:here|by)|not our (?:customer|user)|doesn't have an? .{0,30}account"
+    r"nobody (?:here|by)|not (?:a )?(?:user|member) of (?:this |the )?(?:server|domain|system)",
+    r"not our (?:customer|user)|doesn't have an? .{0,30}account"
     r"|does not have an? .{0,30}account|not in (?:the |our |my )?(?:recipient|user|address"
     r"|valid)\w* ?(?:list|table|map|book|directory)?"
     r"|not (?:a |listed in ).{0,30}(?:directory|address book)|no longer (?:on|at|with|in|valid|available"
@@ -273,12 +345,13 @@ _NO_USER = _words(
     r"|recipient unknown",
     r"utilisateur inconnu|nessun utente|no existe|n'existe pas|keine? (?:solche[rs]? )?(?:benutzer|postfach"
     r"|empfanger|mailbox|user)|nie ma takie\w+|unknown local[ -]?part|unrouteable address|unroutable address",
-    r"не ?существует|неизвест|не ?наиден|несуществ|недоступен|нет такого|不存在|无此用户|沒有此|没有此"
-    r"|存在しません|存在しない|宛先不明|見つかりません|존재하지",
+    _ABSENT_ELSEWHERE,
+    r"недоступен|нет такого|无此用户|沒有此|没有此|宛先不明|見つかりません",
+    r"nie znaleziono|es gibt keine person|boyle bir kullanici yok",
 )
 _CLOSED = (
     r"(?:disabled|discontinued|deactivated|inactiv\w*|in-active|not active|suspended|terminated|frozen"
-    r"|dormant|expired|abandoned|decommissioned"
+    r"|dormant|expired|abandoned|decommissioned|not (?:yet )?activated"
     r"|desactiv\w*|suspendu\w*|inativ\w*|deaktiviert|gesperrt|zablokowan\w*)"
 )
 _DISABLED = _words(
@@ -287,9 +360,32 @@ _DISABLED = _words(
     # Of anything else (a message, a sender) these words say something else.
     r"\b(?:account|mail ?box|compte|cuenta|conta|konto)\b[^.;]{0,40}?\b(?:blocked|locked|closed|cancell?ed"
     r"|deleted|removed|bloque\w*|bloquead\w*)",
+    r"\buser (?:has been |was |is )?(?:deleted|removed)\b",
     r"address rejected: (?:inactive|disabled|deactivated|suspended|closed)",
 )
-_UNAVAILABLE = _words(r"mail ?box (?:is )?unavailable|mailbox not available")
+_UNAVAILABLE = _words(
+    r"mail ?box (?:is )?unavailable|mailbox not available|account (?:is )?unavailable|unavailable mail ?user"
+)
+_OTHER_THING = r"(?:host(?:name)?s?|servers?|service|client|source|session|certificate|backend|software|network)"
+#: What is said of us, of a domain or of the server's own trouble is no word about the mailbox that was asked for.
+_NOT_THE_MAILBOX = _words(
+    rf"\bsenders?\b(?![.=])|{_SENDER_ELSEWHERE}|{_IP_WORD}|\b(?:address|host|client|server)(?:es|s)? \W?{_IP}",
+    r"\byour (?:ip|(?:e-?mail )?address|host|server|domain|network|provider)\b",
+    r"\b(?:dns|mx)\b(?![.-])|resource record|ldap|database|lookup (?:err|fail)|harvest|dictionary attack",
+    r"(?:unable to|cannot|could not|can't) connect|connection (?:refused|timed|failed)|credentials",
+    # "Host not found", "invalid command": what is unknown is another thing. "No such user on this server" is none.
+    rf"\b{_OTHER_THING}\b(?:(?!returned|said)[^.;:,]){{0,25}}?(?:\b(?:{_NO_SUCH})|{_ABSENT_ELSEWHERE})",
+    rf"\b(?:unknown|invalid|no such|not a valid|illegal|untrusted) (?:\w+ )?(?:{_OTHER_THING}"
+    r"|commands?|parameters?|arguments?|attachments?|messages?|headers?)\b|\blicen[sc]e\b|\brfc ?\d",
+    _LATER.pattern,
+    _GREYLISTED.pattern,
+)
+#: A gateway asked the mail server behind it, and says why it got no yes: what refuses the gateway does not refuse us.
+_CALLOUT = _words(
+    r"^\W*(?:@\W*)?recipient address rejected: (?:undeliverable|unverified) address"
+    r"(?!.*said: 5\d\d[ -]5\.1\.(?:1|10)\b)"
+    r"|^callout verification failed"
+)
 _ADDRESS_REJECTED = _words(
     r"address(?:es)? (?:was |is )?(?:rejected|unknown|invalid)|recipient (?:address )?rejected"
     r"|invalid.?recipient|bad recipient"
@@ -337,9 +433,20 @@ RULES: tuple[Rule, ...] = (
         name="sender-callout",
         meaning=Meaning.ABOUT_US,
         why="the server asked back at our own sender's domain; a user that is unknown there is ours",
-        source="Exim specification, verify = sender; text of acl_verify in src/src/verify.c",
+        source="Exim specification, verify = sender; texts of smtp_in.c and verify.c in src/src",
         cause="our sender address is refused",
         says=_SENDER_VERIFY,
+    ),
+    Rule(
+        name="recipient-callout",
+        meaning=Meaning.INCONCLUSIVE,
+        why="a gateway was refused by the mail server behind it, which says nothing about us",
+        source="Postfix reject_unverified_recipient (5.1.1 whatever the reason); Exim verify = recipient/callout",
+        cause="the server cannot verify mailboxes",
+        stages=_AT_RCPT,
+        codes=_is_5xx,
+        says=_CALLOUT,
+        unless=_words(_NO_USER.pattern, _DISABLED.pattern, _FULL.pattern),
     ),
     Rule(
         name="receiver-rate",
@@ -392,7 +499,8 @@ RULES: tuple[Rule, ...] = (
         source="RFC 5782; Postfix reject_rbl_client; pages of Proofpoint, Barracuda, Cisco, Yahoo, Microsoft",
         cause="our address is listed",
         says=_LISTED,
-        unless=_words(r"not (?:in|on) .{0,20}(?:recipient|user) list"),
+        # SmarterMail says of an account that it "may be blacklisted".
+        unless=_words(r"not (?:in|on) .{0,20}(?:recipient|user) list", r"may be blacklisted"),
     ),
     Rule(
         name="sender-refused",
@@ -412,7 +520,9 @@ RULES: tuple[Rule, ...] = (
         stages=_AT_RCPT,
         enhanced=re.compile(r"[45]\.5\.3"),
         says=_SESSION_LIMIT,
-        unless=_words(rf"from \W?{_IP}|\brate\b|this hour|per hour|today|from your"),
+        unless=_words(
+            rf"from \W?{_IP}|\brate\b|this hour|per hour|today|from your|your ip\b.{{0,40}}\b(?:block|black|ban|den)\w*"
+        ),
         either=True,
         is_session_limit=True,
     ),
@@ -424,7 +534,7 @@ RULES: tuple[Rule, ...] = (
         cause="our address has a poor reputation",
         says=_words(
             r"unsolicited mail|user complaints|due to ip reputation|permanently deferred"
-            r"|ip frequency limited|blocked ip"
+            r"|ip frequency limited|blocked ip|unwanted (?:e-?mails?|messages)|judged to be spam|too much spam"
         ),
     ),
     Rule(
@@ -443,7 +553,9 @@ RULES: tuple[Rule, ...] = (
         source="Postfix check_client_access; Exchange Online 5.7.606; Cisco, qmail, Comcast and AT&T refusals",
         cause="our address is refused",
         says=_ADDRESS_REFUSED,
-        unless=_words(r"user unknown", r"recipient address rejected: (?:undeliverable|unverified)", r"\brelay"),
+        unless=_words(
+            r"user unknown", r"recipient address rejected: (?:undeliverable|unverified)", r"^(?!.*your ip\b).*\brelay"
+        ),
     ),
     Rule(
         name="refused-before-rcpt",
@@ -457,8 +569,9 @@ RULES: tuple[Rule, ...] = (
             r"access (?:is )?(?:denied|rejected|not (?:allowed|permitted))|denied\b|not (?:allowed|permitted"
             r"|authori[sz]ed|welcome)|forbidden"
             r"|connection (?:refused|rejected|denied)|rejected (?:due|for|by|because)|go away"
+            r"|\bblock(?:ed|ing)?\b|\bdenies\b|does not exist|must resolve|unresolv\w*|(?:domain|address) is invalid"
         ),
-        unless=_NEEDS_LOGIN,
+        unless=_words(_NEEDS_LOGIN.pattern, r"\b(?:this|your) (?:message|e-?mail|mail)\b|content|attachment|virus"),
     ),
     # ------------------------------------------------------------ this session, this moment
     Rule(
@@ -514,12 +627,10 @@ RULES: tuple[Rule, ...] = (
         name="no-relay",
         meaning=Meaning.INCONCLUSIVE,
         why="this host does not serve the domain: its MX is wrong, its mailboxes may exist elsewhere",
-        source="RFC 3463 section 3.8 (X.7.1), section 3.2 (X.1.2); RFC 7504 (521, 556)",
+        source="RFC 3463 section 3.8 (X.7.1); texts of Postfix, Sendmail, Exchange, qmail",
         cause="this host does not take mail for the domain",
-        enhanced=re.compile(r"5\.1\.2|5\.4\.\d|5\.3\.\d+"),
         says=_RELAY,
-        unless=_words(r"access denied", r"user unknown|unknown user|no such user"),
-        either=True,
+        unless=_words(r"(?<!relay )access denied", r"user unknown|unknown user|no such user"),
     ),
     Rule(
         name="null-mx",
@@ -547,11 +658,7 @@ RULES: tuple[Rule, ...] = (
         stages=_AT_RCPT,
         codes=_is_5xx,
         says=_NO_USER,
-        unless=_words(
-            r"\bsender\b|preferences|syntax|unknown (?:\w+ ){0,2}error|smtputf8|\bip (?:address|number)"
-            r"|\byour (?:ip|address|host|server)",
-            _LATER.pattern,
-        ),
+        unless=_words(r"preferences|syntax|unknown (?:\w+ ){0,2}error|smtputf8", _NOT_THE_MAILBOX.pattern),
     ),
     Rule(
         name="disabled",
@@ -561,9 +668,7 @@ RULES: tuple[Rule, ...] = (
         stages=_AT_RCPT,
         codes=_is_5xx,
         says=_DISABLED,
-        unless=_words(
-            r"\bsender\b|polic|\bspam|block-|envelope|your (?:account|address|mail ?box)|ip address|" + _LATER.pattern
-        ),
+        unless=_words(r"polic|\bspam|block-|envelope|your (?:account|mail ?box)|\bdomain\b", _NOT_THE_MAILBOX.pattern),
     ),
     Rule(
         name="edge-blocking",
@@ -574,6 +679,14 @@ RULES: tuple[Rule, ...] = (
         codes=_is_5xx,
         enhanced=re.compile(r"5\.4\.1|5\.7\.504"),
         says=_words(r"(?:recipient )?address(?:es)? rejected ?: ?access denied"),
+    ),
+    Rule(
+        name="other-system",
+        meaning=Meaning.INCONCLUSIVE,
+        why="the enhanced code is about the domain, its routing or the mail system, and no word about the mailbox",
+        source="RFC 3463 section 3.2 (X.1.2), 3.4 (X.3), 3.5 (X.4)",
+        cause="this host does not take mail for the domain",
+        enhanced=re.compile(r"5\.1\.2|5\.[34]\.\d+"),
     ),
     Rule(
         name="policy",
@@ -591,7 +704,7 @@ RULES: tuple[Rule, ...] = (
         stages=_AT_RCPT,
         codes=_is_5xx,
         enhanced=re.compile(r"5\.1\.(?:1|6|10)|5\.2\.1"),
-        unless=_LATER,
+        unless=_NOT_THE_MAILBOX,
     ),
     Rule(
         name="address-rejected",
@@ -602,7 +715,7 @@ RULES: tuple[Rule, ...] = (
         codes=_is_5xx,
         enhanced=re.compile(r"5\.1\.0"),
         says=_ADDRESS_REJECTED,
-        unless=_LATER,
+        unless=_NOT_THE_MAILBOX,
     ),
     Rule(
         name="mailbox-unavailable",
@@ -613,7 +726,7 @@ RULES: tuple[Rule, ...] = (
         codes=_is(550),
         enhanced=re.compile(r"|5\.5\.0|5\.0\.0|5\.1\.\d|5\.2\.[01]"),
         says=_UNAVAILABLE,
-        unless=_LATER,
+        unless=_NOT_THE_MAILBOX,
     ),
     Rule(
         name="not-plain",

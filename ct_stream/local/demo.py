@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Self
 import aiohttp
 import asyncpg
 import yaml
-from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -26,7 +25,7 @@ from ct_stream.metrics import Health
 from ct_stream.settings import Settings
 from ct_stream.store.queries import query
 from ct_stream.stream.outbox import Producer
-from ct_stream.stream.position import outside_consumer
+from ct_stream.stream.position import outside_consumer, partitions_of
 from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED
 
 if TYPE_CHECKING:
@@ -307,9 +306,8 @@ class Demo:
 
     async def _count(self, topic: str) -> int:
         """Return how many records a topic holds: read to where nothing more comes."""
+        partitions = await partitions_of(self._settings, topic)
         async with outside_consumer(self._settings) as consumer:
-            await consumer.topics()
-            partitions = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()]
             consumer.assign(partitions)
             await consumer.seek_to_beginning(*partitions)
             count, silent_s = 0, 0.0

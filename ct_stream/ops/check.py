@@ -16,8 +16,9 @@ from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput, postgres_answers
 from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.local_limits import LocalControls, LocalPermits, LocalRefusals, NoMemory, NoSpine, Tier2Off
-from ct_stream.store.database import Database, UnfitDatabase
+from ct_stream.store.database import Database
 from ct_stream.store.limits import DomainLease, Limits, SharedLimits
+from ct_stream.store.outage import UnfitDatabase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -7,6 +7,7 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import aiodns
 import asyncpg
@@ -18,6 +19,7 @@ from ct_stream.ops.troubles import ServiceTrouble, kafka_answers, postgres_answe
 from ct_stream.probes.controls import SmtpControl
 from ct_stream.probes.mx import NameTrouble, Resolver
 from ct_stream.probes.smtp import SmtpSettings
+from ct_stream.probes.tier2_vendors import make_vendor
 from ct_stream.probes.toolbox import ToolboxError, load_toolbox
 from ct_stream.settings import SettingsError, load_settings, variable
 from ct_stream.store.migrate import ROLES, latest_migration
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from ct_stream.settings import Settings
 
 _PART_S = 40.0  #: for all checks of one part
+_VENDOR_S = 10.0
 _MIN_POSTGRES = 15
 _NEEDED = ("kafka_bootstrap", "postgres_dsn", "smtp_helo", "smtp_mail_from")
 
@@ -56,6 +59,7 @@ async def examine(environ: Mapping[str, str]) -> list[Check]:
         ("DNS", _dns),
         ("port 25", _port_25),
         ("HELO", _helo),
+        ("Tier-2", _tier2),
     ]
     results = await asyncio.gather(*(_looked_at(name, look, settings) for name, look in parts))
     return [*checks, *(check for result in results for check in result)]
@@ -77,6 +81,8 @@ def _read_settings(environ: Mapping[str, str]) -> tuple[Settings, list[Check]]:
                     usable.pop(key, None)
             if any(problem.startswith("CT_KAFKA_SASL") for problem in error.problems):
                 usable.pop("CT_KAFKA_SECURITY_PROTOCOL", None)
+            if any(problem.startswith("CT_TIER2") for problem in error.problems):
+                usable.pop("CT_TIER2_PROVIDER", None)
     for name in _NEEDED:
         try:
             settings.require(name)
@@ -452,6 +458,34 @@ def _own_address() -> str | None:
         except OSError:
             return None
     return address if ipaddress.ip_address(address).is_global else None
+
+
+# ---------------------------------------------------------------- Tier-2
+
+
+async def _tier2(settings: Settings) -> list[Check]:
+    """Connect to the vendor, and say nothing: a request could cost money."""
+    vendor = make_vendor(settings.tier2_provider, settings.tier2_url, settings.tier2_api_key)
+    if vendor is None:
+        return [Check(name="Tier-2", ok=None, detail="off: CT_TIER2_PROVIDER is none")]
+    url = urlsplit(vendor.url)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    where = f"{vendor.name} at {url.hostname} port {port}"
+    try:
+        async with asyncio.timeout(_VENDOR_S):
+            _, writer = await asyncio.open_connection(url.hostname, port, ssl=url.scheme == "https")
+            writer.close()
+    except (OSError, TimeoutError) as error:
+        return [
+            Check(
+                name="Tier-2",
+                ok=False,
+                detail=f"{where} cannot be connected to: {str(error) or type(error).__name__}",
+                action="correct CT_TIER2_URL, or let connections out to it",
+            )
+        ]
+    key = "" if vendor.secret else "; no CT_TIER2_API_KEY, which is right only for a back end without a secret"
+    return [Check(name="Tier-2", ok=True, detail=f"{where} answers; asked for nothing, since it is paid{key}")]
 
 
 # ----------------------------------------------------------------

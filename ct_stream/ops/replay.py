@@ -55,7 +55,8 @@ async def replay(
             if from_time is not None and not is_kafka:
                 raise NotSupported("replay from a time")
             consumer = await stack.enter_async_context(position.outside_consumer(settings))
-            await _seek(consumer, topic, partition, from_offset, from_time)
+            partitions = _chosen(topic, await position.partitions_of(settings, topic), partition)
+            await _seek(consumer, partitions, from_offset, from_time)
             ends = await consumer.end_offsets(consumer.assignment()) if is_kafka else None
         ledger = await stack.enter_async_context(reader(settings)) if settings.postgres_ops_dsn else None
         shown = 0
@@ -78,19 +79,22 @@ async def lag(settings: Settings) -> int:
         return await position.lag(settings)
 
 
+def _chosen(topic: str, all_of_it: list[TopicPartition], partition: int | None) -> list[TopicPartition]:
+    """Return the partitions to read. Raises ServiceTrouble where there is no such one."""
+    if not all_of_it:
+        raise ServiceTrouble(f"topic {topic} is missing; make it with `ct-stream topics`")
+    chosen = [tp for tp in all_of_it if partition in (None, tp.partition)]
+    if not chosen:
+        raise ServiceTrouble(f"{topic} has no partition {partition}; it has 0 to {len(all_of_it) - 1}")
+    return chosen
+
+
 async def _seek(
     consumer: AIOKafkaConsumer,
-    topic: str,
-    partition: int | None,
+    partitions: list[TopicPartition],
     from_offset: int | None,
     from_time: datetime | None,
 ) -> None:
-    if topic not in await consumer.topics():
-        raise ServiceTrouble(f"topic {topic} is missing; make it with `ct-stream topics`")
-    numbers = sorted(consumer.partitions_for_topic(topic) or ())
-    if partition is not None and partition not in numbers:
-        raise ServiceTrouble(f"{topic} has no partition {partition}; it has 0 to {len(numbers) - 1}")
-    partitions = [TopicPartition(topic, n) for n in numbers if partition in (None, n)]
     consumer.assign(partitions)
     if from_time is not None:
         found = await consumer.offsets_for_times({tp: int(from_time.timestamp() * 1000) for tp in partitions})

@@ -132,6 +132,8 @@ def _question(exchange: Exchange) -> str:
             return f"RCPT TO {exchange.asked} ({rest})"
         case "control":
             return f"does our own {rest.upper()} work"
+        case "verify":
+            return f"Tier-2 about {exchange.asked}"
     return exchange.key
 
 

@@ -28,6 +28,7 @@ from ct_stream.gate.verdicts import Failed, Held, Passed, Verdict
 from ct_stream.gate.waits import Wait
 from ct_stream.probes.providers import provider_of
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
+from ct_stream.probes.world import TurnedOff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -124,6 +125,10 @@ class PassDriver:
         """Return how long the pass has waited for servers, with the time that it was given as spent."""
         return self._stopwatch.spent_s
 
+    def count_waiting(self, seconds: float) -> None:
+        """Count time in which a part of the world waited for a server for this pass, such as a paid call's."""
+        self._stopwatch.spent_s += seconds
+
     async def run(self) -> Ending:
         """Ask until there is a verdict or a wait. The session and its lease are given back however this ends.
 
@@ -174,8 +179,18 @@ class PassDriver:
         answer = await self._ask(question)
         if isinstance(answer, Wait):
             return answer
+        if isinstance(answer, TurnedOff):
+            self._turn_off(answer.because)
+            return None
         self._play.answer(answer, asked=_asked(question), at=rfc3339(datetime.now(UTC)))
         return None
+
+    def _turn_off(self, because: str) -> None:
+        """Go on from the same answers as a pass that never had Tier-2."""
+        exchanges = self._play.exchanges
+        self._tier2_off = because
+        self._play = Play(self._flow())
+        self._play.resume(exchanges)
 
     def _recallable(self, question: Question) -> str | None:
         """Return the domain where another company's answers may serve: before MX, and before the first mailbox.
@@ -210,7 +225,7 @@ class PassDriver:
             self._tier2_off = tier2_off
         return False
 
-    async def _ask(self, question: Question) -> Answer | Wait:
+    async def _ask(self, question: Question) -> Answer | Wait | TurnedOff:
         match question:
             case LookupSpine():
                 return await self._world.spine.lookup(question.outreach_id)

@@ -23,11 +23,15 @@ from ct_stream.gate.replies import Reply, Stage
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
 
 if TYPE_CHECKING:
+    from aiosmtplib.response import SMTPResponse
+
     from ct_stream.gate.patterns import Address
 
 #: RCPT TO in one session: 8 patterns and one random address; Exim's shipped configuration denies all after 10.
 MAX_RCPTS = 9
 _MAX_TEXT_BYTES = 512
+_MAX_TAIL_BYTES = 180  #: of them; servers that explain at length say last what they decided
+_CUT = "\n[...]\n"
 _CLOSE_S = 0.2  #: for the event loop to let go of a socket that was aborted
 
 
@@ -203,6 +207,9 @@ class SmtpSession:
         return Attempt(host=self.host, ip=self.ip, stage=stage, trouble=trouble, detail=detail)
 
 
+_REPLY_LINE = re.compile(rb"\d{3}(?:[ \t-]|\r*\Z)")
+
+
 class _Wire(SMTPProtocol):
     """aiosmtplib's reader (8 KiB a line, 32 KiB a reply), made to notice what arrives out of step.
 
@@ -226,6 +233,25 @@ class _Wire(SMTPProtocol):
             self._hang_up()  # a server that talks on and on is not listened to
             return
         super().data_received(data)
+
+    def _read_response_from_buffer(self) -> SMTPResponse | None:
+        """Parse a reply, but only one whose lines have the form of RFC 5321 section 4.2 and one class of code.
+
+        The original takes any byte behind any three characters that `int` accepts, so that garbage could say "no such
+        mailbox", and of lines that contradict each other the last.
+        """
+        begin, classes = 0, set()
+        while (end := self._buffer.find(b"\n", begin)) != -1:
+            if not _REPLY_LINE.match(self._buffer, begin, end):
+                line = bytes(self._buffer[begin:end]).decode("utf-8", "surrogateescape")
+                raise SMTPResponseException(-1, f"Malformed SMTP response line: {line}")
+            classes.add(self._buffer[begin])
+            if self._buffer[begin + 3 : begin + 4] != b"-":
+                break
+            begin = end + 1
+        if len(classes) > 1:
+            raise SMTPResponseException(-1, "one reply with two codes")
+        return super()._read_response_from_buffer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -268,18 +294,22 @@ def read_wire(code: int, message: str) -> Reply:
 
 
 def clean_text(said: str) -> str:
-    """Return at most 512 bytes of what a server said, printable, one line break at a time.
+    """Return at most 512 bytes of what a server said, printable, one line break at a time; a long text's middle goes.
 
     `said` may hold lone surrogates, which is how aiosmtplib hands over bytes that are not UTF-8.
     """
-    text = said[: _MAX_TEXT_BYTES * 4]
+    window = _MAX_TEXT_BYTES * 4
+    text = said if len(said) <= 2 * window else said[:window] + "\n" + said[-window:]
     if not (text.isascii() and text.replace("\n", "").isprintable()):  # nearly every reply is
         raw = text.encode("utf-8", "surrogateescape")
         text = _ANSI.sub("", raw.decode("utf-8", "backslashreplace")).replace("\t", " ")
         text = "".join(c for c in map(_seen, text) if c)
     lines = text.split("\n")
-    kept = "\n".join(stripped for line in lines if (stripped := line.strip()))
-    return kept.encode()[:_MAX_TEXT_BYTES].decode("utf-8", "ignore").rstrip()
+    kept = "\n".join(stripped for line in lines if (stripped := line.strip())).encode()
+    if len(kept) <= _MAX_TEXT_BYTES:
+        return kept.decode()
+    head = kept[: _MAX_TEXT_BYTES - _MAX_TAIL_BYTES - len(_CUT)].decode("utf-8", "ignore").rstrip()
+    return head + _CUT + kept[-_MAX_TAIL_BYTES:].decode("utf-8", "ignore").lstrip()
 
 
 def _seen(char: str) -> str:

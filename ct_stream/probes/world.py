@@ -6,6 +6,7 @@ Protocols only: the store implements them over Postgres for workers, `local_limi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -73,13 +74,20 @@ class Refusals(Protocol):
         """Return the wait that the reply puts on the pass; None when it is this one company's private policy."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnedOff:
+    """Tier-2 went off since the pass began: it is decided as without it."""
+
+    because: str
+
+
 class Tier2(Protocol):
     """The paid vendor."""
 
     def off_because(self) -> str | None:
         """Return why Tier-2 is not asked, or None when it is on."""
 
-    async def verify(self, outreach_id: UUID, address: Address) -> VerifyAnswer | Wait:
+    async def verify(self, outreach_id: UUID, address: Address) -> VerifyAnswer | Wait | TurnedOff:
         """Spend the company's one attempt, or return what it brought."""
 
 

@@ -11,12 +11,12 @@ import logging
 import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 
 from ct_stream.store.migrate import latest_migration
-from ct_stream.store.outage import AGAIN, OUTAGE
+from ct_stream.store.outage import AGAIN, OUTAGE, UnfitDatabase
 from ct_stream.store.queries import query
 
 if TYPE_CHECKING:
@@ -25,13 +25,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_Lent: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+
 _COMMAND_TIMEOUT_S = 15.0
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.2, 5.0
 POOL_SIZE = 8
-
-
-class UnfitDatabase(Exception):
-    """The server answers, but outcomes must not be written to it; the message says why and what to do."""
 
 
 class Database:
@@ -125,10 +123,25 @@ class Database:
                 timeout=10,
                 command_timeout=_COMMAND_TIMEOUT_S,
                 max_inactive_connection_lifetime=60,
+                init=self._look,
                 reset=_keep,
                 server_settings={"application_name": self._application_name, "synchronous_commit": "on"},
             )
-        row = await self._pool.fetchrow(query("server"))
+        async with self._pool.acquire(timeout=10) as connection:
+            await self._look(connection)
+            applied = {m["name"] for m in await connection.fetch(query("migrations"))}
+        if latest_migration() not in applied:
+            raise UnfitDatabase("the schema is older than this version; run `ct-stream migrate`")
+        self.trouble = None
+        self._up.set()
+
+    async def _look(self, connection: asyncpg.Connection[asyncpg.Record] | _Lent) -> None:
+        """Look at the server behind a connection; each new one may lead to another. Raises UnfitDatabase.
+
+        A failover or a restored backup ends idle connections without a word, and the pool makes others.
+        """
+        seen = self._seen_ordinal  # what is recorded while the question is under way is no backup
+        row = await connection.fetchrow(query("server"))
         assert row is not None
         at = time.monotonic()
         if row["in_recovery"] or row["read_only"] == "on":
@@ -136,20 +149,15 @@ class Database:
         epoch = row["epoch"]
         if epoch is None:
             raise UnfitDatabase("the ledger has no epoch; run `ct-stream migrate`")
-        applied = {m["name"] for m in await self._pool.fetch(query("migrations"))}
-        if latest_migration() not in applied:
-            raise UnfitDatabase("the schema is older than this version; run `ct-stream migrate`")
         if self._epoch is not None and epoch != self._epoch:
             raise UnfitDatabase(f"this is another ledger (epoch {epoch}, was {self._epoch}): restored or replaced?")
-        if row["last_ordinal"] < self._seen_ordinal:
+        if row["last_ordinal"] < seen:
             raise UnfitDatabase(
-                f"the ledger ends at {row['last_ordinal']}, but {self._seen_ordinal} was seen: restored from a backup?"
+                f"the ledger ends at {row['last_ordinal']}, but {seen} was seen: restored from a backup?"
             )
         self._epoch = epoch
         self._clock_base = (row["now"], at)
         self.saw_ordinal(row["last_ordinal"])
-        self.trouble = None
-        self._up.set()
 
     # ---------------------------------------------------------------- statements
 

@@ -28,6 +28,14 @@ FIRST_TRY_S = 600.0  #: of a closed provider; doubles to 6 h
 RATE_PAUSE_S = 60.0  #: of a provider that says that we ask too fast; doubles to 6 h
 _REFRESH_S = 5.0
 SMTP_RAIL = "tool:TOOL-005"
+TIER2_RAIL = "tool:TOOL-019"
+TIER2_BUDGET = "budget:TOOL-019"  #: in the log of guardrails only: the month opens it
+
+
+def say_guardrail(rail: str, state: str, reason: str) -> None:
+    """Log a change of a guardrail: the alert, when it closes or halts."""
+    level = {"open": logging.INFO, "paused": logging.WARNING}.get(state, logging.ERROR)
+    log.log(level, "Guardrail %s is %s: %s", rail, state, reason, extra={"action": "guardrail", "rail": rail})
 
 
 class Guardrails:
@@ -124,8 +132,7 @@ class Guardrails:
         if state == "halted":
             self.halted.setdefault(rail, reason)
         if rows[0]["changed"]:
-            level = {"open": logging.INFO, "paused": logging.WARNING}.get(state, logging.ERROR)
-            log.log(level, "Guardrail %s is %s: %s", rail, state, reason, extra={"action": "guardrail", "rail": rail})
+            say_guardrail(rail, state, reason)
 
     async def refresh(self) -> None:
         """Read the table, at most every few seconds."""

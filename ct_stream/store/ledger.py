@@ -12,7 +12,7 @@ import orjson
 
 from ct_stream.gate.company import Known, Publication
 from ct_stream.gate.failures import FailureCode
-from ct_stream.gate.memory import FAIL_KEPT, memorable
+from ct_stream.gate.memory import FAIL_KEPT, is_unpaid, memorable
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Passed
 from ct_stream.store.batches import Batches
@@ -75,6 +75,7 @@ class Ledger:
                 pass_state=rows[i]["pass_state"],
                 in_spine=rows[i]["in_spine"],
                 domain=rows[i]["domain"],
+                is_paid=rows[i]["is_paid"],
             )
             for i in ids
         ]
@@ -152,6 +153,7 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
     origin = outcome.origin
     told = memorable(outcome.exchanges) if verdict.domain is not None else ()
     transcript = to_json(outcome.exchanges)
+    begin = sum(exchange.key == "spine" for exchange in outcome.exchanges)
     code = outcome.failure_code
     raw_input = {
         "topic": origin.topic,
@@ -182,7 +184,7 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
         verdict.is_catchall if isinstance(verdict, Passed) else None,
         code.imo_stage if code is not None else None,
         orjson.dumps(raw_input).decode() if not passed else None,
-        orjson.dumps(transcript[-len(told) :]).decode() if told else None,
+        orjson.dumps(transcript[begin : begin + len(told)]).decode() if told else None,
         _answered_at(outcome, told[1:] or told),  # the hosts may be remembered: they have a time of their own
         _answered_at(outcome, told[:1]),
     )
@@ -191,6 +193,8 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
 def _serves_others(outcome: Outcome) -> bool:
     """Tell if those who wait for the same domain can be decided by what is remembered now."""
     told = [exchange for exchange in outcome.exchanges if exchange.key != "spine"]
+    if is_unpaid(told):
+        return False
     age = outcome.decided_at - _answered_at(outcome, told[1:] or told)
     return bool(told) and (isinstance(outcome.verdict, Passed) or age < FAIL_KEPT / 2)
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncpg
 
+
+class UnfitDatabase(Exception):
+    """The server answers, but outcomes must not be written to it; the message says why and what to do."""
+
+
 #: Run again at once: two batches met in opposite orders, or a serialisation conflict.
 AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 #: The database is in trouble, whatever the statement: wait and run again. Never charged to a company.
 OUTAGE = (
     OSError,
     TimeoutError,
+    UnfitDatabase,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.OperatorInterventionError,  # shutdown, crash, query cancelled, cannot connect now

@@ -14,16 +14,18 @@ SELECT pg_is_in_recovery() AS in_recovery,
 SELECT m.name, m.checksum FROM outreach.ct_migrations AS m ORDER BY m.name;
 
 -- name: look_up
--- All that is known of these companies: outcome, undecided pass, spine row.
+-- All that is known of these companies: outcome, undecided pass, paid attempt, spine row.
 SELECT i.id AS outreach_id,
     o.outcome,
     (o.published_at IS NOT NULL OR o.topic IS NULL) AS settled,
     p.state AS pass_state,
+    (a.outreach_id IS NOT NULL) AS is_paid,
     (s.outreach_id IS NOT NULL) AS in_spine,
     s.domain
 FROM unnest($1::uuid[]) AS i (id)
 LEFT JOIN outreach.ct_outcomes AS o ON o.outreach_id = i.id
 LEFT JOIN outreach.ct_passes AS p ON p.outreach_id = i.id
+LEFT JOIN outreach.ct_tier2_attempts AS a ON a.outreach_id = i.id
 LEFT JOIN outreach.outreach AS s ON s.outreach_id = i.id;
 
 -- name: record
@@ -260,6 +262,15 @@ SELECT b.place, b.answer, b.retry_s, b.detail FROM outreach.ct_begin_probes($1, 
 -- name: end_probes
 -- See ct_end_probes.
 SELECT outreach.ct_end_probes($1, $2, $3, $4, $5);
+
+-- name: take_tier2
+-- See ct_take_tier2.
+SELECT t.place, t.answer, t.said, t.detail, t.asked, t.delay_s, t.retry_s, t.is_first
+FROM outreach.ct_take_tier2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS t;
+
+-- name: answer_tier2
+-- See ct_answer_tier2.
+SELECT a.final_said, a.final_detail, a.halted_now FROM outreach.ct_answer_tier2($1, $2, $3, $4, $5, $6, $7) AS a;
 
 -- name: control
 -- What is known of our own way?

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import faust
 from faust.auth import SASLCredentials, SSLCredentials
+from faust.transport.drivers import aiokafka as driver
 
 from ct_stream.stream.topology import GROUP, kafka_options
 
@@ -18,14 +19,39 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SESSION_TIMEOUT_S = 45.0
+SESSION_TIMEOUT_S = 45.0
 _REBALANCE_TIMEOUT_S = 60.0
 
 
+class _CommittedOnly(driver.AIOKafkaConsumerThread):
+    """Reads what upstream has committed.
+
+    Faust reads what was never committed too, unless it is transactional itself (faust/transport/drivers/aiokafka.py),
+    and has no setting for it: an event that upstream took back would be decided for good.
+    """
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"  # read when it starts (contract-tested)
+        return consumer
+
+
+class _Consumer(driver.Consumer):
+    def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
+        return _CommittedOnly(self, loop=self.loop, beacon=self.beacon)
+
+
+class _Transport(driver.Transport):
+    Consumer = _Consumer
+
+
 class GateApp(faust.App):
-    """A Faust app whose drain is ours: bounded, and without acks for what it gives up."""
+    """A Faust app that reads committed records only and drains as we do: bounded, without acks for what it gives up."""
 
     drain: Callable[[], Awaitable[None]] | None = None
+
+    def _new_transport(self) -> Any:
+        return _Transport(self.conf.broker_consumer, self)
 
     def _create_directories(self) -> None:
         """Make no folders: the table's store is in memory, so a worker needs no disk."""
@@ -48,8 +74,8 @@ def make_app(
         broker_credentials=_credentials(settings),
         broker_client_id=GROUP,
         broker_commit_interval=1.0,
-        broker_session_timeout=session_timeout_s or _SESSION_TIMEOUT_S,
-        broker_heartbeat_interval=min(3.0, (session_timeout_s or _SESSION_TIMEOUT_S) / 3),
+        broker_session_timeout=session_timeout_s or SESSION_TIMEOUT_S,
+        broker_heartbeat_interval=min(3.0, (session_timeout_s or SESSION_TIMEOUT_S) / 3),
         broker_rebalance_timeout=rebalance_timeout_s or _REBALANCE_TIMEOUT_S,
         broker_request_timeout=90.0,
         # With everything in hand Faust stops fetching; aiokafka would leave the group for good (aiokafka issue 1187).

@@ -8,6 +8,9 @@ has returned, and seek every partition to where the group stands (Faust leaves o
 
 *continuity*: the first offset after an assignment must be the expected one, and each next one more. On a hole the
 process ends at once and without a commit; a graceful stop would commit past the hole, and a seek in place livelocks.
+
+Some holes are there by nature: marks of transactions, what a transactional upstream took back, compaction. A second
+consumer tells them from the others, and Faust is told of them, or its commits would stop before the first one.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ import asyncio
 import logging
 import os
 import sys
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import KafkaError
 from faust.types import TP
 
 if TYPE_CHECKING:
@@ -30,6 +35,7 @@ log = logging.getLogger(__name__)
 EXIT_CODE = 77  #: of a process that saw a hole
 #: Longer than the timeout of Faust's running getmany (1.0 s, faust/transport/consumer.py).
 HOLD_S = 1.5
+_LOOK_AGAIN_S = 1.0
 
 
 class OffsetGuard:
@@ -40,16 +46,18 @@ class OffsetGuard:
         app: faust.App,
         topics: frozenset[str],
         *,
-        next_record: Callable[[TP, int], Awaitable[int | None]],
+        next_offsets: Callable[[TP, int], Awaitable[list[int]]],
         hold_s: float = HOLD_S,
         on_hole: Callable[[TP, int, int], None] | None = None,
     ) -> None:
         self._app = app
         self._topics = topics
-        self._next_record = next_record  # the offset of the first record at or after an offset, read by itself
+        self._next_offsets = next_offsets  # of the records at or after an offset, in order, read by another consumer
         self._hold_s = hold_s
         self._on_hole = on_hole or exit_without_commit
         self._expected: dict[TP, int] = {}
+        # What was read of each partition to judge one hole judges those behind it: a look for each mark would be slow.
+        self._read: dict[TP, list[int]] = {}
         self._generation: int | None = None
         self._armed = asyncio.Event()
 
@@ -76,23 +84,44 @@ class OffsetGuard:
         if expected is None or message.offset < expected:
             return False
         if message.offset > expected:
-            # Control records of a transactional producer and compaction leave holes by nature.
             there = await self._next_record(tp, expected)
-            if self._expected.get(tp) != expected:
+            if there is None or self._expected.get(tp) != expected:
                 return False  # revoked meanwhile
-            if there is not None and there < message.offset:
+            if there < message.offset:
                 self._on_hole(tp, expected, message.offset)
                 return False
+            # Faust's own bookkeeping counts the record behind the hole as done, too: it is told of the hole only.
+            consumer: Any = self._app.consumer
+            await type(consumer)._add_gap(consumer, tp, expected, message.offset - 1)
         self._expected[tp] = message.offset + 1
         return True
+
+    async def _next_record(self, tp: TP, offset: int) -> int | None:
+        """Return the offset of the first record at or after `offset`; None when the partition was revoked meanwhile."""
+        read = self._read.get(tp, [])
+        while not read or not read[0] <= offset <= read[-1]:
+            try:
+                read = await self._next_offsets(tp, offset)
+            except (KafkaError, OSError, TimeoutError) as error:
+                log.warning("A hole in %s[%d] cannot be looked into: %r", tp.topic, tp.partition, error)
+                read = []
+            if self._expected.get(tp) != offset:
+                return None
+            if read:
+                self._read[tp] = read
+                break
+            await asyncio.sleep(_LOOK_AGAIN_S)  # without an answer nothing is passed
+        return read[bisect_left(read, offset)]
 
     async def _revoked(self, _app: Any, _revoked: Any, **_: Any) -> None:
         self._armed.clear()
         self._expected.clear()
+        self._read.clear()
 
     async def _assigned(self, _app: Any, assigned: set[TP], **_: Any) -> None:
         self._armed.clear()
         self._expected.clear()
+        self._read.clear()
         consumer: Any = self._app.consumer
         consumer._add_gap = _no_gap
         generation = self._app.consumer_generation_id

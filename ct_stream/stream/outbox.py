@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    KafkaError,
+    NodeNotReadyError,
+    RequestTimedOutError,
+    UnsupportedVersionError,
+    for_code,
+)
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
+from ct_stream.stream.position import retried
 from ct_stream.stream.topology import kafka_options
 
 if TYPE_CHECKING:
@@ -25,6 +33,7 @@ log = logging.getLogger(__name__)
 
 PRODUCE_TIMEOUT_S = 20.0  #: shorter than a publish claim (30 s), so that a claim outlives its produce
 _RETRY_S = 1.0
+_PRODUCER_ID_S = 5.0
 _SWEEP_EVERY_S = 2.0
 _SWEEP_MANY = 200
 _MAX_REQUEST = 1024 * 1024 + 64 * 1024
@@ -99,20 +108,38 @@ class Producer:
 
 
 async def supports_idempotence(settings: Settings) -> bool:
-    """Ask the broker for a producer id (KIP-98); a broker without them answers with an error."""
+    """Ask the broker for a producer id (KIP-98); a broker without them answers with an error. Raises KafkaError.
+
+    A broker that is just starting, or that is away, has not answered: another one is asked. Taking its silence for a
+    no would leave the worker without idempotence and lag, and with the embedded broker's short timeouts.
+    """
     client = AIOKafkaClient(**kafka_options(settings), client_id="ct-stream-capabilities")
-    await client.bootstrap()
     try:
-        node = client.get_random_node()
-        request = InitProducerIdRequest(transactional_id=None, transaction_timeout_ms=0)
-        async with asyncio.timeout(5):
-            response: Any = await client.send(node, request)
-        return bool(response.error_code == 0)
-    except (KafkaError, TimeoutError, AssertionError) as error:
-        log.debug("No idempotent producer: %s", error)
-        return False
+        await client.bootstrap()
+        code = await retried(lambda: _ask_for_producer_id(client))
+        if code:
+            log.debug("No idempotent producer: error %d", code)
+        return code == 0
     finally:
         await client.close()
+
+
+async def _ask_for_producer_id(client: AIOKafkaClient) -> int:
+    """Return the error code of one broker's answer, 0 for a producer id. Raises KafkaError where it is no answer."""
+    request = InitProducerIdRequest(transactional_id=None, transaction_timeout_ms=0)
+    node = client.get_random_node()
+    if node is None:
+        raise NodeNotReadyError("no broker is known")
+    try:
+        async with asyncio.timeout(_PRODUCER_ID_S):
+            response: Any = await client.send(node, request)
+    except TimeoutError as error:
+        raise RequestTimedOutError(f"broker {node} gave no producer id in {_PRODUCER_ID_S:g} s") from error
+    except IncompatibleBrokerVersion:
+        return int(UnsupportedVersionError.errno)
+    if response.error_code and for_code(response.error_code).retriable:
+        raise for_code(response.error_code)
+    return int(response.error_code)
 
 
 class Outbox:

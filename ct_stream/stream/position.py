@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
-from ct_stream.stream.topology import GROUP, SPINE_CREATED, kafka_options
+from ct_stream.stream.topology import GROUP, SPINE_CREATED, kafka_options, partition_counts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from faust.types import TP
 
     from ct_stream.settings import Settings
 
+T = TypeVar("T")
+
 _LOOK_TIMEOUT_S = 10.0
+_RETRIED_S = 15.0
+_RETRY_S = 0.2
 
 
 @asynccontextmanager
 async def outside_consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
     """Lend a consumer without a group: it commits nothing and takes part in no rebalance."""
     consumer = AIOKafkaConsumer(
-        **kafka_options(settings), client_id="ct-stream-look", group_id=None, enable_auto_commit=False
+        **kafka_options(settings),
+        client_id="ct-stream-look",
+        group_id=None,
+        enable_auto_commit=False,
+        isolation_level="read_committed",  # as the worker's: what upstream took back was never there
     )
     try:
         await consumer.start()
@@ -34,28 +44,46 @@ async def outside_consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer
         await consumer.stop()
 
 
-async def next_record(settings: Settings, tp: TP, offset: int) -> int | None:
-    """Return the offset of the first record at or after `offset`, or None when none came in time."""
+async def next_offsets(settings: Settings, tp: TP, offset: int) -> list[int]:
+    """Return the offsets of the records at or after `offset`, in order, as many as come at once.
+
+    None when none came in time. Raises KafkaError.
+    """
     async with outside_consumer(settings) as consumer:
         partition = TopicPartition(tp.topic, tp.partition)
         consumer.assign([partition])
         consumer.seek(partition, offset)
-        try:
-            async with asyncio.timeout(_LOOK_TIMEOUT_S):
-                record = await consumer.getone()
-        except TimeoutError:
-            return None
-        return int(record.offset)
+        deadline = time.monotonic() + _LOOK_TIMEOUT_S
+        while time.monotonic() < deadline:
+            # A fetch that holds nothing but marks comes back empty.
+            found = await consumer.getmany(partition, timeout_ms=200)
+            if records := found.get(partition):
+                return [int(record.offset) for record in records]
+        return []
 
 
-async def committed_offsets(settings: Settings) -> dict[int, int]:
-    """Return the group's committed offset for each partition of spine.created that has one."""
+async def partitions_of(settings: Settings, topic: str) -> list[TopicPartition]:
+    """Return the partitions of a topic in order, none when it is missing. Raises KafkaError.
+
+    By an admin client: on Apache Kafka a consumer that subscribes to nothing knows no topic.
+    """
     admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-look")
     await admin.start()
     try:
-        described = await admin.describe_topics([SPINE_CREATED])
-        partitions = [TopicPartition(SPINE_CREATED, p["partition"]) for t in described for p in t["partitions"]]
-        offsets = await admin.list_consumer_group_offsets(GROUP, partitions=partitions)
+        count = (await partition_counts(admin, (topic,))).get(topic, 0)
+        return [TopicPartition(topic, number) for number in range(count)]
+    finally:
+        await admin.close()
+
+
+async def committed_offsets(settings: Settings) -> dict[int, int]:
+    """Return the group's committed offset for each partition of spine.created that has one. Raises KafkaError."""
+    partitions = await partitions_of(settings, SPINE_CREATED)
+    admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-look")
+    await admin.start()
+    try:
+        # A cluster that never had a group makes the topic of their offsets first; one that lost a broker moves it.
+        offsets = await retried(lambda: admin.list_consumer_group_offsets(GROUP, partitions=partitions))
         return {tp.partition: meta.offset for tp, meta in offsets.items() if meta.offset >= 0}
     finally:
         await admin.close()
@@ -64,15 +92,39 @@ async def committed_offsets(settings: Settings) -> dict[int, int]:
 async def lag(settings: Settings) -> int:
     """Return how many records of spine.created the group has not committed. Raises KafkaError.
 
-    Only for brokers whose end offsets are right; the embedded one's are not.
+    Only for brokers whose end offsets are right; the embedded one's are not. Marks of transactions have offsets too:
+    behind the first record that is not committed they count, where nothing but marks is left they do not.
     """
     committed = await committed_offsets(settings)
+    partitions = await partitions_of(settings, SPINE_CREATED)
+    if not partitions:
+        return 0
     async with outside_consumer(settings) as consumer:
-        partitions = consumer.partitions_for_topic(SPINE_CREATED) or set()
-        if not partitions:
-            await consumer.topics()
-            partitions = consumer.partitions_for_topic(SPINE_CREATED) or set()
-        tps = [TopicPartition(SPINE_CREATED, p) for p in partitions]
-        ends = await consumer.end_offsets(tps)
-        begins = await consumer.beginning_offsets(tps)
-    return sum(max(0, ends[tp] - max(committed.get(tp.partition, 0), begins[tp])) for tp in tps)
+        ends = await consumer.end_offsets(partitions)
+        begins = await consumer.beginning_offsets(partitions)
+        starts = {tp: max(committed.get(tp.partition, 0), begins[tp]) for tp in partitions}
+        behind = {tp for tp in partitions if starts[tp] < ends[tp]}
+        consumer.assign(sorted(behind))
+        for tp in behind:
+            consumer.seek(tp, starts[tp])
+        seen: set[TopicPartition] = set()
+        deadline = time.monotonic() + _LOOK_TIMEOUT_S
+        while looking := {tp for tp in behind - seen if await consumer.position(tp) < ends[tp]}:
+            if time.monotonic() > deadline:
+                seen |= looking  # a broker in trouble: rather count marks than miss a record
+                break
+            found = await consumer.getmany(*looking, timeout_ms=200, max_records=len(looking))
+            seen |= {tp for tp, records in found.items() if records}
+    return sum(ends[tp] - starts[tp] for tp in seen)
+
+
+async def retried(ask: Callable[[], Awaitable[T]], within_s: float = _RETRIED_S) -> T:
+    """Return an answer, asking again while the broker says that it will know soon. Raises KafkaError."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            return await ask()
+        except KafkaError as error:
+            if not error.retriable or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(_RETRY_S)

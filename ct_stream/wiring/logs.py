@@ -4,13 +4,41 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 #: What tells more than an operator can use, Faust in our app's name too; warnings stay.
 _NOISY = ("aiokafka", "faust", "mode", "asyncio", "kafka", "ct_stream.stream.app")
+
+
+#: While a broker is away aiokafka says so ten times a second for each one.
+_SAID_AGAIN_S = 30.0
+
+
+class Sparing(logging.Filter):
+    """Let a library say the same thing once in 30 s."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._said_at: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell if the record is worth a line."""
+        if not record.name.startswith(_NOISY):
+            return True
+        said, now = (record.name, str(record.msg)), self._clock()
+        if now - self._said_at.get(said, float("-inf")) < _SAID_AGAIN_S:
+            return False
+        self._said_at[said] = now
+        return True
 
 
 class JsonLines(logging.Formatter):
@@ -34,6 +62,7 @@ def set_up_logs(*, json: bool, level: int = logging.INFO) -> None:
     """Log to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(Sparing())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _NOISY:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))

@@ -20,26 +20,31 @@ from aiokafka.errors import KafkaError
 
 from ct_stream.gate.questions import ControlKind
 from ct_stream.metrics import Health, Metrics
+from ct_stream.probes.tier2 import VendorClient
+from ct_stream.probes.tier2_vendors import make_vendor
 from ct_stream.probes.toolbox import Toolbox, load_toolbox
 from ct_stream.store.controls import ControlLedger, control_wait
-from ct_stream.store.database import Database, UnfitDatabase
+from ct_stream.store.database import Database
 from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, SpineControl
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import Limits, SharedLimits
 from ct_stream.store.memory import DomainMemory
+from ct_stream.store.outage import UnfitDatabase
 from ct_stream.store.passes import Passes
+from ct_stream.store.tier2 import PaidAttempts, PaidLimits
 from ct_stream.stream.agents import GateAgent
 from ct_stream.stream.app import GateApp, make_app
 from ct_stream.stream.companies import Companies
 from ct_stream.stream.dedupe import DedupeTable
 from ct_stream.stream.offset_guard import OffsetGuard
 from ct_stream.stream.outbox import Outbox, Producer
-from ct_stream.stream.position import committed_offsets, lag, next_record
+from ct_stream.stream.position import committed_offsets, lag, next_offsets
 from ct_stream.stream.topology import SPINE_CREATED, TopologyError, check_topics
 from ct_stream.stream.waits import Scheduler
 from ct_stream.wiring.alerts import Alerts, alerting
 from ct_stream.wiring.health import health_server
 from ct_stream.wiring.probing import Probing, make_probing
+from ct_stream.wiring.tier2 import PaidCalls
 from ct_stream.wiring.world import GateParts, WorkerGate
 
 if TYPE_CHECKING:
@@ -60,7 +65,8 @@ _RETRY_S = 2.0
 _EMBEDDED_TIMEOUT_S = 6.0
 _GAUGES_EVERY_S = 5.0
 _DATABASE_EVERY_S = 0.5
-_LAG_EVERY_S = 30.0
+_LAG_EVERY_S = 15.0
+_LAG_TIMEOUT_S = 25.0
 _CONTROLS_EVERY_S = 1.0
 _STOP_SLACK_S = 4.5  #: beyond CT_DRAIN_S; then the process ends hard, which is safe
 
@@ -227,7 +233,11 @@ class Worker:
         limits = SharedLimits(database, self.owner, _limits(self.toolbox))
         rules = self.toolbox.rules()
         memory = DomainMemory(database, rules.version)
-        for batches in (*ledger.batches, passes.park, *limits.batches, memory.recall):
+        vendor = make_vendor(settings.tier2_provider, settings.tier2_url, settings.tier2_api_key)
+        client = None if vendor is None else VendorClient(vendor)
+        attempts = PaidAttempts(database, vendor.name if vendor else "", _paid_limits(self.toolbox))
+        paid_calls = PaidCalls(attempts, client, self.metrics)
+        for batches in (*ledger.batches, passes.park, *limits.batches, memory.recall, attempts.take):
             batches.start()
             stack.push_async_callback(batches.stop)
         controls = ControlLedger(database, self.toolbox.controls.interval_s)
@@ -241,6 +251,7 @@ class Worker:
                 controls=controls,
                 guardrails=guardrails,
                 spine_control=SpineControl(database, guardrails),
+                paid_calls=paid_calls,
                 metrics=self.metrics,
                 now=database.now,
                 own_trouble=lambda: self._own_trouble,
@@ -291,7 +302,9 @@ class Worker:
         log.info("Stopping: running passes get %g s", settings.drain_s, extra={"action": "stopping"})
         self.health.set("start", "stopping")
         agent.stop_pulling()
-        await asyncio.gather(scheduler.drain(settings.drain_s), self._stop_faust(app, starting))
+        await asyncio.gather(
+            scheduler.drain(settings.drain_s), self._stop_faust(app, starting), paid_calls.drain(settings.drain_s)
+        )
         await companies.wait_parked()
         await gate.farewells.wait()
         for task in background:
@@ -309,7 +322,7 @@ class Worker:
         guard = OffsetGuard(
             app,
             frozenset({SPINE_CREATED}),
-            next_record=lambda tp, offset: next_record(self.settings, tp, offset),
+            next_offsets=lambda tp, offset: next_offsets(self.settings, tp, offset),
         )
         agent = GateAgent(
             companies=companies,
@@ -406,11 +419,17 @@ class Worker:
             self.health.notes["lag"] = "not supported by this broker"
             return
         while True:
+            trouble = None
             try:
-                self.metrics.lag.set(await lag(self.settings))
+                async with asyncio.timeout(_LAG_TIMEOUT_S):
+                    self.metrics.lag.set(await lag(self.settings))
             except (KafkaError, OSError, TimeoutError) as error:
                 self.metrics.lag.set(-1)
-                log.info("Lag is not known: %s", error)
+                trouble = f"Kafka cannot be read, or does not know our group: {error or type(error).__name__}"
+                if "kafka_group" not in self.health.troubles:
+                    log.warning("%s", trouble, extra={"action": "kafka_down"})
+            # A worker with nothing to publish would else not notice that the brokers are gone.
+            self.health.set("kafka_group", trouble)
             await asyncio.sleep(_LAG_EVERY_S)
 
     async def _watch_controls(self, controls: ControlLedger) -> None:
@@ -470,6 +489,15 @@ def _limits(toolbox: Toolbox) -> Limits:
         smtp_per_day=toolbox.smtp.per_day,
         smtp_domain_pause_s=toolbox.smtp.domain_pause_s,
         smtp_per_provider=toolbox.smtp.sessions_per_provider,
+    )
+
+
+def _paid_limits(toolbox: Toolbox) -> PaidLimits:
+    return PaidLimits(
+        per_second=toolbox.tier2.per_second,
+        per_month=toolbox.tier2.per_month,
+        usd_per_month=toolbox.tier2.usd_per_month,
+        usd_per_call=toolbox.tier2.usd_per_call,
     )
 
 

@@ -15,7 +15,6 @@ from ct_stream.gate.replies import Stage
 from ct_stream.gate.transcript import Exchange, is_unanswered, without_trouble
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
-from ct_stream.probes.local_limits import Tier2Off
 from ct_stream.probes.providers import is_own_server, provider_of, registrable_domain
 
 if TYPE_CHECKING:
@@ -26,14 +25,18 @@ if TYPE_CHECKING:
     from ct_stream.gate.company import Known, Resumed
     from ct_stream.gate.memory import Memory
     from ct_stream.gate.output_stage import Origin
+    from ct_stream.gate.patterns import Address
+    from ct_stream.gate.questions import VerifyAnswer
     from ct_stream.gate.rules import Rules
     from ct_stream.gate.verdicts import Failed, Held, Passed
     from ct_stream.metrics import Metrics
+    from ct_stream.probes.world import TurnedOff
     from ct_stream.store.controls import ControlLedger
     from ct_stream.store.guardrails import Guardrails, SpineControl
     from ct_stream.store.limits import DomainLease, SharedLimits
     from ct_stream.store.memory import DomainMemory
     from ct_stream.wiring.probing import Probing
+    from ct_stream.wiring.tier2 import PaidCalls
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class GateParts:
     controls: ControlLedger
     guardrails: Guardrails
     spine_control: SpineControl
+    paid_calls: PaidCalls
     metrics: Metrics
     now: Callable[[], datetime]
     own_trouble: Callable[[], Wait | None]  #: while a control fails nothing is asked, so that no limit is wasted
@@ -176,7 +180,7 @@ class CompanyPass:
             permits=self,
             controls=self,
             refusals=self,
-            tier2=Tier2Off("Tier-2 is off (CT_TIER2_PROVIDER is none)"),
+            tier2=self,
             probers=lambda stopwatch: parts.probing.prober(self, stopwatch),
         )
         self._driver = PassDriver(
@@ -328,6 +332,16 @@ class CompanyPass:
         """Record a reply about us and return the wait that follows."""
         own = is_own_server(held.host, domain)
         return await self._parts.guardrails.judge(held, domain, provider, is_own_server=own)
+
+    def off_because(self) -> str | None:
+        """Return why Tier-2 is not asked; a company that has spent its attempt takes what it brought all the same."""
+        return None if self._known.is_paid else self._parts.paid_calls.off_because()
+
+    async def verify(self, outreach_id: UUID, address: Address) -> VerifyAnswer | Wait | TurnedOff:
+        """Spend the one attempt; only the wait for the vendor's answer counts for the pass deadline."""
+        brought = await self._parts.paid_calls.verify(outreach_id, address)
+        self._driver.count_waiting(brought.waited_s)
+        return brought.result
 
 
 class Lease:

@@ -195,3 +195,11 @@ def test_migrate_says_what_it_did(database: DatabaseDsns) -> None:
         "pending: 0 companies of company_target wait for the gate",
         "spine:   outreach.outreach is there",
     ]
+
+
+def test_check_says_that_it_never_pays() -> None:
+    result = run(
+        "check", "no domain", CT_SMTP_HELO="probe.example.com", CT_SMTP_MAIL_FROM="probe@example.com",
+        CT_TIER2_PROVIDER="reacher", CT_TIER2_URL="http://127.0.0.1:1",
+    )  # fmt: skip
+    assert "Tier-2 (reacher) is not asked: check never pays" in result.stderr

@@ -7,12 +7,14 @@ from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
+import aiokafka
 import faust.app.base
 import faust.streams
 import faust.tables.recovery
 import faust.transport.consumer
 import pytest
 from faust.types import TP
+from intervaltree import IntervalTree
 from mode.utils.queues import FlowControlEvent, FlowControlQueue
 
 from ct_stream.settings import load_settings
@@ -90,6 +92,32 @@ def test_the_gap_hook_that_books_skipped_offsets_as_acked_is_where_we_replace_it
         "offset_from",
         "offset_to",
     ]
+
+
+async def test_a_hole_that_is_booked_lets_commits_pass_it_and_nothing_behind_it() -> None:
+    consumer: Any = SimpleNamespace(
+        _acked={PARTITION: []},
+        _acked_index={PARTITION: set()},
+        _committed_offset={PARTITION: 3},
+        _gap={PARTITION: IntervalTree()},
+    )
+    await faust.transport.consumer.Consumer._add_gap(consumer, PARTITION, 3, 24)
+    assert faust.transport.consumer.Consumer._new_offset(consumer, PARTITION) is None, "25 is not done"
+    consumer._acked[PARTITION].append(25)
+    assert faust.transport.consumer.Consumer._new_offset(consumer, PARTITION) == 26
+
+
+async def test_the_consumer_reads_only_what_upstream_has_committed() -> None:
+    app = make_app(load_settings({"CT_KAFKA_BOOTSTRAP": "127.0.0.1:9"}))
+    consumer: Any = app._new_consumer()
+    assert not consumer.in_transaction, "Faust's own way to read_committed, and its transactions with it"
+    client = consumer._thread._create_consumer(loop=None)
+    try:
+        assert client._isolation_level == "read_committed"
+    finally:
+        client._closed = True  # neither was ever started
+        consumer._thread.thread_loop.close()
+    assert "isolation_level=self._isolation_level" in source(aiokafka.AIOKafkaConsumer.start)
 
 
 def test_the_changelog_has_the_name_that_topics_are_made_with() -> None:

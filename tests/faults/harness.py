@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import orjson
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from ct_stream.local.broker import EmbeddedBroker
 from ct_stream.local.farm import FarmClient, FarmProcess
 from ct_stream.local.postgres import EmbeddedPostgres
 from ct_stream.settings import load_settings
 from ct_stream.store.migrate import migrate
+from ct_stream.stream.position import partitions_of
 from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, GROUP, SPINE_CREATED, create_topics
+from tests.brokers import kafka, lend_broker, wait_topics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +36,7 @@ tools:
   - {id: TOOL-004, name: MXLookup, tier: 0, package: aiodns, guardrail: none,
      limits: {per_second: 100000, per_day: 100000000}}
   - {id: TOOL-005, name: SMTPCheck, tier: 0, package: aiosmtplib, guardrail: none,
-     limits: {per_day: 100000000, sessions_per_domain: 1, domain_pause_s: %(pause)s, sessions_per_provider: 10}}
+     limits: {per_day: %(smtp_per_day)s, sessions_per_domain: 1, domain_pause_s: %(pause)s, sessions_per_provider: 10}}
   - {id: TOOL-019, name: EmailVerifier, tier: 2, gated: true, guardrail: none,
      limits: {per_second: 50, per_month: 10000, attempts_per_outreach_id: 1},
      budget: {usd_per_month: 50, usd_per_call: 0.004}}
@@ -48,6 +49,8 @@ from ct_stream.settings import load_settings
 from ct_stream.wiring.logs import set_up_logs
 from ct_stream.wiring.worker import run_worker
 set_up_logs(json=False)
+import ct_stream.stream.app as app
+app.SESSION_TIMEOUT_S = float(os.environ["CT_TEST_SESSION_S"])
 environ = {k: v for k, v in os.environ.items() if not k.startswith("CT_TEST_")}
 %s
 sys.exit(run_worker(load_settings(environ), first_start=True))
@@ -64,12 +67,17 @@ class Stack:
         reply_delay_s: float = 0.0,
         pause_s: float = 0.2,
         control_s: float = 1.0,
+        partitions: int | None = None,
         settle_s: float = 2.0,
+        smtp_per_day: int = 100_000_000,
         **env: str,
     ) -> None:
         self.folder = folder
         self._reply_delay_s = reply_delay_s
-        self._toolbox = TOOLBOX % {"pause": pause_s, "control": control_s, "settle": settle_s}
+        self._partitions = partitions
+        self._toolbox = TOOLBOX % {
+            "pause": pause_s, "control": control_s, "settle": settle_s, "smtp_per_day": smtp_per_day,
+        }  # fmt: skip
         self._extra_env = env
         self._stack = AsyncExitStack()
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -79,7 +87,7 @@ class Stack:
         self.env: dict[str, str] = {}
 
     async def __aenter__(self) -> Stack:
-        broker = await self._stack.enter_async_context(EmbeddedBroker(self.folder / "broker"))
+        bootstrap = await self._stack.enter_async_context(lend_broker(self.folder / "broker"))
         self.postgres = await self._stack.enter_async_context(EmbeddedPostgres(durable=False))
         self.farm = await self._stack.enter_async_context(
             FarmProcess(self.folder / "farm", reply_delay_s=self._reply_delay_s)
@@ -97,7 +105,7 @@ class Stack:
         toolbox = self.folder / "toolbox.yaml"
         toolbox.write_text(self._toolbox)
         self.env = {
-            "CT_KAFKA_BOOTSTRAP": broker.bootstrap,
+            "CT_KAFKA_BOOTSTRAP": bootstrap,
             "CT_POSTGRES_DSN": self.postgres.dsn("postgres", "ct_gate", "gate"),
             "CT_TOOLBOX": str(toolbox),
             "CT_DATA_DIR": str(self.folder / "data"),
@@ -108,8 +116,20 @@ class Stack:
             **self.farm.env,
             **self._extra_env,
         }
+        if self._partitions is not None:
+            await self._create_source(self._partitions)
         await create_topics(load_settings(self.env))
         return self
+
+    async def _create_source(self, partitions: int) -> None:
+        """Make spine.created as upstream does: the other topics follow it."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"])
+        await admin.start()
+        try:
+            await admin.create_topics([NewTopic(SPINE_CREATED, partitions, 1 if kafka() is None else 3)])
+            await wait_topics(admin, lambda known: SPINE_CREATED in known)
+        finally:
+            await admin.close()
 
     async def connect(self) -> None:
         """Connect the test itself, as the superuser."""
@@ -126,10 +146,14 @@ class Stack:
 
     # ---------------------------------------------------------------- workers
 
-    def start_worker(self, *, prelude: str = "", **env: str) -> subprocess.Popen[bytes]:
-        """Start a worker; `prelude` is code that runs in its process first (how faults are injected)."""
+    def start_worker(self, *, prelude: str = "", session_s: float = 6.0, **env: str) -> subprocess.Popen[bytes]:
+        """Start a worker; `prelude` is code that runs in its process first (how faults are injected).
+
+        `session_s` is how soon Apache Kafka misses a killed one; the product's own 45 s would make every test wait.
+        """
         log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
         environ = {k: v for k, v in os.environ.items() if not k.startswith("CT_")} | self.env | env
+        environ["CT_TEST_SESSION_S"] = str(session_s)
         worker = subprocess.Popen(
             [sys.executable, "-c", _WORKER % prelude], env=environ, stdout=log, stderr=subprocess.STDOUT, cwd=_ROOT
         )
@@ -168,7 +192,7 @@ class Stack:
 
     async def publish(self, ids: list[uuid.UUID], *, values: list[bytes] | None = None) -> None:
         """Produce spine.created, as upstream does."""
-        producer = AIOKafkaProducer(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"], linger_ms=5)
+        producer = AIOKafkaProducer(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"], linger_ms=5, acks="all")
         await producer.start()
         try:
             bodies = values or [orjson.dumps({"outreach_id": str(i)}) for i in ids]
@@ -184,11 +208,17 @@ class Stack:
         """Return how many companies have an outcome."""
         return int(await self.admin.fetchval("SELECT count(*) FROM outreach.ct_outcomes"))
 
-    async def wait_decided(self, number: int, within_s: float = 60) -> int:
-        """Wait until so many companies have an outcome; return how many have when that is so, or time is up."""
+    async def wait_decided(
+        self, number: int, within_s: float = 60, *, by: subprocess.Popen[bytes] | None = None
+    ) -> int:
+        """Wait until so many companies have an outcome; return how many have when that is so, or time is up.
+
+        Not longer than the worker lives that is to decide them: `by`, or the newest.
+        """
+        workers = [by] if by else self.workers[-1:]
         deadline = time.monotonic() + within_s
         while (decided := await self.count_decided()) < number and time.monotonic() < deadline:
-            if self.workers and self.workers[-1].poll() is not None:
+            if any(worker.poll() is not None for worker in workers):
                 break
             await asyncio.sleep(0.05)
         return decided
@@ -208,12 +238,8 @@ class Stack:
         consumer = AIOKafkaConsumer(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"], group_id=None)
         await consumer.start()
         try:
-            await consumer.topics()
-            tps = [
-                TopicPartition(topic, partition)
-                for topic in (topics or (CT_PASS, CT_FAIL, CT_REJECTED))
-                for partition in consumer.partitions_for_topic(topic) or ()
-            ]
+            settings = load_settings(self.env)
+            tps = [tp for t in topics or (CT_PASS, CT_FAIL, CT_REJECTED) for tp in await partitions_of(settings, t)]
             consumer.assign(tps)
             await consumer.seek_to_beginning(*tps)
             found: list[Any] = []
@@ -229,7 +255,7 @@ class Stack:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"])
         await admin.start()
         try:
-            partitions = [TopicPartition(SPINE_CREATED, p) for p in range(12)]
+            partitions = await partitions_of(load_settings(self.env), SPINE_CREATED)
             offsets = await admin.list_consumer_group_offsets(GROUP, partitions=partitions)
             return {tp.partition: meta.offset for tp, meta in offsets.items()}
         finally:

@@ -127,7 +127,8 @@ def check_mx(mx: MxAnswer, garbler: Garbler) -> None:
     assert len(mx.hosts) <= MAX_MX_HOSTS
     assert bool(mx.hosts) == (mx.status is MxStatus.FOUND)
     if mx.status in (MxStatus.NO_RECORDS, MxStatus.NXDOMAIN, MxStatus.NULL_MX):
-        assert any(says_so(query, wire, mx.status) for query, wire in garbler.sent), (mx.status, garbler.sent)
+        sent = [(query.hex(), wire.hex()) for query, wire in garbler.sent]
+        assert any(says_so(query, wire, mx.status) for query, wire in garbler.sent), f"{mx.status}: {sent}"
 
 
 def says_so(query: bytes, wire: bytes, status: MxStatus) -> bool:

@@ -37,7 +37,7 @@ def test_replies_that_were_set_aside_before_the_first_rule_are_read_right() -> N
     assert result.halts_seen / result.halts >= 0.9
 
 
-def test_wordings_of_servers_documents_are_read_right() -> None:
+def test_wordings_of_servers_documents_and_their_near_misses_are_read_right() -> None:
     result = scored("smtp_wordings.tsv")
     assert [f"{m.row['text']} -> {m.meaning} by {m.rule.name}" for m in result.misread] == []
 
@@ -129,6 +129,28 @@ def test_an_enhanced_code_of_another_class_does_not_count() -> None:
 
 def test_a_text_is_folded_to_what_the_rules_know() -> None:
     assert fold("<A.b@Example.com>:\n  Boîte  PLEINE") == "@ : boite pleine"
+    assert fold("Kullan\u0131c\u0131 bulunamad\u0131") == "kullanici bulunamadi"
+    assert fold("존재하지 않는") == "존재하지 않는"  # syllables, not the letters that they are made of
+
+
+def test_what_is_unknown_must_be_the_mailbox() -> None:
+    """Of another thing the same words are no reject, whatever code comes with them."""
+    for thing in ("host", "mail server", "sender", "your domain", "SMTP service", "client", "El remitente", "域名"):
+        for words in ("does not exist", "is unknown", "no longer available", "no existe", "不存在"):
+            for enhanced in ("", "5.1.1"):
+                assert rcpt(550, enhanced, f"{thing} {words}") is not Meaning.REJECT
+
+
+def test_a_gateway_that_was_refused_says_nothing_about_us_or_the_mailbox() -> None:
+    """Postfix attaches 5.1.1 to whatever stopped its own question (reject_unverified_recipient)."""
+    asked = "<kim@example.com>: Recipient address rejected: undeliverable address: "
+    for inner in (
+        "Host or domain name not found. Name service error for name=inner.example type=A: Host not found",
+        "host inner.example[192.0.2.1] said: 554 5.7.1 Client host [192.0.2.44] blocked using zen.spamhaus.org",
+        "mail for example.com loops back to myself",
+    ):
+        assert rcpt(550, "5.1.1", asked + inner) is Meaning.INCONCLUSIVE
+    assert rcpt(550, "5.1.1", asked + "host inner.example[192.0.2.1] said: 550 No such user") is Meaning.REJECT
 
 
 def test_every_rule_says_why_and_where_from_and_is_met_by_a_reply() -> None:
@@ -141,3 +163,23 @@ def test_every_rule_says_why_and_where_from_and_is_met_by_a_reply() -> None:
     }
     met.add(deciding_rule(Stage.RCPT, Reply(code=354)).name)
     assert {rule.name for rule in RULES} == met
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (503, "5.5.1 sender not yet given"),
+        (503, "MAIL FROM required before RCPT"),
+        (503, "Polite people say HELO first"),
+        (550, "Too many nonexistent recipients"),
+        (550, "Exceeded maximum number of rejected recipients"),
+        (554, "Session ended: too many rejected recipients"),
+    ],
+)
+def test_what_is_said_of_the_session_is_no_answer_about_the_mailbox(code: int, text: str) -> None:
+    assert read_reply(Stage.RCPT, Reply(code=code, text=text)).is_session_limit
+
+
+def test_a_block_that_too_many_questions_brought_is_about_us() -> None:
+    assert rcpt(550, "5.7.1", "Too many invalid recipients, your IP is blocked") is Meaning.ABOUT_US
+    assert rcpt(554, "5.5.1", "Error: no valid recipients") is Meaning.INCONCLUSIVE

@@ -11,6 +11,7 @@ from ct_stream.ops.doctor import Check, examine
 from ct_stream.settings import Settings
 from ct_stream.stream.topology import create_topics
 from tests.ops.rows import execute
+from tests.probes.vendors import KEY, Answer, VendorServer
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseDsns
@@ -77,3 +78,29 @@ async def test_a_database_that_was_never_migrated_names_the_command(database: Da
     checks = by_name(await examine({"CT_POSTGRES_DSN": fresh, "CT_DNS_SERVERS": "127.0.0.1:1"}))
     assert checks["schema"].action == "run `ct-stream migrate`"
     assert checks["spine"].ok is False
+
+
+async def test_tier2_that_is_off_is_no_problem() -> None:
+    assert by_name(await examine({"CT_DNS_SERVERS": "127.0.0.1:1"}))["Tier-2"].ok is None
+
+
+async def test_a_vendor_is_connected_to_and_asked_for_nothing() -> None:
+    async with VendorServer(lambda _: Answer()) as server:
+        settings = {"CT_TIER2_PROVIDER": "reacher", "CT_TIER2_URL": server.url, "CT_DNS_SERVERS": "127.0.0.1:1"}
+        found = by_name(await examine(settings))["Tier-2"]
+        assert found.ok
+        assert "no CT_TIER2_API_KEY" in found.detail
+        found = by_name(await examine(settings | {"CT_TIER2_API_KEY": KEY}))["Tier-2"]
+        assert found.ok
+        assert KEY not in found.detail
+        assert not server.requests, "the doctor spends nothing"
+    away = by_name(await examine(settings))["Tier-2"]
+    assert away.ok is False
+    assert "cannot be connected to" in away.detail
+
+
+async def test_a_missing_tier2_key_is_named() -> None:
+    checks = by_name(await examine({"CT_TIER2_PROVIDER": "millionverifier", "CT_DNS_SERVERS": "127.0.0.1:1"}))
+    assert checks["CT_TIER2_API_KEY"].ok is False
+    assert "CT_TIER2_PROVIDER 'millionverifier' needs it" in checks["CT_TIER2_API_KEY"].detail
+    assert checks["Kafka"].ok is None, "the other parts are looked at all the same"

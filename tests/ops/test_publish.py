@@ -15,6 +15,7 @@ from ct_stream.ops.replay import lag, replay
 from ct_stream.ops.troubles import NotSupported, ServiceTrouble, WrongInput
 from ct_stream.settings import Settings
 from ct_stream.stream.topology import create_topics
+from tests.brokers import lend_broker
 
 ID = "4B0C2F5E-6A0B-4F57-9D4E-0F6F3B0C7A11"
 
@@ -57,8 +58,8 @@ def test_many_wrong_lines_are_counted() -> None:
 
 
 async def test_what_is_published_is_read_back_by_replay(tmp_path: Path) -> None:
-    async with EmbeddedBroker(tmp_path) as broker:
-        settings = Settings(kafka_bootstrap=broker.bootstrap)
+    async with lend_broker(tmp_path) as bootstrap:
+        settings = Settings(kafka_bootstrap=bootstrap)
         with pytest.raises(ServiceTrouble, match=r"topic spine\.created is missing; make it with `ct-stream topics`"):
             await publish(settings, read_events([ID], ids=True))
         await create_topics(settings)
@@ -71,6 +72,13 @@ async def test_what_is_published_is_read_back_by_replay(tmp_path: Path) -> None:
         assert [record["offset"] for record in some] == [2, 3, 4]
         with pytest.raises(ServiceTrouble, match=r"spine\.created has no partition 99; it has 0 to 11"):
             await anext(replay(settings, partition=99))
+
+
+async def test_a_broker_that_knows_no_times_and_ends_is_not_asked_for_them(tmp_path: Path) -> None:
+    """The embedded one; what Apache Kafka says is in tests/kafka."""
+    async with EmbeddedBroker(tmp_path) as broker:
+        settings = Settings(kafka_bootstrap=broker.bootstrap)
+        await create_topics(settings)
         with pytest.raises(NotSupported, match="not supported by this broker"):
             await anext(replay(settings, from_time=datetime.now(UTC)))
         with pytest.raises(NotSupported, match="not supported by this broker"):

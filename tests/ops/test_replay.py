@@ -9,11 +9,11 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
 from ct_stream.gate.failures import FailureCode
-from ct_stream.local.broker import EmbeddedBroker
 from ct_stream.ops.publish import publish, read_events
 from ct_stream.ops.replay import replay
 from ct_stream.settings import Settings
 from ct_stream.stream.topology import SPINE_CREATED, create_topics
+from tests.brokers import lend_broker
 from tests.ops.rows import failed, record
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ async def test_each_record_comes_with_its_outcome(tmp_path: Path, database: Data
     outcome = failed(FailureCode.NO_MX)
     await record(database.gate, outcome)
     undecided = "4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11"
-    async with EmbeddedBroker(tmp_path) as broker:
-        settings = Settings(kafka_bootstrap=broker.bootstrap, postgres_ops_dsn=database.ops)
+    async with lend_broker(tmp_path) as bootstrap:
+        settings = Settings(kafka_bootstrap=bootstrap, postgres_ops_dsn=database.ops)
         await create_topics(settings)
         await publish(settings, read_events([str(outcome.outreach_id), undecided], ids=True))
-        async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap) as producer:
+        async with AIOKafkaProducer(bootstrap_servers=bootstrap) as producer:
             await producer.send_and_wait(SPINE_CREATED, b"\xff not JSON")
             await producer.send_and_wait(outcome.topic, outcome.value, outcome.key, headers=list(outcome.headers))
         told = {str(record["outreach_id"]): record async for record in replay(settings)}
@@ -39,7 +39,7 @@ async def test_each_record_comes_with_its_outcome(tmp_path: Path, database: Data
         (published,) = [record async for record in replay(settings, topic="ct.fail")]
         assert published["outcome"]["outcome"] == "FAIL"
         assert ["ce_specversion", "1.0"] in published["headers"]
-        admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
+        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
         await admin.start()
         try:
             assert await admin.list_consumer_groups() == []

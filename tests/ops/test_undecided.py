@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ct_stream.local.broker import EmbeddedBroker
 from ct_stream.ops import undecided as sending_again
 from ct_stream.ops.publish import read_events
 from ct_stream.ops.replay import replay
@@ -16,6 +15,7 @@ from ct_stream.ops.troubles import ServiceTrouble
 from ct_stream.ops.undecided import publish_undecided
 from ct_stream.settings import Settings
 from ct_stream.stream.topology import create_topics
+from tests.brokers import lend_broker
 from tests.ops.planted import Place, company, old_wait, undecided
 from tests.ops.rows import execute
 
@@ -44,10 +44,10 @@ async def test_only_old_companies_without_outcome_and_wait_are_sent(tmp_path: Pa
         company("FAIL", has_event=False, records=()),
         company("FAIL", source="adopted", has_event=False),
     ]
-    async with EmbeddedBroker(tmp_path) as broker:
-        settings = Settings(kafka_bootstrap=broker.bootstrap, postgres_ops_dsn=database.ops)
+    async with lend_broker(tmp_path) as bootstrap:
+        settings = Settings(kafka_bootstrap=bootstrap, postgres_ops_dsn=database.ops)
         await create_topics(settings)
-        await Place(database.admin, broker.bootstrap).plant([*lost, *others])
+        await Place(database.admin, bootstrap).plant([*lost, *others])
         assert await publish_undecided(settings, older_than=HOUR, limit=None, dry_run=True) == 1100
         assert await sent(settings) == []
         assert await publish_undecided(settings, older_than=HOUR, limit=7, dry_run=False) == 7
@@ -75,10 +75,10 @@ async def test_who_is_decided_meanwhile_is_not_sent(
         return await first_send(ids, now, sender)
 
     monkeypatch.setattr(sending_again, "_send", send)
-    async with EmbeddedBroker(tmp_path) as broker:
-        settings = Settings(kafka_bootstrap=broker.bootstrap, postgres_ops_dsn=database.ops)
+    async with lend_broker(tmp_path) as bootstrap:
+        settings = Settings(kafka_bootstrap=bootstrap, postgres_ops_dsn=database.ops)
         await create_topics(settings)
-        await Place(database.admin, broker.bootstrap).plant(companies)
+        await Place(database.admin, bootstrap).plant(companies)
         assert await publish_undecided(settings, older_than=HOUR, limit=None, dry_run=False) == 2
         assert set(await sent(settings)) == {one.id for one in companies} - {decided}
 

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from ct_stream.gate.failures import FailureCode
-from ct_stream.gate.memory import Memory, recalled
+from ct_stream.gate.memory import Memory, memorable, recalled
 from ct_stream.gate.middle_stage import middle_stage
 from ct_stream.gate.patterns import Address, ProbeName
 from ct_stream.gate.questions import (
@@ -31,6 +31,7 @@ from ct_stream.gate.transcript import Exchange, from_json, to_json, tools_used
 from ct_stream.gate.verdicts import Failed, Held, Passed, VerifiedBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
+from ct_stream.probes.world import TurnedOff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -397,3 +398,40 @@ async def test_what_a_company_paid_for_serves_the_next_one() -> None:
     assert isinstance(verdict, Passed)
     assert verdict.verified_by is VerifiedBy.TIER2
     assert tools_used(run.exchanges) == ["TOOL-004:memory", "TOOL-005:memory", "TOOL-019:memory"]
+
+
+async def test_a_paid_call_without_a_usable_answer_is_that_companys_own() -> None:
+    no_answer = VerifyAnswer(status=VerifyStatus.NO_ANSWER, detail="HTTP 500")
+    paying = Scripted(SPINE, None, FOUND, TIMEOUT, ControlAnswer(detail="ok"), no_answer, tier2_off=None)
+    other = PassDriver(uuid4(), RULES, paying.world(), deadline_s=90.0)
+    assert isinstance(await other.run(), Failed)
+    told = memorable(other.exchanges)
+    assert [exchange.key for exchange in told] == ["mx", "rcpt:first.last", "control:smtp"]
+    memory = Memory(answers=recalled(told), mx=recalled(told)[:1])
+
+    run = driver(Scripted(SPINE, memories=[memory], tier2_off="the month's budget is spent"))
+    verdict = await run.run()
+    assert isinstance(verdict, Failed)
+    assert verdict.code is FailureCode.SMTP_FAIL
+
+    valid = VerifyAnswer(status=VerifyStatus.VALID)
+    scripted = Scripted(SPINE, TIMEOUT, ControlAnswer(detail="ok"), valid, tier2_off=None, memories=[memory])
+    assert isinstance(await driver(scripted).run(), Passed), "it still has its own attempt"
+
+
+async def test_a_budget_that_is_spent_meanwhile_decides_as_without_tier2_and_asks_nothing_again() -> None:
+    off = TurnedOff(because="the Tier-2 budget of 2026-11 is spent")
+    scripted = Scripted(SPINE, None, FOUND, TIMEOUT, ControlAnswer(detail="ok"), off, tier2_off=None)
+    run = driver(scripted)
+    verdict = await run.run()
+    assert isinstance(verdict, Failed)
+    assert verdict.code is FailureCode.SMTP_FAIL
+    assert verdict.reason.endswith("the Tier-2 budget of 2026-11 is spent")
+    assert not scripted.answers
+    assert tools_used(run.exchanges) == ["TOOL-004", "TOOL-005"], "a call that was not made is not used"
+
+
+async def test_time_that_a_paid_call_took_counts_for_the_deadline() -> None:
+    run = driver(Scripted(), spent_s=1.5)
+    run.count_waiting(2.0)
+    assert run.spent_s == 3.5

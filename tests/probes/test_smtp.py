@@ -12,7 +12,7 @@ import pytest
 
 from ct_stream.gate.patterns import Address
 from ct_stream.gate.questions import Attempt, Trouble
-from ct_stream.gate.replies import Reply, Stage
+from ct_stream.gate.replies import Meaning, Reply, Stage, read_reply
 from ct_stream.probes.smtp import SmtpSession, SmtpSettings, clean_text, read_wire
 from ct_stream.probes.stopwatch import Stopwatch
 
@@ -92,6 +92,9 @@ async def test_ehlo_refused_falls_back_to_helo(farm: MailFarm) -> None:
         pytest.param(b"\0\0\0\0\n", (Stage.BANNER, Trouble.GARBLED), id="NUL"),
         pytest.param(b"999 x\n", (Stage.BANNER, Trouble.GARBLED), id="no such code"),
         pytest.param(b"-42 x\n", (Stage.BANNER, Trouble.GARBLED), id="negative code"),
+        pytest.param(b"220\0mx.example\r\n", (Stage.BANNER, Trouble.GARBLED), id="NUL behind the code"),
+        pytest.param(b"2201 mx.example\r\n", (Stage.BANNER, Trouble.GARBLED), id="four digits"),
+        pytest.param(b"220-mx\r\n+20 ok\r\n", (Stage.BANNER, Trouble.GARBLED), id="garbage in a later line"),
         pytest.param(b"220 " + b"x" * 65536 + b"\r\n", (Stage.BANNER, Trouble.GARBLED), id="64 KiB line"),
         pytest.param(b"220 " + b"x" * 9000 + b"\r\n", (Stage.BANNER, Trouble.GARBLED), id="9 KB line"),
         pytest.param(b"220-x\r\n" * 9000, (Stage.BANNER, Trouble.GARBLED), id="too many lines"),
@@ -212,6 +215,16 @@ async def test_trouble_of_this_process_is_no_answer(
 
 
 # ---------------------------------------------------------------- in step
+
+
+@pytest.mark.parametrize("reply", [b"000-\n250\n", b"550-no such user\r\n250 ok\r\n", b"250-ok\r\n550 5.1.1 no\r\n"])
+async def test_a_reply_that_contradicts_itself_is_no_answer(farm: MailFarm, reply: bytes) -> None:
+    assert ended(await talk(farm, *farm.hello(farm.rcpt("info", reply)))) == (Stage.RCPT, Trouble.GARBLED)
+
+
+async def test_lines_of_one_class_are_one_reply(farm: MailFarm) -> None:
+    said = b"554-5.7.1 blocked\r\n550 5.7.1 see our page\r\n"
+    assert ended(await talk(farm, *farm.hello(farm.rcpt("info", said)))) == (Stage.RCPT, 550)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
@@ -351,10 +364,29 @@ def test_enhanced_codes(code: int, message: str, expected: Reply) -> None:
         pytest.param("a\n\n\r\nb\r\n", "a\nb", id="line breaks"),
         pytest.param("a\tb\u00a0c\u3000d", "a b c d", id="spaces of every kind"),
         pytest.param("a\u038bb\ue000c", "abc", id="unassigned and private"),
-        pytest.param("x" * 600, "x" * 512, id="long"),
-        pytest.param("é" * 600, "é" * 256, id="long in two bytes"),
-        pytest.param("\udcff" * 9000, "\\xff" * 128, id="long in bad bytes"),
+        pytest.param("x" * 512, "x" * 512, id="just short enough"),
+        pytest.param("x" * 600 + "the end", f"{'x' * 325}\n[...]\n{'x' * 173}the end", id="long"),
+        pytest.param("x" * 9000 + "\nthe end", f"{'x' * 325}\n[...]\n{'x' * 172}\nthe end", id="very long"),
+        pytest.param("é" * 600, f"{'é' * 162}\n[...]\n{'é' * 90}", id="long in two bytes"),
+        pytest.param("\udcff" * 9000, "\\xff" * 81 + "\\\n[...]\n" + "\\xff" * 45, id="long in bad bytes"),
     ],
 )
 def test_what_is_kept_of_a_text(said: str, kept: str) -> None:
     assert clean_text(said) == kept
+
+
+def test_what_a_long_reply_says_last_is_kept_and_read() -> None:
+    why = "\n".join(f"Line {n} of why: see the postmaster's page on what we ask of those who send." for n in range(9))
+    for last, meaning in [
+        ("Client host [192.0.2.1] blocked using zen.spamhaus.org", Meaning.ABOUT_US),
+        ("Sender verify failed", Meaning.ABOUT_US),
+        ("try again later, you are greylisted", Meaning.INCONCLUSIVE),
+    ]:
+        reply = read_wire(550, f"No such user here\n{why}\n{last}")
+        assert len(reply.text.encode()) <= 512
+        assert read_reply(Stage.RCPT, reply).meaning is meaning, last
+
+
+def test_a_latin_1_text_is_read() -> None:
+    said = "Destinataire non trouv\udce9".encode("utf-8", "surrogateescape").decode("ascii", "surrogateescape")
+    assert read_reply(Stage.RCPT, read_wire(550, said)).meaning is Meaning.REJECT

@@ -9,8 +9,9 @@ import asyncpg
 import pytest
 
 from ct_stream.store import migrate as module
-from ct_stream.store.database import Database, UnfitDatabase
+from ct_stream.store.database import Database
 from ct_stream.store.migrate import MigrationError, latest_migration, migrate
+from ct_stream.store.outage import UnfitDatabase
 from ct_stream.store.queries import _all
 from tests.store.parts import opened
 

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.errors import NodeNotReadyError
 from faust.types import TP
 
+from ct_stream.stream import offset_guard
 from ct_stream.stream.offset_guard import EXIT_CODE, OffsetGuard
 
 PARTITION = TP("spine.created", 0)
@@ -22,7 +24,10 @@ class Consumer:
     def __init__(self, committed: dict[TP, int | None], earliest: dict[TP, int]) -> None:
         self._committed, self._earliest = committed, earliest
         self.steps: list[object] = []
-        self._add_gap: Any = None
+        self.booked: list[tuple[int, int]] = []
+
+    async def _add_gap(self, _tp: TP, first: int, last: int) -> None:
+        self.booked.append((first, last))
 
     async def seek_to_committed(self) -> dict[TP, int | None]:
         return self._committed
@@ -40,20 +45,25 @@ class Consumer:
 class World:
     """A guard that was assigned a partition, and what it alarmed about."""
 
-    def __init__(self, *, committed: int | None = 10, earliest: int = 0, next_there: int | None = None) -> None:
+    def __init__(self, *, committed: int | None = 10, earliest: int = 0, there: list[Any] | None = None) -> None:
         self.consumer = Consumer({PARTITION: committed}, {PARTITION: earliest})
         flow = SimpleNamespace(suspend=lambda: self.consumer.steps.append("suspend"))
         app: Any = SimpleNamespace(consumer=self.consumer, consumer_generation_id=1, flow_control=flow)
         self.app = app
         self.holes: list[tuple[int, int]] = []
-        self.next_there = next_there
+        self.looks: list[int] = []
+        self.there = there or []
         self.guard = OffsetGuard(
-            app, frozenset({"spine.created"}), next_record=self._next_record, hold_s=0.001,
+            app, frozenset({"spine.created"}), next_offsets=self._next_offsets, hold_s=0.001,
             on_hole=lambda _tp, expected, got: self.holes.append((expected, got)),
         )  # fmt: skip
 
-    async def _next_record(self, _tp: TP, _offset: int) -> int | None:
-        return self.next_there
+    async def _next_offsets(self, _tp: TP, offset: int) -> list[int]:
+        answer = self.there.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        self.looks.append(offset)
+        return [each for each in answer if each >= offset]
 
     async def assign(self) -> World:
         await self.guard._assigned(self.app, {PARTITION, TP("ct-stream-decided-changelog", 0)})
@@ -69,7 +79,7 @@ class World:
     ids=["committed", "never committed", "beginning was cut off", "committed was cut off"],
 )  # fmt: skip
 async def test_the_first_offset_is_where_the_group_stands(committed: int | None, earliest: int, first: int) -> None:
-    world = await World(committed=committed, earliest=earliest, next_there=first).assign()
+    world = await World(committed=committed, earliest=earliest).assign()
     assert await world.accept(first)
     assert await world.accept(first + 1)
     assert not world.holes
@@ -85,16 +95,40 @@ async def test_a_repeat_and_a_stale_delivery_are_dropped() -> None:
 
 
 async def test_a_hole_with_a_record_in_it_raises_the_alarm() -> None:
-    world = await World(next_there=10).assign()
+    world = await World(there=[[10, 12]]).assign()
     assert not await world.accept(12)
     assert world.holes == [(10, 12)]
 
 
-async def test_a_hole_by_nature_is_passed() -> None:
-    world = await World(next_there=12).assign()
+async def test_a_hole_by_nature_is_passed_and_booked_up_to_the_record_behind_it() -> None:
+    world = await World(there=[[12, 13]]).assign()
     assert await world.accept(12), "control records and compaction leave holes"
     assert await world.accept(13)
     assert not world.holes
+    assert world.consumer.booked == [(10, 11)], "12 itself is not done"
+
+
+async def test_one_look_judges_all_the_holes_that_it_saw() -> None:
+    world = await World(there=[[11, 13, 15], [17]]).assign()
+    for offset in (11, 13, 15):
+        assert await world.accept(offset)
+    assert world.looks == [10]
+    assert await world.accept(17)
+    assert world.looks == [10, 16]
+
+
+async def test_a_record_that_a_former_look_saw_is_missed() -> None:
+    world = await World(there=[[11, 13, 14]]).assign()
+    assert await world.accept(11)
+    assert not await world.accept(14)
+    assert world.holes == [(12, 14)]
+
+
+async def test_without_an_answer_no_hole_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offset_guard, "_LOOK_AGAIN_S", 0.001)
+    world = await World(there=[NodeNotReadyError("away"), [], [10, 12]]).assign()
+    assert not await world.accept(12)
+    assert world.holes == [(10, 12)]
 
 
 async def test_the_hold_stops_the_flow_and_seeks_every_partition_also_the_never_committed() -> None:
@@ -105,7 +139,8 @@ async def test_the_hold_stops_the_flow_and_seeks_every_partition_also_the_never_
 
 async def test_the_hook_that_books_skipped_offsets_as_acked_is_disarmed() -> None:
     world = await World().assign()
-    assert await world.consumer._add_gap(PARTITION, 1, 5) is None
+    await world.consumer._add_gap(PARTITION, 1, 5)
+    assert world.consumer.booked == []
 
 
 def test_the_alarm_ends_the_process_at_once_and_without_a_commit() -> None:

@@ -45,7 +45,7 @@ async def receiving() -> AsyncIterator[Receiver]:
     made = Receiver()
     app = web.Application()
     app.router.add_route("*", "/{anything:.*}", made.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     made.url = f"http://127.0.0.1:{runner.addresses[0][1]}{SECRET}"

@@ -65,7 +65,7 @@ class Faults:
         self._on_smtp_block(self.smtp_block)
 
     def refuse(self, provider: str, reply: str, stage: Stage | str = Stage.RCPT) -> None:
-        """Let the hosts of that domain (or EVERYWHERE) answer `reply` at that stage."""
+        """Let the hosts of that domain (or EVERYWHERE) answer `reply` at that stage; "" at the banner: hang up."""
         self.refusals[provider] = Refusal(reply=reply, stage=Stage(stage))
 
     def accept(self, provider: str) -> None:

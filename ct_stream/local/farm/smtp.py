@@ -128,7 +128,10 @@ class MailServers:
 
     async def _greet(self, dialogue: _Dialogue) -> None:
         scenario, endpoint = dialogue.scenario, dialogue.endpoint
-        banner = self._faults.refusal(endpoint.host.domain, Stage.BANNER) or scenario.banner
+        refusal = self._faults.refusal(endpoint.host.domain, Stage.BANNER)
+        if refusal == "":
+            raise _Ended("server")
+        banner = refusal or scenario.banner
         if scenario.max_connections is not None and self._open[endpoint.address] > scenario.max_connections:
             banner = _TOO_MANY_CONNECTIONS
         if scenario.endless_banner:

@@ -31,6 +31,16 @@ GRANT EXECUTE ON FUNCTION outreach.ct_forget_passes(uuid[]), outreach.ct_tidy(),
     outreach.ct_take_alerts(text, integer) TO ct_gate;
 GRANT EXECUTE ON FUNCTION outreach.resume_guardrail(text, text) TO ct_ops;
 
+-- Paid attempts: everybody reads them. They change through the two functions only, so that the gate can neither make one
+-- up nor take one back.
+GRANT SELECT ON outreach.ct_tier2_attempts TO ct_gate, ct_ops;
+REVOKE ALL ON FUNCTION
+    outreach.ct_take_tier2(uuid[], text[], uuid[], text, float8, bigint, float8, float8, float8, float8, integer),
+    outreach.ct_answer_tier2(uuid, uuid, text, text, text, integer, integer) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION
+    outreach.ct_take_tier2(uuid[], text[], uuid[], text, float8, bigint, float8, float8, float8, float8, integer),
+    outreach.ct_answer_tier2(uuid, uuid, text, text, text, integer, integer) TO ct_gate;
+
 -- The spine, by column: never sovereign_id (law 4).
 DO $$
 BEGIN

@@ -1,0 +1,215 @@
+-- Tier-2 (EmailVerifier, TOOL-019): the one paid attempt of each company, for ever, and the month's budget
+-- (ADR-CT-IMO-017). Written before the call, so that no crash pays twice.
+
+CREATE TABLE outreach.ct_tier2_attempts (
+    outreach_id uuid PRIMARY KEY,
+    provider text NOT NULL,
+    address text NOT NULL,            -- what was asked about: an invented name or a role, never a person
+    token uuid NOT NULL,              -- the caller's: a reservation whose answer was lost is known again by it
+    usd numeric(12, 6) NOT NULL,      -- charged to the month, whatever came of it
+    reserved_at timestamptz NOT NULL,
+    answer_due timestamptz NOT NULL,  -- until then others wait for the caller's answer
+    status text CHECK (status IN ('valid', 'catch_all', 'invalid', 'no_answer')),
+    detail text NOT NULL DEFAULT '',
+    answered_at timestamptz           -- when the call ended; NULL beside a status: its worker ended before it
+);
+CREATE INDEX ct_tier2_attempts_answered_idx ON outreach.ct_tier2_attempts (answered_at) WHERE answered_at IS NOT NULL;
+CREATE INDEX ct_tier2_attempts_open_idx ON outreach.ct_tier2_attempts (answer_due) WHERE status IS NULL;
+
+ALTER TABLE outreach.ct_usage
+    ADD COLUMN usd numeric(12, 6) NOT NULL DEFAULT 0,
+    ADD COLUMN refused_at timestamptz; -- when the budget of this span first refused a call: alerted once
+
+-- One attempt means one: an answer is stored once, and no attempt is ever removed.
+CREATE FUNCTION outreach.ct_guard_attempt() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP <> 'UPDATE' THEN
+        RAISE EXCEPTION 'ct_tier2_attempts is final: % is refused', lower(TG_OP) USING ERRCODE = 'restrict_violation';
+    END IF;
+    IF OLD.status IS NOT NULL
+        OR (to_jsonb(NEW) - 'status' - 'detail' - 'answered_at') <> (to_jsonb(OLD) - 'status' - 'detail' - 'answered_at')
+    THEN
+        RAISE EXCEPTION 'the attempt of % is spent', OLD.outreach_id USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER ct_final BEFORE UPDATE OR DELETE ON outreach.ct_tier2_attempts
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_attempt();
+CREATE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.ct_tier2_attempts
+    FOR EACH STATEMENT EXECUTE FUNCTION outreach.ct_guard_attempt();
+ALTER TABLE outreach.ct_tier2_attempts ENABLE ALWAYS TRIGGER ct_final;
+ALTER TABLE outreach.ct_tier2_attempts ENABLE ALWAYS TRIGGER ct_final_truncate;
+
+-- How many of the newest answers, at most `most`, were of no use, one after the other, since a person last opened the
+-- tool; NULL when there was no answer since. An attempt that its worker left behind says nothing about the vendor.
+CREATE FUNCTION outreach.ct_tier2_in_a_row(most integer) RETURNS integer LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN count(*) > 0 THEN count(*) FILTER (WHERE NOT n.is_broken) END::integer
+    FROM (
+        SELECT bool_or(a.status <> 'no_answer') OVER (ORDER BY a.answered_at DESC, a.outreach_id) AS is_broken
+        FROM (
+            SELECT t.outreach_id, t.status, t.answered_at FROM outreach.ct_tier2_attempts AS t
+            WHERE t.answered_at > coalesce((
+                SELECT g.since FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-019' AND g.state <> 'halted'
+            ), '-infinity')
+            ORDER BY t.answered_at DESC, t.outreach_id LIMIT most
+        ) AS a
+    ) AS n
+$$;
+
+-- Reserve the one attempt of each company, or say what stands in its place. All limits in this transaction, exact over
+-- all workers, in the order of `ids`. `answer`:
+--   granted    call after `delay_s`, and store the answer before `due_s` are over
+--   answered   `said` and `detail` are the answer about the address `asked`
+--   under_way  another call runs; it must have ended in `retry_s`
+--   off        no provider
+--   budget     the month's calls or dollars are spent, until `retry_s` are over; `is_first` once a month
+--   halted     a person must resume the tool; `detail` says why
+--   turn       the vendor has not shown yet that it works: few calls at a time, so that a wrong key costs few companies
+--   rate       `retry_s` until the next second's slot
+CREATE FUNCTION outreach.ct_take_tier2(
+    ids uuid[], addresses text[], tokens uuid[], provider text, per_second double precision, per_month bigint,
+    usd_per_month double precision, usd_per_call double precision, due_s double precision, max_delay_s double precision,
+    most_in_a_row integer
+) RETURNS TABLE (
+    place integer, answer text, said text, detail text, asked text, delay_s double precision, retry_s double precision,
+    is_first boolean
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach AS $$
+DECLARE
+    month date;
+    moment timestamptz;
+    usage record;
+    calls bigint;
+    spent numeric;
+    price numeric := usd_per_call::numeric;
+    next_slot timestamptz;
+    halted_why text;
+    in_a_row integer;
+    room bigint;
+    behind bigint;
+    late integer := 0;
+    item record;
+    attempt record;
+BEGIN
+    LOOP
+        month := date_trunc('month', clock_timestamp() AT TIME ZONE 'UTC')::date;
+        INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-019', 'month', month) ON CONFLICT DO NOTHING;
+        SELECT u.used, u.usd, u.refused_at INTO usage FROM outreach.ct_usage AS u
+            WHERE u.tool_id = 'TOOL-019' AND u.span = 'month' AND u.begins = month FOR UPDATE;
+        moment := clock_timestamp();
+        -- The month may have turned while this waited for its row.
+        EXIT WHEN month = date_trunc('month', moment AT TIME ZONE 'UTC')::date;
+    END LOOP;
+    calls := usage.used;
+    spent := usage.usd;
+    INSERT INTO outreach.ct_rates (tool_id, tat) VALUES ('TOOL-019', moment) ON CONFLICT DO NOTHING;
+    SELECT r.tat INTO next_slot FROM outreach.ct_rates AS r WHERE r.tool_id = 'TOOL-019' FOR UPDATE;
+    next_slot := greatest(next_slot, moment);
+    SELECT g.reason INTO halted_why FROM outreach.ct_guardrails AS g
+        WHERE g.key = 'tool:TOOL-019' AND g.state = 'halted';
+    in_a_row := outreach.ct_tier2_in_a_row(most_in_a_row);
+    room := CASE
+        WHEN in_a_row = 0 THEN NULL -- the newest answer was of use
+        ELSE greatest(1, most_in_a_row - coalesce(in_a_row, most_in_a_row)) - (
+            SELECT count(*) FROM outreach.ct_tier2_attempts AS t WHERE t.status IS NULL AND t.answer_due > moment
+        )
+    END;
+    FOR item IN
+        SELECT i.id, i.address, i.token, i.n::integer AS n
+        FROM unnest(ids, addresses, tokens) WITH ORDINALITY AS i (id, address, token, n) ORDER BY i.id
+    LOOP
+        place := item.n; answer := NULL; said := NULL; detail := NULL; asked := NULL; delay_s := 0; retry_s := NULL;
+        is_first := false;
+        SELECT t.* INTO attempt FROM outreach.ct_tier2_attempts AS t WHERE t.outreach_id = item.id FOR UPDATE;
+        IF FOUND THEN
+            IF attempt.status IS NULL AND attempt.token = item.token THEN
+                answer := 'granted'; -- by a transaction whose COMMIT was not heard of: nobody has called yet
+                RETURN NEXT; CONTINUE;
+            END IF;
+            IF attempt.status IS NULL AND attempt.answer_due > moment THEN
+                answer := 'under_way'; retry_s := extract(epoch FROM attempt.answer_due - moment);
+                RETURN NEXT; CONTINUE;
+            END IF;
+            IF attempt.status IS NULL THEN
+                UPDATE outreach.ct_tier2_attempts AS t SET status = 'no_answer',
+                    detail = 'the worker that asked ended before it stored an answer'
+                    WHERE t.outreach_id = item.id RETURNING t.* INTO attempt;
+            END IF;
+            answer := 'answered'; said := attempt.status; detail := attempt.detail; asked := attempt.address;
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF provider = '' THEN
+            answer := 'off';
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF calls >= per_month OR spent + price > usd_per_month::numeric THEN
+            answer := 'budget';
+            detail := format('the Tier-2 budget of %s is spent: %s of %s calls, %s of %s USD', to_char(month, 'YYYY-MM'),
+                calls, per_month, trim_scale(spent), usd_per_month::numeric);
+            retry_s := extract(epoch FROM ((month + interval '1 month')::timestamp AT TIME ZONE 'UTC') - moment);
+            IF usage.refused_at IS NULL THEN
+                UPDATE outreach.ct_usage AS u SET refused_at = moment
+                    WHERE u.tool_id = 'TOOL-019' AND u.span = 'month' AND u.begins = month
+                    RETURNING u.used, u.usd, u.refused_at INTO usage;
+                INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES ('budget:TOOL-019', 'closed', detail);
+                is_first := true;
+            END IF;
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF halted_why IS NOT NULL THEN
+            answer := 'halted'; detail := halted_why;
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF room <= 0 THEN
+            -- The next answer wakes some. Who is put away just after it looks again soon, and the more wait, the later.
+            IF behind IS NULL THEN
+                SELECT count(*) INTO behind FROM outreach.ct_passes AS p
+                    WHERE p.waits_on = 'tier2:turn' AND p.state = 'waiting';
+            END IF;
+            answer := 'turn'; retry_s := 2 + behind / per_second; behind := behind + 1;
+            RETURN NEXT; CONTINUE;
+        END IF;
+        delay_s := extract(epoch FROM next_slot - moment);
+        IF delay_s > max_delay_s THEN
+            answer := 'rate'; retry_s := delay_s + late / per_second; late := late + 1;
+            RETURN NEXT; CONTINUE;
+        END IF;
+        INSERT INTO outreach.ct_tier2_attempts (outreach_id, provider, address, token, usd, reserved_at, answer_due)
+            VALUES (item.id, ct_take_tier2.provider, item.address, item.token, price, moment,
+                moment + due_s * interval '1 second');
+        calls := calls + 1;
+        spent := spent + price;
+        room := room - 1;
+        next_slot := next_slot + interval '1 second' / per_second;
+        answer := 'granted';
+        RETURN NEXT;
+    END LOOP;
+    UPDATE outreach.ct_usage AS u SET used = calls, usd = spent
+        WHERE u.tool_id = 'TOOL-019' AND u.span = 'month' AND u.begins = month AND (u.used, u.usd) <> (calls, spent);
+    UPDATE outreach.ct_rates AS r SET tat = next_slot WHERE r.tool_id = 'TOOL-019' AND r.tat < next_slot;
+END $$;
+
+-- Store what a call brought, unless its time was over, and wake who waits for it. `final_said` and `final_detail` are
+-- what stands. A reply about our account (`halt_why`) or `most_in_a_row` answers of no use halt the tool; `halted_now`
+-- is the reason when this call did it.
+CREATE FUNCTION outreach.ct_answer_tier2(
+    id uuid, its_token uuid, said text, why text, halt_why text, most_in_a_row integer, most_woken integer,
+    OUT final_said text, OUT final_detail text, OUT halted_now text
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach AS $$
+DECLARE
+    reason text := halt_why;
+BEGIN
+    -- One after the other: answers that come together would not see each other, and miscount.
+    PERFORM pg_advisory_xact_lock(hashtextextended('ct:tier2', 0));
+    UPDATE outreach.ct_tier2_attempts AS t SET status = said, detail = why, answered_at = clock_timestamp()
+        WHERE t.outreach_id = id AND t.token = its_token AND t.status IS NULL;
+    SELECT t.status, t.detail INTO final_said, final_detail FROM outreach.ct_tier2_attempts AS t
+        WHERE t.outreach_id = id;
+    IF reason IS NULL AND said = 'no_answer' AND outreach.ct_tier2_in_a_row(most_in_a_row) >= most_in_a_row THEN
+        reason := format('%s answers in a row were of no use, the last one: %s', most_in_a_row, why);
+    END IF;
+    IF reason IS NOT NULL AND outreach.ct_set_guardrail('tool:TOOL-019', 'halted', reason, NULL) THEN
+        halted_now := reason;
+    END IF;
+    PERFORM outreach.ct_wake('tier2:' || id, 1, clock_timestamp());
+    PERFORM outreach.ct_wake('tier2:turn', most_woken, clock_timestamp());
+END $$;

@@ -1,0 +1,127 @@
+"""Whose one paid attempt may be spent now, what did it bring, and is the month's budget left?
+
+A reservation in Postgres comes before each call and stays for ever, so that neither a crash nor another worker pays
+twice (ADR-CT-IMO-017). All limits are exact over all workers, by the database's clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING
+
+from ct_stream.gate.questions import VerifyAnswer, VerifyStatus
+from ct_stream.store.batches import Batches
+from ct_stream.store.guardrails import TIER2_BUDGET, say_guardrail
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from ct_stream.store.database import Database
+
+ANSWER_DUE_S = 30.0  #: from the reservation to the stored answer; until then other workers wait for it
+IN_A_ROW = 5  #: so many calls without a usable answer put the tool out of order
+#: A slot of the per-second rate is waited for in the task as long as it is near; else the company is put away.
+_MAX_SLOT_WAIT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaidLimits:
+    """The numbers of the toolbox for TOOL-019."""
+
+    per_second: float
+    per_month: int
+    usd_per_month: float
+    usd_per_call: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """One company's attempt, before it is reserved."""
+
+    outreach_id: UUID
+    address: str
+    token: UUID  #: new for each try to reserve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What the reservation came to."""
+
+    answer: str  #: granted, answered, under_way, off, budget, halted, turn, rate; see ct_take_tier2
+    stored: VerifyAnswer | None = None  #: when answered
+    asked: str = ""  #: the address that the stored answer is about
+    detail: str = ""
+    delay_s: float = 0.0  #: when granted: call after so many seconds
+    retry_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What stands after an answer was to be stored, and whether it put the tool out of order."""
+
+    answer: VerifyAnswer
+    halted: str | None = None  #: why
+
+
+class PaidAttempts:
+    """The attempts as all workers share them. `provider` is empty where no vendor is set."""
+
+    def __init__(self, database: Database, provider: str, limits: PaidLimits) -> None:
+        self._database = database
+        self._provider = provider
+        self.limits = limits
+        self.take: Batches[Wanted, Taken] = Batches(
+            "take-tier2", self._take, order=lambda wanted: wanted.outreach_id, retrying=database.retrying
+        )
+
+    async def store(self, wanted: Wanted, answer: VerifyAnswer, *, halt: str | None = None) -> Stored:
+        """Store what the call brought, however long the database is away; `halt` says what is wrong with our account.
+
+        An answer that comes when its time is over finds the attempt written off, and that stands.
+        """
+        rows = await self._database.persist(
+            "answer_tier2",
+            wanted.outreach_id,
+            wanted.token,
+            answer.status.value,
+            answer.detail,
+            halt,
+            IN_A_ROW,
+            max(IN_A_ROW, ceil(self.limits.per_second)) if answer.status is not VerifyStatus.NO_ANSWER else IN_A_ROW,
+        )
+        row = rows[0]
+        final = VerifyAnswer(status=VerifyStatus(row["final_said"]), detail=row["final_detail"])
+        return Stored(answer=final, halted=row["halted_now"])
+
+    async def _take(self, wanted: Sequence[Wanted]) -> list[Taken]:
+        limits = self.limits
+        rows = await self._database.fetch(
+            "take_tier2",
+            [one.outreach_id for one in wanted],
+            [one.address for one in wanted],
+            [one.token for one in wanted],
+            self._provider,
+            limits.per_second,
+            limits.per_month,
+            limits.usd_per_month,
+            limits.usd_per_call,
+            ANSWER_DUE_S,
+            _MAX_SLOT_WAIT_S,
+            IN_A_ROW,
+        )
+        taken: dict[int, Taken] = {}
+        for row in rows:
+            if row["is_first"]:
+                say_guardrail(TIER2_BUDGET, "closed", row["detail"])
+            detail = row["detail"] or ""
+            taken[row["place"]] = Taken(
+                answer=row["answer"],
+                stored=VerifyAnswer(status=VerifyStatus(row["said"]), detail=detail) if row["said"] else None,
+                asked=row["asked"] or "",
+                detail=detail,
+                delay_s=row["delay_s"],
+                retry_s=row["retry_s"],
+            )
+        return [taken[n] for n in range(1, len(wanted) + 1)]

@@ -1,0 +1,89 @@
+"""What people read from Apache Kafka, and the embedded broker cannot tell: lag, ends, times."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from ct_stream.ops.publish import publish, read_events
+from ct_stream.ops.replay import lag, replay
+from ct_stream.stream.outbox import supports_idempotence
+from ct_stream.stream.topology import GROUP, SPINE_CREATED, check_topics, create_topics
+from tests.kafka.upstream import send_in_transaction
+
+if TYPE_CHECKING:
+    from ct_stream.local.kafka_cluster import KafkaCluster
+    from ct_stream.settings import Settings
+
+
+async def commit(settings: Settings, offsets: dict[TopicPartition, int]) -> None:
+    """Commit for the gate's group, as a worker does."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap, group_id=GROUP, enable_auto_commit=False)
+    consumer.assign(list(offsets))
+    await consumer.start()
+    try:
+        await consumer.commit(offsets)
+    finally:
+        await consumer.stop()
+
+
+async def test_topics_are_made_with_three_replicas_of_which_two_must_have_a_record(
+    cluster: KafkaCluster, settings: Settings
+) -> None:
+    await check_topics(settings)
+    async with cluster.admin() as admin:
+        for topic in await admin.describe_topics():
+            for partition in topic["partitions"]:
+                assert len(partition["replicas"]) == 3, topic["topic"]
+    assert (await create_topics(settings))[0] == [], "what is there is not made again"
+
+
+async def test_this_broker_has_idempotent_producers(settings: Settings) -> None:
+    assert await supports_idempotence(settings)
+
+
+async def test_lag_is_what_the_group_has_not_committed(settings: Settings) -> None:
+    assert await lag(settings) == 0
+    await publish(settings, read_events([str(uuid4()) for _ in range(700)], ids=True))
+    assert await lag(settings) == 700
+    first = TopicPartition(SPINE_CREATED, 0)
+    there = len([record async for record in replay(settings, partition=0)])
+    await commit(settings, {first: there - 3})
+    assert await lag(settings) == 700 - there + 3
+
+
+async def test_where_only_marks_of_transactions_are_left_there_is_no_lag(settings: Settings) -> None:
+    await send_in_transaction(settings.kafka_bootstrap, [uuid4(), uuid4()], partition=0)
+    assert await lag(settings) == 3, "two records, and the mark behind them"
+    await commit(settings, {TopicPartition(SPINE_CREATED, 0): 2})  # the worker's commit ends before the mark
+    assert await lag(settings) == 0
+    await send_in_transaction(settings.kafka_bootstrap, [uuid4()], partition=0, abort=True)
+    assert await lag(settings) == 0, "what upstream took back is no work"
+
+
+async def test_replay_begins_at_a_time(settings: Settings) -> None:
+    before, after = [str(uuid4()) for _ in range(30)], [str(uuid4()) for _ in range(30)]
+    await publish(settings, read_events(before, ids=True))
+    old = [record async for record in replay(settings)]
+    newest = max(datetime.fromisoformat(str(record["time"])) for record in old)
+    await asyncio.sleep(max(0.0, (newest - datetime.now(UTC)).total_seconds()) + 0.002)  # one clock, in milliseconds
+    border = datetime.now(UTC)
+    await publish(settings, read_events(after, ids=True))
+    since = [str(record["outreach_id"]) async for record in replay(settings, from_time=border)]
+    assert sorted(since) == sorted(after)
+    later = datetime.now(UTC) + timedelta(hours=1)
+    assert [record async for record in replay(settings, from_time=later)] == []
+
+
+async def test_replay_shows_no_record_that_upstream_took_back(settings: Settings) -> None:
+    kept, aborted = [uuid4() for _ in range(3)], [uuid4() for _ in range(3)]
+    await send_in_transaction(settings.kafka_bootstrap, kept[:1], partition=2)
+    await send_in_transaction(settings.kafka_bootstrap, aborted, partition=2, abort=True)
+    await send_in_transaction(settings.kafka_bootstrap, kept[1:], partition=2)
+    shown = [record async for record in replay(settings)]
+    assert [record["outreach_id"] for record in shown] == kept
+    assert [record["offset"] for record in shown] == [0, 6, 7]

@@ -1,0 +1,260 @@
+"""Port 25 blocked, the resolvers dead, Postgres down, in turn, under a stream of companies: who fails, and who waits?
+
+    make outages MINUTES=5          # of each outage; five outages and the repairs between them
+
+Runs in a network namespace of its own (root, nft), where packets are really dropped or refused. Everything listens on
+that namespace's loopback. Prints what it measured, and exits with 1 where something does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+from aiokafka import AIOKafkaProducer
+
+from ct_stream.stream.topology import SPINE_CREATED
+from tests.faults import invariants
+from tests.faults.harness import Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from datetime import datetime
+    from typing import Any
+    from uuid import UUID
+
+#: Of 20 companies: hosts that are really dead are among them, and must fail after the repair, never in an outage.
+KINDS = (
+    ("info",) * 9
+    + ("allreject",) * 3
+    + ("refuse",) * 2
+    + ("nxdomain",) * 2
+    + ("catchall",) * 2
+    + ("blackhole", "contact")
+)
+QUIET_S = 30.0  #: between two outages, and before the first
+BACK_S = 30.0  #: after a repair the full rate must be back within so long
+LONGEST_WAIT_S = 300.0
+#: An answer that came before the outage may be recorded within it.
+IN_HAND_S = 1.0
+
+
+@dataclass(kw_only=True)
+class Outage:
+    """One stretch of trouble of our own, by the database's clock."""
+
+    name: str
+    codes: tuple[str, ...]  #: failures that it would fake
+    begin: datetime | None = None
+    end: datetime | None = None
+
+
+@dataclass(kw_only=True)
+class Stream:
+    """An upstream that mints and produces so many companies a second."""
+
+    stack: Stack
+    per_s: float
+    domains: dict[UUID, str | None] = field(default_factory=dict)
+    running: bool = True
+
+    async def run(self) -> None:
+        kinds = cycle(random.Random(25).sample(KINDS, len(KINDS)))
+        producer = AIOKafkaProducer(bootstrap_servers=self.stack.env["CT_KAFKA_BOOTSTRAP"], linger_ms=5)
+        await producer.start()
+        begin, number = time.monotonic(), 0
+        try:
+            while self.running:
+                due = int((time.monotonic() - begin) * self.per_s) - number
+                if due > 0:
+                    names: list[str | None] = [f"{next(kinds)}-o{number + n}.example" for n in range(due)]
+                    try:
+                        ids = await self.stack.mint(names)
+                    except Exception:  # Postgres is down: upstream mints nothing either
+                        await asyncio.sleep(0.2)
+                        begin, number = time.monotonic() - number / self.per_s, number
+                        continue
+                    for company, name in zip(ids, names, strict=True):
+                        self.domains[company] = name
+                        await producer.send(
+                            SPINE_CREATED, key=str(company).encode(), value=orjson.dumps({"outreach_id": str(company)})
+                        )
+                    number += due
+                await asyncio.sleep(0.05)
+        finally:
+            await producer.stop()
+
+
+def nft(*rules: str) -> None:
+    """Replace the namespace's only table."""
+    text = "table inet outage\ndelete table inet outage\n"
+    if rules:
+        chain = "\n".join(["type filter hook output priority 0", *rules])
+        text += f"table inet outage {{\nchain out {{\n{chain}\n}}\n}}\n"
+    subprocess.run(["nft", "-f", "-"], input=text.encode(), check=True)
+
+
+class Trouble:
+    """Breaks things, and mends them."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._smtp = stack.env["CT_SMTP_PORT"]
+        self._dns = ", ".join(server.rpartition(":")[2] for server in stack.env["CT_DNS_SERVERS"].split(","))
+
+    async def port_25_dropped(self) -> None:
+        nft(f"tcp dport {self._smtp} drop", f"tcp sport {self._smtp} drop")
+
+    async def port_25_refused(self) -> None:
+        nft(f"tcp dport {self._smtp} reject with tcp reset")
+
+    async def resolvers_dropped(self) -> None:
+        nft(f"udp dport {{ {self._dns} }} drop", f"tcp dport {{ {self._dns} }} drop")
+
+    async def resolvers_refused(self) -> None:
+        nft(f"udp dport {{ {self._dns} }} reject", f"tcp dport {{ {self._dns} }} reject with tcp reset")
+
+    async def mend_network(self) -> None:
+        nft()
+
+    async def stop_postgres(self) -> None:
+        self._stack.admin.terminate()
+        await self._stack.postgres.stop(crash=True)
+
+    async def start_postgres(self) -> None:
+        await self._stack.postgres.start()
+        await self._stack.connect()
+
+
+async def database_now(stack: Stack) -> datetime:
+    moment: datetime = await stack.admin.fetchval("SELECT clock_timestamp()")
+    return moment
+
+
+async def rate(stack: Stack, for_s: float) -> float:
+    """Return how many companies a second are decided in the next `for_s` seconds."""
+    before, begin = await stack.count_decided(), time.monotonic()
+    await asyncio.sleep(for_s)
+    return (await stack.count_decided() - before) / (time.monotonic() - begin)
+
+
+async def run(per_s: float, outage_s: float, folder: Path) -> int:
+    """Play all outages; return the exit code."""
+    broken: list[str] = []
+    async with Stack(folder, reply_delay_s=0.02, pause_s=0.2, control_s=5.0, CT_PASS_DEADLINE_S="60") as stack:
+        stack.start_worker()
+        assert await stack.wait_said("Ready", 60), stack.worker_log()
+        stream, trouble = Stream(stack=stack, per_s=per_s), Trouble(stack)
+        producing = asyncio.create_task(stream.run())
+        plan: list[tuple[Outage, Callable[[], Coroutine[Any, Any, None]], Callable[[], Coroutine[Any, Any, None]]]] = [
+            (Outage(name="port 25 refused", codes=("CT-M-SMTP-FAIL",)), trouble.port_25_refused, trouble.mend_network),
+            (Outage(name="port 25 dropped", codes=("CT-M-SMTP-FAIL",)), trouble.port_25_dropped, trouble.mend_network),
+            (
+                Outage(name="resolvers refused", codes=("CT-M-NO-MX", "CT-M-SMTP-FAIL")),
+                trouble.resolvers_refused, trouble.mend_network,
+            ),
+            (
+                Outage(name="resolvers dropped", codes=("CT-M-NO-MX", "CT-M-SMTP-FAIL")),
+                trouble.resolvers_dropped, trouble.mend_network,
+            ),
+            (Outage(name="Postgres down", codes=()), trouble.stop_postgres, trouble.start_postgres),
+        ]  # fmt: skip
+        print(f"{per_s:g} companies a second, outages of {outage_s:g} s", flush=True)
+        for outage, break_it, mend_it in plan:
+            await asyncio.sleep(QUIET_S)
+            outage.begin = await database_now(stack)
+            before = len(stream.domains)
+            await break_it()
+            await asyncio.sleep(outage_s)
+            await mend_it()
+            outage.end, mended = await database_now(stack), time.monotonic()
+            waiting_then = len(stream.domains) - await stack.count_decided()
+            await asyncio.sleep(BACK_S)
+            back = await rate(stack, 10)
+            # Who was minted before the repair must not wait for longer than five minutes after it.
+            until = list(stream.domains)[: before + int(outage_s * per_s)]
+            left = await wait_decided(stack, until, mended + LONGEST_WAIT_S)
+            took_s = time.monotonic() - mended
+            rows = await stack.admin.fetch(
+                "SELECT failure_code, count(*) AS n FROM outreach.ct_outcomes WHERE failure_code IS NOT NULL"
+                " AND decided_at BETWEEN $1::timestamptz + $3 * interval '1 s' AND $2 GROUP BY failure_code",
+                outage.begin, outage.end, IN_HAND_S,
+            )  # fmt: skip
+            failed = Counter({row["failure_code"]: row["n"] for row in rows})
+            print(
+                f"{outage.name}: {waiting_then} undecided at the repair; failed meanwhile {dict(failed) or 'nobody'}; "
+                f"{back:.0f}/s {BACK_S:g} s after the repair; the last of them decided after {took_s:.0f} s",
+                flush=True,
+            )
+            if wrong := {code: failed[code] for code in outage.codes if failed[code]}:
+                broken.append(f"{outage.name}: {wrong} inside the outage")
+            if back < per_s * 0.95:
+                broken.append(f"{outage.name}: only {back:.0f}/s {BACK_S:g} s after the repair")
+            if left:
+                broken.append(f"{outage.name}: {left} still undecided {LONGEST_WAIT_S:g} s after the repair")
+        stream.running = False
+        await producing
+        await invariants.wait_at_rest(stack, len(stream.domains), LONGEST_WAIT_S)
+        found = await invariants.check(stack, stream.domains, kills=1, pause_s=None)  # a dropped FIN
+        broken += found.broken
+        outcomes = await stack.admin.fetch(
+            "SELECT coalesce(failure_code, 'PASS') AS code, count(*) AS n FROM outreach.ct_outcomes GROUP BY 1"
+        )
+        print(f"{len(stream.domains)} companies: { ({row['code']: row['n'] for row in outcomes}) }; {found.figures}")
+        code = stack.end_worker(stack.workers[-1])
+        if code:
+            broken.append(f"the worker ended with {code}")
+    for line in broken:
+        print(f"DOES NOT HOLD: {line}")
+    print("all of it holds" if not broken else f"{len(broken)} things do not hold")
+    return 1 if broken else 0
+
+
+async def wait_decided(stack: Stack, companies: list[UUID], until: float) -> int:
+    """Wait until all are decided, at most until that monotonic moment; return how many are not."""
+    while True:
+        decided = await stack.admin.fetchval(
+            "SELECT count(*) FROM outreach.ct_outcomes WHERE outreach_id = ANY ($1::uuid[])", companies
+        )
+        if decided == len(companies) or time.monotonic() > until:
+            return len(companies) - int(decided)
+        await asyncio.sleep(1)
+
+
+def main() -> int:
+    """Read the options; begin again inside a network namespace of our own."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak.outages", description=__doc__.splitlines()[0])
+    parser.add_argument("--per-s", type=float, default=50.0)
+    parser.add_argument("--minutes", type=float, default=5.0, help="of each outage")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.inside:
+        if os.geteuid() != 0:
+            sys.exit("a network namespace needs root")
+        inside = [
+            "sh",
+            "-c",
+            'ip link set lo up && exec "$0" "$@" --inside',
+            sys.executable,
+            "-m",
+            "tests.soak.outages",
+        ]
+        return subprocess.run(["unshare", "--net", *inside, *sys.argv[1:]], check=False).returncode
+    with tempfile.TemporaryDirectory(prefix="ct-stream-outages-") as folder:
+        return asyncio.run(run(options.per_s, options.minutes * 60, Path(folder)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

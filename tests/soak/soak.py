@@ -1,0 +1,371 @@
+"""A seeded random soak: kills, freezes, restarts and lies, on three brokers of Apache Kafka, and then the invariants.
+
+    make soak MINUTES=30 SEED=7
+
+The limits are lifted, a killed worker is missed after 6 s (the product's own 45 s would make every kill wait), and each
+company has a domain of its own. Prints each fault as it comes, the figures, and whatever does not hold; exits with 1
+then. The same seed plays the same faults in the same order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from ct_stream.local.kafka_cluster import BROKERS, KafkaCluster
+
+from ct_stream.stream.topology import SPINE_CREATED
+from tests import brokers
+from tests.faults import invariants
+from tests.faults.harness import Stack
+
+if TYPE_CHECKING:
+    import subprocess
+    from datetime import datetime
+
+PER_S = 21.0
+REPLY_S = 2.2  #: so that a pass takes about 25 s, and hundreds are in flight in each worker
+LEAST_IN_FLIGHT = 200  #: SMTP dialogues of a worker that is killed
+WORKERS = 2
+#: Of 100 companies; 78 of them end in an SMTP dialogue.
+KINDS = (
+    ("info",) * 40 + ("allreject",) * 14 + ("contact",) * 6 + ("catchall",) * 8 + ("421after3",) * 4
+    + ("closeafter550",) * 2 + ("greyunknown",) * 4 + ("nxdomain",) * 10 + ("nullmx",) * 5 + ("refuse",) * 4
+    + ("",) * 3
+)  # fmt: skip
+DIALOGUES = frozenset({"info", "allreject", "contact", "catchall", "421after3", "closeafter550", "greyunknown"})
+LATE_STEPS = ("smtp done", "recording", "recorded", "published", "stamped", "acked")
+DUPLICATES, JUNK = 0.02, 0.004
+AT_REST_S = 300.0
+_AGAIN_S = 0.3
+#: A question may be put again once for each kill, freeze or void answer that its company met.
+_MOST_AGAIN = 8
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What was done, for the report."""
+
+    kills: list[int] = field(default_factory=list)  #: dialogues in flight at each
+    late_kills: Counter[str] = field(default_factory=Counter)
+    other: Counter[str] = field(default_factory=Counter)
+    lies: list[tuple[str, datetime, datetime]] = field(default_factory=list)
+    duplicates: int = 0
+    junk: int = 0
+
+
+class Soak:
+    """The stack, its upstream, and what befalls them."""
+
+    def __init__(self, stack: Stack, cluster: KafkaCluster, seed: int, until: float) -> None:
+        self.stack = stack
+        self.cluster = cluster
+        self.chance = random.Random(seed)
+        self.until = until
+        self.domains: dict[UUID, str | None] = {}
+        self.tally = Tally()
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.late: dict[int, str] = {}  #: by pid: at which step it will strike itself
+        self.hashes: list[dict[UUID, str]] = []
+
+    # ---------------------------------------------------------------- Postgres may be away at any moment
+
+    async def sql(self, query: str, *args: Any) -> list[Any]:
+        """Run a query as the superuser, again and again until Postgres answers."""
+        while True:
+            try:
+                return list(await self.stack.admin.fetch(query, *args))
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+                await asyncio.sleep(_AGAIN_S)
+
+    async def now(self) -> datetime:
+        """Return the database's time."""
+        [row] = await self.sql("SELECT clock_timestamp() AS t")
+        moment: datetime = row["t"]
+        return moment
+
+    async def in_flight(self, worker: subprocess.Popen[bytes]) -> int:
+        """Return how many SMTP dialogues a worker holds the lease of."""
+        [row] = await self.sql(
+            "SELECT count(*) AS n FROM outreach.ct_domains"
+            " WHERE lease_owner LIKE '%/' || $1 || '/%' AND lease_until > clock_timestamp()",
+            str(worker.pid),
+        )
+        return int(row["n"])
+
+    # ---------------------------------------------------------------- upstream
+
+    async def upstream(self) -> None:
+        """Mint and produce, with some events twice and some that nobody can read."""
+        chance = random.Random(self.chance.random())
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self.stack.env["CT_KAFKA_BOOTSTRAP"], acks="all", enable_idempotence=True, linger_ms=20
+        )
+        await producer.start()
+        kinds: list[str] = []
+        try:
+            begin, number = time.monotonic(), 0
+            while time.monotonic() < self.until:
+                due = int((time.monotonic() - begin) * PER_S) - number
+                for _ in range(due):
+                    kinds = kinds or chance.sample(KINDS, len(KINDS))
+                    kind = kinds.pop()
+                    company = UUID(int=chance.getrandbits(128), version=4)
+                    domain = f"{kind}-k{number}.example" if kind else None
+                    number += 1
+                    await self.sql(
+                        "INSERT INTO outreach.outreach (outreach_id, domain) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                        company, domain,
+                    )  # fmt: skip
+                    self.domains[company] = domain
+                    await self._produce(producer, company, chance)
+                await asyncio.sleep(0.05)
+        finally:
+            await producer.stop()
+
+    async def _produce(self, producer: AIOKafkaProducer, company: UUID, chance: random.Random) -> None:
+        key, value = str(company).encode(), orjson.dumps({"outreach_id": str(company)})
+        records = [(key, value)]
+        if chance.random() < DUPLICATES:
+            records.append((key, value))
+            self.tally.duplicates += 1
+        if chance.random() < JUNK:
+            records.append((b"junk", chance.choice([b"not JSON", b"\xff\xfe", b"[]", b'{"outreach_id": 7}'])))
+            self.tally.junk += 1
+        for record_key, record_value in records:
+            while True:
+                try:
+                    await producer.send_and_wait(SPINE_CREATED, key=record_key, value=record_value)
+                    break
+                except KafkaError:
+                    await asyncio.sleep(_AGAIN_S)
+
+    # ---------------------------------------------------------------- faults
+
+    def start_worker(self, step: str = "") -> subprocess.Popen[bytes]:
+        """Start a worker; with a step, one that kills itself there."""
+        prelude = ""
+        if step:
+            times = self.chance.randint(60, 240)
+            prelude = f"from tests.faults.steps import strike\nstrike({step!r}, {times})\n"
+        worker = self.stack.start_worker(prelude=prelude)
+        self.workers.append(worker)
+        if step:
+            self.late[worker.pid] = step
+        return worker
+
+    async def keep_workers(self) -> None:
+        """Count workers that killed themselves at their step, and start others in their place."""
+        while True:
+            for worker in list(self.workers):
+                code = worker.poll()
+                if code is None:
+                    continue
+                self.workers.remove(worker)
+                step = self.late.pop(worker.pid, None)
+                if code == -signal.SIGKILL and step is not None:
+                    flying = await self.in_flight(worker)
+                    self.tally.kills.append(flying)
+                    self.tally.late_kills[step] += 1
+                    self.say(f"killed at {step!r} with {flying} in flight")
+                else:
+                    number = self.stack.workers.index(worker)
+                    self.tally.other[f"worker ended with {code}"] += 1
+                    self.say(f"a worker ended with {code}: {self.stack.worker_log(number)[-1500:]}")
+                self.start_worker()
+            await asyncio.sleep(0.2)
+
+    async def kill(self) -> None:
+        """SIGKILL a worker with hundreds in flight; every third replacement strikes itself at a late step."""
+        victim = await self._busy()
+        if victim is None:
+            return
+        flying = await self.in_flight(victim)
+        self.workers.remove(victim)
+        self.late.pop(victim.pid, None)
+        victim.send_signal(signal.SIGKILL)
+        await asyncio.to_thread(victim.wait)
+        self.tally.kills.append(flying)
+        self.say(f"killed with {flying} in flight")
+        self.hashes = [*self.hashes[-3:], await self.look()]
+        self.start_worker(self.chance.choice(LATE_STEPS) if self.chance.random() < 0.45 else "")
+
+    async def _busy(self) -> subprocess.Popen[bytes] | None:
+        """Return a worker with enough in flight, once there is one."""
+        deadline = time.monotonic() + 45
+        while time.monotonic() < min(deadline, self.until):
+            for worker in self.chance.sample(self.workers, len(self.workers)):
+                if worker.poll() is None and await self.in_flight(worker) >= LEAST_IN_FLIGHT:
+                    return worker
+            await asyncio.sleep(0.3)
+        return None
+
+    async def look(self) -> dict[UUID, str]:
+        """Return digests of a sample of final rows, to be compared at the end."""
+        while True:
+            try:
+                return dict(list((await invariants.ledger_hashes(self.stack)).items())[-3000:])
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+                await asyncio.sleep(_AGAIN_S)
+
+    async def freeze(self) -> None:
+        """SIGSTOP a worker for longer than the group waits, then let it go on."""
+        victim = self.chance.choice(self.workers)
+        victim.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(self.chance.uniform(8, 30))
+        with suppress(ProcessLookupError):
+            victim.send_signal(signal.SIGCONT)
+
+    async def one_more(self) -> None:
+        """Let a third worker come and go: two rebalances."""
+        extra = self.stack.start_worker()
+        await asyncio.sleep(self.chance.uniform(8, 20))
+        extra.send_signal(signal.SIGTERM)
+        code = await asyncio.to_thread(extra.wait)
+        if code:
+            self.tally.other[f"third worker ended with {code}"] += 1
+
+    async def broker(self) -> None:
+        """Kill, stop or freeze one broker, and bring it back."""
+        node = self.chance.choice(BROKERS)
+        how = self.chance.choice(["kill", "stop", "pause"])
+        self.say(f"broker {node}: {how}")
+        if how == "pause":
+            self.cluster.pause(node)
+            await asyncio.sleep(self.chance.uniform(3, 12))
+            self.cluster.resume(node)
+        else:
+            await (self.cluster.kill(node) if how == "kill" else self.cluster.stop(node))
+            await asyncio.sleep(self.chance.uniform(1, 10))
+            await self.cluster.start(node)
+        await self.cluster.wait_healthy()
+
+    async def postgres(self) -> None:
+        """Crash Postgres, and start it again."""
+        self.stack.admin.terminate()
+        await self.stack.postgres.stop(crash=True)
+        await asyncio.sleep(self.chance.uniform(1, 8))
+        await self.stack.postgres.start()
+        await self.stack.connect()
+
+    async def resolvers(self) -> None:
+        """Let all resolvers fail or lie."""
+        await self._lie("resolvers", self.chance.choice(["servfail", "refused", "nxdomain_all", "down"]))
+
+    async def port_25(self) -> None:
+        """Let no SMTP through."""
+        await self._lie("port 25", self.chance.choice(["refused", "timeout"]))
+
+    async def _lie(self, what: str, mode: str) -> None:
+        self.say(f"{what}: {mode}")
+        begin = await self.now()
+        setter = self.stack.farm.set_resolvers if what == "resolvers" else self.stack.farm.block_smtp
+        await setter(mode)
+        await asyncio.sleep(self.chance.uniform(8, 20))
+        await (self.stack.farm.set_resolvers("ok") if what == "resolvers" else self.stack.farm.block_smtp(None))
+        self.tally.lies.append((f"{what} {mode}", begin, await self.now()))
+
+    async def befall(self) -> None:
+        """Play faults until the time is up: a kill each time, and something else between two kills."""
+        others = [self.freeze, self.one_more, self.broker, self.postgres, self.resolvers, self.port_25, self.broker]
+        while time.monotonic() < self.until:
+            await self.kill()
+            await asyncio.sleep(self.chance.uniform(1, 6))
+            if time.monotonic() < self.until and self.chance.random() < 0.75:
+                fault = self.chance.choice(others)
+                self.tally.other[fault.__name__] += 1
+                self.say(fault.__name__)
+                await fault()
+
+    def say(self, text: str) -> None:
+        """Print a line with the time left."""
+        print(f"{self.until - time.monotonic():6.0f} s left  {len(self.domains):6d} minted  {text}", flush=True)
+
+
+async def run(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
+    """Soak; return the figures, with what does not hold."""
+    async with KafkaCluster(folder / "kafka") as cluster:
+        brokers.use(cluster)
+        async with Stack(folder, reply_delay_s=REPLY_S, pause_s=0.2, CT_PASS_DEADLINE_S="90", CT_DRAIN_S="5") as stack:
+            soak = Soak(stack, cluster, seed, time.monotonic() + minutes * 60)
+            for _ in range(WORKERS):
+                soak.start_worker()
+            keeping = asyncio.create_task(soak.keep_workers())
+            upstream = asyncio.create_task(soak.upstream())
+            await soak.befall()
+            await upstream
+            mended = time.monotonic()
+            soak.until = mended
+            await invariants.wait_at_rest(stack, len(soak.domains), AT_REST_S)
+            rest_s = time.monotonic() - mended
+            keeping.cancel()
+            found = await invariants.check(
+                stack, soak.domains, kills=_MOST_AGAIN, pause_s=None, before=soak.hashes, junk=soak.tally.junk
+            )
+            broken = list(found.broken)
+            for name, begin, end in soak.tally.lies:
+                rows = await soak.sql(
+                    "SELECT failure_code, count(*) AS n FROM outreach.ct_outcomes"
+                    " WHERE failure_code IN ('CT-M-NO-MX', 'CT-M-SMTP-FAIL')"
+                    " AND decided_at BETWEEN $1::timestamptz + interval '1 s' AND $2 GROUP BY failure_code",
+                    begin, end,
+                )  # fmt: skip
+                wrong = {row["failure_code"]: row["n"] for row in rows}
+                if wrong.get("CT-M-SMTP-FAIL") or (wrong and name.startswith("resolvers")):
+                    broken.append(f"{name}: {wrong} inside the fault")
+            ends = [stack.end_worker(worker) for worker in soak.workers]
+            if any(ends):
+                broken.append(f"workers ended with {ends}")
+    tally = soak.tally
+    dialogues = sum(1 for name in soak.domains.values() if name and name.partition("-")[0] in DIALOGUES)
+    return {
+        "seed": seed,
+        "minutes": minutes,
+        "companies": len(soak.domains),
+        "smtp_dialogues": dialogues,
+        "duplicates": tally.duplicates,
+        "junk": tally.junk,
+        "sigkills": len(tally.kills),
+        "sigkills_with_200_in_flight": sum(1 for n in tally.kills if n >= LEAST_IN_FLIGHT),
+        "sigkills_at_late_steps": dict(tally.late_kills),
+        "other_faults": dict(tally.other),
+        "at_rest_after_s": round(rest_s),
+        **found.figures,
+        "broken": broken,
+    }
+
+
+def main() -> int:
+    """Read the options."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak.soak", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--figures", type=Path, help="write the figures to this file, as JSON")
+    options = parser.parse_args()
+    print(f"seed {options.seed}: the same again with --seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="ct-stream-soak-") as folder:
+        figures = asyncio.run(run(options.minutes, options.seed, Path(folder)))
+    text = orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode()
+    print(text)
+    if options.figures:
+        options.figures.write_text(text + "\n")
+    return 1 if figures["broken"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
