@@ -9,7 +9,8 @@ READY := .venv/.ready
 KAFKA_READY := .kafka/.ready
 KAFKA := $(PYTHON) -m ct_stream.local.kafka_background
 # What meets a broker, tests/kafka: what only Apache Kafka can show, and tests/trouble: what takes its time.
-KAFKA_TESTS := tests/faults tests/kafka tests/trouble tests/contract tests/stream tests/ops/test_publish.py tests/ops/test_replay.py
+KAFKA_TESTS := tests/faults tests/kafka tests/trouble tests/contract tests/stream tests/ops/test_publish.py tests/ops/test_replay.py \
+	tests/ops/test_verify.py tests/ops/test_undecided.py tests/e2e/test_verify_at_work.py
 PYTEST := $(PYTHON) tools/no_orphans.py $(PYTHON) -m pytest
 
 help:  ## list the targets
