@@ -27,8 +27,8 @@ import asyncpg
 import orjson
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
-from ct_stream.local.kafka_cluster import BROKERS, KafkaCluster
 
+from ct_stream.local.kafka_cluster import BROKERS, KafkaCluster
 from ct_stream.stream.topology import SPINE_CREATED
 from tests import brokers
 from tests.faults import invariants
@@ -191,7 +191,7 @@ class Soak:
             await asyncio.sleep(0.2)
 
     async def kill(self) -> None:
-        """SIGKILL a worker with hundreds in flight; every third replacement strikes itself at a late step."""
+        """SIGKILL a worker with hundreds in flight; near half of those that take its place strike themselves."""
         victim = await self._busy()
         if victim is None:
             return
@@ -203,13 +203,16 @@ class Soak:
         self.tally.kills.append(flying)
         self.say(f"killed with {flying} in flight")
         self.hashes = [*self.hashes[-3:], await self.look()]
-        self.start_worker(self.chance.choice(LATE_STEPS) if self.chance.random() < 0.45 else "")
+        is_late = not self.late and self.chance.random() < 0.6  # one at a time: the other is there to be killed
+        self.start_worker(self.chance.choice(LATE_STEPS) if is_late else "")
 
     async def _busy(self) -> subprocess.Popen[bytes] | None:
         """Return a worker with enough in flight, once there is one."""
         deadline = time.monotonic() + 45
         while time.monotonic() < min(deadline, self.until):
             for worker in self.chance.sample(self.workers, len(self.workers)):
+                if worker.pid in self.late:
+                    continue  # it strikes itself
                 if worker.poll() is None and await self.in_flight(worker) >= LEAST_IN_FLIGHT:
                     return worker
             await asyncio.sleep(0.3)
