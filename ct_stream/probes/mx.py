@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import socket
 import weakref
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import aiodns
 import pycares
@@ -21,14 +22,14 @@ from ct_stream.gate.questions import MxAnswer, MxStatus, Trouble
 from ct_stream.probes.routable import is_routable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
 
     from ct_stream.probes.routable import Network
 
 MAX_MX_HOSTS = 5
 MAX_ADDRESSES = 2  #: per host
 _MAX_ALIASES = 8  #: followed by ourselves where a resolver gives an alias and no end
-_MAX_ASKING = 200  #: questions under way, each with one socket or two: a dead resolver must not use up descriptors
+MAX_ASKING = 200  #: questions under way, each with one socket or two: a dead resolver must not use up descriptors
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 
 # NOCHECKRESP hands SERVFAIL and REFUSED over at once: the next resolver is our choice, not c-ares'.
@@ -72,6 +73,7 @@ class _NoAnswer:
 
 
 _Records: TypeAlias = "list[pycares.DNSRecord]"
+_Answer = TypeVar("_Answer")
 
 
 class Resolver:
@@ -84,6 +86,7 @@ class Resolver:
         allowed: Iterable[Network] = (),
         timeout_s: float = 5.0,
         again_s: float = 1.5,
+        asking: int = MAX_ASKING,
     ) -> None:
         """Take `servers` as ip:port, or the system's; `allowed` networks may be connected to besides public ones.
 
@@ -96,7 +99,7 @@ class Resolver:
         self._allowed = tuple(allowed)
         self._timeout_s = timeout_s
         self._again_s = again_s
-        self._places = asyncio.Semaphore(_MAX_ASKING)
+        self._places = asyncio.Semaphore(asking)
 
     async def lookup_mx(self, domain: str) -> MxAnswer:
         """Return the hosts that accept mail for `domain`, most preferred first.
@@ -117,9 +120,7 @@ class Resolver:
         """Return at most two addresses of `host` that may be connected to, IPv4 before IPv6."""
         if not _HOST_NAME.fullmatch(host):
             return NameTrouble(trouble=Trouble.NO_ADDRESS, detail="the MX is not a host name")
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._first_answer(host, kind)) for kind in ("A", "AAAA")]
-        answers = [task.result() for task in tasks]
+        answers = await _both(self._first_answer(host, kind) for kind in ("A", "AAAA"))
         found = [address for a in answers if not isinstance(a, _NoAnswer) for address in _addresses(a)]
         routable = [address for address in found if is_routable(address, self._allowed)]
         if routable:
@@ -149,9 +150,7 @@ class Resolver:
                 wrong.append(f"{server} finds no MX of {domain} ({answer.detail or answer.status})")
                 continue
             name = f"ct-{secrets.token_hex(8)}.{domain}"
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._ask(server, name, kind)) for kind in ("MX", "A")]
-            answers = [task.result() for task in tasks]
+            answers = await _both(self._ask(server, name, kind) for kind in ("MX", "A"))
             if all(answer is MxStatus.NXDOMAIN for answer in answers):
                 works.append(server)
             elif any(isinstance(answer, _NoAnswer) for answer in answers):
@@ -224,6 +223,8 @@ class Resolver:
             code = error.args[0]
             if code in _ABSENCES:
                 return _ABSENCES[code]
+            if code == aiodns.error.ARES_ECONNREFUSED:
+                _require_a_socket()
             if code in _TROUBLES:
                 return _NoAnswer(detail=f"{_TROUBLES[code]} from {server}")
             raise
@@ -245,6 +246,21 @@ class Resolver:
         # One try: c-ares drops the answer to an earlier datagram once it has sent a later one.
         async with _Channel([server], flags=_FLAGS, timeout=self._timeout_s * 2, tries=1, lookups="b") as channel:
             return (await channel.query_dns(name, kind)).answer
+
+
+async def _both(questions: Iterable[Coroutine[Any, Any, _Answer]]) -> list[_Answer]:
+    """Put questions at once; an error of one is raised as itself, so that its caller can tell what it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(question) for question in questions]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    return [task.result() for task in tasks]
+
+
+def _require_a_socket() -> None:
+    """Raise OSError where this process cannot make a socket, which c-ares calls a refused connection."""
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
 
 
 def mx_hosts(records: Iterable[tuple[int, str]]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ exception of ours is charged to the company in Postgres and to nothing else.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 import traceback
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CLAIM_RETRY_S = 1.0
+#: What this machine has no more of: descriptors of the process or of all, buffers, memory, ports.
+_MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+_MACHINE_AGAIN_S = 5.0
 #: A recording that took longer may leave its claim (30 s) too little time for a produce (20 s).
 _FRESH_CLAIM_S = 8.0
 
@@ -116,6 +120,12 @@ class Companies:
         except asyncio.CancelledError:
             self._park_answers(origin, event_at, running)
             raise
+        except OSError as error:
+            if error.errno not in _MACHINE:
+                raise
+            # Neither the company's fault nor a bug: another company's end gives back what is missing.
+            log.warning("This machine: %s", error, extra={"action": "our_machine"})
+            result = Wait(reason=WaitReason.OUR_MACHINE, detail=f"this machine: {error}", after_s=_MACHINE_AGAIN_S)
         match result:
             case Passed() | Failed():
                 decided_at = self._ledger.now()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ct_stream.gate.questions import ControlKind
 from ct_stream.probes.controls import SmtpControl, first_success
 from ct_stream.probes.mailbox import MailboxProber
-from ct_stream.probes.mx import Resolver
+from ct_stream.probes.mx import MAX_ASKING, Resolver
 from ct_stream.probes.smtp import SmtpSettings
 
 if TYPE_CHECKING:
@@ -42,14 +42,18 @@ class Probing:
         return await self.smtp_control.smtp_control(domain, up_to_mail=True)
 
 
-def make_probing(settings: Settings) -> Probing:
-    """Return the way to the world. CT_SMTP_HELO and CT_SMTP_MAIL_FROM must be set."""
+def make_probing(settings: Settings, *, asking: int = MAX_ASKING) -> Probing:
+    """Return the way to the world, with so many DNS questions at once.
+
+    CT_SMTP_HELO and CT_SMTP_MAIL_FROM must be set.
+    """
     assert settings.smtp_helo is not None
     assert settings.smtp_mail_from is not None
     smtp = SmtpSettings(helo=settings.smtp_helo, mail_from=settings.smtp_mail_from, port=settings.smtp_port)
     resolver = Resolver(
         settings.dns_servers or None,
         allowed=[ipaddress.ip_network(cidr) for cidr in settings.smtp_allow_cidrs],
+        asking=asking,
     )
     return Probing(
         resolver=resolver,

@@ -42,6 +42,7 @@ from ct_stream.stream.position import committed_offsets, lag, next_offsets
 from ct_stream.stream.topology import SPINE_CREATED, TopologyError, check_topics
 from ct_stream.stream.waits import Scheduler
 from ct_stream.wiring.alerts import Alerts, alerting
+from ct_stream.wiring.descriptors import LEAST, Room, raise_limit, room
 from ct_stream.wiring.health import health_server
 from ct_stream.wiring.probing import Probing, make_probing
 from ct_stream.wiring.tier2 import PaidCalls
@@ -86,8 +87,8 @@ def run_worker(settings: Settings, *, first_start: bool = False) -> int:
 async def _main(settings: Settings, toolbox: Toolbox, *, first_start: bool) -> int:
     stop = StopSignals(settings.drain_s)
     stop.install()
-    worker = Worker(settings, toolbox, stop)
     try:
+        worker = Worker(settings, toolbox, stop)
         return await worker.run(first_start=first_start)
     except Refused as refusal:
         log.error("%s", refusal, extra={"action": "refused"})
@@ -151,6 +152,7 @@ class Worker:
         self._own_trouble: Wait | None = None
         self._undecided = 0
         self._spawned: set[asyncio.Task[None]] = set()
+        self._fits = self._room()
 
     async def run(self, *, first_start: bool) -> int:
         """Bring the parts up in order, work, and take them down in the opposite order."""
@@ -178,6 +180,21 @@ class Worker:
                 return self.stop.exit_code
             stack.push_async_callback(self.producer.stop)
             return await self._work(stack)
+
+    def _room(self) -> Room:
+        """Return what fits into the descriptors that the system lets us open, and say where it is less than wanted."""
+        descriptors, wanted = raise_limit(), self.settings.in_flight
+        if descriptors < LEAST:
+            raise Refused(
+                f"the system lets this process open {descriptors} files, sockets among them; a worker needs {LEAST} at "
+                "least: raise the limit (ulimit -n, LimitNOFILE, --ulimit nofile)"
+            )
+        fits = room(wanted, descriptors)
+        if fits.in_flight < wanted:
+            sentence = f"{fits.in_flight} companies in flight, not {wanted}: only {descriptors} files may be open"
+            log.warning("%s; raise the limit (ulimit -n)", sentence, extra={"action": "few_descriptors"})
+            self.health.notes["descriptors"] = sentence
+        return fits
 
     # ---------------------------------------------------------------- coming up
 
@@ -227,7 +244,7 @@ class Worker:
 
     async def _work(self, stack: AsyncExitStack) -> int:
         settings, database = self.settings, self.database
-        probing = make_probing(settings)
+        probing = make_probing(settings, asking=self._fits.asking)
         ledger = Ledger(database)
         passes = Passes(database, self.owner, self.version)
         limits = SharedLimits(database, self.owner, _limits(self.toolbox))
@@ -277,7 +294,7 @@ class Worker:
             leases=_Leases(companies, passes, limits, memory),
             controls=controls,
             ask_control=lambda kind: self._ask_control(probing, guardrails, kind),
-            most_running=max(1, settings.in_flight // 2),
+            most_running=max(1, self._fits.in_flight // 2),
         )
         # The embedded broker (the one without idempotent producers) answers a JoinGroup after half the session timeout.
         short = None if self.producer.is_idempotent else _EMBEDDED_TIMEOUT_S
@@ -332,9 +349,9 @@ class Worker:
             table=DedupeTable(app, self._partitions),
             metrics=self.metrics,
             health=self.health,
-            in_flight=self.settings.in_flight,
+            in_flight=self._fits.in_flight,
             others_running=lambda: scheduler.running,
-            may_pull=lambda: self._own_trouble is None or self._undecided < self.settings.in_flight,
+            may_pull=lambda: self._own_trouble is None or self._undecided < self._fits.in_flight,
             drain_s=self.settings.drain_s,
             on_fatal=self._fatal,
         )

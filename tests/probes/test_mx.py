@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
 from ipaddress import ip_network
@@ -130,6 +131,23 @@ async def test_a_resolver_that_is_not_there_is_unavailable() -> None:
         port = free.getsockname()[1]
     answer = await Resolver([f"127.0.0.1:{port}"], timeout_s=0.3, again_s=0.1).lookup_mx("a.example")
     assert answer.status is MxStatus.UNAVAILABLE
+
+
+async def test_a_machine_without_a_descriptor_is_no_resolver_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """c-ares calls a socket that it cannot make a refused connection, which is a company's name trouble elsewhere."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def no_more(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    asked = Resolver([f"127.0.0.1:{port}"], timeout_s=0.3, again_s=0.1)
+    monkeypatch.setattr("ct_stream.probes.mx._require_a_socket", no_more)
+    with pytest.raises(OSError, match="Too many open files"):
+        await asked.lookup_mx("a.example")
+    with pytest.raises(OSError, match="Too many open files"):
+        await asked.lookup_addresses("mx.a.example")
 
 
 async def test_servfail_is_asked_once_of_each_resolver(dns_server: DnsFactory) -> None:

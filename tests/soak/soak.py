@@ -53,6 +53,8 @@ LATE_STEPS = ("smtp done", "recording", "recorded", "published", "stamped", "ack
 DUPLICATES, JUNK = 0.02, 0.004
 AT_REST_S = 300.0
 _AGAIN_S = 0.3
+#: What a query meets while Postgres is crashed, or its pool is taken down under it.
+_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 #: A question may be put again once for each kill, freeze or void answer that its company met.
 _MOST_AGAIN = 8
 
@@ -90,7 +92,7 @@ class Soak:
         while True:
             try:
                 return list(await self.stack.admin.fetch(query, *args))
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+            except _AWAY:
                 await asyncio.sleep(_AGAIN_S)
 
     async def now(self) -> datetime:
@@ -223,7 +225,7 @@ class Soak:
         while True:
             try:
                 return dict(list((await invariants.ledger_hashes(self.stack)).items())[-3000:])
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+            except _AWAY:
                 await asyncio.sleep(_AGAIN_S)
 
     async def freeze(self) -> None:

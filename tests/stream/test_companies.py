@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -173,6 +174,15 @@ async def test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck() 
     assert parts.exceptions == 3
     assert parts.stuck == [company.outreach_id]
     assert "record" not in parts.steps, "an exception is no outcome"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL])
+async def test_a_machine_that_has_no_more_is_charged_to_nobody(number: int) -> None:
+    parts = Parts(OSError(number, "no more of it"))
+    assert await parts.companies.from_event(origin(), None) is False
+    assert parts.exceptions == 0
+    assert parts.steps[-1] == "park our_machine"
+    assert parts.parked[0].exchanges, "its answers are kept"
 
 
 async def test_a_pass_that_is_given_up_keeps_its_answers() -> None:
