@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.questions import ControlKind
@@ -18,6 +19,8 @@ from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.controls import control_wait
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from ct_stream.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class Guardrails:
         self._on_trial = False
         self._refresh_at = 0.0
         self.halted: dict[str, str] = {}  #: rail to reason, as last read
+        self.opened: dict[str, datetime] = {}  #: rail to when it was opened again, as last read
 
     async def judge(self, held: Held, domain: str, provider: str, *, is_own_server: bool) -> Wait:
         """Record a reply about us, draw what follows for all companies, and return the wait for this one."""
@@ -141,6 +145,7 @@ class Guardrails:
         self._refresh_at = time.monotonic() + _REFRESH_S
         rows = await self._database.persist("guardrails")
         self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
+        self.opened = {row["key"]: row["since"] for row in rows if row["state"] == "open"}
         self._on_trial = any(row["key"] == SMTP_RAIL and row["state"] == "trial" for row in rows)
         self._suspects |= {
             row["key"].removeprefix("provider:")
@@ -159,6 +164,49 @@ class Guardrails:
         why = f"{rows[0]['companies']} companies within 24 h and no good talk between, the last one: {reason}"
         await self.set_state(f"provider:{provider}", "closed", why, FIRST_TRY_S)
         return True
+
+
+class InputControl:
+    """May unreadable records be put on `ct.rejected`?
+
+    Not when most of the last ones are: an upstream that changed its format would empty the topic into it. A person
+    looks, and resumes the rail `input`; records from before that moment count no more, so that what lies there goes.
+    """
+
+    WINDOW = 200
+    LEAST = 50  #: records before which nothing is said
+    RAIL = "input"
+
+    def __init__(self, guardrails: Guardrails) -> None:
+        self._guardrails = guardrails
+        self._records: deque[tuple[datetime | None, bool]] = deque(maxlen=self.WINDOW)
+        self._lock = asyncio.Lock()
+
+    @property
+    def is_halted(self) -> bool:
+        """Tell if a person must look first, as last read."""
+        return self.RAIL in self._guardrails.halted
+
+    def saw(self, at: datetime | None, *, readable: bool) -> None:
+        """Count one record, with its timestamp."""
+        self._records.append((at, readable))
+
+    async def trouble(self) -> str | None:
+        """Return why an unreadable record must not be let go of now, or None."""
+        async with self._lock:
+            await self._guardrails.refresh()
+            if self.is_halted:
+                return self._guardrails.halted[self.RAIL]
+            resumed_at = self._guardrails.opened.get(self.RAIL)
+            counted = [
+                readable for at, readable in self._records if at is None or resumed_at is None or at > resumed_at
+            ]
+            unreadable = counted.count(False)
+            if len(counted) < self.LEAST or unreadable * 2 <= len(counted):
+                return None
+            reason = f"{unreadable} of the last {len(counted)} records of spine.created cannot be read"
+            await self._guardrails.set_state(self.RAIL, "halted", reason, None)
+            return reason
 
 
 class SpineControl:

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from ct_stream.stream.dedupe import DedupeTable
     from ct_stream.stream.offset_guard import OffsetGuard
     from ct_stream.stream.outbox import Producer
-    from ct_stream.stream.ports import LedgerPort
+    from ct_stream.stream.ports import InputPort, LedgerPort
 
 log = logging.getLogger(__name__)
 
 _ROOM_POLL_S = 0.05
 _LOST_ROW_RETRY_S = 5.0
+_INPUT_POLL_S = 1.0
 
 
 class GateAgent:
@@ -45,6 +46,7 @@ class GateAgent:
         producer: Producer,
         guard: OffsetGuard,
         table: DedupeTable,
+        input_control: InputPort,
         metrics: Metrics,
         health: Health,
         in_flight: int,
@@ -58,6 +60,7 @@ class GateAgent:
         self._producer = producer
         self._guard = guard
         self._table = table
+        self._input = input_control
         self._metrics = metrics
         self._health = health
         self._in_flight = in_flight
@@ -122,8 +125,11 @@ class GateAgent:
         message = cell.event.message
         match read_spine_created(message.key, message.value):
             case Unreadable() as unreadable:
+                self._input.saw(_event_at(message), readable=False)
+                await self._wait_for_a_person()
                 await self._reject(message, unreadable)
             case SpineCreated() as created:
+                self._input.saw(_event_at(message), readable=True)
                 if created.key_missing:
                     self._metrics.keyless.inc()
                 await self._company(message, created, tp)
@@ -162,6 +168,13 @@ class GateAgent:
             self._health.set("ledger", trouble)
             await asyncio.sleep(_LOST_ROW_RETRY_S)
         self._health.set("ledger", None)
+
+    async def _wait_for_a_person(self) -> None:
+        """Hold an unreadable record, un-acked, while most of them are: the topic is not emptied into ct.rejected."""
+        while True:
+            if await self._input.trouble() is None:
+                return
+            await asyncio.sleep(_INPUT_POLL_S)
 
     async def _reject(self, message: Any, unreadable: Unreadable) -> None:
         word = unreadable.reason.partition(":")[0]

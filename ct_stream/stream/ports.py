@@ -47,6 +47,16 @@ class LedgerPort(Protocol):
         """Return the ledger's epoch."""
 
 
+class InputPort(Protocol):
+    """Whether unreadable records are single ones, or all that upstream sends now."""
+
+    def saw(self, at: datetime | None, /, *, readable: bool) -> None:
+        """Count one record, with its timestamp."""
+
+    async def trouble(self) -> str | None:
+        """Return why an unreadable record must not be let go of now, or None."""
+
+
 class PassesPort(Protocol):
     """The undecided companies."""
 

@@ -25,7 +25,7 @@ from ct_stream.probes.tier2_vendors import make_vendor
 from ct_stream.probes.toolbox import Toolbox, load_toolbox
 from ct_stream.store.controls import ControlLedger, control_wait
 from ct_stream.store.database import Database
-from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, SpineControl
+from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, InputControl, SpineControl
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import Limits, SharedLimits
 from ct_stream.store.memory import DomainMemory
@@ -299,7 +299,7 @@ class Worker:
         # The embedded broker (the one without idempotent producers) answers a JoinGroup after half the session timeout.
         short = None if self.producer.is_idempotent else _EMBEDDED_TIMEOUT_S
         app = make_app(settings, session_timeout_s=short, rebalance_timeout_s=short)
-        agent = self._make_agent(app, companies, ledger_port, scheduler)
+        agent = self._make_agent(app, companies, ledger_port, scheduler, InputControl(guardrails))
         await passes.retry_stuck()
 
         background = [
@@ -334,7 +334,12 @@ class Worker:
         return self.stop.exit_code
 
     def _make_agent(
-        self, app: GateApp, companies: Companies, ledger_port: _LedgerPort, scheduler: Scheduler
+        self,
+        app: GateApp,
+        companies: Companies,
+        ledger_port: _LedgerPort,
+        scheduler: Scheduler,
+        input_control: InputControl,
     ) -> GateAgent:
         guard = OffsetGuard(
             app,
@@ -347,11 +352,14 @@ class Worker:
             producer=self.producer,
             guard=guard,
             table=DedupeTable(app, self._partitions),
+            input_control=input_control,
             metrics=self.metrics,
             health=self.health,
             in_flight=self._fits.in_flight,
             others_running=lambda: scheduler.running,
-            may_pull=lambda: self._own_trouble is None or self._undecided < self._fits.in_flight,
+            may_pull=lambda: (
+                (self._own_trouble is None or self._undecided < self._fits.in_flight) and not input_control.is_halted
+            ),
             drain_s=self.settings.drain_s,
             on_fatal=self._fatal,
         )
