@@ -46,6 +46,7 @@ from ct_stream.wiring.descriptors import LEAST, Room, raise_limit, room
 from ct_stream.wiring.health import health_server
 from ct_stream.wiring.probing import Probing, make_probing
 from ct_stream.wiring.tier2 import PaidCalls
+from ct_stream.wiring.watchdog import loop_watchdog
 from ct_stream.wiring.world import GateParts, WorkerGate
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ class Worker:
         settings, health = self.settings, self.health
         health.set("start", "starting")
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(loop_watchdog())
             try:
                 port = await stack.enter_async_context(
                     health_server(settings.web_host, settings.web_port, health, self.metrics)
