@@ -18,6 +18,7 @@ from ct_stream.gate.questions import MxAnswer, MxStatus
 from ct_stream.probes.mx import MAX_ADDRESSES, MAX_MX_HOSTS, NameTrouble, Resolver
 from ct_stream.probes.routable import is_routable
 from tests.fuzz.rounds import EXAMPLES, rounds
+from tests.probes.conftest import on_one_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,10 +77,8 @@ class Garbler(asyncio.DatagramProtocol):
         self.sent: list[tuple[bytes, bytes]] = []
 
     async def start(self) -> int:
-        loop = asyncio.get_running_loop()
-        self._tcp = await asyncio.start_server(self._talk, "127.0.0.1", 0)
+        self._udp, self._tcp = await on_one_port(lambda: self, self._talk)
         port: int = self._tcp.sockets[0].getsockname()[1]
-        self._udp, _ = await loop.create_datagram_endpoint(lambda: self, ("127.0.0.1", port))
         return port
 
     def stop(self) -> None:
