@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ct_stream.gate.questions import MxAnswer, MxStatus
 from ct_stream.probes.mx import MAX_ADDRESSES, MAX_MX_HOSTS, NameTrouble, Resolver
 from ct_stream.probes.routable import is_routable
-from tests.fuzz.rounds import EXAMPLES, rounds
+from tests.fuzz.rounds import EXAMPLES, hang_up, rounds
 from tests.probes.conftest import on_one_port
 
 if TYPE_CHECKING:
@@ -75,15 +75,16 @@ class Garbler(asyncio.DatagramProtocol):
     def __init__(self, answer: Callable[[bytes], bytes | None]) -> None:
         self._answer = answer
         self.sent: list[tuple[bytes, bytes]] = []
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def start(self) -> int:
         self._udp, self._tcp = await on_one_port(lambda: self, self._talk)
         port: int = self._tcp.sockets[0].getsockname()[1]
         return port
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         self._udp.close()
-        self._tcp.close()
+        await hang_up(self._tcp, self._writers)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         wire = self._answer(data)
@@ -92,6 +93,7 @@ class Garbler(asyncio.DatagramProtocol):
             self._udp.sendto(wire, addr)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         try:
             query = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
             wire = self._answer(query)
@@ -115,7 +117,7 @@ async def look_ups(answer: Callable[[bytes], bytes | None]) -> None:
             check_mx(mx, garbler)
             addresses = await resolver.lookup_addresses("mx1.acme.example")
     finally:
-        garbler.stop()
+        await garbler.stop()
     if not isinstance(addresses, NameTrouble):
         assert 1 <= len(addresses) <= MAX_ADDRESSES
         assert all(is_routable(str(ipaddress.ip_address(address))) for address in addresses)
