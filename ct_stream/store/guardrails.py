@@ -28,6 +28,7 @@ FIRST_TRY_S = 600.0  #: of a closed provider; doubles to 6 h
 RATE_PAUSE_S = 60.0  #: of a provider that says that we ask too fast; doubles to 6 h
 _REFRESH_S = 5.0
 SMTP_RAIL = "tool:TOOL-005"
+INPUT_RAIL = "input"
 TIER2_RAIL = "tool:TOOL-019"
 TIER2_BUDGET = "budget:TOOL-019"  #: in the log of guardrails only: the month opens it
 
@@ -47,6 +48,7 @@ class Guardrails:
         self._suspects: set[str] = set()  # providers whose next good talk is news
         self._on_trial = False
         self._refresh_at = 0.0
+        self._changes = 0
         self.halted: dict[str, str] = {}  #: rail to reason, as last read
 
     async def judge(self, held: Held, domain: str, provider: str, *, is_own_server: bool) -> Wait:
@@ -130,16 +132,20 @@ class Guardrails:
             "set_guardrail", rail, state, reason, -1.0 if next_try_s is None else next_try_s
         )
         if state == "halted":
+            self._changes += 1
             self.halted.setdefault(rail, reason)
         if rows[0]["changed"]:
             say_guardrail(rail, state, reason)
 
-    async def refresh(self) -> None:
-        """Read the table, at most every few seconds."""
-        if time.monotonic() < self._refresh_at:
+    async def refresh(self, *, now: bool = False) -> None:
+        """Read the table, at most every few seconds unless `now`."""
+        if not now and time.monotonic() < self._refresh_at:
             return
         self._refresh_at = time.monotonic() + _REFRESH_S
+        changes = self._changes
         rows = await self._database.persist("guardrails")
+        if changes != self._changes:
+            return  # halted meanwhile: what was read may be older than that
         self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
         self._on_trial = any(row["key"] == SMTP_RAIL and row["state"] == "trial" for row in rows)
         self._suspects |= {

@@ -76,6 +76,19 @@ class GateAgent:
         """Return how many events are being worked on."""
         return len(self._tasks)
 
+    @property
+    def is_draining(self) -> bool:
+        """Tell if nothing is pulled because of a rebalance or the end."""
+        return self._draining or self._stopping
+
+    def heads(self) -> dict[str, float]:
+        """Return the place of the oldest event in hand of each partition, and its arrival on the monotonic clock."""
+        return {_place(cell.event.message): cell.arrived_at for cell in self.gates.heads()}
+
+    def done(self) -> dict[int, int]:
+        """Return for each partition the offset behind its newest acked event: what a commit should say."""
+        return {event.message.partition: event.message.offset + 1 for event in self.gates.last_acked()}
+
     async def consume(self, stream: Any) -> None:
         """Take events in hand, as many as there is room for; the body of the Faust agent."""
         async for event in stream.noack().events():
@@ -198,6 +211,10 @@ class GateAgent:
     def assigned(self) -> None:
         """Pull again: partitions were assigned."""
         self._draining = False
+
+
+def _place(message: Any) -> str:
+    return f"{message.topic}[{message.partition}] offset {message.offset}"
 
 
 def _event_at(message: Any) -> datetime | None:
