@@ -50,6 +50,5 @@ async def hung_again(database: Database, within_s: float, most: int) -> str | No
     rows = await database.persist("hung_again", within_s, most)
     if not rows:
         return None
-    return (
-        f"{rows[0]['exits']} workers hung at {rows[0]['place']} within {within_s / 60:.0f} minutes: {rows[0]['reason']}"
-    )
+    times, place, reason = rows[0]["exits"], rows[0]["place"], rows[0]["reason"]
+    return f"{times} times within {within_s / 60:.0f} minutes a worker hung at {place}: {reason}"

@@ -12,6 +12,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from ct_stream.gate.events import INPUT_WINDOW, too_many_unreadable
 from ct_stream.gate.questions import ControlKind
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
@@ -27,6 +28,7 @@ HALT_AFTER_PROVIDERS = 5
 FIRST_TRY_S = 600.0  #: of a closed provider; doubles to 6 h
 RATE_PAUSE_S = 60.0  #: of a provider that says that we ask too fast; doubles to 6 h
 _REFRESH_S = 5.0
+_RESUMED_RETRY_S = 0.5
 SMTP_RAIL = "tool:TOOL-005"
 INPUT_RAIL = "input"
 TIER2_RAIL = "tool:TOOL-019"
@@ -214,3 +216,47 @@ class SpineControl:
                 await self._guardrails.set_state(self.RAIL, "halted", reason, None)
                 return reason
             return None
+
+
+class InputControl:
+    """Is it single records that cannot be read, or the input as a whole?
+
+    A wrong serializer or a producer on the wrong topic makes every record unreadable: rejecting them all would empty
+    the topic into ct.rejected. A person looks, and resumes the rail `input`; then the window starts empty.
+    """
+
+    def __init__(self, guardrails: Guardrails) -> None:
+        self._guardrails = guardrails
+        self._readable: list[bool] = []
+
+    def saw_readable(self) -> None:
+        """Count a record that could be read."""
+        if not self.is_halted():
+            self._saw(readable=True)
+
+    async def refuses_reject(self) -> str | None:
+        """Count an unreadable record; return why it must not be rejected now, or None."""
+        if self.is_halted():
+            return self._guardrails.halted[INPUT_RAIL]
+        self._saw(readable=False)
+        reason = too_many_unreadable(self._readable)
+        if reason is not None:
+            await self._guardrails.set_state(INPUT_RAIL, "halted", reason, None)
+        return reason
+
+    def is_halted(self) -> bool:
+        """Tell if nothing may be pulled until a person says so."""
+        halted = INPUT_RAIL in self._guardrails.halted
+        if halted:
+            self._readable.clear()
+        return halted
+
+    async def wait_resumed(self) -> None:
+        """Come back when it is not halted."""
+        while self.is_halted():
+            await self._guardrails.refresh()
+            await asyncio.sleep(_RESUMED_RETRY_S)
+
+    def _saw(self, *, readable: bool) -> None:
+        self._readable.append(readable)
+        del self._readable[:-INPUT_WINDOW]

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from ct_stream.stream.dedupe import DedupeTable
     from ct_stream.stream.offset_guard import OffsetGuard
     from ct_stream.stream.outbox import Producer
-    from ct_stream.stream.ports import LedgerPort
+    from ct_stream.stream.ports import InputPort, LedgerPort
 
 log = logging.getLogger(__name__)
 
 _ROOM_POLL_S = 0.05
 _LOST_ROW_RETRY_S = 5.0
+_MOST_CARRIED = 4096  #: bytes of a header that is carried through; a record too large for ct.pass would never leave
 
 
 class GateAgent:
@@ -47,6 +48,7 @@ class GateAgent:
         table: DedupeTable,
         metrics: Metrics,
         health: Health,
+        input_control: InputPort,
         in_flight: int,
         others_running: Callable[[], int],
         may_pull: Callable[[], bool],
@@ -60,6 +62,7 @@ class GateAgent:
         self._table = table
         self._metrics = metrics
         self._health = health
+        self._input = input_control
         self._in_flight = in_flight
         self._others_running = others_running  # waiting companies that went on: they are running passes too
         self._may_pull = may_pull  # not while our own way to the world is broken
@@ -111,7 +114,7 @@ class GateAgent:
             if self._draining or self._stopping:
                 return False
             running = len(self._tasks) + self._others_running()
-            free = running < self._in_flight and self.gates.has_room(tp)
+            free = running < self._in_flight and self.gates.has_room(tp) and not self._input.is_halted()
             if free and self._ledger.is_usable() and self._may_pull():
                 return True
             self._freed.clear()
@@ -137,6 +140,7 @@ class GateAgent:
             case Unreadable() as unreadable:
                 await self._reject(message, unreadable)
             case SpineCreated() as created:
+                self._input.saw_readable()
                 if created.key_missing:
                     self._metrics.keyless.inc()
                 await self._company(message, created, tp)
@@ -150,8 +154,8 @@ class GateAgent:
             partition=message.partition,
             offset=message.offset,
             correlation_id=created.correlation_id,
-            traceparent=headers.get("traceparent"),
-            correlation_header=headers.get("correlation_id"),
+            traceparent=_carried(headers, "traceparent", message),
+            correlation_header=_carried(headers, "correlation_id", message),
         )
         key, epoch = str(created.outreach_id), self._ledger.epoch()
         remembered = self._table.outcome(key, epoch)
@@ -177,6 +181,8 @@ class GateAgent:
         self._health.set("ledger", None)
 
     async def _reject(self, message: Any, unreadable: Unreadable) -> None:
+        while await self._input.refuses_reject() is not None:
+            await self._input.wait_resumed()  # un-acked until then, and then it counts anew
         word = unreadable.reason.partition(":")[0]
         self._metrics.rejected.labels(reason=word).inc()
         log.warning(
@@ -211,6 +217,15 @@ class GateAgent:
     def assigned(self) -> None:
         """Pull again: partitions were assigned."""
         self._draining = False
+
+
+def _carried(headers: dict[str, bytes | None], name: str, message: Any) -> bytes | None:
+    """Return a header that goes along to the outcome, or None where there is none, or one of absurd size."""
+    value = headers.get(name)
+    if value is None or len(value) <= _MOST_CARRIED:
+        return value
+    log.warning("%s: header %s of %d bytes is not carried through", _place(message), name, len(value))
+    return None
 
 
 def _place(message: Any) -> str:

@@ -68,6 +68,22 @@ class PassesPort(Protocol):
         """Count our bug against a company; return (exceptions so far, state)."""
 
 
+class InputPort(Protocol):
+    """Is it single records that cannot be read, or the input as a whole? A halt holds until a person resumes it."""
+
+    def saw_readable(self) -> None:
+        """Count a record that could be read."""
+
+    async def refuses_reject(self) -> str | None:
+        """Count an unreadable record; return why it must not be rejected now, or None."""
+
+    def is_halted(self) -> bool:
+        """Tell if nothing may be pulled until a person says so."""
+
+    async def wait_resumed(self) -> None:
+        """Come back when it is not halted."""
+
+
 class RunningPass(Protocol):
     """One company's way through the gate."""
 

@@ -27,7 +27,7 @@ from ct_stream.probes.toolbox import Toolbox, load_toolbox
 from ct_stream.store.controls import ControlLedger, control_wait
 from ct_stream.store.database import Database
 from ct_stream.store.exits import WATCHDOG_RAIL, Exit, hung_again, record_exit
-from ct_stream.store.guardrails import INPUT_RAIL, SMTP_RAIL, Guardrails, SpineControl
+from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, InputControl, SpineControl
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import Limits, SharedLimits
 from ct_stream.store.memory import DomainMemory
@@ -307,9 +307,10 @@ class Worker:
         # The embedded broker (the one without idempotent producers) answers a JoinGroup after half the session timeout.
         short = None if self.producer.is_idempotent else _EMBEDDED_TIMEOUT_S
         app = make_app(settings, session_timeout_s=short, rebalance_timeout_s=short)
-        agent = self._make_agent(app, companies, ledger_port, scheduler)
+        input_control = InputControl(guardrails)
+        agent = self._make_agent(app, companies, ledger_port, scheduler, input_control)
         thresholds = Thresholds.of(settings.pass_deadline_s)
-        watchdog = Watchdog(SPINE_CREATED, thresholds, self._senses(agent, guardrails))
+        watchdog = Watchdog(SPINE_CREATED, thresholds, self._senses(agent, input_control))
         watchdog.start()
         stack.callback(watchdog.stop)
         await passes.retry_stuck()
@@ -354,7 +355,12 @@ class Worker:
         return self.stop.exit_code
 
     def _make_agent(
-        self, app: GateApp, companies: Companies, ledger_port: _LedgerPort, scheduler: Scheduler
+        self,
+        app: GateApp,
+        companies: Companies,
+        ledger_port: _LedgerPort,
+        scheduler: Scheduler,
+        input_control: InputControl,
     ) -> GateAgent:
         guard = OffsetGuard(
             app,
@@ -369,6 +375,7 @@ class Worker:
             table=DedupeTable(app, self._partitions),
             metrics=self.metrics,
             health=self.health,
+            input_control=input_control,
             in_flight=self._fits.in_flight,
             others_running=lambda: scheduler.running,
             may_pull=lambda: self._own_trouble is None or self._undecided < self._fits.in_flight,
@@ -415,11 +422,11 @@ class Worker:
 
     # ---------------------------------------------------------------- watching
 
-    def _senses(self, agent: GateAgent, guardrails: Guardrails) -> Senses:
+    def _senses(self, agent: GateAgent, input_control: InputControl) -> Senses:
         """Return what the watchdog is told."""
 
         def excused() -> float:
-            if agent.is_draining or INPUT_RAIL in guardrails.halted:
+            if agent.is_draining or input_control.is_halted():
                 return time.monotonic()
             return max(self.health.troubled_until(*_EXCUSES), self.database.failed_at)
 
