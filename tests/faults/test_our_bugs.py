@@ -1,4 +1,4 @@
-"""A bug of ours costs its own company its verdict, for now; it fails nobody, and a dead process counts against nobody."""
+"""A bug of ours makes its own company stuck and fails nobody; a dead process counts against nobody."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ async def test_an_exception_makes_its_own_company_stuck_at_the_third_and_twenty_
         assert (row["outreach_id"], row["exceptions"]) == (bad[0], 3)
         assert "LookupError: no such key in info-bug0.example" in row["traceback"]
         held = await stack.admin.fetchrow("SELECT state, what_ends_it FROM outreach.ct_held")
+        assert held is not None
         assert tuple(held) == ("stuck", "a worker of another version tries it again")
         assert worker.poll() is None, "one stuck company ended the worker"
 

@@ -1,4 +1,4 @@
-"""Input that cannot be read goes to ct.rejected, one record at a time; an input that is broken as a whole goes nowhere."""
+"""Records that cannot be read go to ct.rejected; an input that is broken as a whole goes nowhere."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ POISON: dict[str, tuple[Record, str]] = {
     "long id": ((KEY, body(outreach_id=SECRET * 10_000), []), "schema"),
     "correlation id of a wrong type": ((KEY, body(correlation_id=[SECRET]), []), "schema"),
     "future version": ((KEY, body(schema_version=2), []), "schema-version"),
-    "far future version": ((KEY, body(schema_version=10**30), []), "schema"),
+    "far future version": ((KEY, body(schema_version=1e30), []), "schema"),
     "version in words": ((KEY, body(schema_version="1"), []), "schema"),
     "duplicate key": ((KEY, b'{"outreach_id":"%b","outreach_id":"%b"}' % (str(uuid.UUID(int=1)).encode(), KEY), []),
                       "duplicate-key"),
@@ -150,14 +150,13 @@ async def test_a_broken_input_stops_the_workers_until_a_person_resumes_it(tmp_pa
     """Not even a restart goes on, and a worker that waits for a person is none that hangs."""
     async with Stack(tmp_path) as stack:
         good = await stack.mint([f"info-{n}.example" for n in range(20)])
-        nonsense: list[Record] = [(str(uuid.uuid4()).encode(), b"avro\0%d" % n, []) for n in range(400)]
+        nonsense: list[Record] = [(str(uuid.uuid4()).encode(), b"avro\0%d" % n, []) for n in range(150)]
         await send(stack, nonsense)
         await stack.publish(good)
         first = stack.start_worker(prelude=LIMITS)
         assert await stack.wait_said("Guardrail input is halted", 40), stack.worker_log()[-3000:]
         rejected = await rejected_count(stack)
         assert rejected <= 70, "the topic was emptied into ct.rejected"
-        status, troubles = await readyz(stack)
         await asyncio.sleep(UNACKED_S * 1.5)
         assert first.poll() is None, f"a halted input ended the worker: {stack.worker_log()[-3000:]}"
         status, troubles = await readyz(stack)
@@ -174,23 +173,19 @@ async def test_a_broken_input_stops_the_workers_until_a_person_resumes_it(tmp_pa
         assert await committed_to(stack, 0, 0) == before
         assert second.poll() is None
 
-        resumed = 0
-        while await stack.count_decided() < len(good) and resumed < 20:
-            await stack.admin.execute("SELECT outreach.resume_guardrail('input', 'it is known garbage')")
-            resumed += 1
-            deadline = time.monotonic() + 15
-            while (
-                await stack.admin.fetchval("SELECT state FROM outreach.ct_guardrails WHERE key = 'input'") == "open"
-                and await stack.count_decided() < len(good)
-                and time.monotonic() < deadline
-            ):
-                await asyncio.sleep(0.1)
-        assert resumed >= 4, "each resume lets about 50 unreadable records through"
-        assert await committed_to(stack, 420, 30) == 420, stack.worker_log()[-3000:]
+        # Each resume lets about 50 unreadable records through, and whatever can be read.
+        resumed, deadline = 0, time.monotonic() + 60
+        resume = "SELECT outreach.resume_guardrail('input', 'it is known garbage')"
+        while await committed_to(stack, 170, 0) < 170 and time.monotonic() < deadline:
+            resumed += await stack.admin.fetchval(resume) == "halted -> open"
+            await asyncio.sleep(0.3)
+        assert await committed_to(stack, 170, 0) == 170, stack.worker_log()[-3000:]
+        assert resumed >= 2
+        assert await stack.wait_decided(20, 20) == 20
         copies: dict[tuple[bytes, bytes], set[Any]] = {}
         for record in await stack.records("ct.rejected"):
             headers = dict(record.headers)
             place = headers["ct_source_partition"], headers["ct_source_offset"]
             copies.setdefault(place, set()).add((record.key, record.value, record.headers))
-        assert len(copies) == 400, "an unreadable record was lost"
+        assert len(copies) == 150, "an unreadable record was lost"
         assert all(len(same) == 1 for same in copies.values()), "two copies of one record differ"
