@@ -1,6 +1,6 @@
 # Each target sets up what it needs, in .venv and nowhere else.
 .DEFAULT_GOAL := help
-.PHONY: help demo farm fuzz test test-mta test-kafka setup check fmt lint types imports bench up down lock clean
+.PHONY: help demo farm fuzz test test-mta test-kafka test-trouble setup check fmt lint types imports bench up down lock clean
 .PHONY: soak outages kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
 unexport PYTHONPATH PYTHONHOME
 
@@ -8,8 +8,8 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 KAFKA_READY := .kafka/.ready
 KAFKA := $(PYTHON) -m ct_stream.local.kafka_background
-# What meets a broker, tests/kafka: what only Apache Kafka can show, and tests/trouble: what takes its time.
-KAFKA_TESTS := tests/faults tests/kafka tests/trouble tests/contract tests/stream tests/ops/test_publish.py tests/ops/test_replay.py \
+# What meets a broker, and tests/kafka: what only Apache Kafka can show.
+KAFKA_TESTS := tests/faults tests/kafka tests/contract tests/stream tests/ops/test_publish.py tests/ops/test_replay.py \
 	tests/ops/test_verify.py tests/ops/test_undecided.py tests/e2e/test_verify_at_work.py
 PYTEST := $(PYTHON) tools/no_orphans.py $(PYTHON) -m pytest
 
@@ -30,6 +30,9 @@ test-kafka: $(READY) $(KAFKA_READY)  ## run on three brokers of Apache Kafka wha
 
 fuzz: $(READY)  ## send garbage to the SMTP driver and from resolvers, for FUZZ_S seconds each (300)
 	@CT_TEST_FUZZ_S=$(or $(FUZZ_S),300) $(PYTEST) --capture=no tests/fuzz
+
+test-trouble: $(READY)  ## meet troubles of our own that take their time: refusals, Postgres, poison, descriptors
+	@$(PYTEST) --numprocesses 3 --dist worksteal tests/trouble
 
 soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kafka: MINUTES=30 SEED=7
 	@$(PYTHON) -m tests.soak.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))

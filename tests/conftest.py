@@ -35,8 +35,8 @@ CREATE TABLE cl.company_identity (sovereign_id uuid PRIMARY KEY, company_name te
 """
 
 
-# Debian's mail servers, which need root (`make test-mta`), Apache Kafka, which needs Java, and troubles that take their
-# time to be met and mended (both `make test-kafka`).
+# Debian's mail servers, which need root (`make test-mta`), Apache Kafka, which needs Java (`make test-kafka`), and
+# troubles that take their time to be met and mended (`make test-trouble`).
 _ONLY_WHEN_NAMED = [Path(__file__).parent / name for name in ("mta", "kafka", "trouble")]
 
 

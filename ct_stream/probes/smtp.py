@@ -240,16 +240,17 @@ class _Wire(SMTPProtocol):
         The original takes any byte behind any three characters that `int` accepts, so that garbage could say "no such
         mailbox", and of lines that contradict each other the last.
         """
-        begin, classes = 0, set()
+        begin, codes = 0, set()
         while (end := self._buffer.find(b"\n", begin)) != -1:
             if not _REPLY_LINE.match(self._buffer, begin, end):
                 line = bytes(self._buffer[begin:end]).decode("utf-8", "surrogateescape")
                 raise SMTPResponseException(-1, f"Malformed SMTP response line: {line}")
-            classes.add(self._buffer[begin])
+            codes.add(bytes(self._buffer[begin : begin + 3]))
             if self._buffer[begin + 3 : begin + 4] != b"-":
                 break
             begin = end + 1
-        if len(classes) > 1:
+        # A yes has one code. Two codes of one class of refusals stay one reply: a block must not be missed.
+        if len(codes) > 1 and (len({code[:1] for code in codes}) > 1 or max(codes) < b"400"):
             raise SMTPResponseException(-1, "one reply with two codes")
         return super()._read_response_from_buffer()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.events import INPUT_WINDOW, too_many_unreadable
@@ -19,6 +20,8 @@ from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.controls import control_wait
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from ct_stream.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -28,9 +31,7 @@ HALT_AFTER_PROVIDERS = 5
 FIRST_TRY_S = 600.0  #: of a closed provider; doubles to 6 h
 RATE_PAUSE_S = 60.0  #: of a provider that says that we ask too fast; doubles to 6 h
 _REFRESH_S = 5.0
-_RESUMED_RETRY_S = 0.5
 SMTP_RAIL = "tool:TOOL-005"
-INPUT_RAIL = "input"
 TIER2_RAIL = "tool:TOOL-019"
 TIER2_BUDGET = "budget:TOOL-019"  #: in the log of guardrails only: the month opens it
 
@@ -52,6 +53,7 @@ class Guardrails:
         self._refresh_at = 0.0
         self._changes = 0
         self.halted: dict[str, str] = {}  #: rail to reason, as last read
+        self.opened: dict[str, datetime] = {}  #: rail to when it was opened again, as last read
 
     async def judge(self, held: Held, domain: str, provider: str, *, is_own_server: bool) -> Wait:
         """Record a reply about us, draw what follows for all companies, and return the wait for this one."""
@@ -149,6 +151,7 @@ class Guardrails:
         if changes != self._changes:
             return  # halted meanwhile: what was read may be older than that
         self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
+        self.opened = {row["key"]: row["since"] for row in rows if row["state"] == "open"}
         self._on_trial = any(row["key"] == SMTP_RAIL and row["state"] == "trial" for row in rows)
         self._suspects |= {
             row["key"].removeprefix("provider:")
@@ -167,6 +170,45 @@ class Guardrails:
         why = f"{rows[0]['companies']} companies within 24 h and no good talk between, the last one: {reason}"
         await self.set_state(f"provider:{provider}", "closed", why, FIRST_TRY_S)
         return True
+
+
+class InputControl:
+    """May unreadable records be put on `ct.rejected`?
+
+    Not when most of the last ones are: an upstream that changed its format would empty the topic into it. A person
+    looks, and resumes the rail `input`; records from before that moment count no more, so that what lies there goes.
+    """
+
+    RAIL = "input"
+
+    def __init__(self, guardrails: Guardrails) -> None:
+        self._guardrails = guardrails
+        self._records: deque[tuple[datetime | None, bool]] = deque(maxlen=INPUT_WINDOW)
+        self._lock = asyncio.Lock()
+
+    @property
+    def is_halted(self) -> bool:
+        """Tell if a person must look first, as last read."""
+        return self.RAIL in self._guardrails.halted
+
+    def saw(self, at: datetime | None, *, readable: bool) -> None:
+        """Count one record, with its timestamp."""
+        self._records.append((at, readable))
+
+    async def trouble(self) -> str | None:
+        """Return why an unreadable record must not be let go of now, or None."""
+        async with self._lock:
+            await self._guardrails.refresh()
+            if self.is_halted:
+                return self._guardrails.halted[self.RAIL]
+            resumed_at = self._guardrails.opened.get(self.RAIL)
+            counted = [
+                readable for at, readable in self._records if at is None or resumed_at is None or at > resumed_at
+            ]
+            reason = too_many_unreadable(counted)
+            if reason is not None:
+                await self._guardrails.set_state(self.RAIL, "halted", reason, None)
+            return reason
 
 
 class SpineControl:
@@ -216,47 +258,3 @@ class SpineControl:
                 await self._guardrails.set_state(self.RAIL, "halted", reason, None)
                 return reason
             return None
-
-
-class InputControl:
-    """Is it single records that cannot be read, or the input as a whole?
-
-    A wrong serializer or a producer on the wrong topic makes every record unreadable: rejecting them all would empty
-    the topic into ct.rejected. A person looks, and resumes the rail `input`; then the window starts empty.
-    """
-
-    def __init__(self, guardrails: Guardrails) -> None:
-        self._guardrails = guardrails
-        self._readable: list[bool] = []
-
-    def saw_readable(self) -> None:
-        """Count a record that could be read."""
-        if not self.is_halted():
-            self._saw(readable=True)
-
-    async def refuses_reject(self) -> str | None:
-        """Count an unreadable record; return why it must not be rejected now, or None."""
-        if self.is_halted():
-            return self._guardrails.halted[INPUT_RAIL]
-        self._saw(readable=False)
-        reason = too_many_unreadable(self._readable)
-        if reason is not None:
-            await self._guardrails.set_state(INPUT_RAIL, "halted", reason, None)
-        return reason
-
-    def is_halted(self) -> bool:
-        """Tell if nothing may be pulled until a person says so."""
-        halted = INPUT_RAIL in self._guardrails.halted
-        if halted:
-            self._readable.clear()
-        return halted
-
-    async def wait_resumed(self) -> None:
-        """Come back when it is not halted."""
-        while self.is_halted():
-            await self._guardrails.refresh()
-            await asyncio.sleep(_RESUMED_RETRY_S)
-
-    def _saw(self, *, readable: bool) -> None:
-        self._readable.append(readable)
-        del self._readable[:-INPUT_WINDOW]

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _ROOM_POLL_S = 0.05
 _LOST_ROW_RETRY_S = 5.0
+_INPUT_POLL_S = 1.0
 _MOST_CARRIED = 4096  #: bytes of a header that is carried through; a record too large for ct.pass would never leave
 
 
@@ -46,9 +47,9 @@ class GateAgent:
         producer: Producer,
         guard: OffsetGuard,
         table: DedupeTable,
+        input_control: InputPort,
         metrics: Metrics,
         health: Health,
-        input_control: InputPort,
         in_flight: int,
         others_running: Callable[[], int],
         may_pull: Callable[[], bool],
@@ -60,9 +61,9 @@ class GateAgent:
         self._producer = producer
         self._guard = guard
         self._table = table
+        self._input = input_control
         self._metrics = metrics
         self._health = health
-        self._input = input_control
         self._in_flight = in_flight
         self._others_running = others_running  # waiting companies that went on: they are running passes too
         self._may_pull = may_pull  # not while our own way to the world is broken
@@ -114,7 +115,7 @@ class GateAgent:
             if self._draining or self._stopping:
                 return False
             running = len(self._tasks) + self._others_running()
-            free = running < self._in_flight and self.gates.has_room(tp) and not self._input.is_halted()
+            free = running < self._in_flight and self.gates.has_room(tp)
             if free and self._ledger.is_usable() and self._may_pull():
                 return True
             self._freed.clear()
@@ -138,9 +139,11 @@ class GateAgent:
         message = cell.event.message
         match read_spine_created(message.key, message.value):
             case Unreadable() as unreadable:
+                self._input.saw(_event_at(message), readable=False)
+                await self._wait_for_a_person()
                 await self._reject(message, unreadable)
             case SpineCreated() as created:
-                self._input.saw_readable()
+                self._input.saw(_event_at(message), readable=True)
                 if created.key_missing:
                     self._metrics.keyless.inc()
                 await self._company(message, created, tp)
@@ -180,9 +183,14 @@ class GateAgent:
             await asyncio.sleep(_LOST_ROW_RETRY_S)
         self._health.set("ledger", None)
 
+    async def _wait_for_a_person(self) -> None:
+        """Hold an unreadable record, un-acked, while most of them are: the topic is not emptied into ct.rejected."""
+        while True:
+            if await self._input.trouble() is None:
+                return
+            await asyncio.sleep(_INPUT_POLL_S)
+
     async def _reject(self, message: Any, unreadable: Unreadable) -> None:
-        while await self._input.refuses_reject() is not None:
-            await self._input.wait_resumed()  # un-acked until then, and then it counts anew
         word = unreadable.reason.partition(":")[0]
         self._metrics.rejected.labels(reason=word).inc()
         log.warning(

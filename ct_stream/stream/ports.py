@@ -47,6 +47,16 @@ class LedgerPort(Protocol):
         """Return the ledger's epoch."""
 
 
+class InputPort(Protocol):
+    """Whether unreadable records are single ones, or all that upstream sends now."""
+
+    def saw(self, at: datetime | None, /, *, readable: bool) -> None:
+        """Count one record, with its timestamp."""
+
+    async def trouble(self) -> str | None:
+        """Return why an unreadable record must not be let go of now, or None."""
+
+
 class PassesPort(Protocol):
     """The undecided companies."""
 
@@ -66,22 +76,6 @@ class PassesPort(Protocol):
         self, origin: Origin, event_at: datetime | None, detail: str, traceback: str, /
     ) -> tuple[int, str]:
         """Count our bug against a company; return (exceptions so far, state)."""
-
-
-class InputPort(Protocol):
-    """Is it single records that cannot be read, or the input as a whole? A halt holds until a person resumes it."""
-
-    def saw_readable(self) -> None:
-        """Count a record that could be read."""
-
-    async def refuses_reject(self) -> str | None:
-        """Count an unreadable record; return why it must not be rejected now, or None."""
-
-    def is_halted(self) -> bool:
-        """Tell if nothing may be pulled until a person says so."""
-
-    async def wait_resumed(self) -> None:
-        """Come back when it is not halted."""
 
 
 class RunningPass(Protocol):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXIT_CODE = 75  #: of a process that hung; EX_TEMPFAIL of sysexits.h: to be tried again
+EXIT_CODE = 76  #: of a process that hung
 MOST_EXITS = 3  #: at one place within the window; then a worker that starts waits for a person
 #: Beyond the pass deadline, which counts only waiting for servers: the command under way when it ends (15 s), a paid
 #: call (30), the publish claim of a worker that died (30), a produce (20), an outage of Postgres that no statement has
@@ -45,7 +45,7 @@ class Thresholds:
 
     unacked_s: float  #: for an event in hand, counted without our known troubles
     commit_s: float = 150.0  #: longer than a commit's own timeout (broker_request_timeout, 90 s) and a lost session
-    blocked_s: float = 30.0  #: nothing of ours blocks the loop for a second; its companies' leases end after 20 s
+    blocked_s: float = 60.0  #: the longest step of our loop takes a tenth of a second; leases have ended after 20 s
     restart_s: float = 90.0  #: from an exit to the first event again: the group waits for the lost session (45 s)
 
     @classmethod

@@ -161,12 +161,18 @@ class Worker:
         self._undecided = 0
         self._spawned: set[asyncio.Task[None]] = set()
         self._fits = self._room()
+        self._agent: GateAgent | None = None
+        self._input_control: InputControl | None = None
+        self.thresholds = Thresholds.of(settings.pass_deadline_s)
+        self.watchdog = Watchdog(SPINE_CREATED, self.thresholds, self._senses())
 
     async def run(self, *, first_start: bool) -> int:
         """Bring the parts up in order, work, and take them down in the opposite order."""
         settings, health = self.settings, self.health
         health.set("start", "starting")
         async with AsyncExitStack() as stack:
+            self.watchdog.start()
+            stack.callback(self.watchdog.stop)
             try:
                 port = await stack.enter_async_context(
                     health_server(settings.web_host, settings.web_port, health, self.metrics)
@@ -309,10 +315,7 @@ class Worker:
         app = make_app(settings, session_timeout_s=short, rebalance_timeout_s=short)
         input_control = InputControl(guardrails)
         agent = self._make_agent(app, companies, ledger_port, scheduler, input_control)
-        thresholds = Thresholds.of(settings.pass_deadline_s)
-        watchdog = Watchdog(SPINE_CREATED, thresholds, self._senses(agent, input_control))
-        watchdog.start()
-        stack.callback(watchdog.stop)
+        self._agent, self._input_control = agent, input_control
         await passes.retry_stuck()
 
         background = [
@@ -326,10 +329,10 @@ class Worker:
         for task in background:
             task.add_done_callback(self._background_ended)
         starting = None
-        if await self._may_begin(guardrails, thresholds):
+        if await self._may_begin(guardrails):
             pulling = [
                 asyncio.create_task(scheduler.run(), name="waits"),
-                asyncio.create_task(watchdog.run(), name="watchdog"),
+                asyncio.create_task(self.watchdog.run(), name="watchdog"),
             ]
             for task in pulling:
                 task.add_done_callback(self._background_ended)
@@ -378,7 +381,9 @@ class Worker:
             input_control=input_control,
             in_flight=self._fits.in_flight,
             others_running=lambda: scheduler.running,
-            may_pull=lambda: self._own_trouble is None or self._undecided < self._fits.in_flight,
+            may_pull=lambda: (
+                (self._own_trouble is None or self._undecided < self._fits.in_flight) and not input_control.is_halted
+            ),
             drain_s=self.settings.drain_s,
             on_fatal=self._fatal,
         )
@@ -422,17 +427,18 @@ class Worker:
 
     # ---------------------------------------------------------------- watching
 
-    def _senses(self, agent: GateAgent, input_control: InputControl) -> Senses:
+    def _senses(self) -> Senses:
         """Return what the watchdog is told."""
 
         def excused() -> float:
-            if agent.is_draining or input_control.is_halted():
+            agent, control = self._agent, self._input_control
+            if agent is None or agent.is_draining or control is None or control.is_halted:
                 return time.monotonic()
             return max(self.health.troubled_until(*_EXCUSES), self.database.failed_at)
 
         return Senses(
-            heads=agent.heads,
-            done=agent.done,
+            heads=lambda: self._agent.heads() if self._agent else {},
+            done=lambda: self._agent.done() if self._agent else {},
             committed=self._committed,
             excused=excused,
             outage=self._outage,
@@ -460,13 +466,13 @@ class Worker:
             return f"Kafka does not answer: {error or type(error).__name__}"
         return None
 
-    async def _may_begin(self, guardrails: Guardrails, thresholds: Thresholds) -> bool:
+    async def _may_begin(self, guardrails: Guardrails) -> bool:
         """Wait while the rail `watchdog` is halted; False when told to stop meanwhile.
 
         It is halted here, where workers hung again and again at one place: one more restart would change nothing.
         """
         await guardrails.refresh(now=True)
-        again = await hung_again(self.database, thresholds.window_s, MOST_EXITS)
+        again = await hung_again(self.database, self.thresholds.window_s, MOST_EXITS)
         if again is not None:
             await guardrails.set_state(WATCHDOG_RAIL, "halted", again, None)
         while (reason := guardrails.halted.get(WATCHDOG_RAIL)) is not None and not self.stop.asked.is_set():

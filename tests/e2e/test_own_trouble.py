@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from typing import TYPE_CHECKING
 
-import aiohttp
 import pytest
 
 from tests.faults.harness import Stack
@@ -107,12 +105,12 @@ async def test_an_idle_worker_outlives_an_outage_of_postgres_and_says_so(tmp_pat
     async with Stack(tmp_path) as stack:
         worker = stack.start_worker()
         assert await stack.wait_said("Ready", 30)
-        assert (await readyz(stack))[0] == 200
+        assert (await stack.readyz())[0] == 200
         stack.admin.terminate()
         await stack.postgres.stop(crash=True)
         await asyncio.sleep(6)  # longer than every loop's period: each meets the outage with no company to show it
         assert worker.poll() is None, f"an outage of Postgres ended an idle worker: {stack.worker_log()[-3000:]}"
-        status, troubles = await readyz(stack)
+        status, troubles = await stack.readyz()
         assert status == 503
         assert "postgres" in troubles
         assert len(stack.worker_log().splitlines()) < 40, "the outage floods the log"
@@ -121,12 +119,5 @@ async def test_an_idle_worker_outlives_an_outage_of_postgres_and_says_so(tmp_pat
         await stack.publish(await stack.mint(["info-1.example"]))
         assert await stack.wait_decided(1, 30) == 1, stack.worker_log()[-3000:]
         await asyncio.sleep(1)
-        assert await readyz(stack) == (200, {})
+        assert await stack.readyz() == (200, {})
         assert stack.end_worker(worker) == 0
-
-
-async def readyz(stack: Stack) -> tuple[int, dict[str, str]]:
-    served = re.search(r"Health and metrics on (http://\S+)", stack.worker_log())
-    assert served is not None
-    async with aiohttp.ClientSession() as session, session.get(f"{served[1]}/readyz") as response:
-        return response.status, (await response.json())["troubles"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import asyncpg
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -165,6 +167,13 @@ class Stack:
         """Return what a worker has said."""
         number = number % len(self.workers)
         return (self.folder / f"worker-{number}.log").read_text(errors="replace")
+
+    async def readyz(self) -> tuple[int, dict[str, str]]:
+        """Return what the newest worker's /readyz answers: the status and the troubles that it names."""
+        served = re.search(r"Health and metrics on (http://\S+)", self.worker_log())
+        assert served is not None
+        async with aiohttp.ClientSession() as session, session.get(f"{served[1]}/readyz") as response:
+            return response.status, (await response.json())["troubles"]
 
     async def wait_said(self, words: str, within_s: float) -> bool:
         """Wait until the newest worker has said something, or has ended."""

@@ -25,7 +25,7 @@ from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.local_limits import NoMemory, NoSpine, Tier2Off
 from ct_stream.probes.mailbox import MailboxProber
 from ct_stream.probes.smtp import SmtpSettings
-from tests.fuzz.rounds import EXAMPLES, rounds
+from tests.fuzz.rounds import EXAMPLES, hang_up, rounds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,11 +97,13 @@ class Garbler:
 
     plays: Sequence[Sequence[bytes | None]]
     connections: int = 0
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
     after_rcpt: dict[str, list[bytes]] = field(default_factory=dict)
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         turns = list(self.plays[min(self.connections, len(self.plays) - 1)])
         self.connections += 1
+        self.writers.append(writer)
         command = b""
         try:
             while turns:
@@ -178,7 +180,7 @@ async def a_pass(plays: Sequence[Sequence[bytes | None]], refusals_wait: bool) -
         async with asyncio.timeout(END_S):
             ending = await driver.run()
     finally:
-        server.close()
+        await hang_up(server, garbler.writers)
     check(ending, driver, garbler)
 
 

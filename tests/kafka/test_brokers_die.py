@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-import aiohttp
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
@@ -44,17 +42,10 @@ async def all_acked(stack: Stack, within_s: float = 30) -> int:
         await asyncio.sleep(0.3)
 
 
-async def readyz(stack: Stack) -> tuple[int, dict[str, str]]:
-    served = re.search(r"Health and metrics on (http://\S+)", stack.worker_log())
-    assert served is not None
-    async with aiohttp.ClientSession() as session, session.get(f"{served[1]}/readyz") as response:
-        return response.status, (await response.json())["troubles"]
-
-
 async def ready_is(stack: Stack, status: int, within_s: float) -> dict[str, str]:
     """Wait until /readyz answers so; return the troubles that it names."""
     deadline = time.monotonic() + within_s
-    while (answer := await readyz(stack))[0] != status:
+    while (answer := await stack.readyz())[0] != status:
         assert time.monotonic() < deadline, f"/readyz says {answer} after {within_s:g} s: {stack.worker_log()[-2000:]}"
         await asyncio.sleep(0.3)
     return answer[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,26 @@ import pytest
 import trustme
 
 Zone: TypeAlias = dict[tuple[str, str], "list[str] | str"]
+
+
+_Talk: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def on_one_port(
+    datagrams: Callable[[], asyncio.DatagramProtocol], talk: _Talk
+) -> tuple[asyncio.DatagramTransport, asyncio.Server]:
+    """Listen over UDP and TCP on one free port: one that is free for TCP may be somebody's socket for UDP."""
+    loop = asyncio.get_running_loop()
+    while True:
+        tcp = await asyncio.start_server(talk, "127.0.0.1", 0)
+        try:
+            udp, _ = await loop.create_datagram_endpoint(datagrams, ("127.0.0.1", tcp.sockets[0].getsockname()[1]))
+        except OSError as error:
+            tcp.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return udp, tcp
 
 
 class DnsServer:
@@ -36,10 +57,8 @@ class DnsServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._tcp = await asyncio.start_server(self._serve_tcp, "127.0.0.1", 0)
+        self._udp, self._tcp = await on_one_port(lambda: _Datagrams(self), self._serve_tcp)
         self.port: int = self._tcp.sockets[0].getsockname()[1]
-        self._udp, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), ("127.0.0.1", self.port))
 
     @property
     def address(self) -> str:

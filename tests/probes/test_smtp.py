@@ -217,7 +217,9 @@ async def test_trouble_of_this_process_is_no_answer(
 # ---------------------------------------------------------------- in step
 
 
-@pytest.mark.parametrize("reply", [b"000-\n250\n", b"550-no such user\r\n250 ok\r\n", b"250-ok\r\n550 5.1.1 no\r\n"])
+@pytest.mark.parametrize(
+    "reply", [b"000-\n250\n", b"550-no such user\r\n250 ok\r\n", b"250-ok\r\n550 5.1.1 no\r\n", b"200-\n250\n"]
+)
 async def test_a_reply_that_contradicts_itself_is_no_answer(farm: MailFarm, reply: bytes) -> None:
     assert ended(await talk(farm, *farm.hello(farm.rcpt("info", reply)))) == (Stage.RCPT, Trouble.GARBLED)
 

@@ -188,7 +188,8 @@ class Soak:
                 else:
                     number = self.stack.workers.index(worker)
                     self.tally.other[f"worker ended with {code}"] += 1
-                    self.say(f"a worker ended with {code}: {self.stack.worker_log(number)[-1500:]}")
+                    said = [line for line in self.stack.worker_log(number).splitlines() if "Gate " not in line]
+                    self.say(f"a worker ended with {code}: {' | '.join(said[-8:])}")
                 self.start_worker()
             await asyncio.sleep(0.2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -236,38 +237,32 @@ async def test_the_gate_itself_cannot_resume_a_tool(database: DatabaseDsns, stat
                 await connection.execute(f"SELECT outreach.ct_set_guardrail('{SMTP_RAIL}', '{state}', 'x', NULL)")
 
 
-def records(control: InputControl, *, readable: int) -> None:
-    for _ in range(readable):
-        control.saw_readable()
-
-
-async def refusals(control: InputControl, unreadable: int) -> int:
-    return sum([await control.refuses_reject() is not None for _ in range(unreadable)])
-
-
 async def test_an_input_that_cannot_be_read_is_halted_for_all_workers_until_a_person_resumes_it(
     database: DatabaseDsns,
 ) -> None:
     async with parts(database) as p:
         one, two = InputControl(p.one), InputControl(p.two)
-        records(one, readable=30)
-        assert await refusals(one, 30) == 0
-        assert await refusals(one, 2) == 2, "31 of 61, and nothing is rejected while it is halted"
+        now = datetime.now(UTC)
+        for number in range(60):
+            one.saw(now, readable=number % 2 == 0)
+            assert await one.trouble() is None
+        one.saw(now, readable=False)
+        assert await one.trouble() == "31 of the last 61 records of spine.created cannot be read"
         assert await p.state("input") == "halted"
-        assert one.is_halted()
-        assert not two.is_halted()
-        await p.two.refresh()
-        assert two.is_halted(), "another worker, or this one after a restart"
-        assert await refusals(two, 1) == 1
+        await p.two.refresh(now=True)
+        assert two.is_halted, "another worker, or this one after a restart"
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await p.two._database.fetch("set_guardrail", "input", "open", "by itself", -1.0)
 
         assert await p.resume("input") == "halted -> open"
-        for rails in (p.one, p.two):
-            await rails.refresh(now=True)
-        assert not one.is_halted()
-        assert await refusals(one, 49) == 0, "the window did not start empty"
-        assert await refusals(one, 1) == 1
+        await p.one.refresh(now=True)
+        for _ in range(200):
+            one.saw(now, readable=False)
+        assert await one.trouble() is None, "what came before the resume counts again"
+        for number in range(50):
+            assert (await one.trouble() is None) is (number < 50)
+            one.saw(now + timedelta(minutes=1), readable=False)
+        assert await one.trouble() == "50 of the last 50 records of spine.created cannot be read"
 
 
 async def test_a_table_that_was_read_before_a_halt_does_not_undo_it(database: DatabaseDsns) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 import uuid
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import aiohttp
 import asyncpg
 import pytest
 
@@ -24,18 +22,11 @@ KINDS = ("info", "allreject", "catchall", "nxdomain")
 COMPANIES = 160
 
 
-async def readyz(stack: Stack) -> tuple[int, dict[str, str]]:
-    served = re.search(r"Health and metrics on (http://\S+)", stack.worker_log())
-    assert served is not None
-    async with aiohttp.ClientSession() as session, session.get(f"{served[1]}/readyz") as response:
-        return response.status, (await response.json())["troubles"]
-
-
 async def says(stack: Stack, part: str, within_s: float) -> str:
     """Wait until /readyz names trouble with a part; return its sentence."""
     deadline = time.monotonic() + within_s
     while True:
-        status, troubles = await readyz(stack)
+        status, troubles = await stack.readyz()
         if status == 503 and part in troubles:
             return troubles[part]
         assert time.monotonic() < deadline, f"/readyz says {status} {troubles}: {stack.worker_log()[-2000:]}"

@@ -1,16 +1,22 @@
-"""When does the watchdog bite, and when never? The decision, by a scripted clock."""
+"""When does the watchdog bite, and when never? The decision, by a scripted clock; then in a process."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ct_stream.metrics import Health
-from ct_stream.wiring.watchdog import Commits, Thresholds, Watch, describe
+from ct_stream.wiring.watchdog import EXIT_CODE, Commits, Thresholds, Watch, describe
+from tests.faults.harness import Stack
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LIMITS = Thresholds(unacked_s=100.0, commit_s=60.0, blocked_s=30.0)
 PLACE = "spine.created[3] offset 7"
@@ -175,7 +181,7 @@ def run_blocked(body: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_blocked_loop_ends_the_process_and_says_which_event_and_which_line() -> None:
     done = run_blocked("time.sleep(20)")
-    assert done.returncode == 75
+    assert done.returncode == EXIT_CODE
     assert done.stdout == "['spine.created[2] offset 41']\n"
     assert "the event loop is blocked for 0 s (at most 0.4 s) in spine.created[2] offset 41" in done.stderr
     assert "in event" in done.stderr, "no stack of the blocked thread"
@@ -186,7 +192,40 @@ def test_a_loop_that_only_waits_is_not_blocked() -> None:
     assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
 
 
-def test_a_process_that_was_stopped_has_no_blocked_loop() -> None:
-    stop = "subprocess.Popen(['sh', '-c', f'kill -STOP {os.getpid()}; sleep 1.5; kill -CONT {os.getpid()}'])"
-    done = run_blocked(f"import subprocess; child = {stop}; await asyncio.sleep(2.0); child.wait()")
-    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+QUICK = """
+from ct_stream.wiring import watchdog
+watchdog.Thresholds.of = classmethod(lambda cls, _: cls(unacked_s=600.0, blocked_s=3.0))
+"""
+BLOCKS = (
+    QUICK
+    + """
+import time
+import ct_stream.wiring.world as world
+run, passes = world.CompanyPass.run, 0
+async def block(self):
+    global passes
+    passes += 1
+    if passes == 20:
+        time.sleep(600)
+    return await run(self)
+world.CompanyPass.run = block
+"""
+)
+
+
+async def test_a_worker_whose_loop_is_blocked_ends_and_says_where_and_loses_nothing(tmp_path: Path) -> None:
+    async with Stack(tmp_path) as stack:
+        worker = stack.start_worker(prelude=BLOCKS)
+        assert await stack.wait_said("Ready", 60)
+        await stack.publish(await stack.mint([f"info-{n}.example" for n in range(40)]))
+        assert await asyncio.to_thread(worker.wait, 30) == EXIT_CODE
+        assert re.search(r"blocked for 3 s \(at most 3 s\) in spine\.created\[\d+\] offset \d+;", stack.worker_log())
+        assert "in block" in stack.worker_log(), "it does not say where"
+        frozen = stack.start_worker(prelude=QUICK)
+        assert await stack.wait_decided(40, 60) == 40, stack.worker_log()[-2000:]
+        frozen.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(5)
+        frozen.send_signal(signal.SIGCONT)
+        await stack.publish(await stack.mint(["info-again.example"]))
+        assert await stack.wait_decided(41, 60) == 41, "a process that was frozen as a whole is not blocked"
+        assert stack.end_worker(frozen) == 0

@@ -9,14 +9,13 @@ import signal
 import time
 from pathlib import Path
 
-import aiohttp
 import asyncpg
 import pytest
 
+from ct_stream.wiring.watchdog import EXIT_CODE
 from tests.brokers import kafka
 from tests.faults.harness import Stack
 
-EXIT_CODE = 75
 PASS_DEADLINE_S, UNACKED_S = 4.0, 8.0
 #: Every threshold in seconds, so that a test need not wait for minutes.
 LIMITS = f"""
@@ -63,13 +62,6 @@ async def ends(stack: Stack, within_s: float) -> int | None:
     return None
 
 
-async def readyz(stack: Stack) -> tuple[int, dict[str, str]]:
-    served = re.search(r"Health and metrics on (http://\S+)", stack.worker_log())
-    assert served is not None
-    async with aiohttp.ClientSession() as session, session.get(f"{served[1]}/readyz") as response:
-        return response.status, (await response.json())["troubles"]
-
-
 def broker_pid(stack: Stack) -> int:
     """Return the process of the stack's embedded broker: the child of ours that has its address."""
     address = f"tcp://{stack.env['CT_KAFKA_BOOTSTRAP']}"
@@ -107,7 +99,7 @@ async def test_a_blocked_loop_ends_the_worker_three_times_and_then_it_waits_for_
 
         held = stack.start_worker(prelude=BLOCKS, CT_TEST_VICTIM=str(ids[5]))
         assert await stack.wait_said("Not restarting for ever", 30), stack.worker_log()[-2000:]
-        status, troubles = await readyz(stack)
+        status, troubles = await stack.readyz()
         assert status == 503
         assert "3 times within 10 minutes a worker hung at spine.created[0] offset 5" in troubles["watchdog"]
         assert held.poll() is None
@@ -120,7 +112,7 @@ async def test_a_blocked_loop_ends_the_worker_three_times_and_then_it_waits_for_
         assert await stack.wait_said("Not restarting for ever", 30)
         await stack.admin.execute("SELECT outreach.resume_guardrail('watchdog', 'mended')")
         await decided_once(stack, 12)
-        assert (await readyz(stack)) == (200, {})
+        assert (await stack.readyz()) == (200, {})
         assert stack.end_worker(mended) == 0
 
 
@@ -182,7 +174,7 @@ async def test_neither_a_slow_server_nor_a_long_outage_of_postgres_ends_a_worker
 LOCKED = LIMITS + "\nimport ct_stream.store.database as database\ndatabase._COMMAND_TIMEOUT_S = 3.0\n"
 
 
-async def test_a_locked_ledger_ends_no_worker_though_postgres_answers(tmp_path: Path) -> None:
+async def test_a_locked_table_ends_no_worker_though_postgres_answers(tmp_path: Path) -> None:
     """It shows itself for a moment only, whenever a statement runs out of time."""
     async with Stack(tmp_path) as stack:
         worker = stack.start_worker(prelude=LOCKED)
@@ -190,7 +182,7 @@ async def test_a_locked_ledger_ends_no_worker_though_postgres_answers(tmp_path: 
         blocker = await asyncpg.connect(stack.postgres.admin_dsn)
         transaction = blocker.transaction()
         await transaction.start()
-        await blocker.execute("LOCK TABLE outreach.ct_outcomes IN ACCESS EXCLUSIVE MODE")
+        await blocker.execute("LOCK TABLE outreach.ct_passes IN ACCESS EXCLUSIVE MODE")
         await stack.publish(await stack.mint([f"info-{n}.example" for n in range(20)]))
         await asyncio.sleep(UNACKED_S * 2)
         assert worker.poll() is None, f"a lock ended the worker: {stack.worker_log()[-3000:]}"

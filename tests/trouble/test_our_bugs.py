@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.faults.harness import Stack
-from tests.faults.test_watchdog import ends
+from tests.trouble.test_watchdog import ends
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,240 @@
+"""Which fault is met by which test, and what was measured last? Writes docs/faults.md: python -m tests.faults.rows"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DOC = ROOT / "docs" / "faults.md"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One fault. Tests are `file::name` below tests/; `open` says what no test shows yet."""
+
+    fault: str
+    behaviour: str
+    tests: tuple[str, ...] = ()
+    open: str = ""
+
+
+_STEPS = "kafka/test_steps.py::test_a_kill_at_each_step_leaves_one_outcome_for_each_company"
+_OWN = "e2e/test_own_trouble.py::"
+_REFUSALS = "trouble/test_refusals.py::"
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        fault="kill -9 before the outcome is recorded",
+        behaviour="delivered again, one outcome",
+        tests=(_STEPS, "faults/test_kill.py::test_a_kill_in_mid_work_loses_nothing_and_decides_nobody_twice"),
+    ),
+    Row(
+        fault="kill -9 with a Tier-2 reservation and no answer",
+        behaviour="never paid twice, decided as without Tier-2",
+        tests=(
+            "e2e/test_tier2.py::test_a_worker_killed_in_a_paid_call_pays_once_and_its_company_is_decided_without_it",
+        ),
+    ),
+    Row(
+        fault="kill -9 inside the transaction, or the answer to COMMIT is lost",
+        behaviour="the row is read back",
+        tests=(_STEPS, "store/test_ledger.py::test_a_batch_whose_answer_was_lost_finds_that_it_has_won"),
+    ),
+    Row(fault="kill -9 between recorded and published", behaviour="published from the ledger", tests=(_STEPS,)),
+    Row(fault="kill -9 between published and stamped", behaviour="the same bytes again", tests=(_STEPS,)),
+    Row(fault="kill -9 between stamped and acked", behaviour="meets its outcome", tests=(_STEPS,)),
+    Row(
+        fault="our own bug in one company's pass",
+        behaviour="stuck after the third exception, the rest goes on",
+        tests=("stream/test_companies.py::test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck",),
+        open="that 20 stuck companies stop the worker, and that kills count against nobody, as processes",
+    ),
+    Row(
+        fault="a broker restarts, one of three dies",
+        behaviour="goes on",
+        tests=(
+            "kafka/test_brokers_die.py::test_one_of_three_brokers_dies_under_load_and_the_gate_goes_on",
+            "kafka/test_brokers_die.py::test_brokers_that_are_restarted_one_after_the_other_are_not_noticed",
+            "kafka/test_brokers_die.py::test_a_restart_of_the_whole_cluster_loses_nothing",
+        ),
+    ),
+    Row(
+        fault="two of three brokers die",
+        behaviour="outcomes wait in the ledger, not ready, nothing lost",
+        tests=("kafka/test_brokers_die.py::test_two_of_three_brokers_die_and_everything_waits_until_they_are_back",),
+    ),
+    Row(
+        fault="Postgres restarts, is slow, locked, full, read-only",
+        behaviour="nothing is acked, not ready with the reason, no FAIL",
+        tests=(
+            f"{_OWN}test_while_postgres_is_away_nothing_is_acked_and_afterwards_all_is_decided_once",
+            f"{_OWN}test_an_idle_worker_outlives_an_outage_of_postgres_and_says_so",
+            "trouble/test_postgres.py::test_a_postgres_in_trouble_fails_nobody_and_all_is_decided_after_the_repair",
+        ),
+        open="a slow Postgres, and others in trouble, for longer than 20 s",
+    ),
+    Row(
+        fault="a rebalance with work in flight; SIGSTOP, then SIGCONT",
+        behaviour="abandoned work cannot overwrite",
+        tests=(
+            "kafka/test_steps.py::test_a_frozen_worker_whose_companies_others_took_over_changes_nothing",
+            "faults/test_takeover.py::test_a_worker_that_hangs_is_replaced_and_cannot_overwrite_when_it_goes_on",
+            "faults/test_takeover.py::test_a_second_worker_takes_half_of_the_partitions_and_gives_them_back",
+        ),
+    ),
+    Row(
+        fault="two workers with one identity",
+        behaviour="does not arise: the group has no static members, and an owner's name has a random part",
+    ),
+    Row(
+        fault="duplicate events, on other partitions, at once",
+        behaviour="one outcome, nobody asked twice",
+        tests=("trouble/test_replays.py::test_one_company_on_every_partition_at_once_is_asked_and_decided_once",),
+    ),
+    Row(
+        fault="unreadable records of every kind, and a flood of them",
+        behaviour="`ct.rejected` with the reason; a flood waits for a person",
+        tests=(
+            "trouble/test_poison.py::test_unreadable_records_among_good_ones_are_put_aside_with_their_reasons",
+            "trouble/test_poison.py::"
+            "test_a_flood_of_unreadable_records_waits_for_a_person_and_is_not_emptied_into_the_rejects",
+            "stream/test_rejects.py::test_ten_thousand_headers_are_cut_and_the_record_fits_a_broker",
+        ),
+        open="a value of 1 MiB through a broker",
+    ),
+    Row(
+        fault="the group is reset to the beginning",
+        behaviour="each event meets its outcome: no probe, no publish",
+        tests=("kafka/test_reset.py::test_a_group_that_is_reset_to_the_beginning_asks_and_publishes_nothing",),
+    ),
+    Row(
+        fault="the group is reset to the end, or retention ate unread events",
+        behaviour="`ct-stream verify` shows them, `publish --undecided` sends them again",
+        tests=(
+            "kafka/test_verify.py::test_a_group_past_the_end_and_records_removed_unread_are_found",
+            "ops/test_undecided.py::test_only_old_companies_without_outcome_and_wait_are_sent",
+        ),
+    ),
+    Row(fault="the dedupe table's changelog is lost", behaviour="slower, not wrong", open="all of it"),
+    Row(
+        fault="SIGTERM with hundreds in flight",
+        behaviour="ends within CT_DRAIN_S and 5 s, exit 0; the rest comes again",
+        tests=("faults/test_recovery_race.py::test_a_signal_drains_and_ends_with_0_within_the_drain_and_5_s",),
+        open="with 5,000 in flight",
+    ),
+    Row(
+        fault="the resolvers are down, refuse, or lie",
+        behaviour="everything waits, not one FAIL",
+        tests=(f"{_OWN}test_a_broken_resolver_fails_nobody_and_everybody_is_decided_after_the_repair",),
+    ),
+    Row(
+        fault="port 25 is blocked",
+        behaviour="everything waits; dead hosts fail after the repair",
+        tests=(f"{_OWN}test_a_blocked_port_25_fails_nobody_and_everybody_is_decided_after_the_repair",),
+    ),
+    Row(
+        fault="our address is refused by all, by a provider, by one company",
+        behaviour="halt and careful resume; provider closed; that company inconclusive",
+        tests=(
+            f"{_REFUSALS}test_a_listed_address_halts_the_tool_fails_nobody_and_comes_back_one_by_one",
+            f"{_REFUSALS}test_a_provider_that_refuses_us_is_closed_and_only_its_companies_wait",
+            f"{_REFUSALS}test_a_shared_provider_that_is_silent_for_three_companies_fails_none_of_them",
+            f"{_REFUSALS}test_one_companys_own_server_that_refuses_us_concerns_that_company_only",
+            f"{_REFUSALS}test_twenty_thousand_companies_of_a_closed_provider_block_nobody",
+        ),
+    ),
+    Row(
+        fault="hostile mail servers and garbage",
+        behaviour="bounded, inconclusive",
+        tests=(
+            "fuzz/test_smtp_garbage.py::test_garbage_from_a_mail_server_ends_a_pass_and_decides_nothing",
+            "fuzz/test_dns_garbage.py::test_garbage_from_a_resolver_ends_a_look_up_and_proves_no_absence",
+        ),
+    ),
+    Row(
+        fault="Tier-2 times out, refuses, answers wrongly, or its budget is spent",
+        behaviour="the attempt stays spent; 401 halts the tool; the cap is exact",
+        tests=(
+            "e2e/test_tier2.py::test_the_vendor_decides_what_smtp_leaves_open_and_is_asked_once",
+            "e2e/test_tier2.py::"
+            "test_a_wrong_secret_halts_the_tool_and_who_has_its_attempt_waits_until_a_person_resumes_it",
+        ),
+    ),
+    Row(
+        fault="another, older, or empty database, a revoked grant",
+        behaviour="everything waits and says why",
+        tests=(
+            "trouble/test_postgres.py::test_a_ledger_that_lost_rows_makes_everything_wait_and_decides_nobody_twice",
+            "trouble/test_postgres.py::test_another_database_is_told_by_its_epoch",
+            "trouble/test_postgres.py::test_a_spine_of_strangers_is_not_believed",
+        ),
+    ),
+    Row(
+        fault="clocks jump; a month or a day ends",
+        behaviour="durations by the monotonic clock, caps by the database's",
+        tests=("store/test_limits.py::test_the_days_look_ups_end_at_midnight_utc",),
+        open="a jump of the worker's clock",
+    ),
+    Row(
+        fault="too few descriptors; no memory, no ports; a full disk for logs",
+        behaviour="companies wait",
+        tests=(
+            "trouble/test_descriptors.py::test_companies_wait_for_descriptors_and_none_is_charged_for_them",
+            "stream/test_companies.py::test_a_machine_that_has_no_more_is_charged_to_nobody",
+        ),
+        open="a full disk for logs, a limit of memory",
+    ),
+    Row(
+        fault="domain text with control characters, look-alikes, 300 characters",
+        behaviour="never reaches SMTP; NO-DOMAIN",
+        tests=("gate/test_decision_table.py::test_a_stored_domain_is_brought_to_canonical_form_or_fails_no_domain",),
+    ),
+)
+
+HEAD = """\
+# What may break, and what shows that it holds
+
+Generated from `tests/faults/rows.py` by `python -m tests.faults.rows`. Invariants are checked from outside by
+`tests/faults/invariants.py`: topics, ledger, rows, offsets, and what the mail servers were asked. In production
+`ct-stream verify` checks those that are visible there.
+
+| # | fault | what must hold | shown by | not shown |
+|---|---|---|---|---|
+"""
+
+#: What was run last, and what was seen: on two shared cores, 2026-11-24.
+MEASURED: tuple[tuple[str, str], ...] = (
+    (
+        "`make outages MINUTES=5`, 50 companies a second: port 25 refused, port 25 dropped, resolvers refused, "
+        "resolvers dropped, Postgres crashed, five minutes each",
+        "102,190 companies, each with its planned outcome, 15,331 of them dead hosts that failed after the repairs; no "
+        "NO-MX or SMTP-FAIL made by an outage; the last waiting one decided 69, 94, 114, 183 and 232 s after the "
+        "repair. Full rate 30 s after it, but not after Postgres: 11/s, with another load on the machine",
+    ),
+    (
+        "`kafka/test_limits.py`, eight workers, a cap of 1,000 sessions",
+        "1,000 counted by the servers without kills, at most 1,000 with three; no two sessions of a domain closer "
+        "than 2.0 s",
+    ),
+    (
+        "`python -m bench.verify`, one million outcomes",
+        "58 to 94 s, 219 MB at the peak, each of 18 planted kinds found and nothing else",
+    ),
+)
+
+
+def render() -> str:
+    """Return the document."""
+    lines = []
+    for number, row in enumerate(ROWS, 1):
+        tests = "<br>".join(f"`{name}`" for name in row.tests) or "-"
+        lines.append(f"| {number} | {row.fault} | {row.behaviour} | {tests} | {row.open or '-'} |\n")
+    measured = "".join(f"| {run} | {seen} |\n" for run, seen in MEASURED)
+    return (
+        f"{HEAD}{''.join(lines)}\n## Measured on 2026-11-24, two shared cores\n\n| run | seen |\n|---|---|\n{measured}"
+    )
+
+
+if __name__ == "__main__":
+    DOC.write_text(render(), encoding="utf-8")

@@ -1,0 +1,57 @@
+"""A group that is reset to the beginning: each event meets its outcome, and nobody is asked again (FAULTS 15)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from ct_stream.stream.topology import GROUP, SPINE_CREATED
+from tests.faults import invariants
+from tests.faults.harness import Stack
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KINDS = ("info", "allreject", "catchall", "nxdomain")
+COMPANIES = 80
+
+
+async def rewind(stack: Stack) -> None:
+    """Let the group stand at the beginning of every partition, as a reset to earliest does."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=stack.env["CT_KAFKA_BOOTSTRAP"], group_id=GROUP, enable_auto_commit=False
+    )
+    await consumer.start()
+    try:
+        partitions = [TopicPartition(SPINE_CREATED, partition) for partition in range(12)]
+        consumer.assign(partitions)
+        await consumer.commit(dict.fromkeys(partitions, 0))
+    finally:
+        await consumer.stop()
+
+
+async def test_a_group_that_is_reset_to_the_beginning_asks_and_publishes_nothing(tmp_path: Path) -> None:
+    async with Stack(tmp_path) as stack:
+        worker = stack.start_worker()
+        assert await stack.wait_said("Ready", 60)
+        names: list[str | None] = [f"{KINDS[n % len(KINDS)]}-{n}.example" for n in range(COMPANIES)]
+        ids = await stack.mint(names)
+        await stack.publish(ids)
+        await invariants.wait_at_rest(stack, COMPANIES, 60)
+        assert stack.end_worker(worker) == 0
+        before = await invariants.ledger_hashes(stack)
+        sessions = (await stack.farm.stats())["sessions"]
+        await rewind(stack)
+        again = stack.start_worker()
+        deadline = time.monotonic() + 60
+        while stack.worker_log().count("Already processed") < COMPANIES:
+            assert time.monotonic() < deadline, stack.worker_log()[-2000:]
+            await asyncio.sleep(0.2)
+        found = await invariants.check(stack, dict(zip(ids, names, strict=True)), pause_s=0.2, before=[before])
+        assert found.broken == [], stack.worker_log()[-2000:]
+        assert found.figures["repeats on the topics"] == 0
+        assert (await stack.farm.stats())["sessions"] == sessions, "somebody was asked again"
+        assert stack.end_worker(again) == 0
