@@ -22,13 +22,16 @@ KINDS = ("info", "allreject", "catchall", "nxdomain")
 COMPANIES = 160
 
 
-async def says(stack: Stack, part: str, within_s: float) -> str:
-    """Wait until /readyz names trouble with a part; return its sentence."""
+async def says(stack: Stack, part: str, words: str, within_s: float) -> None:
+    """Wait until /readyz names trouble with a part in these words.
+
+    Another sentence may come first: that a connection was ended is seen before where the next one leads to.
+    """
     deadline = time.monotonic() + within_s
     while True:
         status, troubles = await stack.readyz()
-        if status == 503 and part in troubles:
-            return troubles[part]
+        if status == 503 and words in troubles.get(part, ""):
+            return
         assert time.monotonic() < deadline, f"/readyz says {status} {troubles}: {stack.worker_log()[-2000:]}"
         await asyncio.sleep(0.2)
 
@@ -124,7 +127,7 @@ async def test_a_postgres_in_trouble_fails_nobody_and_all_is_decided_after_the_r
             broken_at = time.monotonic()
             await stack.publish(ids[COMPANIES // 2 :])
             if not is_ready:
-                assert "Postgres" in await says(stack, "postgres", 30)
+                await says(stack, "postgres", "Postgres", 30)
             await asyncio.sleep(max(0.0, broken_at + lasts_s - time.monotonic()))
             assert worker.poll() is None, stack.worker_log()[-3000:]
         await invariants.wait_at_rest(stack, COMPANIES, 90)
@@ -152,7 +155,7 @@ async def test_a_ledger_that_lost_rows_makes_everything_wait_and_decides_nobody_
         )
         await stack.admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'ct_gate'")
         await stack.publish(ids)
-        assert "restored from a backup" in await says(stack, "postgres", 30)
+        await says(stack, "postgres", "restored from a backup", 30)
         assert await stack.count_decided() == 20
         assert worker.poll() is None
 
@@ -166,7 +169,7 @@ async def test_another_database_is_told_by_its_epoch(tmp_path: Path) -> None:
         await stack.admin.execute("UPDATE outreach.ct_epoch SET epoch = $1", uuid.uuid4())
         await stack.admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'ct_gate'")
         await stack.publish(await stack.mint([f"info-{n}.example" for n in range(2, 12)]))
-        assert "another ledger" in await says(stack, "postgres", 30)
+        await says(stack, "postgres", "another ledger", 30)
         assert await stack.count_decided() == 1
         assert worker.poll() is None
 
@@ -178,7 +181,7 @@ async def test_a_spine_of_strangers_is_not_believed(tmp_path: Path) -> None:
         assert await stack.wait_said("Ready", 60)
         await stack.mint(["info-1.example"])
         await stack.publish([uuid.uuid4() for _ in range(60)])
-        assert "spine is halted" in await says(stack, "guardrails", 60)
+        await says(stack, "guardrails", "spine is halted", 60)
         failed = await stack.admin.fetchval("SELECT count(*) FROM outreach.ct_outcomes")
         assert failed <= 20, "more were believed than the control lets through"
         await stack.publish(await stack.mint([f"info-{n}.example" for n in range(2, 12)]))
