@@ -434,7 +434,7 @@ class Worker:
             agent, control = self._agent, self._input_control
             if agent is None or agent.is_draining or control is None or control.is_halted:
                 return time.monotonic()
-            return -1e9
+            return max(self.health.troubled_until(*_EXCUSES), self.database.failed_at)
 
         return Senses(
             heads=lambda: self._agent.heads() if self._agent else {},
