@@ -279,9 +279,10 @@ FROM outreach.ct_controls AS c WHERE c.kind = $1;
 
 -- name: begin_control
 -- One control at a time over all workers, at most one in so many seconds, and only when somebody waits for it or the
--- last one failed (nothing new is pulled then).
+-- last one failed (nothing new is pulled then). A worker that dies in one keeps it for 20 s, no longer than its other
+-- leases: meanwhile nobody would see a resolver that lies.
 UPDATE outreach.ct_controls AS c
-SET started_at = clock_timestamp(), lease_until = clock_timestamp() + interval '60 seconds'
+SET started_at = clock_timestamp(), lease_until = clock_timestamp() + interval '20 seconds'
 WHERE c.kind = $1::text AND c.lease_until < clock_timestamp()
     AND c.started_at + $2 * interval '1 second' <= clock_timestamp()
     AND (c.failed_at > c.ok_begun_at OR EXISTS (
