@@ -200,7 +200,7 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        fault="a worker hangs by a fault of its own: a blocked loop, an event that never ends, commits that stand still",
+        fault="a worker hangs by a fault of its own: its loop, an event, or its commits stand still",
         behaviour="it says where and ends with 76; three times at one place, then a person; never for an outage",
         tests=(
             _HANGS + "test_a_blocked_loop_ends_the_worker_three_times_and_then_it_waits_for_a_person",

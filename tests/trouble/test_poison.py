@@ -108,7 +108,8 @@ async def test_each_kind_of_poison_among_good_companies_is_rejected_with_its_rea
         strange = await stack.mint([*STRANGE_DOMAINS])
         records: list[Record] = [(str(i).encode(), orjson.dumps({"outreach_id": str(i)}), []) for i in good + strange]
         # A header too large for an outcome must not keep its company from being decided.
-        records[7] = (*records[7][:2], [("traceparent", b"t" * 900_000), ("correlation_id", b"import-7")])
+        records[7] = (*records[7][:2], [("traceparent", b"t" * 1_047_000), ("correlation_id", b"import-7")])
+        large = records[7]
         for number, (record, _) in enumerate(POISON.values()):
             records.insert(number * 2 + 1, record)
         places = await send(stack, records)
@@ -140,6 +141,9 @@ async def test_each_kind_of_poison_among_good_companies_is_rejected_with_its_rea
         assert {codes[company] for company in good} == {None}
         assert {codes[company] for company in strange} == {"CT-I-NO-DOMAIN"}
         assert await stack.admin.fetchval("SELECT count(*) FROM outreach.ct_passes") == 0
+        (carried,) = [dict(record.headers) for record in await stack.records("ct.pass") if record.key == large[0]]
+        assert carried["correlation_id"] == b"import-7"
+        assert "traceparent" not in carried
 
 
 async def rejected(stack: Stack) -> list[tuple[bytes, bytes]]:
