@@ -7,12 +7,17 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ct_stream.metrics import Health
+from ct_stream.probes.toolbox import load_toolbox
+from ct_stream.settings import load_settings, variable
 from ct_stream.wiring.watchdog import EXIT_CODE, Commits, Thresholds, Watch, describe
+from ct_stream.wiring.worker import StopSignals, Worker
 from tests.faults.harness import Stack
 
 if TYPE_CHECKING:
@@ -190,6 +195,36 @@ def test_a_blocked_loop_ends_the_process_and_says_which_event_and_which_line() -
 def test_a_loop_that_only_waits_is_not_blocked() -> None:
     done = run_blocked("await asyncio.sleep(1.5)")
     assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+
+
+async def test_a_worker_excuses_each_known_trouble_a_drain_and_a_halted_input() -> None:
+    """A switch that is off here would restart workers in every outage."""
+    names = {"kafka_bootstrap": "127.0.0.1:9", "postgres_dsn": "postgresql://127.0.0.1:9/none"}
+    worker = Worker(load_settings({variable(k): v for k, v in names.items()}), load_toolbox(None), StopSignals(1.0))
+    excused = worker._senses().excused
+    began = time.monotonic()
+    assert excused() >= began, "it has not begun"
+    agent = SimpleNamespace(is_draining=False)
+    control = SimpleNamespace(is_halted=False)
+    worker._agent, worker._input_control = agent, control  # type: ignore[assignment]
+    assert excused() < began
+    for part in ("postgres", "kafka", "kafka_group", "ledger"):
+        before = time.monotonic()
+        worker.health.set(part, "away")
+        assert excused() >= before, part
+        worker.health.set(part, None)
+        assert before <= excused() <= time.monotonic(), part
+    worker.health.set("control_smtp", "port 25 is blocked: companies wait, and events are acked")
+    now = time.monotonic()
+    assert excused() < now
+    worker.database.failed_at = now + 1
+    assert excused() == now + 1, "a lock shows itself for a moment only"
+    for held in (agent, control):
+        name = next(iter(vars(held)))
+        setattr(held, name, True)
+        worker.database.failed_at = 0.0
+        assert excused() >= now
+        setattr(held, name, False)
 
 
 QUICK = """
