@@ -126,7 +126,7 @@ class Guardrails:
             await self.set_state(f"provider:{provider}", "open", "talks normally again", None)
         if self._on_trial and (await self._database.persist("end_trial"))[0]["opened"]:
             self._on_trial = False
-            log.info("Guardrail %s is open", SMTP_RAIL, extra={"action": "guardrail", "rail": SMTP_RAIL})
+            say_guardrail(SMTP_RAIL, "open", "three providers have talked normally")
 
     async def set_state(self, rail: str, state: str, reason: str, next_try_s: float | None) -> None:
         """Pause, close, halt or open a guardrail; a change is logged as an alert."""

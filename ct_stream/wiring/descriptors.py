@@ -9,9 +9,10 @@ from __future__ import annotations
 import resource
 from dataclasses import dataclass
 
+from ct_stream.probes.mx import MAX_ASKING
+
 LEAST = 192  #: descriptors without which a worker does not start
 _RESERVED = 128  #: Kafka, Postgres, the page, Python's own files; about 60 are open at rest
-_MOST_ASKING = 200  #: DNS questions under way, each with two sockets at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,7 @@ class Room:
 
 def room(wanted: int, descriptors: int) -> Room:
     """Return how many of the wanted running passes fit, each with a session and another one that still says QUIT."""
-    asking = max(1, min(_MOST_ASKING, (descriptors - _RESERVED) // 8))
+    asking = max(1, min(MAX_ASKING, (descriptors - _RESERVED) // 8))
     return Room(in_flight=max(1, min(wanted, (descriptors - _RESERVED - 2 * asking) // 2)), asking=asking)
 
 

@@ -308,8 +308,10 @@ class CompanyPass:
     async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
         """Return a proof that was begun after this pass's last failed answer."""
         answer = await self._parts.controls.confirm(kind, None if self._is_fresh() else self._failed_at)
+        if isinstance(answer, Wait) or kind is not ControlKind.SMTP:
+            return answer
         provider = self._silent_provider()
-        if isinstance(answer, Wait) or kind is not ControlKind.SMTP or provider is None:
+        if provider is None:
             return answer
         assert self._failed_at is not None  # a proof was begun after it
         age_s = (self._parts.now() - self._failed_at).total_seconds()
@@ -321,11 +323,12 @@ class CompanyPass:
         for exchange in self._driver.exchanges:
             if not isinstance(exchange.answer, MailboxAnswer):
                 continue
+            domain = exchange.asked.rpartition("@")[2]
             for attempt in exchange.answer.attempts:
                 if attempt.reply is not None or attempt.stage not in (Stage.CONNECT, Stage.BANNER):
                     return None
-                if attempt.ip and not is_own_server(attempt.host, exchange.asked.rpartition("@")[2]):
-                    silent.add(provider_of(attempt.host, exchange.asked.rpartition("@")[2]))
+                if attempt.ip and not is_own_server(attempt.host, domain):
+                    silent.add(provider_of(attempt.host, domain))
         return min(silent, default=None)
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:

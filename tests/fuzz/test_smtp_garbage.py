@@ -12,10 +12,11 @@ import orjson
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench.loop import NoLimits
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.middle_stage import middle_stage
 from ct_stream.gate.patterns import ProbeName
-from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, MxAnswer, MxStatus
+from ct_stream.gate.questions import MailboxAnswer, MxAnswer, MxStatus
 from ct_stream.gate.replies import Stage
 from ct_stream.gate.rules import Rules
 from ct_stream.gate.transcript import from_json, to_json
@@ -128,7 +129,7 @@ class Garbler:
 # ---------------------------------------------------------------- the rest of the world
 
 
-class Around:
+class Around(NoLimits):
     """Everything but the mail server: always at hand, and a refusal of us may be anybody's."""
 
     def __init__(self, refusals_wait: bool) -> None:
@@ -139,24 +140,6 @@ class Around:
 
     async def lookup_addresses(self, host: str) -> tuple[str, ...] | NameTrouble:  # noqa: ARG002
         return ("127.0.0.1",)
-
-    async def mx_lookup(self) -> Wait | None:
-        return None
-
-    async def begin_probe(self, domain: str, provider: str) -> Around | Wait:  # noqa: ARG002
-        return self
-
-    async def next_session(self) -> Wait | None:
-        return None
-
-    def session_ended(self) -> None:
-        return None
-
-    async def release(self, *, greeted: bool, refused: Held | None) -> None:  # noqa: ARG002
-        return None
-
-    async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
-        return ControlAnswer(detail=f"{kind} works")
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:  # noqa: ARG002
         return Wait(reason=WaitReason.REFUSED, detail="scripted") if self._refusals_wait else None
