@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+from math import inf
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -48,13 +50,21 @@ class Health:
 
     troubles: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)  #: worth saying, and no trouble
+    _ended_at: dict[str, float] = field(default_factory=dict)
 
     def set(self, part: str, trouble: str | None) -> None:
         """Say what is wrong with `part`, or that nothing is."""
         if trouble is None:
-            self.troubles.pop(part, None)
+            if self.troubles.pop(part, None) is not None:
+                self._ended_at[part] = time.monotonic()
         else:
             self.troubles[part] = trouble
+
+    def troubled_until(self, *parts: str) -> float:
+        """Return until when one of these parts was in trouble: now, a moment of the monotonic clock, or -inf."""
+        if any(part in self.troubles for part in parts):
+            return time.monotonic()
+        return max((self._ended_at.get(part, -inf) for part in parts), default=-inf)
 
     @property
     def is_ready(self) -> bool:

@@ -182,7 +182,7 @@ def _guardrails(main: click.Group) -> None:
     @click.argument("key")
     @click.option("--reason", required=True, help="Why it may be used again; kept in the log.")
     def resume(key: str, reason: str) -> None:
-        """Open a paused, closed or halted guardrail: a tool, provider:NAME, or spine.
+        """Open a paused, closed or halted guardrail: a tool, provider:NAME, spine, input or watchdog.
 
         Your login and the reason are kept; evidence so far is void. TOOL-005 comes back carefully: one company at a
         time until three providers have talked normally.

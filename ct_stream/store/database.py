@@ -11,6 +11,7 @@ import logging
 import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
@@ -46,6 +47,7 @@ class Database:
         self._clock_base: tuple[datetime, float] | None = None
         self._retry_s = _RETRY_FIRST_S
         self._probe_lock = asyncio.Lock()
+        self.failed_at = -inf  #: when a statement last met an outage, by the monotonic clock, however short it was
         self.trouble: str | None = "not connected to Postgres yet"  #: why nothing is written now; None: all is well
 
     # ---------------------------------------------------------------- state
@@ -94,6 +96,7 @@ class Database:
 
     async def retrying(self, what: str, error: BaseException) -> None:
         """Note an outage, and come back when the database looks usable again. Never gives up."""
+        self.failed_at = time.monotonic()
         sentence = f"Postgres: {_sentence(error)}"
         if self.trouble != sentence:
             log.warning("%s (%s waits)", sentence, what, extra={"action": "postgres_down", "what": what})

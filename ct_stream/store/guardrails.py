@@ -13,6 +13,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from ct_stream.gate.events import INPUT_WINDOW, too_many_unreadable
 from ct_stream.gate.questions import ControlKind
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
@@ -50,6 +51,7 @@ class Guardrails:
         self._suspects: set[str] = set()  # providers whose next good talk is news
         self._on_trial = False
         self._refresh_at = 0.0
+        self._changes = 0
         self.halted: dict[str, str] = {}  #: rail to reason, as last read
         self.opened: dict[str, datetime] = {}  #: rail to when it was opened again, as last read
 
@@ -134,16 +136,20 @@ class Guardrails:
             "set_guardrail", rail, state, reason, -1.0 if next_try_s is None else next_try_s
         )
         if state == "halted":
+            self._changes += 1
             self.halted.setdefault(rail, reason)
         if rows[0]["changed"]:
             say_guardrail(rail, state, reason)
 
-    async def refresh(self) -> None:
-        """Read the table, at most every few seconds."""
-        if time.monotonic() < self._refresh_at:
+    async def refresh(self, *, now: bool = False) -> None:
+        """Read the table, at most every few seconds unless `now`."""
+        if not now and time.monotonic() < self._refresh_at:
             return
         self._refresh_at = time.monotonic() + _REFRESH_S
+        changes = self._changes
         rows = await self._database.persist("guardrails")
+        if changes != self._changes:
+            return  # halted meanwhile: what was read may be older than that
         self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
         self.opened = {row["key"]: row["since"] for row in rows if row["state"] == "open"}
         self._on_trial = any(row["key"] == SMTP_RAIL and row["state"] == "trial" for row in rows)
@@ -173,13 +179,11 @@ class InputControl:
     looks, and resumes the rail `input`; records from before that moment count no more, so that what lies there goes.
     """
 
-    WINDOW = 200
-    LEAST = 50  #: records before which nothing is said
     RAIL = "input"
 
     def __init__(self, guardrails: Guardrails) -> None:
         self._guardrails = guardrails
-        self._records: deque[tuple[datetime | None, bool]] = deque(maxlen=self.WINDOW)
+        self._records: deque[tuple[datetime | None, bool]] = deque(maxlen=INPUT_WINDOW)
         self._lock = asyncio.Lock()
 
     @property
@@ -201,11 +205,9 @@ class InputControl:
             counted = [
                 readable for at, readable in self._records if at is None or resumed_at is None or at > resumed_at
             ]
-            unreadable = counted.count(False)
-            if len(counted) < self.LEAST or unreadable * 2 <= len(counted):
-                return None
-            reason = f"{unreadable} of the last {len(counted)} records of spine.created cannot be read"
-            await self._guardrails.set_state(self.RAIL, "halted", reason, None)
+            reason = too_many_unreadable(counted)
+            if reason is not None:
+                await self._guardrails.set_state(self.RAIL, "halted", reason, None)
             return reason
 
 

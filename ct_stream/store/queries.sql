@@ -382,6 +382,20 @@ SELECT outreach.ct_end_trial() AS opened;
 SELECT g.key, g.state, g.reason, g.since, g.next_try_at, g.tries, g.changed_by
 FROM outreach.ct_guardrails AS g ORDER BY g.key;
 
+-- name: record_exit
+-- The end of a worker that hung, and where.
+INSERT INTO outreach.ct_watchdog_exits (places, reason, worker, worker_version) VALUES ($1, $2, $3, $4);
+
+-- name: hung_again
+-- The place where most workers hung within $1 s, if $2 or more did since a person resumed the rail `watchdog`.
+SELECT p.place, count(*) AS exits, (array_agg(e.reason ORDER BY e.at DESC))[1] AS reason
+FROM outreach.ct_watchdog_exits AS e CROSS JOIN LATERAL unnest(e.places) AS p (place)
+WHERE e.at > clock_timestamp() - make_interval(secs => $1::float8)
+    AND e.at > coalesce(
+        (SELECT g.since FROM outreach.ct_guardrails AS g WHERE g.key = 'watchdog' AND g.state = 'open'), '-infinity'
+    )
+GROUP BY p.place HAVING count(*) >= $2::integer ORDER BY exits DESC, p.place LIMIT 1;
+
 -- name: spine_control
 -- May a missing row be believed? A primary, no row security in the way, and a spine that holds companies at all.
 SELECT pg_is_in_recovery() AS in_recovery,

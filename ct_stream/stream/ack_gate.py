@@ -38,6 +38,7 @@ class AckGates(Generic[Event]):
     def __init__(self, most_unacked: int = 20_000) -> None:
         self.most_unacked = most_unacked  #: a partition
         self._queues: dict[object, deque[Cell[Event]]] = {}
+        self._last_acked: dict[object, Event] = {}
         self._generation = 0
 
     def has_room(self, partition: object) -> bool:
@@ -61,7 +62,9 @@ class AckGates(Generic[Event]):
         queue = self._queues[partition]
         acked = 0
         while queue and queue[0].is_done:
-            queue.popleft().event.ack()
+            event = queue.popleft().event
+            event.ack()
+            self._last_acked[partition] = event
             acked += 1
         return acked
 
@@ -69,6 +72,15 @@ class AckGates(Generic[Event]):
         """Forget everything: the partitions are revoked, and what was not acked will come again."""
         self._generation += 1
         self._queues.clear()
+        self._last_acked.clear()
+
+    def heads(self) -> list[Cell[Event]]:
+        """Return the oldest event in hand of each partition."""
+        return [queue[0] for queue in list(self._queues.values()) if queue]
+
+    def last_acked(self) -> list[Event]:
+        """Return the newest acked event of each partition."""
+        return list(self._last_acked.values())
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))

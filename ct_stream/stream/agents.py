@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _ROOM_POLL_S = 0.05
 _LOST_ROW_RETRY_S = 5.0
 _INPUT_POLL_S = 1.0
+_MOST_CARRIED = 4096  #: bytes of a header that is carried through; a record too large for ct.pass would never leave
 
 
 class GateAgent:
@@ -78,6 +79,19 @@ class GateAgent:
     def running(self) -> int:
         """Return how many events are being worked on."""
         return len(self._tasks)
+
+    @property
+    def is_draining(self) -> bool:
+        """Tell if nothing is pulled because of a rebalance or the end."""
+        return self._draining or self._stopping
+
+    def heads(self) -> dict[str, float]:
+        """Return the place of the oldest event in hand of each partition, and its arrival on the monotonic clock."""
+        return {_place(cell.event.message): cell.arrived_at for cell in self.gates.heads()}
+
+    def done(self) -> dict[int, int]:
+        """Return for each partition the offset behind its newest acked event: what a commit should say."""
+        return {event.message.partition: event.message.offset + 1 for event in self.gates.last_acked()}
 
     async def consume(self, stream: Any) -> None:
         """Take events in hand, as many as there is room for; the body of the Faust agent."""
@@ -143,8 +157,8 @@ class GateAgent:
             partition=message.partition,
             offset=message.offset,
             correlation_id=created.correlation_id,
-            traceparent=headers.get("traceparent"),
-            correlation_header=headers.get("correlation_id"),
+            traceparent=_carried(headers, "traceparent", message),
+            correlation_header=_carried(headers, "correlation_id", message),
         )
         key, epoch = str(created.outreach_id), self._ledger.epoch()
         remembered = self._table.outcome(key, epoch)
@@ -211,6 +225,19 @@ class GateAgent:
     def assigned(self) -> None:
         """Pull again: partitions were assigned."""
         self._draining = False
+
+
+def _carried(headers: dict[str, bytes | None], name: str, message: Any) -> bytes | None:
+    """Return a header that goes along to the outcome, or None where there is none, or one of absurd size."""
+    value = headers.get(name)
+    if value is None or len(value) <= _MOST_CARRIED:
+        return value
+    log.warning("%s: header %s of %d bytes is not carried through", _place(message), name, len(value))
+    return None
+
+
+def _place(message: Any) -> str:
+    return f"{message.topic}[{message.partition}] offset {message.offset}"
 
 
 def _event_at(message: Any) -> datetime | None:

@@ -11,7 +11,9 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     IncompatibleBrokerVersion,
     KafkaError,
+    MessageSizeTooLargeError,
     NodeNotReadyError,
+    RecordListTooLargeError,
     RequestTimedOutError,
     UnsupportedVersionError,
     for_code,
@@ -37,6 +39,10 @@ _PRODUCER_ID_S = 5.0
 _SWEEP_EVERY_S = 2.0
 _SWEEP_MANY = 200
 _MAX_REQUEST = 1024 * 1024 + 64 * 1024
+
+
+class RecordTooLarge(Exception):
+    """The broker, or the topic, will never take a record of this size: poison, no outage."""
 
 
 class Producer:
@@ -82,12 +88,26 @@ class Producer:
             await future
 
     async def deliver(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]],
+        *,
+        even_if_too_large: bool = False,
     ) -> None:
-        """Send one record, again and again until the broker has it."""
+        """Send one record, again and again until the broker has it.
+
+        Raises RecordTooLarge when it never will, unless the caller has nothing smaller to send.
+        """
         while True:
             try:
                 await self.send(topic, key, value, headers)
+            except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+                if not even_if_too_large:
+                    raise RecordTooLarge(str(error) or type(error).__name__) from error
+                self.note_failure(error)
+                await asyncio.sleep(_RETRY_S)
             except (KafkaError, TimeoutError, OSError) as error:
                 self.note_failure(error)
                 await asyncio.sleep(_RETRY_S)

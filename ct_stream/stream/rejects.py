@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING, Any
 
+from ct_stream.stream.outbox import RecordTooLarge
 from ct_stream.stream.topology import CT_REJECTED
 
 if TYPE_CHECKING:
     from ct_stream.stream.outbox import Producer
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 512 * 1024
 MAX_HEADERS = 64
@@ -16,15 +20,17 @@ MAX_HEADERS = 64
 _MAX_HEADER_BYTES = 4096
 _MAX_KEY_BYTES = 4096
 _MAX_NAME = 249
+#: Bytes of the value and headers of the original that are kept: less each time the broker finds the record too large.
+_KEPT = ((MAX_BYTES, MAX_HEADERS), (64 * 1024, 8), (4 * 1024, 0), (0, 0))
 
 
-def rejected_headers(message: Any, reason: str) -> list[tuple[str, bytes]]:
-    """Return the original's first headers and ours, which say why, from where, and what it was whole."""
+def rejected_headers(
+    message: Any, reason: str, *, max_bytes: int = MAX_BYTES, max_headers: int = MAX_HEADERS
+) -> list[tuple[str, bytes]]:
+    """Return the original's first headers and ours, which say why, from where, what it was whole, and what is kept."""
     value = message.value or b""
-    original = [
-        (name[:_MAX_NAME], (data or b"")[:_MAX_HEADER_BYTES])
-        for name, data in header_pairs(message.headers)[:MAX_HEADERS]
-    ]
+    headers = header_pairs(message.headers)
+    original = [(name[:_MAX_NAME], (data or b"")[:_MAX_HEADER_BYTES]) for name, data in headers[:max_headers]]
     return [
         *original,
         ("ct_reject_reason", reason.encode("utf-8", "replace")),
@@ -33,6 +39,8 @@ def rejected_headers(message: Any, reason: str) -> list[tuple[str, bytes]]:
         ("ct_source_offset", str(message.offset).encode()),
         ("ct_original_size", str(len(value)).encode()),
         ("ct_original_sha256", hashlib.sha256(value).hexdigest().encode()),
+        ("ct_original_headers", str(len(headers)).encode()),
+        ("ct_kept_size", str(min(len(value), max_bytes)).encode()),
     ]
 
 
@@ -44,9 +52,19 @@ def header_pairs(headers: Any) -> list[tuple[str, bytes | None]]:
 
 
 async def reject(producer: Producer, message: Any, reason: str) -> None:
-    """Send a record to `ct.rejected`, and come back when the broker has it, however long that takes."""
-    value = message.value
-    key = message.key[:_MAX_KEY_BYTES] if message.key is not None else None
-    await producer.deliver(
-        CT_REJECTED, key, value[:MAX_BYTES] if value is not None else None, rejected_headers(message, reason)
-    )
+    """Send a record to `ct.rejected`, and come back when the broker has it, however long that takes.
+
+    A topic whose max.message.bytes is small gets less of the original, so that no record holds up its partition.
+    """
+    for max_bytes, max_headers in _KEPT:
+        key = message.key[: min(_MAX_KEY_BYTES, max_bytes)] if message.key is not None else None
+        value = message.value[:max_bytes] if message.value is not None else None
+        headers = rejected_headers(message, reason, max_bytes=max_bytes, max_headers=max_headers)
+        try:
+            await producer.deliver(CT_REJECTED, key, value, headers)
+        except RecordTooLarge as error:
+            log.warning("%s takes no record of %d bytes: %s", CT_REJECTED, max_bytes, error)
+        else:
+            return
+    # Not even its place fits (about 500 bytes). That is the topic's fault: it waits like for a broker that is away.
+    await producer.deliver(CT_REJECTED, None, None, headers, even_if_too_large=True)

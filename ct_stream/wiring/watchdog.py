@@ -1,77 +1,326 @@
-"""Does the event loop still turn? A thread looks, and ends the process when it does not, for its supervisor to restart.
+"""Does this worker still get on? When it hangs by a fault of its own it says where, and ends for its supervisor.
 
-A blocked loop renews no lease, answers no health check and acks nothing, and nothing inside it can notice. What the
-process leaves is what a crash leaves: un-acked events come again, leases run out.
+Three things are watched: the oldest un-acked event, commits that stand still while there is something to commit, and
+the event loop (by a thread, for a blocked loop cannot watch itself). An outage of Postgres or Kafka, a drain and a halt
+of the input are no hanging: while one lasts, no time counts, and after it all times begin anew (ADR-CT-IMO-022).
+
+It ends by os._exit, without a commit: what is not acked comes again. Three such ends at one place stop the restarts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import faulthandler
+import logging
 import os
 import sys
 import threading
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+import time
+from collections import Counter
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-EXIT_CODE = 76  #: of a process whose event loop was blocked
-#: A minute. The longest thing that our loop does in one step takes about a tenth of a second, and a lease runs out
-#: after 20 s: what it held has long gone to others.
-TICKS = 60
-TICK_S = 1.0
+log = logging.getLogger(__name__)
+
+EXIT_CODE = 76  #: of a process that hung
+MOST_EXITS = 3  #: at one place within the window; then a worker that starts waits for a person
+#: Beyond the pass deadline, which counts only waiting for servers: the command under way when it ends (15 s), a paid
+#: call (30), the publish claim of a worker that died (30), a produce (20), an outage of Postgres that no statement has
+#: met yet (25), and rates and slow statements (30).
+_UNACKED_SLACK_S = 150.0
+_LOOK_EVERY_S = 1.0
+_RECORD_TIMEOUT_S = 6.0
+_LAST_WORDS_S = 12.0  #: a log that takes nothing must not keep a hung process alive
+_MOST_DUMP = 48_000  #: characters
+_MOST_FRAMES = 40
 
 
-@asynccontextmanager
-async def loop_watchdog(
-    *, ticks: int | None = None, tick_s: float = TICK_S, bite: Callable[[float], None] | None = None
-) -> AsyncIterator[None]:
-    """Watch the running loop for as long as the block lasts; `bite` is called with the seconds that it stood still.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """How long is too long? In seconds."""
 
-    Counted in ticks of the watching thread, not by a clock: a process that was frozen as a whole (SIGSTOP, a suspended
-    machine) has missed none.
+    unacked_s: float  #: for an event in hand, counted without our known troubles
+    commit_s: float = 150.0  #: longer than a commit's own timeout (broker_request_timeout, 90 s) and a lost session
+    blocked_s: float = 60.0  #: the longest step of our loop takes a tenth of a second; leases have ended after 20 s
+    restart_s: float = 90.0  #: from an exit to the first event again: the group waits for the lost session (45 s)
+
+    @classmethod
+    def of(cls, pass_deadline_s: float) -> Thresholds:
+        """Return those of a worker with this pass deadline: 240 s un-acked by default."""
+        return cls(unacked_s=pass_deadline_s + _UNACKED_SLACK_S)
+
+    @property
+    def window_s(self) -> float:
+        """Return within which time three exits count: long enough for the slowest kind to come three times."""
+        return max(600.0, 2 * (max(self.unacked_s, self.commit_s) + self.restart_s))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hang:
+    """Why the process should end, and where it hangs: `topic[partition] offset n`, or a waiting company."""
+
+    reason: str
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commits:
+    """How far a partition is done here, and how far the broker knows it."""
+
+    done: int
+    committed: int
+
+
+class Watch:
+    """Decides from what is seen; moments are seconds of one monotonic clock."""
+
+    def __init__(self, thresholds: Thresholds) -> None:
+        self._thresholds = thresholds
+        self._calm_since = -inf
+        self._looked_at: float | None = None
+        self._due: dict[str, tuple[int, float]] = {}  # partition to (committed, standing there since)
+
+    def excuse(self, until: float) -> None:
+        """Count no time before `until`."""
+        self._calm_since = max(self._calm_since, until)
+
+    def look(self, at: float, heads: Mapping[str, float]) -> Hang | None:
+        """Judge the oldest event in hand of each partition: its place, and when it arrived."""
+        if self._looked_at is not None and at - self._looked_at > self._thresholds.blocked_s:
+            self.excuse(at)  # longer than any block that is let live: the process itself was stopped
+        self._looked_at = at
+        limit = self._thresholds.unacked_s
+        ages = {place: at - max(arrived, self._calm_since) for place, arrived in heads.items()}
+        hung = sorted((place for place, age in ages.items() if age > limit), key=lambda place: -ages[place])
+        if not hung:
+            return None
+        reason = f"{hung[0]} is in hand for {ages[hung[0]]:.0f} s and not acked (at most {limit:g} s)"
+        return Hang(reason=reason, places=tuple(hung))
+
+    def look_at_commits(self, at: float, commits: Mapping[str, Commits]) -> Hang | None:
+        """Judge how far each partition is done and committed."""
+        self._due = {
+            partition: self._due[partition]
+            if partition in self._due and self._due[partition][0] == seen.committed
+            else (seen.committed, at)
+            for partition, seen in commits.items()
+            if seen.done > seen.committed
+        }
+        limit = self._thresholds.commit_s
+        standing = {partition: at - max(since, self._calm_since) for partition, (_, since) in self._due.items()}
+        hung = [partition for partition, age in standing.items() if age > limit]
+        if not hung:
+            return None
+        places = tuple(f"{partition} offset {self._due[partition][0]}" for partition in hung)
+        done = commits[hung[0]].done
+        reason = f"no commit for {standing[hung[0]]:.0f} s: {hung[0]} is done up to {done}, the group stands at "
+        return Hang(reason=f"{reason}{self._due[hung[0]][0]} (at most {limit:g} s)", places=places)
+
+
+class LoopGuard:
+    """A thread that sees whether the loop still turns.
+
+    It counts the ticks that it lives through itself: a process that was stopped (SIGSTOP, a frozen machine) is not
+    blocked. A thread cannot see code that holds the interpreter's lock for ever; /livez can, since nobody answers it.
     """
-    watch = _Watch(TICKS if ticks is None else ticks, tick_s, bite or _exit_now)
-    beating = asyncio.create_task(watch.beat(), name="watchdog")
-    thread = threading.Thread(target=watch.look, name="watchdog", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        watch.over.set()
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
 
-
-class _Watch:
-    def __init__(self, ticks: int, tick_s: float, bite: Callable[[float], None]) -> None:
-        self._ticks = ticks
-        self._tick_s = tick_s
-        self._bite = bite
+    def __init__(self, limit_s: float, on_blocked: Callable[[float], None]) -> None:
+        self._limit_s = limit_s
+        self._tick_s = min(1.0, limit_s / 4)
+        self._on_blocked = on_blocked
         self._beats = 0
-        self.over = threading.Event()
+        self._ended = threading.Event()
+        self._beating: asyncio.TimerHandle | None = None
+        self.loop: asyncio.AbstractEventLoop
 
-    async def beat(self) -> None:
-        while True:
-            self._beats += 1
-            await asyncio.sleep(self._tick_s / 2)
+    def start(self) -> None:
+        """Begin; to be called in the loop."""
+        self.loop = asyncio.get_running_loop()
+        self._beat()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def look(self) -> None:
-        seen, missed = -1, 0
-        while not self.over.wait(self._tick_s):
-            seen, missed = self._beats, missed + 1 if self._beats == seen else 0
-            if missed >= self._ticks:
-                self._bite(missed * self._tick_s)
+    def stop(self) -> None:
+        """End."""
+        self._ended.set()
+        if self._beating is not None:
+            self._beating.cancel()
+
+    def _beat(self) -> None:
+        self._beats += 1
+        self._beating = self.loop.call_later(self._tick_s, self._beat)
+
+    def _watch(self) -> None:
+        seen, missed_s = 0, 0.0
+        while not self._ended.wait(self._tick_s):
+            missed_s = missed_s + self._tick_s if self._beats == seen else 0.0
+            seen = self._beats
+            if missed_s >= self._limit_s:
+                self._on_blocked(missed_s)
                 return
 
 
-def _exit_now(stood_s: float) -> None:
-    """Say what every thread was doing, and end at once and without a commit."""
-    sys.stderr.write(
-        f"ct-stream: the event loop has stood still for {stood_s:g} s; exiting; what is not acked comes again\n"
-    )
-    sys.stderr.flush()
-    faulthandler.dump_traceback(all_threads=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Senses:
+    """What the watchdog is told of its worker, and whom it tells."""
+
+    heads: Callable[[], Mapping[str, float]]  #: place to arrival of the oldest event in hand of each partition
+    done: Callable[[], Mapping[int, int]]  #: partition to the offset behind the last acked event
+    committed: Callable[[], Awaitable[Mapping[int, int]]]  #: as the broker knows it; raises when it does not answer
+    excused: Callable[[], float]  #: until when a known trouble lasted, -inf if there was none
+    outage: Callable[[], Awaitable[str | None]]  #: asks Postgres and Kafka: why the world is at fault, or None
+    record: Callable[[Sequence[str], str], Awaitable[None]]  #: keeps an exit (places, reason), in any loop
+
+
+class Watchdog:
+    """Looks, asks once more before it bites, and ends the process."""
+
+    def __init__(self, topic: str, thresholds: Thresholds, senses: Senses) -> None:
+        self._topic = topic
+        self._thresholds = thresholds
+        self._senses = senses
+        self._watch = Watch(thresholds)
+        self._guard = LoopGuard(thresholds.blocked_s, self._blocked)
+        self._known: Mapping[int, int] = {}
+        self._look_at_commits_at = 0.0
+        self._said = ""
+
+    def start(self) -> None:
+        """Watch the loop, from now to the end of the process."""
+        self._guard.start()
+
+    def stop(self) -> None:
+        """Watch the loop no more."""
+        self._guard.stop()
+
+    async def run(self) -> None:
+        """Watch events and commits until cancelled."""
+        while True:
+            await asyncio.sleep(min(_LOOK_EVERY_S, self._thresholds.unacked_s / 4))
+            self._watch.excuse(self._senses.excused())
+            hang = self._watch.look(time.monotonic(), self._senses.heads()) or await self._commits()
+            if hang is None:
+                continue
+            outage = await self._senses.outage()
+            if outage is None and self._senses.excused() < time.monotonic() - _LOOK_EVERY_S:
+                await self._bite(hang)
+            self._excuse(outage or "a trouble that is known meanwhile")
+
+    async def _commits(self) -> Hang | None:
+        """Ask the broker how far it knows us, now and then, while there is something to commit."""
+        done = self._senses.done()
+        now = time.monotonic()
+        if now < self._look_at_commits_at:
+            return None
+        self._look_at_commits_at = now + self._thresholds.commit_s / 5
+        if any(offset > self._known.get(partition, 0) for partition, offset in done.items()):
+            try:
+                self._known = await self._senses.committed()
+            except (OSError, TimeoutError, RuntimeError) as error:
+                self._excuse(f"Kafka does not tell what is committed: {error or type(error).__name__}")
+                return None
+        commits = {
+            f"{self._topic}[{partition}]": Commits(done=offset, committed=self._known.get(partition, 0))
+            for partition, offset in done.items()
+        }
+        return self._watch.look_at_commits(time.monotonic(), commits)
+
+    def _excuse(self, why: str) -> None:
+        self._watch.excuse(time.monotonic())
+        if why != self._said:
+            log.warning("The watchdog waits: %s", why, extra={"action": "watchdog_waits"})
+        self._said = why
+
+    # ---------------------------------------------------------------- the end
+
+    async def _bite(self, hang: Hang) -> None:
+        _end_anyhow()
+        dump = describe(asyncio.all_tasks())
+        try:
+            async with asyncio.timeout(_RECORD_TIMEOUT_S):
+                await self._senses.record(hang.places, hang.reason)
+        except Exception as error:
+            log.warning("This exit cannot be recorded, and does not count: %r", error)
+        log.critical(
+            "Hung: %s. Exiting without a commit; what is not acked comes again. What it was doing:\n%s",
+            hang.reason,
+            dump,
+            extra={"action": "watchdog", "places": list(hang.places)},
+        )
+        os._exit(EXIT_CODE)
+
+    def _blocked(self, missed_s: float) -> None:
+        """End a process whose loop stands still; runs in the thread, and takes no lock that the loop may hold."""
+        _end_anyhow()
+        place = self._place_of_block()
+        reason = f"the event loop is blocked for {missed_s:.0f} s (at most {self._thresholds.blocked_s:g} s) in {place}"
+        words = f"ct-stream: hung: {reason}; exiting without a commit, what is not acked comes again\n"
+        try:
+            asyncio.run(asyncio.wait_for(self._senses.record([place], reason), _RECORD_TIMEOUT_S))
+        except Exception as error:
+            words += f"ct-stream: this exit cannot be recorded, and does not count: {error!r}\n"
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, words.encode())
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(EXIT_CODE)
+
+    def _place_of_block(self) -> str:
+        """Return which event, or else which company, the loop is at; in doubt the oldest event in hand."""
+        task = asyncio.current_task(self._guard.loop)
+        name = task.get_name() if task else ""
+        kind, _, rest = name.partition(":")
+        if kind == "event":
+            partition, _, offset = rest.partition(":")
+            return f"{self._topic}[{partition}] offset {offset}"
+        if kind == "waiting":
+            return f"company {rest}"
+        try:
+            heads = dict(self._senses.heads())
+        except RuntimeError:  # the loop moved on after all
+            heads = {}
+        return min(heads, key=heads.__getitem__, default="no event")
+
+
+def _end_anyhow() -> None:
+    """See that the process ends even if its last words are not taken."""
+    threading.Thread(target=_exit_later, name="watchdog:end", daemon=True).start()
+
+
+def _exit_later() -> None:
+    time.sleep(_LAST_WORDS_S)
     os._exit(EXIT_CODE)
+
+
+# ---------------------------------------------------------------- what it was doing
+
+
+def describe(tasks: Iterable[asyncio.Task[Any]]) -> str:
+    """Return what each task waits for, equal ones together, most common first, in at most 48,000 characters.
+
+    Places in the code only: no value of a variable, so nothing of a record.
+    """
+    stacks: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for task in tasks:
+        stack = "\n".join(f"    {frame}" for frame in _frames(task))
+        stacks[stack] += 1
+        example.setdefault(stack, task.get_name())
+    parts = [f"  {count} x {example[stack]}\n{stack}" for stack, count in stacks.most_common()]
+    text = "\n".join(parts)
+    return text if len(text) <= _MOST_DUMP else f"{text[:_MOST_DUMP]}\n  ... and more, {len(parts)} stacks in all"
+
+
+def _frames(task: asyncio.Task[Any]) -> list[str]:
+    """Return where a task stands, outermost first; Task.get_stack gives a waiting task's first frame only."""
+    found: list[str] = []
+    waiting: Any = task.get_coro()
+    while waiting is not None and len(found) < _MOST_FRAMES:
+        frame = next((f for n in ("cr_frame", "gi_frame", "ag_frame") if (f := getattr(waiting, n, None))), None)
+        if frame is None:
+            found.append(f"waits for {type(waiting).__name__}")
+            break
+        found.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}")
+        waiting = next((w for n in ("cr_await", "gi_yieldfrom", "ag_await") if (w := getattr(waiting, n, None))), None)
+    return found

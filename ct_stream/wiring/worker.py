@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import uuid
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -25,11 +26,12 @@ from ct_stream.probes.tier2_vendors import make_vendor
 from ct_stream.probes.toolbox import Toolbox, load_toolbox
 from ct_stream.store.controls import ControlLedger, control_wait
 from ct_stream.store.database import Database
+from ct_stream.store.exits import WATCHDOG_RAIL, Exit, hung_again, record_exit
 from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, InputControl, SpineControl
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import Limits, SharedLimits
 from ct_stream.store.memory import DomainMemory
-from ct_stream.store.outage import UnfitDatabase
+from ct_stream.store.outage import OUTAGE, UnfitDatabase
 from ct_stream.store.passes import Passes
 from ct_stream.store.tier2 import PaidAttempts, PaidLimits
 from ct_stream.stream.agents import GateAgent
@@ -46,7 +48,7 @@ from ct_stream.wiring.descriptors import LEAST, Room, raise_limit, room
 from ct_stream.wiring.health import health_server
 from ct_stream.wiring.probing import Probing, make_probing
 from ct_stream.wiring.tier2 import PaidCalls
-from ct_stream.wiring.watchdog import loop_watchdog
+from ct_stream.wiring.watchdog import MOST_EXITS, Senses, Thresholds, Watchdog
 from ct_stream.wiring.world import GateParts, WorkerGate
 
 if TYPE_CHECKING:
@@ -70,7 +72,12 @@ _DATABASE_EVERY_S = 0.5
 _LAG_EVERY_S = 15.0
 _LAG_TIMEOUT_S = 25.0
 _CONTROLS_EVERY_S = 1.0
+_OUTAGE_TIMEOUT_S = 20.0  #: for Postgres and Kafka to answer before the watchdog bites
 _STOP_SLACK_S = 4.5  #: beyond CT_DRAIN_S; then the process ends hard, which is safe
+
+
+#: Troubles in which nobody is at fault for what stands still: theirs, or known and told.
+_EXCUSES = ("postgres", "kafka", "kafka_group", "ledger")
 
 
 class Refused(Exception):
@@ -154,13 +161,18 @@ class Worker:
         self._undecided = 0
         self._spawned: set[asyncio.Task[None]] = set()
         self._fits = self._room()
+        self._agent: GateAgent | None = None
+        self._input_control: InputControl | None = None
+        self.thresholds = Thresholds.of(settings.pass_deadline_s)
+        self.watchdog = Watchdog(SPINE_CREATED, self.thresholds, self._senses())
 
     async def run(self, *, first_start: bool) -> int:
         """Bring the parts up in order, work, and take them down in the opposite order."""
         settings, health = self.settings, self.health
         health.set("start", "starting")
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(loop_watchdog())
+            self.watchdog.start()
+            stack.callback(self.watchdog.stop)
             try:
                 port = await stack.enter_async_context(
                     health_server(settings.web_host, settings.web_port, health, self.metrics)
@@ -301,12 +313,13 @@ class Worker:
         # The embedded broker (the one without idempotent producers) answers a JoinGroup after half the session timeout.
         short = None if self.producer.is_idempotent else _EMBEDDED_TIMEOUT_S
         app = make_app(settings, session_timeout_s=short, rebalance_timeout_s=short)
-        agent = self._make_agent(app, companies, ledger_port, scheduler, InputControl(guardrails))
+        input_control = InputControl(guardrails)
+        agent = self._make_agent(app, companies, ledger_port, scheduler, input_control)
+        self._agent, self._input_control = agent, input_control
         await passes.retry_stuck()
 
         background = [
             asyncio.create_task(outbox.sweep(), name="outbox:sweep"),
-            asyncio.create_task(scheduler.run(), name="waits"),
             asyncio.create_task(self._watch_database(), name="database"),
             asyncio.create_task(self._gauges(agent, scheduler, passes, ledger, guardrails), name="gauges"),
             asyncio.create_task(self._watch_controls(controls), name="controls"),
@@ -315,7 +328,16 @@ class Worker:
         ]
         for task in background:
             task.add_done_callback(self._background_ended)
-        starting = asyncio.create_task(self._start(app), name="faust")
+        starting = None
+        if await self._may_begin(guardrails):
+            pulling = [
+                asyncio.create_task(scheduler.run(), name="waits"),
+                asyncio.create_task(self.watchdog.run(), name="watchdog"),
+            ]
+            for task in pulling:
+                task.add_done_callback(self._background_ended)
+            background += pulling
+            starting = asyncio.create_task(self._start(app), name="faust")
         await self.stop.asked.wait()
 
         log.info("Stopping: running passes get %g s", settings.drain_s, extra={"action": "stopping"})
@@ -354,9 +376,9 @@ class Worker:
             producer=self.producer,
             guard=guard,
             table=DedupeTable(app, self._partitions),
-            input_control=input_control,
             metrics=self.metrics,
             health=self.health,
+            input_control=input_control,
             in_flight=self._fits.in_flight,
             others_running=lambda: scheduler.running,
             may_pull=lambda: (
@@ -396,12 +418,74 @@ class Worker:
                 return
             await asyncio.sleep(0.5)
 
-    async def _stop_faust(self, app: GateApp, starting: asyncio.Task[None]) -> None:
+    async def _stop_faust(self, app: GateApp, starting: asyncio.Task[None] | None) -> None:
+        if starting is None:
+            return
         await app.stop()
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
 
     # ---------------------------------------------------------------- watching
+
+    def _senses(self) -> Senses:
+        """Return what the watchdog is told."""
+
+        def excused() -> float:
+            agent, control = self._agent, self._input_control
+            if agent is None or agent.is_draining or control is None or control.is_halted:
+                return time.monotonic()
+            return max(self.health.troubled_until(*_EXCUSES), self.database.failed_at)
+
+        return Senses(
+            heads=lambda: self._agent.heads() if self._agent else {},
+            done=lambda: self._agent.done() if self._agent else {},
+            committed=self._committed,
+            excused=excused,
+            outage=self._outage,
+            record=lambda places, reason: record_exit(
+                self.settings.postgres_dsn or "",
+                Exit(places=places, reason=reason, worker=self.owner, version=self.version),
+            ),
+        )
+
+    async def _committed(self) -> dict[int, int]:
+        """Return what the group has committed. Raises KafkaError (a RuntimeError), OSError or TimeoutError."""
+        async with asyncio.timeout(_OUTAGE_TIMEOUT_S):
+            return await committed_offsets(self.settings)
+
+    async def _outage(self) -> str | None:
+        """Ask Postgres and Kafka; return why the world is at fault that something hangs, or None when both answer."""
+        try:
+            async with asyncio.timeout(_OUTAGE_TIMEOUT_S):
+                await self.database.fetch("server")
+        except OUTAGE as error:
+            return f"Postgres does not answer: {error or type(error).__name__}"
+        try:
+            await self._committed()
+        except (KafkaError, OSError, TimeoutError) as error:
+            return f"Kafka does not answer: {error or type(error).__name__}"
+        return None
+
+    async def _may_begin(self, guardrails: Guardrails) -> bool:
+        """Wait while the rail `watchdog` is halted; False when told to stop meanwhile.
+
+        It is halted here, where workers hung again and again at one place: one more restart would change nothing.
+        """
+        await guardrails.refresh(now=True)
+        again = await hung_again(self.database, self.thresholds.window_s, MOST_EXITS)
+        if again is not None:
+            await guardrails.set_state(WATCHDOG_RAIL, "halted", again, None)
+        while (reason := guardrails.halted.get(WATCHDOG_RAIL)) is not None and not self.stop.asked.is_set():
+            if "watchdog" not in self.health.troubles:
+                why = f"{reason}; nothing is pulled until a person runs `ct-stream guardrails resume {WATCHDOG_RAIL}`"
+                log.error("Not restarting for ever: %s", why, extra={"action": "watchdog_halted"})
+                self.health.set("watchdog", why)
+                self.health.set("start", None)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.asked.wait(), _RETRY_S)
+            await guardrails.refresh(now=True)
+        self.health.set("watchdog", None)
+        return not self.stop.asked.is_set()
 
     async def _watch_database(self) -> None:
         """Say what ails the database: apart from whoever waits for it."""

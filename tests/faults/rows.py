@@ -21,6 +21,8 @@ class Row:
 
 _STEPS = "kafka/test_steps.py::test_a_kill_at_each_step_leaves_one_outcome_for_each_company"
 _OWN = "e2e/test_own_trouble.py::"
+_HANGS = "trouble/test_watchdog.py::"
+_BUGS = "trouble/test_our_bugs.py::"
 _REFUSALS = "trouble/test_refusals.py::"
 
 ROWS: tuple[Row, ...] = (
@@ -47,8 +49,11 @@ ROWS: tuple[Row, ...] = (
     Row(
         fault="our own bug in one company's pass",
         behaviour="stuck after the third exception, the rest goes on",
-        tests=("stream/test_companies.py::test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck",),
-        open="that 20 stuck companies stop the worker, and that kills count against nobody, as processes",
+        tests=(
+            "stream/test_companies.py::test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck",
+            _BUGS + "test_an_exception_makes_its_own_company_stuck_at_the_third_and_twenty_of_them_stop_the_worker",
+            _BUGS + "test_three_kills_with_many_in_flight_count_against_nobody",
+        ),
     ),
     Row(
         fault="a broker restarts, one of three dies",
@@ -96,7 +101,7 @@ ROWS: tuple[Row, ...] = (
         fault="unreadable records of every kind, and a flood of them",
         behaviour="`ct.rejected` with the reason; a flood waits for a person",
         tests=(
-            "trouble/test_poison.py::test_unreadable_records_among_good_ones_are_put_aside_with_their_reasons",
+            "trouble/test_poison.py::test_each_kind_of_poison_among_good_companies_is_rejected_with_its_reason_and_nothing_else_changes",
             "trouble/test_poison.py::"
             "test_a_flood_of_unreadable_records_waits_for_a_person_and_is_not_emptied_into_the_rejects",
             "stream/test_rejects.py::test_ten_thousand_headers_are_cut_and_the_record_fits_a_broker",
@@ -188,7 +193,24 @@ ROWS: tuple[Row, ...] = (
     Row(
         fault="domain text with control characters, look-alikes, 300 characters",
         behaviour="never reaches SMTP; NO-DOMAIN",
-        tests=("gate/test_decision_table.py::test_a_stored_domain_is_brought_to_canonical_form_or_fails_no_domain",),
+        tests=(
+            "gate/test_decision_table.py::test_a_stored_domain_is_brought_to_canonical_form_or_fails_no_domain",
+            "trouble/test_poison.py::"
+            "test_each_kind_of_poison_among_good_companies_is_rejected_with_its_reason_and_nothing_else_changes",
+        ),
+    ),
+    Row(
+        fault="a worker hangs by a fault of its own: its loop, an event, or its commits stand still",
+        behaviour="it says where and ends with 76; three times at one place, then a person; never for an outage",
+        tests=(
+            _HANGS + "test_a_blocked_loop_ends_the_worker_three_times_and_then_it_waits_for_a_person",
+            _HANGS + "test_an_event_that_never_comes_back_ends_the_worker_with_what_it_was_doing",
+            _HANGS + "test_commits_that_stand_still_end_the_worker",
+            _HANGS + "test_neither_a_slow_server_nor_a_long_outage_of_postgres_ends_a_worker",
+            _HANGS + "test_a_locked_table_ends_no_worker_though_postgres_answers",
+            _HANGS + "test_a_broker_that_hangs_ends_no_worker",
+        ),
+        open="code that holds the interpreter's lock for ever: nobody answers /livez then",
     ),
 )
 

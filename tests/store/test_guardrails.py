@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -11,7 +12,8 @@ import pytest
 
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
-from ct_stream.store.guardrails import SMTP_RAIL, Guardrails
+from ct_stream.store.exits import Exit, hung_again, record_exit
+from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, InputControl
 from ct_stream.store.limits import DomainLease, SharedLimits
 from ct_stream.store.passes import Passes
 from tests.store.parts import EXCHANGES, LIMITS, opened, parked, running
@@ -233,3 +235,62 @@ async def test_the_gate_itself_cannot_resume_a_tool(database: DatabaseDsns, stat
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             async with db.connection() as connection:
                 await connection.execute(f"SELECT outreach.ct_set_guardrail('{SMTP_RAIL}', '{state}', 'x', NULL)")
+
+
+async def test_an_input_that_cannot_be_read_is_halted_for_all_workers_until_a_person_resumes_it(
+    database: DatabaseDsns,
+) -> None:
+    async with parts(database) as p:
+        one, two = InputControl(p.one), InputControl(p.two)
+        now = datetime.now(UTC)
+        for number in range(60):
+            one.saw(now, readable=number % 2 == 0)
+            assert await one.trouble() is None
+        one.saw(now, readable=False)
+        assert await one.trouble() == "31 of the last 61 records of spine.created cannot be read"
+        assert await p.state("input") == "halted"
+        await p.two.refresh(now=True)
+        assert two.is_halted, "another worker, or this one after a restart"
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await p.two._database.fetch("set_guardrail", "input", "open", "by itself", -1.0)
+
+        assert await p.resume("input") == "halted -> open"
+        await p.one.refresh(now=True)
+        for _ in range(200):
+            one.saw(now, readable=False)
+        assert await one.trouble() is None, "what came before the resume counts again"
+        for number in range(50):
+            assert (await one.trouble() is None) is (number < 50)
+            one.saw(now + timedelta(minutes=1), readable=False)
+        assert await one.trouble() == "50 of the last 50 records of spine.created cannot be read"
+
+
+async def test_a_table_that_was_read_before_a_halt_does_not_undo_it(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        fetch = p.one._database.persist
+
+        async def slowly(name: str, *args: Any) -> Any:
+            rows = await fetch(name, *args)
+            if name == "guardrails":
+                await p.one.set_state("input", "halted", "meanwhile", None)
+            return rows
+
+        p.one._database.persist = slowly  # type: ignore[method-assign]
+        await p.one.refresh(now=True)
+        assert "input" in p.one.halted
+
+
+async def test_three_hangs_at_one_place_in_the_window_are_told_until_a_person_resumes(database: DatabaseDsns) -> None:
+    async with parts(database) as p, opened(database.gate) as db:
+        for places in (["a", "b"], ["b"], ["c"], ["b", "c"]):
+            assert await hung_again(db, 600, 3) is None
+            await record_exit(database.gate, Exit(places=places, reason="hangs", worker="w", version="1"))
+        again = await hung_again(db, 600, 3)
+        assert again == "3 times within 10 minutes a worker hung at b: hangs"
+        await p.one.set_state("watchdog", "halted", again, None)
+        assert await p.resume("watchdog") == "halted -> open"
+        assert await hung_again(db, 600, 3) is None
+        await p.admin.execute("UPDATE outreach.ct_guardrails SET since = '-infinity'")
+        assert await hung_again(db, 600, 3) == again
+        await p.admin.execute("UPDATE outreach.ct_watchdog_exits SET at = at - interval '11 minutes' WHERE exit_id = 1")
+        assert await hung_again(db, 600, 3) is None

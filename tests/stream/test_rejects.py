@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ct_stream.stream.outbox import RecordTooLarge
 from ct_stream.stream.rejects import MAX_BYTES, MAX_HEADERS, reject, rejected_headers
 
 
@@ -18,12 +19,24 @@ def message(value: bytes | None, key: bytes | None = b"k", headers: Any = ()) ->
 class Producer:
     """Keeps what it is told to deliver."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int = 1024 * 1024) -> None:
+        self.most_bytes = most_bytes
         self.sent: list[tuple[str, bytes | None, bytes | None, list[tuple[str, bytes]]]] = []
+        self.waited = False
 
     async def deliver(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: list[tuple[str, bytes]],
+        *,
+        even_if_too_large: bool = False,
     ) -> None:
+        size = len(key or b"") + len(value or b"") + sum(len(name) + len(data) for name, data in headers)
+        if size > self.most_bytes and not even_if_too_large:
+            raise RecordTooLarge("too large")
+        self.waited = size > self.most_bytes
         self.sent.append((topic, key, value, headers))
 
 
@@ -46,7 +59,7 @@ async def test_the_original_is_kept_up_to_a_bound_with_its_size_and_digest(value
 def test_ten_thousand_headers_are_cut_and_the_record_fits_a_broker() -> None:
     many = [("h" * 1000, b"v" * 10_000)] * 10_000
     headers = rejected_headers(message(b"x", headers=many), "reason")
-    assert len(headers) == MAX_HEADERS + 6
+    assert len(headers) == MAX_HEADERS + 8
     size = MAX_BYTES + 4096 + sum(len(name) + len(value) for name, value in headers)
     assert size < 1024 * 1024, "message.max.bytes is 1 MiB by default"
 
@@ -54,3 +67,26 @@ def test_ten_thousand_headers_are_cut_and_the_record_fits_a_broker() -> None:
 @pytest.mark.parametrize("headers", [None, {}, {"a": b"1"}, [("a", None)]])
 def test_headers_of_any_form_are_read(headers: Any) -> None:
     assert rejected_headers(message(b"x", headers=headers), "reason")
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "kept"),
+    [(1024 * 1024, 512 * 1024), (300_000, 64 * 1024), (8_000, 4 * 1024), (1_000, 0)],
+    ids=["1 MiB", "300 kB", "8 kB", "1 kB"],
+)
+async def test_less_is_kept_where_the_topic_takes_less_and_a_header_says_so(most_bytes: int, kept: int) -> None:
+    producer, value = Producer(most_bytes), b"x" * 1_000_000
+    await reject(producer, message(value, headers=[("h", b"v" * 4000)] * 100), "too-large: what it says")  # type: ignore[arg-type]
+    [(_, _, sent, pairs)] = producer.sent
+    headers = dict(pairs)
+    assert (sent, headers["ct_kept_size"]) == (value[:kept], str(kept).encode())
+    assert headers["ct_original_size"] == b"1000000"
+    assert headers["ct_original_sha256"] == hashlib.sha256(value).hexdigest().encode()
+    assert headers["ct_original_headers"] == b"100"
+    assert not producer.waited
+
+
+async def test_a_topic_that_takes_nothing_at_all_is_waited_for() -> None:
+    producer = Producer(10)
+    await reject(producer, message(b"x"), "not-json: what it says")  # type: ignore[arg-type]
+    assert producer.waited

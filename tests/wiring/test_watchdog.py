@@ -1,23 +1,237 @@
-"""A loop that stands still is noticed, one that is slow or was frozen is not."""
+"""When does the watchdog bite, and when never? The decision, by a scripted clock; then in a process."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
+import subprocess
+import sys
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from ct_stream.wiring.watchdog import EXIT_CODE, loop_watchdog
+import pytest
+
+from ct_stream.metrics import Health
+from ct_stream.probes.toolbox import load_toolbox
+from ct_stream.settings import load_settings, variable
+from ct_stream.wiring.watchdog import EXIT_CODE, Commits, Thresholds, Watch, describe
+from ct_stream.wiring.worker import StopSignals, Worker
 from tests.faults.harness import Stack
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-QUICK = """
-import ct_stream.wiring.watchdog as watchdog
-watchdog.TICKS = 3
+LIMITS = Thresholds(unacked_s=100.0, commit_s=60.0, blocked_s=30.0)
+PLACE = "spine.created[3] offset 7"
+PARTITION = "spine.created[3]"
+
+
+def look_each_second(
+    watch: Watch, begin: int, end: int, arrived: float, *, troubled_until: float = -1e9
+) -> float | None:
+    """Look once a second; return when it bit."""
+    for at in range(begin, end):
+        watch.excuse(min(float(at), troubled_until))
+        if (hang := watch.look(float(at), {PLACE: arrived})) is not None:
+            assert hang.places == (PLACE,)
+            assert PLACE in hang.reason
+            return float(at)
+    return None
+
+
+def test_an_event_that_is_not_acked_in_time_is_a_hang() -> None:
+    assert look_each_second(Watch(LIMITS), 1000, 1200, arrived=1000.0) == 1101.0
+
+
+def test_events_that_come_and_go_are_none() -> None:
+    watch = Watch(LIMITS)
+    assert all(watch.look(float(at), {f"spine.created[3] offset {at}": at - 90.0}) is None for at in range(1000, 2000))
+    assert watch.look(2000.0, {}) is None
+
+
+def test_an_outage_never_counts_however_long_and_all_begins_anew_after_it() -> None:
+    assert look_each_second(Watch(LIMITS), 1000, 9000, arrived=1000.0, troubled_until=8000.0) == 8101.0
+
+
+def test_an_outage_that_comes_and_goes_never_counts() -> None:
+    """A lock on the ledger shows itself for a moment every 15 s only, when a statement runs out of time."""
+    watch = Watch(LIMITS)
+    for at in range(1000, 9000):
+        watch.excuse(at - at % 15 + 0.2)
+        assert watch.look(float(at), {PLACE: 1000.0}) is None
+
+
+def test_a_process_that_was_stopped_is_not_one_that_hangs() -> None:
+    """SIGSTOP for an hour, or a frozen machine: nobody looked meanwhile, and nothing could get on."""
+    watch = Watch(LIMITS)
+    assert watch.look(1000.0, {PLACE: 1000.0}) is None
+    assert watch.look(4600.0, {PLACE: 1000.0}) is None
+    assert look_each_second(watch, 4601, 4800, arrived=1000.0) == 4701.0
+
+
+def test_every_event_that_hangs_is_named_the_oldest_first() -> None:
+    hang = Watch(LIMITS).look(1000.0, {"a": 850.0, "b": 800.0, "c": 950.0})
+    assert hang is not None
+    assert hang.places == ("b", "a")
+
+
+def commits_each_second(watch: Watch, moves: bool, *, done: int = 50, seconds: int = 300) -> int | None:
+    for at in range(seconds):
+        committed = 10 + at // 40 if moves else 10
+        hang = watch.look_at_commits(float(at), {PARTITION: Commits(done=done, committed=committed)})
+        if hang is not None:
+            assert hang.places == (f"{PARTITION} offset {committed}",)
+            return at
+    return None
+
+
+def test_commits_that_stand_still_with_something_to_commit_are_a_hang() -> None:
+    assert commits_each_second(Watch(LIMITS), moves=False) == 61
+
+
+def test_commits_that_go_on_are_none_nor_are_those_with_nothing_to_commit() -> None:
+    assert commits_each_second(Watch(LIMITS), moves=True) is None
+    assert commits_each_second(Watch(LIMITS), moves=False, done=10) is None
+
+
+def test_commits_wait_for_the_end_of_an_outage() -> None:
+    watch = Watch(LIMITS)
+    for at in range(500):
+        watch.excuse(float(min(at, 400)))
+        hang = watch.look_at_commits(float(at), {PARTITION: Commits(done=50, committed=10)})
+        if hang is not None:
+            assert at == 461
+            return
+    pytest.fail("commits that stand still after an outage were not seen")
+
+
+def test_three_exits_of_the_slowest_kind_fall_into_one_window() -> None:
+    usual = Thresholds.of(90.0)
+    assert (usual.unacked_s, usual.window_s) == (240.0, 660.0)
+    assert Thresholds.of(10.0).window_s == 600.0
+    slow = Thresholds.of(600.0)
+    assert slow.window_s >= 2 * (slow.unacked_s + slow.restart_s)
+
+
+def test_a_trouble_is_known_until_it_ends() -> None:
+    health = Health()
+    assert health.troubled_until("kafka") == float("-inf")
+    health.set("kafka", "does not answer")
+    first = health.troubled_until("postgres", "kafka")
+    assert health.troubled_until("kafka") >= first > 0
+    health.set("kafka", None)
+    ended = health.troubled_until("kafka")
+    assert ended >= first
+    assert health.troubled_until("kafka") == ended
+
+
+async def test_the_dump_says_where_each_task_waits_and_puts_equal_ones_together() -> None:
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def inner(_secret: str) -> None:
+        await never
+
+    async def outer() -> None:
+        await inner("a value that must not be told")
+
+    tasks = [asyncio.create_task(outer(), name=f"event:3:{n}") for n in range(500)]
+    await asyncio.sleep(0)
+    dump = describe(tasks)
+    assert re.search(r"500 x event:3:\d+\n.*outer\n.*inner\n\s+waits for ", dump), dump
+    assert "a value" not in dump
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_the_dump_is_bounded() -> None:
+    made: list[asyncio.Task[None]] = []
+    for number in range(2000):
+        scope: dict[str, object] = {}
+        exec(f"async def waits_{number}(it):\n    await it", scope)
+        made.append(asyncio.create_task(scope[f"waits_{number}"](asyncio.Event().wait())))  # type: ignore[operator]
+    await asyncio.sleep(0)
+    assert len(describe(made)) < 49_000
+    for task in made:
+        task.cancel()
+    await asyncio.gather(*made, return_exceptions=True)
+
+
+BLOCKED = """
+import asyncio, os, signal, sys, time
+from ct_stream.wiring.watchdog import *
+async def main():
+    async def record(places, reason):
+        print(list(places), flush=True)
+    async def never(): raise AssertionError
+    dog = Watchdog("spine.created", Thresholds(unacked_s=60.0, blocked_s=0.4), Senses(
+        heads=lambda: {"spine.created[1] offset 5": 1.0}, done=dict, committed=never, excused=lambda: 0.0,
+        outage=never, record=record))
+    dog.start()
+    async def event():
+        %s
+    await asyncio.create_task(event(), name="event:2:41")
+    print("went on")
+asyncio.run(main())
 """
-BLOCKED = (
+
+
+def run_blocked(body: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED % body], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_a_blocked_loop_ends_the_process_and_says_which_event_and_which_line() -> None:
+    done = run_blocked("time.sleep(20)")
+    assert done.returncode == EXIT_CODE
+    assert done.stdout == "['spine.created[2] offset 41']\n"
+    assert "the event loop is blocked for 0 s (at most 0.4 s) in spine.created[2] offset 41" in done.stderr
+    assert "in event" in done.stderr, "no stack of the blocked thread"
+
+
+def test_a_loop_that_only_waits_is_not_blocked() -> None:
+    done = run_blocked("await asyncio.sleep(1.5)")
+    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+
+
+async def test_a_worker_excuses_each_known_trouble_a_drain_and_a_halted_input() -> None:
+    """A switch that is off here would restart workers in every outage."""
+    names = {"kafka_bootstrap": "127.0.0.1:9", "postgres_dsn": "postgresql://127.0.0.1:9/none"}
+    worker = Worker(load_settings({variable(k): v for k, v in names.items()}), load_toolbox(None), StopSignals(1.0))
+    excused = worker._senses().excused
+    began = time.monotonic()
+    assert excused() >= began, "it has not begun"
+    agent = SimpleNamespace(is_draining=False)
+    control = SimpleNamespace(is_halted=False)
+    worker._agent, worker._input_control = agent, control  # type: ignore[assignment]
+    assert excused() < began
+    for part in ("postgres", "kafka", "kafka_group", "ledger"):
+        before = time.monotonic()
+        worker.health.set(part, "away")
+        assert excused() >= before, part
+        worker.health.set(part, None)
+        assert before <= excused() <= time.monotonic(), part
+    worker.health.set("control_smtp", "port 25 is blocked: companies wait, and events are acked")
+    now = time.monotonic()
+    assert excused() < now
+    worker.database.failed_at = now + 1
+    assert excused() == now + 1, "a lock shows itself for a moment only"
+    for held in (agent, control):
+        name = next(iter(vars(held)))
+        setattr(held, name, True)
+        worker.database.failed_at = 0.0
+        assert excused() >= now
+        setattr(held, name, False)
+
+
+QUICK = """
+from ct_stream.wiring import watchdog
+watchdog.Thresholds.of = classmethod(lambda cls, _: cls(unacked_s=600.0, blocked_s=3.0))
+"""
+BLOCKS = (
     QUICK
     + """
 import time
@@ -34,25 +248,13 @@ world.CompanyPass.run = block
 )
 
 
-async def test_a_blocked_loop_is_noticed_and_a_slow_one_is_not() -> None:
-    bites: list[float] = []
-    async with loop_watchdog(ticks=3, tick_s=0.05, bite=bites.append):
-        for _ in range(4):
-            time.sleep(0.08)  # noqa: ASYNC251 - the loop is blocked on purpose
-            await asyncio.sleep(0.06)
-        assert bites == []
-        time.sleep(0.5)  # noqa: ASYNC251
-        await asyncio.sleep(0)
-    assert len(bites) == 1
-
-
 async def test_a_worker_whose_loop_is_blocked_ends_and_says_where_and_loses_nothing(tmp_path: Path) -> None:
     async with Stack(tmp_path) as stack:
-        worker = stack.start_worker(prelude=BLOCKED)
+        worker = stack.start_worker(prelude=BLOCKS)
         assert await stack.wait_said("Ready", 60)
         await stack.publish(await stack.mint([f"info-{n}.example" for n in range(40)]))
         assert await asyncio.to_thread(worker.wait, 30) == EXIT_CODE
-        assert "stood still for 3 s" in stack.worker_log()
+        assert re.search(r"blocked for 3 s \(at most 3 s\) in spine\.created\[\d+\] offset \d+;", stack.worker_log())
         assert "in block" in stack.worker_log(), "it does not say where"
         frozen = stack.start_worker(prelude=QUICK)
         assert await stack.wait_decided(40, 60) == 40, stack.worker_log()[-2000:]

@@ -6,7 +6,7 @@ GRANT USAGE ON SCHEMA outreach TO ct_gate, ct_ops;
 GRANT SELECT, INSERT ON outreach.ct_outcomes TO ct_gate;
 GRANT UPDATE (publish_until, published_at) ON outreach.ct_outcomes TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
-GRANT SELECT, INSERT ON outreach.company_target_errors TO ct_gate;
+GRANT SELECT, INSERT ON outreach.company_target_errors, outreach.ct_watchdog_exits TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.ct_rates, outreach.ct_domains,
     outreach.ct_refusals, outreach.ct_memory TO ct_gate;
 GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
@@ -19,7 +19,7 @@ GRANT UPDATE (tries, next_try_at) ON outreach.ct_guardrails TO ct_gate;
 GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_target_errors, outreach.ct_passes,
     outreach.ct_usage, outreach.ct_rates, outreach.ct_domains, outreach.ct_refusals, outreach.ct_controls,
     outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held, outreach.ct_migrations,
-    outreach.ct_memory, outreach.ct_alerts TO ct_ops;
+    outreach.ct_memory, outreach.ct_alerts, outreach.ct_watchdog_exits TO ct_ops;
 
 REVOKE ALL ON FUNCTION outreach.ct_forget_passes(uuid[]), outreach.ct_tidy(),
     outreach.ct_set_guardrail(text, text, text, timestamptz), outreach.ct_end_trial(),

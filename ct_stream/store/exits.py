@@ -1,0 +1,54 @@
+"""Where did workers hang lately?
+
+Kept in Postgres: a worker that restarts for ever needs it to get that far, and partitions move between machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from ct_stream.store.queries import query
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ct_stream.store.database import Database
+
+WATCHDOG_RAIL = "watchdog"
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """One end of a worker that hung."""
+
+    places: Sequence[str]  #: `topic[partition] offset n`
+    reason: str
+    worker: str
+    version: str
+
+
+async def record_exit(dsn: str, ended: Exit) -> None:
+    """Keep an exit, over a connection of its own: the pool, and its loop, may be what hangs.
+
+    Raises OSError, TimeoutError or asyncpg.PostgresError.
+    """
+    connection = await asyncpg.connect(dsn, timeout=_TIMEOUT_S, command_timeout=_TIMEOUT_S)
+    try:
+        await connection.execute(
+            query("record_exit"), list(ended.places), ended.reason[:1000], ended.worker, ended.version
+        )
+    finally:
+        connection.terminate()
+
+
+async def hung_again(database: Database, within_s: float, most: int) -> str | None:
+    """Return where `most` workers or more hung within so many seconds, since a person last resumed the rail."""
+    rows = await database.persist("hung_again", within_s, most)
+    if not rows:
+        return None
+    times, place, reason = rows[0]["exits"], rows[0]["place"], rows[0]["reason"]
+    return f"{times} times within {within_s / 60:.0f} minutes a worker hung at {place}: {reason}"

@@ -1,0 +1,42 @@
+"""A record that ct.rejected finds too large is cut further, and holds up nobody."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from tests.faults.harness import Stack
+from tests.trouble.test_poison import committed_to, send
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ct_stream.local.kafka_cluster import KafkaCluster
+
+
+async def limit(cluster: KafkaCluster, most_bytes: int) -> None:
+    """Let ct.rejected take records of so many bytes."""
+    resource = ConfigResource(ConfigResourceType.TOPIC, "ct.rejected", {"max.message.bytes": str(most_bytes)})
+    async with cluster.admin() as admin:
+        await admin.alter_configs([resource])
+
+
+async def test_a_topic_that_takes_little_gets_little_of_the_original(cluster: KafkaCluster, tmp_path: Path) -> None:
+    junk = b"x" * 400_000
+    async with Stack(tmp_path) as stack:
+        await limit(cluster, 100_000)
+        worker = stack.start_worker()
+        assert await stack.wait_said("Ready", 60)
+        await send(stack, [(b"k", junk, [("h", b"v" * 1000)] * 100)])
+        assert await committed_to(stack, 1, 30) == 1, stack.worker_log()[-3000:]
+        await limit(cluster, 1_500)
+        await send(stack, [(b"k", junk, [])])
+        assert await committed_to(stack, 2, 30) == 2, stack.worker_log()[-3000:]
+        first, second = sorted(await stack.records("ct.rejected"), key=lambda record: -len(record.value))
+        assert stack.end_worker(worker) == 0
+    for record, kept in ((first, 64 * 1024), (second, 0)):
+        headers = dict(record.headers)
+        assert (record.value, headers["ct_kept_size"]) == (junk[:kept], str(kept).encode())
+        assert headers["ct_original_sha256"] == hashlib.sha256(junk).hexdigest().encode()
