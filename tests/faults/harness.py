@@ -189,6 +189,13 @@ class Stack:
         worker.send_signal(how)
         return worker.wait(within_s)
 
+    async def wait_end(self, worker: subprocess.Popen[bytes], within_s: float) -> int | None:
+        """Wait until a worker has ended by itself; return its exit code, or None when it has not."""
+        deadline = time.monotonic() + within_s
+        while worker.poll() is None and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        return worker.poll()
+
     # ---------------------------------------------------------------- companies
 
     async def mint(self, domains: Sequence[str | None]) -> list[uuid.UUID]:

@@ -37,6 +37,8 @@ STEPS = (
     "stamped",
     "acked",
 )
+#: Passed once for all companies of a statement.
+BATCH_STEPS = frozenset({"recording", "stamped"})
 
 
 def strike(step: str, times: int, how: int = signal.SIGKILL) -> None:

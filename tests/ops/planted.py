@@ -106,7 +106,10 @@ class Place:
     async def plant(self, companies: Iterable[Planted]) -> None:
         """Write rows and records, some thousand companies at a time."""
         connection: asyncpg.Connection[Any] = await asyncpg.connect(self.admin_dsn)
-        producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap, linger_ms=20, max_batch_size=512 * 1024)
+        producer = AIOKafkaProducer(
+            # acks: what one replica has is not yet below the high watermark, and not yet there to be read or removed.
+            bootstrap_servers=self.bootstrap, acks="all", linger_ms=20, max_batch_size=512 * 1024
+        )
         await producer.start()
         try:
             some: list[Planted] = []
@@ -134,7 +137,7 @@ class Place:
 
     async def send(self, topic: str, **record: Any) -> tuple[int, int]:
         """Send one record as it is; return its place."""
-        producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap)
+        producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap, acks="all")
         await producer.start()
         try:
             done = await producer.send_and_wait(topic, **record)
