@@ -191,9 +191,8 @@ class Stack:
 
     async def wait_end(self, worker: subprocess.Popen[bytes], within_s: float) -> int | None:
         """Wait until a worker has ended by itself; return its exit code, or None when it has not."""
-        deadline = time.monotonic() + within_s
-        while worker.poll() is None and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        with suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(worker.wait, within_s)
         return worker.poll()
 
     # ---------------------------------------------------------------- companies
