@@ -46,6 +46,9 @@ class NoLimits:
     def session_ended(self) -> None:
         return None
 
+    def greeted(self, begun_at: float) -> None:  # noqa: ARG002
+        return None
+
     async def release(self, *, greeted: bool, refused: Held | None) -> None:  # noqa: ARG002
         return None
 

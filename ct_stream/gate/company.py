@@ -92,3 +92,4 @@ class Resumed:
     since: datetime
     exceptions: int
     looks: int
+    waits_on: str  #: what ended its wait, as gate/waits.py names it

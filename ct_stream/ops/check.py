@@ -212,6 +212,9 @@ class _SharedLease:
         """Start the domain's pause."""
         self._lease.session_ended()
 
+    def greeted(self, begun_at: float) -> None:
+        """Nobody is told."""
+
     async def release(self, *, greeted: bool, refused: Held | None) -> None:  # noqa: ARG002 - see the class
         """Give the domain and the place back."""
         await self._lease.release(talked=False)

@@ -140,6 +140,9 @@ class LocalLease:
         """Start the domain's pause."""
         self._free_at = self._permits.clock() + self._permits.pause_s
 
+    def greeted(self, begun_at: float) -> None:
+        """Nobody is told."""
+
     async def release(self, *, greeted: bool, refused: Held | None) -> None:  # noqa: ARG002 - no provider is remembered
         """Give the domain and the provider's place back, once."""
         if not self._released:

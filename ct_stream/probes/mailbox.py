@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from ct_stream.gate.questions import Attempt, MailboxAnswer, Trouble
@@ -138,7 +139,10 @@ class MailboxProber:
             if isinstance(lease, Wait):
                 return lease
             session = self._session = SmtpSession(host, ip, self._settings, self._stopwatch)
+            begun_at = time.monotonic()
             stopped = await session.start(tls=tls)
+            if session.greeted:
+                lease.greeted(begun_at)
             self._greeted = self._greeted or (session.greeted and provider_of(host, domain) == self._provider)
             if stopped is None:
                 return session

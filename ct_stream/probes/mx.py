@@ -87,8 +87,12 @@ class Resolver:
         timeout_s: float = 5.0,
         again_s: float = 1.5,
         asking: int = MAX_ASKING,
+        known: Sequence[str] = (),
     ) -> None:
         """Take `servers` as ip:port, or the system's; `allowed` networks may be connected to besides public ones.
+
+        `known` are domains that have an MX: a resolver that finds none of any of them is not believed when it says so
+        of another.
 
         A question that has no answer after `again_s` is sent a second time (a datagram may be lost), and the first
         answer counts; after `timeout_s` the next resolver is asked.
@@ -100,6 +104,7 @@ class Resolver:
         self._timeout_s = timeout_s
         self._again_s = again_s
         self._places = asyncio.Semaphore(asking)
+        self._known = tuple(known)
 
     async def lookup_mx(self, domain: str) -> MxAnswer:
         """Return the hosts that accept mail for `domain`, most preferred first.
@@ -112,6 +117,10 @@ class Resolver:
             if answer.status is MxStatus.FOUND:
                 return answer
             if answer.status is not MxStatus.UNAVAILABLE:
+                lie = await self._lie(server)
+                if lie is not None:
+                    troubles.append(f"{server} said {answer.status}, and {lie}")
+                    continue
                 return await self._confirmed(answer, domain, self.servers[number + 1 :], troubles)
             troubles.append(answer.detail)
         return MxAnswer(status=MxStatus.UNAVAILABLE, detail=", ".join(troubles))
@@ -161,6 +170,20 @@ class Resolver:
             found = f"{', '.join(works)} finds the MX of {domain} and no random name below it"
             return ControlResult(ok=True, detail="; ".join([found, *silent]))
         return ControlResult(ok=False, detail="; ".join([*wrong, *silent]))
+
+    async def _lie(self, server: str) -> str | None:
+        """Return why an absence that this resolver just told is not believed, or None: a lie covers all names alike.
+
+        The question is put after the answer, and to its own cache mostly: a poisoned resolver that is mended before a
+        control of all workers sees it has still told this one (ADR-CT-IMO-023).
+        """
+        said: list[str] = []
+        for domain in self._known:
+            answer = await self._mx_at(server, domain)
+            if answer.status is MxStatus.FOUND:
+                return None
+            said.append(f"{answer.status} of {domain} too" + (f" ({answer.detail})" if answer.detail else ""))
+        return ", ".join(said) or None
 
     async def _confirmed(self, answer: MxAnswer, domain: str, others: Sequence[str], troubles: list[str]) -> MxAnswer:
         """Return `answer`, an absence, with what other resolvers say of it."""

@@ -32,6 +32,9 @@ class ProbeLease(Protocol):
     def session_ended(self) -> None:
         """Start the domain's pause: the next session may begin 2 s after this call."""
 
+    def greeted(self, begun_at: float) -> None:
+        """Tell that a server greeted a session begun at this moment of the monotonic clock."""
+
     async def release(self, *, greeted: bool, refused: Held | None) -> None:
         """Give the domain and the provider's place back; say whether a server greeted us normally or refused us."""
 

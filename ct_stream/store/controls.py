@@ -1,7 +1,8 @@
 """Did a control succeed after a company's last failed answer, and was our own way broken around it?
 
-A failed answer counts only between proofs: the control that confirms it was begun after it, and no control failed
-between the last proof before it and that one. An answer from inside a stretch of our own trouble is void.
+A failed answer counts only between proofs: the control that confirms it was begun after it, no control failed between
+the last proof before it and that one, and the proofs follow each other closely all the time (ADR-CT-IMO-023). An answer
+from inside a stretch of our own trouble, or from a time without proofs, is void.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ct_stream.store.database import Database
 
 _GOOD_TALK_EVERY_S = 1.0
+_CHAIN_SLACK_S = 3.0  #: beyond two intervals, for a poll and a slow statement
 
 _WAIT_SENTENCES = {
     ControlKind.DNS: "our resolvers must prove that they work (control domain) before its DNS answer is believed",
@@ -35,6 +37,7 @@ class ControlState:
     failed_detail: str
     trouble_from: datetime
     trouble_until: datetime
+    proven_since: datetime  #: since when proofs have followed each other without a gap, up to the last one
 
     def proves(self, failed_at: datetime) -> bool:
         """Tell if a proof was begun after an answer that failed at `failed_at`."""
@@ -43,6 +46,10 @@ class ControlState:
     def voids(self, asked_at: datetime, failed_at: datetime) -> bool:
         """Tell if an answer asked and failed in this window met a stretch of our own trouble."""
         return self.trouble_from < failed_at and asked_at < self.trouble_until
+
+    def unbroken(self, asked_at: datetime) -> bool:
+        """Tell if proofs have followed each other without a gap since before a question was put."""
+        return self.proven_since <= asked_at and self.failed_at < self.proven_since
 
     @property
     def is_failing(self) -> bool:
@@ -56,7 +63,10 @@ class ControlLedger:
     def __init__(self, database: Database, interval_s: float) -> None:
         self._database = database
         self._interval_s = interval_s
+        #: How far apart two proofs of one chain may be. While somebody waits, one is asked for each interval.
+        self._most_apart_s = 2 * interval_s + _CHAIN_SLACK_S
         self._next_good_talk = 0.0
+        self._next_greeting = 0.0
 
     async def state(self, kind: ControlKind) -> ControlState:
         """Return what is known of our own way of `kind`."""
@@ -68,14 +78,19 @@ class ControlLedger:
             failed_detail=row["failed_detail"],
             trouble_from=_utc(row["trouble_from"]),
             trouble_until=_utc(row["trouble_until"]),
+            proven_since=_utc(row["proven_since"]),
         )
 
-    async def confirm(self, kind: ControlKind, failed_at: datetime | None) -> ControlAnswer | Wait:
-        """Return a proof begun after `failed_at`; None means that the answer failed just now."""
-        if failed_at is not None:
+    async def confirm(self, kind: ControlKind, asked: tuple[datetime, datetime] | None) -> ControlAnswer | Wait:
+        """Return a proof begun after an answer that was asked for and failed at these moments; None: just now."""
+        if asked is not None:
+            asked_at, failed_at = asked
             state = await self.state(kind)
-            if state.proves(failed_at):
+            if state.proves(failed_at) and state.unbroken(asked_at):
                 return ControlAnswer(detail=state.ok_detail)
+            if state.proves(failed_at):
+                sentence = f"{_WAIT_SENTENCES[kind]}; nothing proved that when it was asked, so it is asked again"
+                return control_wait(kind, sentence, after_s=0.0)
             if state.is_failing:
                 return control_wait(kind, f"{_WAIT_SENTENCES[kind]}; the last one failed: {state.failed_detail}")
         return control_wait(kind, _WAIT_SENTENCES[kind])
@@ -87,11 +102,19 @@ class ControlLedger:
 
     async def succeeded(self, kind: ControlKind, begun_at: datetime, detail: str) -> None:
         """Record a proof, and wake whom it serves."""
-        await self._database.persist("control_succeeded", kind.value, begun_at, detail)
+        await self._database.persist("control_succeeded", kind.value, begun_at, detail, self._most_apart_s)
 
     async def failed(self, kind: ControlKind, detail: str) -> None:
         """Record that our own way is broken."""
         await self._database.persist("control_failed", kind.value, detail)
+
+    async def greeting(self, begun_at_monotonic: float) -> None:
+        """Count a server's greeting as a sign that port 25 is open, at most one a second."""
+        now = time.monotonic()
+        if now < self._next_greeting:
+            return
+        self._next_greeting = now + _GOOD_TALK_EVERY_S
+        await self._database.persist("greeting", now - begun_at_monotonic, self._most_apart_s)
 
     async def good_talk(self, begun_at_monotonic: float, host: str) -> None:
         """Count a company's greeting as a proof, at most one a second."""
@@ -107,6 +130,6 @@ def _utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def control_wait(kind: ControlKind, detail: str) -> Wait:
-    """Return the wait that a proof of `kind` ends."""
-    return Wait(reason=WaitReason.CONTROL, detail=detail, waits_on=f"control:{kind}")
+def control_wait(kind: ControlKind, detail: str, *, after_s: float | None = None) -> Wait:
+    """Return the wait that a proof of `kind` ends, or time if that is sooner."""
+    return Wait(reason=WaitReason.CONTROL, detail=detail, after_s=after_s, waits_on=f"control:{kind}")

@@ -138,4 +138,5 @@ def _resumed(row: Any) -> Resumed:
         since=row["since"],
         exceptions=row["exceptions"],
         looks=row["looks"],
+        waits_on=row["waits_on"] or "",
     )

@@ -189,7 +189,7 @@ WHERE p.outreach_id IN (
 )
 RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p.asked_at, p.failed_at, p.since,
     p.event_topic, p.event_partition, p.event_offset, p.event_at, p.correlation_id, p.traceparent,
-    p.correlation_header, p.exceptions, p.looks;
+    p.correlation_header, p.exceptions, p.looks, p.waits_on;
 
 -- name: retry_stuck
 -- Companies that a worker of another version found stuck are tried again by this one.
@@ -274,12 +274,13 @@ SELECT a.final_said, a.final_detail, a.halted_now FROM outreach.ct_answer_tier2(
 
 -- name: control
 -- What is known of our own way?
-SELECT c.started_at, c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until
+SELECT c.started_at, c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until,
+    c.proven_since
 FROM outreach.ct_controls AS c WHERE c.kind = $1;
 
 -- name: begin_control
--- One control at a time over all workers, at most one in so many seconds, and only when somebody waits for it or the
--- last one failed (nothing new is pulled then). A worker that dies in one keeps it for 20 s, no longer than its other
+-- One control at a time over all workers, at most one in so many seconds, and only when somebody waits for it (or is
+-- woken by one and asks again: its chain of proofs must go on) or the last one failed (nothing new is pulled then). A worker that dies in one keeps it for 20 s, no longer than its other
 -- leases: meanwhile nobody would see a resolver that lies.
 UPDATE outreach.ct_controls AS c
 SET started_at = clock_timestamp(), lease_until = clock_timestamp() + interval '20 seconds'
@@ -287,7 +288,7 @@ WHERE c.kind = $1::text AND c.lease_until < clock_timestamp()
     AND c.started_at + $2 * interval '1 second' <= clock_timestamp()
     AND (c.failed_at > c.ok_begun_at OR EXISTS (
         SELECT 1 FROM outreach.ct_passes AS p
-        WHERE p.waits_on = 'control:' || $1::text AND p.not_before = 'infinity' AND p.state = 'waiting'
+        WHERE p.waits_on = 'control:' || $1::text AND p.state = 'waiting'
     ))
 RETURNING c.started_at;
 
@@ -298,6 +299,8 @@ WITH proof AS (
         lease_until = '-infinity',
         ok_begun_at = greatest(c.ok_begun_at, $2),
         ok_detail = $3,
+        proven_since = outreach.ct_proven_since(c, $2, $4),
+        proven_at = CASE WHEN $2 > c.failed_at THEN clock_timestamp() ELSE c.proven_at END,
         trouble_until = CASE WHEN c.trouble_until = 'infinity' THEN clock_timestamp() ELSE c.trouble_until END
     WHERE c.kind = $1::text
     RETURNING c.ok_begun_at
@@ -331,6 +334,14 @@ WITH proof AS (
 )
 UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()
 FROM proof WHERE p.waits_on = 'control:smtp' AND p.state = 'waiting' AND p.failed_at < proof.ok_begun_at;
+
+-- name: greeting
+-- A server greeted us in a session that was begun $1 seconds ago: port 25 is open. Whether we are welcome, it has yet to
+-- say.
+UPDATE outreach.ct_controls AS c SET
+    proven_since = outreach.ct_proven_since(c, clock_timestamp() - $1 * interval '1 second', $2),
+    proven_at = clock_timestamp()
+WHERE c.kind = 'smtp' AND c.failed_at < clock_timestamp() - $1 * interval '1 second';
 
 -- name: note_refusal
 -- Evidence about a provider: it refused us, said that we ask too fast, or could not be reached.

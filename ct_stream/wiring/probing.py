@@ -54,6 +54,7 @@ def make_probing(settings: Settings, *, asking: int = MAX_ASKING) -> Probing:
         settings.dns_servers or None,
         allowed=[ipaddress.ip_network(cidr) for cidr in settings.smtp_allow_cidrs],
         asking=asking,
+        known=settings.control_domains,
     )
     return Probing(
         resolver=resolver,

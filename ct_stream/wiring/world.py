@@ -68,14 +68,15 @@ class Kept:
     """What an undecided company brings back from its wait."""
 
     exchanges: Sequence[Exchange] = ()
-    failed_at: datetime | None = None  #: a proof of our own way must have begun after it
+    asked_at: datetime | None = None  #: a proof of our own way must have come before it
+    failed_at: datetime | None = None  #: and one must have begun after it
     is_void: bool = False  #: some answers were dropped and are asked for anew
     looks: int = 0
     wait: Wait | None = None  #: nothing may be asked yet: it waits on, with all that it has
 
 
 class Farewells:
-    """Owns the ends of sessions whose companies are decided: QUIT, and the lease given back."""
+    """Owns what a pass does not wait for: the end of its last session, and what it tells the controls."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,7 +95,7 @@ class Farewells:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # The company is decided, and its lease runs out by itself.
+            # No answer is lost by it, and a lease runs out by itself.
             log.error("A session did not end well: %r", error, exc_info=error, extra={"action": "our_bug"})
 
 
@@ -116,30 +117,34 @@ class WorkerGate:
 
     async def _kept(self, resumed: Resumed) -> Kept:
         """Return the answers that still count, and since when a proof is needed."""
-        kept, failed_at = list(resumed.exchanges), resumed.failed_at
+        kept, failed_at, asked_at = list(resumed.exchanges), resumed.failed_at, resumed.asked_at or resumed.since
         if failed_at is None:
             return Kept(exchanges=kept, looks=resumed.looks)
-        states = [await self._parts.controls.state(kind) for kind in ControlKind]
-        if any(state.voids(resumed.asked_at or resumed.since, failed_at) for state in states):
+        states = {kind: await self._parts.controls.state(kind) for kind in ControlKind}
+        awaited = [state for kind, state in states.items() if resumed.waits_on == f"control:{kind}"]
+        if any(state.voids(asked_at, failed_at) for state in states.values()):
             # Our own way was broken around these answers: they say nothing about the company.
             return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks)
         if resumed.looks < _LOOKS and is_unanswered(kept):
             # Silence is believed between two proofs only: an outage that came and went between two controls looks
             # just like a dead server (ADR-CT-IMO-013).
             return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks + 1)
+        if any(state.proves(failed_at) and not state.unbroken(asked_at) for state in awaited):
+            # Nothing proved our own way shortly before (ADR-CT-IMO-023): they may be of a time in which it was broken.
+            return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks)
         if resumed.reason == WaitReason.PROVIDER_CLOSED and is_unanswered(kept):
             # The one try of a closed provider has to ask: its silence was heard before it closed.
             return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks)
-        if resumed.pending is not None and states[1].proves(failed_at):
+        if resumed.pending is not None and states[ControlKind.SMTP].proves(failed_at):
             # Its own server refuses us while others talk to us: its private policy, inconclusive (domain scope).
             answer = resumed.pending.answer
             assert isinstance(answer, MailboxAnswer)
             age_s = (self._parts.now() - failed_at).total_seconds()
             wait = self._parts.guardrails.unsettled(age_s, f"{answer.attempts[-1].host} refuses us")
             if wait is not None:
-                return Kept(exchanges=kept, failed_at=failed_at, looks=resumed.looks, wait=wait)
+                return Kept(exchanges=kept, asked_at=asked_at, failed_at=failed_at, looks=resumed.looks, wait=wait)
             kept.append(replace(resumed.pending, answer=replace(answer, settled=True)))
-        return Kept(exchanges=kept, failed_at=failed_at, looks=resumed.looks)
+        return Kept(exchanges=kept, asked_at=asked_at, failed_at=failed_at, looks=resumed.looks)
 
 
 class CompanyPass:
@@ -162,7 +167,8 @@ class CompanyPass:
         self._event_at = event_at
         self._is_new = resumed is None
         self._since = resumed.since if resumed else parts.now()
-        self._failed_at = kept.failed_at
+        self._asked_at, self._failed_at = kept.asked_at, kept.failed_at
+        self._farewells = farewells
         self._begun_at = time.monotonic()
         self._kept = len(kept.exchanges)
         # Answers that were kept keep their age; those asked anew, or after a void, are of this run.
@@ -303,11 +309,14 @@ class CompanyPass:
         if isinstance(lease, Wait):
             return lease
         self._parts.metrics.tool_calls.labels(tool="TOOL-005").inc()
-        return Lease(self._parts, lease, domain, provider)
+        return Lease(self._parts, self._farewells, lease, domain, provider)
 
     async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
         """Return a proof that was begun after this pass's last failed answer."""
-        answer = await self._parts.controls.confirm(kind, None if self._is_fresh() else self._failed_at)
+        asked = None
+        if self._asked_at is not None and self._failed_at is not None and not self._is_fresh():
+            asked = (self._asked_at, self._failed_at)
+        answer = await self._parts.controls.confirm(kind, asked)
         if isinstance(answer, Wait) or kind is not ControlKind.SMTP:
             return answer
         provider = self._silent_provider()
@@ -350,8 +359,9 @@ class CompanyPass:
 class Lease:
     """The right to probe one domain; tells the controls and the guardrails how the talk went."""
 
-    def __init__(self, parts: GateParts, lease: DomainLease, domain: str, provider: str) -> None:
+    def __init__(self, parts: GateParts, farewells: Farewells, lease: DomainLease, domain: str, provider: str) -> None:
         self._parts = parts
+        self._farewells = farewells
         self._lease = lease
         self._domain = domain
         self._provider = provider
@@ -365,6 +375,10 @@ class Lease:
         if wait is None and self._sessions > 1:
             self._parts.metrics.tool_calls.labels(tool="TOOL-005").inc()
         return wait
+
+    def greeted(self, begun_at: float) -> None:
+        """Tell the controls, off the pass's way: a slow database must not try a server's patience."""
+        self._farewells.take(self._parts.controls.greeting(begun_at))
 
     def session_ended(self) -> None:
         """Start the domain's pause."""

@@ -31,6 +31,13 @@ async def waiting(stack: Stack) -> int:
     return int(await stack.admin.fetchval("SELECT count(*) FROM outreach.ct_passes WHERE state = 'waiting'"))
 
 
+async def until(stack: Stack, query: str, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while not await stack.admin.fetchval(query):
+        assert time.monotonic() < deadline, query
+        await asyncio.sleep(0.1)
+
+
 async def all_waiting(stack: Stack, number: int, within_s: float) -> int:
     deadline = time.monotonic() + within_s
     while True:
@@ -56,6 +63,24 @@ async def test_a_broken_resolver_fails_nobody_and_everybody_is_decided_after_the
         await stack.farm.set_resolvers("ok")
         assert await stack.wait_decided(len(FINE + DEAD), 60) == len(FINE + DEAD), stack.worker_log()[-3000:]
         assert await outcomes(stack) == planned()
+
+
+async def test_a_lie_of_all_resolvers_between_two_controls_is_not_believed(tmp_path: Path) -> None:
+    """A control holds before it and one after it, and none is asked in it: the next is due some seconds later."""
+    async with Stack(tmp_path, control_s=10.0) as stack:
+        stack.start_worker()
+        assert await stack.wait_said("Ready", 30)
+        await stack.publish(await stack.mint(["nxdomain-first.example"]))
+        query = "SELECT ok_begun_at > '-infinity' FROM outreach.ct_controls WHERE kind = 'dns'"
+        await until(stack, query, 15)
+        await stack.farm.set_resolvers("nxdomain_all")
+        await stack.publish(await stack.mint(FINE))
+        assert await all_waiting(stack, len(FINE), 8) >= len(FINE)
+        await stack.farm.set_resolvers("ok")
+        assert await stack.wait_decided(1 + len(FINE), 90) == 1 + len(FINE), stack.worker_log()[-3000:]
+        decided = await outcomes(stack)
+        assert decided.pop("nxdomain-first.example") == "CT-M-NO-MX"
+        assert decided == {domain: code for domain, code in planned().items() if domain in FINE}
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 3.0], ids=["mended before a control", "seen by controls"])

@@ -108,7 +108,10 @@ class Place:
         connection: asyncpg.Connection[Any] = await asyncpg.connect(self.admin_dsn)
         producer = AIOKafkaProducer(
             # acks: what one replica has is not yet below the high watermark, and not yet there to be read or removed.
-            bootstrap_servers=self.bootstrap, acks="all", linger_ms=20, max_batch_size=512 * 1024
+            bootstrap_servers=self.bootstrap,
+            acks="all",
+            linger_ms=20,
+            max_batch_size=512 * 1024,
         )
         await producer.start()
         try:

@@ -32,6 +32,7 @@ class Permits:
     def __init__(self, *, begin: Wait | None = None, waits_at: int = -1) -> None:
         self.log: list[str] = []
         self.refused: Held | None = None
+        self.greetings: list[float] = []
         self._begin = begin
         self._sessions_left = waits_at
 
@@ -51,6 +52,9 @@ class Permits:
 
     def session_ended(self) -> None:
         self.log.append("ended")
+
+    def greeted(self, begun_at: float) -> None:
+        self.greetings.append(begun_at)
 
     async def release(self, *, greeted: bool, refused: Held | None) -> None:
         self.log.append("greeted" if greeted else "not greeted")

@@ -177,6 +177,44 @@ async def test_an_absence_that_nobody_could_confirm_stands_and_says_so(dns_serve
     assert answer.detail == f"not confirmed: SERVFAIL from {second.address}"
 
 
+KNOWN: Zone = {("known.example.", "MX"): ["5 mx.known.example."]}
+
+
+def wary(*servers: DnsServer, known: tuple[str, ...] = ("known.example",)) -> Resolver:
+    return Resolver([server.address for server in servers], timeout_s=0.3, again_s=0.1, known=known)
+
+
+@pytest.mark.parametrize("told", ["NXDOMAIN", "NODATA", ["0 ."]])
+async def test_a_resolver_that_finds_no_mx_of_anybody_is_not_believed(
+    dns_server: DnsFactory, told: list[str] | str
+) -> None:
+    poisoned = await dns_server({(A, "MX"): told, ("known.example.", "MX"): told})
+    answer = await wary(poisoned).lookup_mx("a.example")
+    assert answer.status is MxStatus.UNAVAILABLE
+    assert "known.example too" in answer.detail
+
+
+@pytest.mark.parametrize("told", ["SERVFAIL", "DROP"])
+async def test_an_absence_from_a_resolver_that_fails_at_once_after_it_is_not_believed(
+    dns_server: DnsFactory, told: str
+) -> None:
+    failing = await dns_server({(A, "MX"): "NXDOMAIN", ("known.example.", "MX"): told})
+    assert (await wary(failing).lookup_mx("a.example")).status is MxStatus.UNAVAILABLE
+
+
+async def test_an_absence_from_a_resolver_that_finds_one_known_domain_stands(dns_server: DnsFactory) -> None:
+    good = await dns_server({(A, "MX"): "NXDOMAIN", ("gone.example.", "MX"): "NXDOMAIN"} | KNOWN)
+    answer = await wary(good, known=("gone.example", "known.example")).lookup_mx("a.example")
+    assert (answer.status, answer.resolver) == (MxStatus.NXDOMAIN, good.address)
+
+
+async def test_the_resolver_after_a_poisoned_one_decides(dns_server: DnsFactory) -> None:
+    poisoned = await dns_server({(A, "MX"): "NXDOMAIN", ("known.example.", "MX"): "NXDOMAIN"})
+    good = await dns_server({(A, "MX"): ["5 mx.a.example."]} | KNOWN)
+    answer = await wary(poisoned, good).lookup_mx("a.example")
+    assert (answer.status, answer.hosts) == (MxStatus.FOUND, ("mx.a.example",))
+
+
 async def test_a_slow_domain_is_answered_even_when_the_resolver_is_fast_otherwise(dns_server: DnsFactory) -> None:
     """c-ares would learn a timeout from the fast answers, and drop the answer to the first of two datagrams."""
     server = await dns_server({("*.example.", "MX"): ["5 mx.example."]})

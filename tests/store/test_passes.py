@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import asyncpg
-import pytest
 
 from ct_stream.gate.company import FailedAt
 from ct_stream.gate.output_stage import Origin
-from ct_stream.gate.questions import ControlAnswer, ControlKind
-from ct_stream.gate.waits import Wait, WaitReason
-from ct_stream.store.controls import ControlLedger, ControlState
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import SharedLimits
 from ct_stream.store.passes import Passes
@@ -99,78 +94,6 @@ async def test_only_a_company_with_an_outcome_is_forgotten(database: DatabaseDsn
             await db.run("forget", [undecided.origin.outreach_id])
             [left] = await passes.claim_due(10)
     assert left.origin == undecided.origin
-
-
-# ---------------------------------------------------------------- controls
-
-NOW = datetime(2026, 1, 7, 9, 30, tzinfo=UTC)
-
-
-def at(seconds: float) -> datetime:
-    return NOW + timedelta(seconds=seconds)
-
-
-def state(ok: float, trouble: tuple[float, float]) -> ControlState:
-    return ControlState(
-        ok_begun_at=at(ok), ok_detail="", failed_at=at(0), failed_detail="", trouble_from=at(trouble[0]),
-        trouble_until=at(trouble[1]),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("asked", "failed", "void"),
-    [(-20, -15, False), (-15, -5, True), (5, 8, True), (295, 299, True), (299, 301, True), (305, 310, False)],
-)
-def test_an_answer_from_inside_our_own_trouble_is_void(asked: float, failed: float, void: bool) -> None:
-    outage = state(ok=300, trouble=(-10, 300))
-    assert outage.voids(at(asked), at(failed)) is void
-
-
-def test_a_control_proves_only_what_failed_before_it_began() -> None:
-    assert state(ok=10, trouble=(0, 0)).proves(at(9))
-    assert not state(ok=10, trouble=(0, 0)).proves(at(10))
-    assert not state(ok=10, trouble=(0, 0)).proves(at(11))
-
-
-async def test_a_control_is_asked_once_for_all_that_wait_and_wakes_them(database: DatabaseDsns) -> None:
-    async with opened(database.gate) as db:
-        passes, controls = Passes(db, "a", "test"), ControlLedger(db, interval_s=0.0)
-        async with running(passes.park):
-            assert await controls.begin(ControlKind.DNS) is None, "nobody waits"
-            companies = [
-                parked(
-                    after_s=None, waits_on="control:dns", reason=WaitReason.CONTROL, asked_s=1.0, failed=FailedAt.NOW
-                )
-                for _ in range(3)
-            ]
-            await asyncio.gather(*(passes.park(company) for company in companies))
-            begun = await asyncio.gather(*(controls.begin(ControlKind.DNS) for _ in range(4)))
-            [begun_at] = [moment for moment in begun if moment is not None]
-            assert await passes.claim_due(10) == []
-            await controls.succeeded(ControlKind.DNS, begun_at, "control.example resolves")
-            due = await passes.claim_due(10)
-            assert len(due) == 3
-            proof = await controls.confirm(ControlKind.DNS, due[0].failed_at)
-            assert isinstance(proof, ControlAnswer)
-            assert isinstance(await controls.confirm(ControlKind.DNS, None), Wait), "what failed just now needs another"
-            assert isinstance(await controls.confirm(ControlKind.SMTP, due[0].failed_at), Wait)
-
-
-async def test_a_failed_control_marks_the_stretch_back_to_the_last_proof(database: DatabaseDsns) -> None:
-    async with opened(database.gate) as db:
-        controls = ControlLedger(db, interval_s=0.0)
-        before = db.now()
-        await controls.succeeded(ControlKind.SMTP, before, "greets")
-        await controls.failed(ControlKind.SMTP, "no answer")
-        broken = await controls.state(ControlKind.SMTP)
-        assert broken.is_failing
-        assert broken.trouble_from == before
-        assert broken.voids(db.now(), db.now())
-        await controls.succeeded(ControlKind.SMTP, db.now(), "greets again")
-        mended = await controls.state(ControlKind.SMTP)
-        assert not mended.is_failing
-        assert mended.voids(before, before + timedelta(milliseconds=1))
-        assert not mended.voids(mended.trouble_until, mended.trouble_until + timedelta(seconds=1))
 
 
 async def test_a_lease_that_its_worker_does_not_know_of_runs_out(database: DatabaseDsns) -> None:

@@ -215,7 +215,7 @@ async def test_two_events_of_one_company_at_once_ask_once() -> None:
 def resumed(company: Origin) -> Resumed:
     return Resumed(
         origin=company, event_at=None, domain=None, reason="control", exchanges=(), pending=None, spent_s=0.0,
-        asked_at=None, failed_at=None, since=NOW, exceptions=0, looks=0,
+        asked_at=None, failed_at=None, since=NOW, exceptions=0, looks=0, waits_on="",
     )  # fmt: skip
 
 

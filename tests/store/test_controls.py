@@ -1,0 +1,155 @@
+"""Whose word is good: proofs of our own way, as all workers share them."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ct_stream.gate.company import FailedAt
+from ct_stream.gate.questions import ControlAnswer, ControlKind
+from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.store.controls import ControlLedger, ControlState
+from ct_stream.store.passes import Passes
+from tests.store.parts import opened, parked, running
+
+if TYPE_CHECKING:
+    from tests.conftest import DatabaseDsns
+
+NOW = datetime(2026, 1, 7, 9, 30, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def state(ok: float, trouble: tuple[float, float]) -> ControlState:
+    return ControlState(
+        ok_begun_at=at(ok), ok_detail="", failed_at=at(0), failed_detail="", trouble_from=at(trouble[0]),
+        trouble_until=at(trouble[1]), proven_since=at(0),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "failed", "void"),
+    [(-20, -15, False), (-15, -5, True), (5, 8, True), (295, 299, True), (299, 301, True), (305, 310, False)],
+)
+def test_an_answer_from_inside_our_own_trouble_is_void(asked: float, failed: float, void: bool) -> None:
+    outage = state(ok=300, trouble=(-10, 300))
+    assert outage.voids(at(asked), at(failed)) is void
+
+
+def test_a_control_proves_only_what_failed_before_it_began() -> None:
+    assert state(ok=10, trouble=(0, 0)).proves(at(9))
+    assert not state(ok=10, trouble=(0, 0)).proves(at(10))
+    assert not state(ok=10, trouble=(0, 0)).proves(at(11))
+
+
+async def test_a_control_is_asked_once_for_all_that_wait_and_wakes_them(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        passes, controls = Passes(db, "a", "test"), ControlLedger(db, interval_s=0.0)
+        async with running(passes.park):
+            assert await controls.begin(ControlKind.DNS) is None, "nobody waits"
+            companies = [
+                parked(
+                    after_s=None, waits_on="control:dns", reason=WaitReason.CONTROL, asked_s=1.0, failed=FailedAt.NOW
+                )
+                for _ in range(3)
+            ]
+            await asyncio.gather(*(passes.park(company) for company in companies))
+            begun = await asyncio.gather(*(controls.begin(ControlKind.DNS) for _ in range(4)))
+            [begun_at] = [moment for moment in begun if moment is not None]
+            assert await passes.claim_due(10) == []
+            await controls.succeeded(ControlKind.DNS, begun_at, "control.example resolves")
+            due = await passes.claim_due(10)
+            assert len(due) == 3
+            assert {company.waits_on for company in due} == {"control:dns"}
+            asked_at, failed_at = due[0].asked_at, due[0].failed_at
+            assert asked_at is not None
+            assert failed_at is not None
+            again = await controls.confirm(ControlKind.DNS, (asked_at, failed_at))
+            assert isinstance(again, Wait), "nothing proved our way before it was asked"
+            assert (again.after_s, again.waits_on) == (0.0, "control:dns")
+            assert await controls.begin(ControlKind.DNS) is not None, "who asks again needs the next proof"
+            await controls.succeeded(ControlKind.DNS, begun_at, "control.example resolves")
+            proof = await controls.confirm(ControlKind.DNS, (begun_at, failed_at))
+            assert isinstance(proof, ControlAnswer)
+            assert isinstance(await controls.confirm(ControlKind.DNS, None), Wait), "what failed just now needs another"
+            assert isinstance(await controls.confirm(ControlKind.SMTP, (begun_at, failed_at)), Wait)
+
+
+async def test_a_failed_control_marks_the_stretch_back_to_the_last_proof(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=0.0)
+        before = db.now()
+        await controls.succeeded(ControlKind.SMTP, before, "greets")
+        await controls.failed(ControlKind.SMTP, "no answer")
+        broken = await controls.state(ControlKind.SMTP)
+        assert broken.is_failing
+        assert broken.trouble_from == before
+        assert broken.voids(db.now(), db.now())
+        await controls.succeeded(ControlKind.SMTP, db.now(), "greets again")
+        mended = await controls.state(ControlKind.SMTP)
+        assert not mended.is_failing
+        assert mended.voids(before, before + timedelta(milliseconds=1))
+        assert not mended.voids(mended.trouble_until, mended.trouble_until + timedelta(seconds=1))
+
+
+# ---------------------------------------------------------------- the chain of proofs (ADR-CT-IMO-023)
+
+
+@pytest.mark.parametrize(
+    ("since", "failed", "asked", "unbroken"),
+    [(0, -1, 1, True), (0, -1, 0, True), (5, -1, 1, False), (0, 3, 1, False), (0, 3, 4, False)],
+)
+def test_a_chain_covers_what_was_asked_after_it_began(
+    since: float, failed: float, asked: float, unbroken: bool
+) -> None:
+    chain = ControlState(
+        ok_begun_at=at(10), ok_detail="", failed_at=at(failed), failed_detail="", trouble_from=at(-100),
+        trouble_until=at(-100), proven_since=at(since),
+    )  # fmt: skip
+    assert chain.unbroken(at(asked)) is unbroken
+
+
+async def test_proofs_that_follow_each_other_closely_are_one_chain(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=1.0)
+        assert not (await controls.state(ControlKind.DNS)).unbroken(db.now())
+        first = db.now()
+        await controls.succeeded(ControlKind.DNS, first, "resolves")
+        asked = db.now()
+        await controls.succeeded(ControlKind.DNS, first + timedelta(seconds=4.9), "resolves")
+        assert (await controls.state(ControlKind.DNS)).unbroken(asked)
+        await controls.succeeded(ControlKind.DNS, first + timedelta(seconds=30), "resolves")
+        apart = await controls.state(ControlKind.DNS)
+        assert apart.proven_since == first + timedelta(seconds=30), "nothing is known of the time between"
+        assert not apart.unbroken(asked)
+
+
+async def test_a_failure_breaks_the_chain_and_an_older_proof_does_not_mend_it(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=1.0)
+        before = db.now()
+        await controls.succeeded(ControlKind.SMTP, before, "greets")
+        await controls.failed(ControlKind.SMTP, "no answer")
+        await controls.succeeded(ControlKind.SMTP, before + timedelta(milliseconds=1), "greets, begun before that")
+        assert not (await controls.state(ControlKind.SMTP)).unbroken(db.now())
+        mended = db.now()
+        await controls.succeeded(ControlKind.SMTP, mended, "greets again")
+        state = await controls.state(ControlKind.SMTP)
+        assert state.proven_since == mended
+        assert not state.unbroken(before)
+
+
+async def test_a_greeting_keeps_the_chain_but_proves_nobody_wrong(database: DatabaseDsns) -> None:
+    """A server may greet us, and refuse us at the next command: port 25 is open, and no more is known."""
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=0.0)
+        await controls.greeting(asyncio.get_running_loop().time() - 0.5)
+        state = await controls.state(ControlKind.SMTP)
+        assert state.unbroken(db.now())
+        assert not state.unbroken(db.now() - timedelta(seconds=1))
+        assert not state.proves(db.now() - timedelta(seconds=1))
