@@ -10,7 +10,9 @@ has returned, and seek every partition to where the group stands (Faust leaves o
 process ends at once and without a commit; a graceful stop would commit past the hole, and a seek in place livelocks.
 
 Some holes are there by nature: marks of transactions, what a transactional upstream took back, compaction. A second
-consumer tells them from the others, and Faust is told of them, or its commits would stop before the first one.
+consumer tells them from the others, and Faust is told of them, or its commits would stop before the first one. And some
+are none: where the group stood was not known at the assignment (its coordinator was just lost), or the former owner's
+last commit came after we had read it. What the group has committed meanwhile is done.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     import faust
 
@@ -47,12 +49,14 @@ class OffsetGuard:
         topics: frozenset[str],
         *,
         next_offsets: Callable[[TP, int], Awaitable[list[int]]],
+        committed: Callable[[], Awaitable[Mapping[int, int]]],
         hold_s: float = HOLD_S,
         on_hole: Callable[[TP, int, int], None] | None = None,
     ) -> None:
         self._app = app
         self._topics = topics
         self._next_offsets = next_offsets  # of the records at or after an offset, in order, read by another consumer
+        self._committed = committed  # of each partition, as the group's coordinator tells it now
         self._hold_s = hold_s
         self._on_hole = on_hole or exit_without_commit
         self._expected: dict[TP, int] = {}
@@ -88,8 +92,13 @@ class OffsetGuard:
             if there is None or self._expected.get(tp) != expected:
                 return False  # revoked meanwhile
             if there < message.offset:
-                self._on_hole(tp, expected, message.offset)
-                return False
+                stands = await self._group_stands(tp, expected)
+                if stands is None:
+                    return False
+                if stands < message.offset:
+                    self._on_hole(tp, expected, message.offset)
+                    return False
+                log.info("%s[%d]: expected %d, and the group stands at %d", tp.topic, tp.partition, expected, stands)
             # Faust's own bookkeeping counts the record behind the hole as done, too: it is told of the hole only.
             consumer: Any = self._app.consumer
             await type(consumer)._add_gap(consumer, tp, expected, message.offset - 1)
@@ -112,6 +121,20 @@ class OffsetGuard:
                 break
             await asyncio.sleep(_LOOK_AGAIN_S)  # without an answer nothing is passed
         return read[bisect_left(read, offset)]
+
+    async def _group_stands(self, tp: TP, expected: int) -> int | None:
+        """Return what the group has committed by now, 0 for nothing; None when the partition was revoked meanwhile."""
+        while True:
+            try:
+                stands = (await self._committed()).get(tp.partition, 0)
+            except (KafkaError, OSError, TimeoutError) as error:
+                log.warning("Where the group stands in %s[%d] cannot be told: %r", tp.topic, tp.partition, error)
+                stands = None
+            if self._expected.get(tp) != expected:
+                return None
+            if stands is not None:
+                return stands
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def _revoked(self, _app: Any, _revoked: Any, **_: Any) -> None:
         self._armed.clear()

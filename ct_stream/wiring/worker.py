@@ -369,6 +369,7 @@ class Worker:
             app,
             frozenset({SPINE_CREATED}),
             next_offsets=lambda tp, offset: next_offsets(self.settings, tp, offset),
+            committed=self._committed,
         )
         agent = GateAgent(
             companies=companies,

@@ -53,8 +53,9 @@ class World:
         self.holes: list[tuple[int, int]] = []
         self.looks: list[int] = []
         self.there = there or []
+        self.stands: list[Any] = [{}]  # one answer after the other, the last one again and again
         self.guard = OffsetGuard(
-            app, frozenset({"spine.created"}), next_offsets=self._next_offsets, hold_s=0.001,
+            app, frozenset({"spine.created"}), next_offsets=self._next_offsets, committed=self._committed, hold_s=0.001,
             on_hole=lambda _tp, expected, got: self.holes.append((expected, got)),
         )  # fmt: skip
 
@@ -64,6 +65,16 @@ class World:
             raise answer
         self.looks.append(offset)
         return [each for each in answer if each >= offset]
+
+    async def _committed(self) -> dict[int, int]:
+        answer = self.stands.pop(0) if len(self.stands) > 1 else self.stands[0]
+        if isinstance(answer, Exception):
+            raise answer
+        if callable(answer):
+            await answer()
+            return {}
+        committed: dict[int, int] = answer
+        return committed
 
     async def assign(self) -> World:
         await self.guard._assigned(self.app, {PARTITION, TP("ct-stream-decided-changelog", 0)})
@@ -129,6 +140,31 @@ async def test_without_an_answer_no_hole_is_passed(monkeypatch: pytest.MonkeyPat
     world = await World(there=[NodeNotReadyError("away"), [], [10, 12]]).assign()
     assert not await world.accept(12)
     assert world.holes == [(10, 12)]
+
+
+@pytest.mark.parametrize("stands", [12, 13])
+async def test_what_the_group_has_committed_since_the_assignment_is_no_hole(stands: int) -> None:
+    world = await World(committed=None, there=[[0, 1]]).assign()
+    world.stands = [{0: stands}]
+    assert await world.accept(12)
+    assert await world.accept(13)
+    assert not world.holes
+    assert world.consumer.booked == [(0, 11)]
+
+
+async def test_a_hole_beyond_what_the_group_has_committed_raises_the_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offset_guard, "_LOOK_AGAIN_S", 0.001)
+    world = await World(there=[[10, 11]]).assign()
+    world.stands = [NodeNotReadyError("away"), {0: 11, 1: 99}]
+    assert not await world.accept(12)
+    assert world.holes == [(10, 12)]
+
+
+async def test_a_partition_that_is_revoked_while_the_group_is_asked_raises_no_alarm() -> None:
+    world = await World(there=[[10, 11]]).assign()
+    world.stands = [lambda: world.guard._revoked(world.app, set())]
+    assert not await world.accept(12)
+    assert not world.holes
 
 
 async def test_the_hold_stops_the_flow_and_seeks_every_partition_also_the_never_committed() -> None:
