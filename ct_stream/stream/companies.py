@@ -120,12 +120,16 @@ class Companies:
         except asyncio.CancelledError:
             self._park_answers(origin, event_at, running)
             raise
-        except OSError as error:
-            if error.errno not in _MACHINE:
+        except (OSError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno not in _MACHINE:
                 raise
             # Neither the company's fault nor a bug: another company's end gives back what is missing.
-            log.warning("This machine: %s", error, extra={"action": "our_machine"})
-            result = Wait(reason=WaitReason.OUR_MACHINE, detail=f"this machine: {error}", after_s=_MACHINE_AGAIN_S)
+            log.warning("This machine: %s", error or "MemoryError", extra={"action": "our_machine"})
+            result = Wait(
+                reason=WaitReason.OUR_MACHINE,
+                detail=f"this machine: {error or type(error).__name__}",
+                after_s=_MACHINE_AGAIN_S,
+            )
         match result:
             case Passed() | Failed():
                 decided_at = self._ledger.now()

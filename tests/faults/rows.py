@@ -23,6 +23,7 @@ _STEPS = "kafka/test_steps.py::test_a_kill_at_each_step_leaves_one_outcome_for_e
 _OWN = "e2e/test_own_trouble.py::"
 _HANGS = "trouble/test_watchdog.py::"
 _BUGS = "trouble/test_our_bugs.py::"
+_MACHINE = "trouble/test_machine.py::"
 _REFUSALS = "trouble/test_refusals.py::"
 
 ROWS: tuple[Row, ...] = (
@@ -104,9 +105,9 @@ ROWS: tuple[Row, ...] = (
             "trouble/test_poison.py::test_each_kind_of_poison_among_good_companies_is_rejected_with_its_reason_and_nothing_else_changes",
             "trouble/test_poison.py::"
             "test_a_flood_of_unreadable_records_waits_for_a_person_and_is_not_emptied_into_the_rejects",
+            "kafka/test_small_rejects.py::test_a_value_of_1_mib_and_one_beyond_what_a_fetch_takes_are_rejected",
             "stream/test_rejects.py::test_ten_thousand_headers_are_cut_and_the_record_fits_a_broker",
         ),
-        open="a value of 1 MiB through a broker",
     ),
     Row(
         fault="the group is reset to the beginning",
@@ -121,17 +122,26 @@ ROWS: tuple[Row, ...] = (
             "ops/test_undecided.py::test_only_old_companies_without_outcome_and_wait_are_sent",
         ),
     ),
-    Row(fault="the dedupe table's changelog is lost", behaviour="slower, not wrong", open="all of it"),
+    Row(
+        fault="the dedupe table's changelog is lost",
+        behaviour="slower, not wrong",
+        tests=("kafka/test_reset.py::test_a_group_that_is_reset_to_the_beginning_asks_and_publishes_nothing",),
+    ),
     Row(
         fault="SIGTERM with hundreds in flight",
         behaviour="ends within CT_DRAIN_S and 5 s, exit 0; the rest comes again",
-        tests=("faults/test_recovery_race.py::test_a_signal_drains_and_ends_with_0_within_the_drain_and_5_s",),
-        open="with 5,000 in flight",
+        tests=(
+            "faults/test_recovery_race.py::test_a_signal_drains_and_ends_with_0_within_the_drain_and_5_s",
+            _MACHINE + "test_five_thousand_in_flight_are_given_up_within_the_drain_and_come_again",
+        ),
     ),
     Row(
         fault="the resolvers are down, refuse, or lie",
         behaviour="everything waits, not one FAIL",
-        tests=(f"{_OWN}test_a_broken_resolver_fails_nobody_and_everybody_is_decided_after_the_repair",),
+        tests=(
+            f"{_OWN}test_a_broken_resolver_fails_nobody_and_everybody_is_decided_after_the_repair",
+            f"{_OWN}test_a_lie_of_all_resolvers_between_two_controls_is_not_believed",
+        ),
     ),
     Row(
         fault="port 25 is blocked",
@@ -178,8 +188,10 @@ ROWS: tuple[Row, ...] = (
     Row(
         fault="clocks jump; a month or a day ends",
         behaviour="durations by the monotonic clock, caps by the database's",
-        tests=("store/test_limits.py::test_the_days_look_ups_end_at_midnight_utc",),
-        open="a jump of the worker's clock",
+        tests=(
+            "store/test_limits.py::test_the_days_look_ups_end_at_midnight_utc",
+            _MACHINE + "test_a_clock_that_jumps_decides_nothing_and_spends_no_other_day",
+        ),
     ),
     Row(
         fault="too few descriptors; no memory, no ports; a full disk for logs",
@@ -187,8 +199,9 @@ ROWS: tuple[Row, ...] = (
         tests=(
             "trouble/test_descriptors.py::test_companies_wait_for_descriptors_and_none_is_charged_for_them",
             "stream/test_companies.py::test_a_machine_that_has_no_more_is_charged_to_nobody",
+            _MACHINE + "test_a_full_disk_under_the_log_stops_nobody",
         ),
-        open="a full disk for logs, a limit of memory",
+        open="a limit of memory (one that kills the process is row 1)",
     ),
     Row(
         fault="domain text with control characters, look-alikes, 300 characters",

@@ -1,4 +1,7 @@
-"""A group that is reset to the beginning: each event meets its outcome, and nobody is asked again (FAULTS 15)."""
+"""A group that is reset to the beginning: each event meets its outcome, and nobody is asked again (FAULTS 15).
+
+Also where the dedupe table, which is a cache, was lost (FAULTS 17): then the ledger says so.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,13 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 
-from ct_stream.stream.topology import GROUP, SPINE_CREATED
+from ct_stream.settings import load_settings
+from ct_stream.stream.topology import CHANGELOG, GROUP, SPINE_CREATED, create_topics
+from tests.brokers import wait_topics
 from tests.faults import invariants
 from tests.faults.harness import Stack
 
@@ -33,7 +40,20 @@ async def rewind(stack: Stack) -> None:
         await consumer.stop()
 
 
-async def test_a_group_that_is_reset_to_the_beginning_asks_and_publishes_nothing(tmp_path: Path) -> None:
+async def lose_table(stack: Stack) -> None:
+    """Delete the dedupe table's changelog, and make it again, empty."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=stack.env["CT_KAFKA_BOOTSTRAP"])
+    await admin.start()
+    try:
+        await admin.delete_topics([CHANGELOG])
+        await wait_topics(admin, lambda known: CHANGELOG not in known)
+    finally:
+        await admin.close()
+    await create_topics(load_settings(stack.env))
+
+
+@pytest.mark.parametrize("table", ["kept", "lost"])
+async def test_a_group_that_is_reset_to_the_beginning_asks_and_publishes_nothing(tmp_path: Path, table: str) -> None:
     async with Stack(tmp_path) as stack:
         worker = stack.start_worker()
         assert await stack.wait_said("Ready", 60)
@@ -45,6 +65,8 @@ async def test_a_group_that_is_reset_to_the_beginning_asks_and_publishes_nothing
         before = await invariants.ledger_hashes(stack)
         sessions = (await stack.farm.stats())["sessions"]
         await rewind(stack)
+        if table == "lost":
+            await lose_table(stack)
         again = stack.start_worker()
         deadline = time.monotonic() + 60
         while stack.worker_log().count("Already processed") < COMPANIES:

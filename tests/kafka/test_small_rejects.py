@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from tests.faults.harness import Stack
@@ -16,9 +18,9 @@ if TYPE_CHECKING:
     from ct_stream.local.kafka_cluster import KafkaCluster
 
 
-async def limit(cluster: KafkaCluster, most_bytes: int) -> None:
-    """Let ct.rejected take records of so many bytes."""
-    resource = ConfigResource(ConfigResourceType.TOPIC, "ct.rejected", {"max.message.bytes": str(most_bytes)})
+async def limit(cluster: KafkaCluster, most_bytes: int, topic: str = "ct.rejected") -> None:
+    """Let a topic take records of so many bytes."""
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(most_bytes)})
     async with cluster.admin() as admin:
         await admin.alter_configs([resource])
 
@@ -40,3 +42,27 @@ async def test_a_topic_that_takes_little_gets_little_of_the_original(cluster: Ka
         headers = dict(record.headers)
         assert (record.value, headers["ct_kept_size"]) == (junk[:kept], str(kept).encode())
         assert headers["ct_original_sha256"] == hashlib.sha256(junk).hexdigest().encode()
+
+
+@pytest.mark.parametrize("mib", [1, 3])
+async def test_a_value_of_1_mib_and_one_beyond_what_a_fetch_takes_are_rejected(
+    cluster: KafkaCluster, tmp_path: Path, mib: int
+) -> None:
+    """Where a topic was given room for them: a consumer fetches 1 MiB a partition by default (KIP-74 goes beyond)."""
+    junk = b"x" * (mib * 1024 * 1024)
+    async with Stack(tmp_path) as stack:
+        await limit(cluster, 4 * 1024 * 1024, "spine.created")
+        worker = stack.start_worker()
+        assert await stack.wait_said("Ready", 60)
+        async with AIOKafkaProducer(
+            bootstrap_servers=stack.env["CT_KAFKA_BOOTSTRAP"], acks="all", max_request_size=5 * 1024 * 1024
+        ) as producer:
+            await producer.send_and_wait("spine.created", junk, b"k")
+        assert await committed_to(stack, 1, 30) == 1, stack.worker_log()[-3000:]
+        [record] = await stack.records("ct.rejected")
+        assert stack.end_worker(worker) == 0
+    headers = dict(record.headers)
+    assert headers["ct_reject_reason"].startswith(b"too-large")
+    assert headers["ct_original_size"] == str(len(junk)).encode()
+    assert headers["ct_original_sha256"] == hashlib.sha256(junk).hexdigest().encode()
+    assert record.value == junk[: 512 * 1024]

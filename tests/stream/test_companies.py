@@ -176,9 +176,13 @@ async def test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck() 
     assert "record" not in parts.steps, "an exception is no outcome"
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL])
-async def test_a_machine_that_has_no_more_is_charged_to_nobody(number: int) -> None:
-    parts = Parts(OSError(number, "no more of it"))
+@pytest.mark.parametrize(
+    "trouble",
+    [*(OSError(n, "no more of it") for n in (errno.EMFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL)), MemoryError()],
+    ids=repr,
+)
+async def test_a_machine_that_has_no_more_is_charged_to_nobody(trouble: Exception) -> None:
+    parts = Parts(trouble)
     assert await parts.companies.from_event(origin(), None) is False
     assert parts.exceptions == 0
     assert parts.steps[-1] == "park our_machine"

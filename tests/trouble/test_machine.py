@@ -1,0 +1,108 @@
+"""Trouble of the worker's machine: a clock that jumps, a log that takes nothing, an end with thousands in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from tests.faults import invariants
+from tests.faults.harness import Stack
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from uuid import UUID
+
+KINDS = ("info", "allreject", "catchall", "nxdomain", "refuse")
+
+#: The wall clock of the process jumps 40 days ahead, then 80 back; the monotonic one does not.
+JUMPS = """
+import datetime as dt, threading, time as t
+shift, real = [0.0], t.time
+t.time = lambda: real() + shift[0]
+class Shifted(dt.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return dt.datetime.fromtimestamp(t.time(), tz)
+for module in list(sys.modules.values()):
+    if getattr(module, "datetime", None) is dt.datetime:
+        module.datetime = Shifted
+def jump():
+    for days in (40, -80):
+        t.sleep(4)
+        shift[0] += days * 86400
+        sys.stderr.write(f"JUMPED {days} days\\n")
+threading.Thread(target=jump, daemon=True).start()
+"""
+#: Whatever is written to the log meets ENOSPC.
+FULL_DISK = """
+full = os.open("/dev/full", os.O_WRONLY)
+os.dup2(full, 1)
+os.dup2(full, 2)
+"""
+
+
+async def mint(stack: Stack, number: int) -> dict[UUID, str | None]:
+    names: list[str | None] = [f"{KINDS[n % len(KINDS)]}-m{n}.example" for n in range(number)]
+    ids = await stack.mint(names)
+    await stack.publish(ids)
+    return dict(zip(ids, names, strict=True))
+
+
+async def test_a_clock_that_jumps_decides_nothing_and_spends_no_other_day(tmp_path: Path) -> None:
+    async with Stack(tmp_path, reply_delay_s=0.3) as stack:
+        worker = stack.start_worker(prelude=JUMPS)
+        assert await stack.wait_said("Ready", 60)
+        companies = await mint(stack, 100)
+        assert await stack.wait_said("JUMPED 40 days", 20)
+        companies |= await mint(stack, 100)
+        assert await stack.wait_said("JUMPED -80 days", 20)
+        companies |= await mint(stack, 100)
+        await invariants.wait_at_rest(stack, len(companies), 90)
+        found = await invariants.check(stack, companies, pause_s=0.2)
+        assert found.broken == [], stack.worker_log()[-2000:]
+        row = await stack.admin.fetchrow(
+            "SELECT min(decided_at) AS first, max(decided_at) AS last, max(duration_ms) AS longest,"
+            " (SELECT count(DISTINCT begins) FROM outreach.ct_usage WHERE span = 'day') AS days"
+            " FROM outreach.ct_outcomes"
+        )
+        assert row is not None
+        now = datetime.now(UTC)
+        assert now - timedelta(minutes=10) < row["first"] <= row["last"] < now + timedelta(minutes=1)
+        assert row["longest"] < 120_000
+        assert row["days"] <= 2, "midnight may pass, no more"
+        assert stack.end_worker(worker) == 0
+
+
+async def test_a_full_disk_under_the_log_stops_nobody(tmp_path: Path) -> None:
+    async with Stack(tmp_path) as stack:
+        worker = stack.start_worker(prelude=FULL_DISK)
+        companies = await mint(stack, 200)
+        assert await stack.wait_decided(len(companies), 60) == len(companies)
+        await invariants.wait_at_rest(stack, len(companies), 30)
+        found = await invariants.check(stack, companies, pause_s=0.2)
+        assert found.broken == []
+        assert worker.poll() is None
+        assert stack.end_worker(worker) == 0
+
+
+async def test_five_thousand_in_flight_are_given_up_within_the_drain_and_come_again(tmp_path: Path) -> None:
+    number = 5000
+    async with Stack(tmp_path, reply_delay_s=20.0, CT_IN_FLIGHT=str(number), CT_PASS_DEADLINE_S="300") as stack:
+        worker = stack.start_worker()
+        assert await stack.wait_said("Ready", 60)
+        ids = await stack.mint([f"contact-d{n}.example" for n in range(number)])
+        await stack.publish(ids)
+        leases = "SELECT count(*) FROM outreach.ct_domains WHERE lease_until > clock_timestamp()"
+        deadline = time.monotonic() + 100
+        while await stack.admin.fetchval(leases) < 0.98 * number:
+            assert time.monotonic() < deadline, await stack.admin.fetchval(leases)
+            await asyncio.sleep(0.5)
+        assert stack.end_worker(worker, within_s=3 + 5) == 0, stack.worker_log()[-2000:]
+        assert await stack.count_decided() == 0
+        await stack.farm.set_reply_delay(0.0)
+        again = stack.start_worker()
+        await invariants.wait_at_rest(stack, number, 150)
+        assert await stack.count_decided() == number, stack.worker_log()[-2000:]
+        assert stack.end_worker(again) == 0
