@@ -194,7 +194,7 @@ class CompanyPass:
             parts.rules,
             world,
             deadline_s=parts.pass_deadline_s,
-            spent_s=resumed.spent_s if resumed else 0.0,
+            spent_s=_spent_s(resumed, kept),
             kept=kept.exchanges,
             see_off=farewells.take,
         )
@@ -354,6 +354,17 @@ class CompanyPass:
         brought = await self._parts.paid_calls.verify(outreach_id, address)
         self._driver.count_waiting(brought.waited_s)
         return brought.result
+
+
+def _spent_s(resumed: Resumed | None, kept: Kept) -> float:
+    """Return how much of its pass deadline a company has used up.
+
+    Nothing of it by answers that are void, and nothing by sessions that a drain of ours broke off: the time for which
+    servers were waited for a second time is our fault, and would fail the company in the end.
+    """
+    if resumed is None or kept.is_void or resumed.reason == WaitReason.DRAIN:
+        return 0.0
+    return resumed.spent_s
 
 
 class Lease:
