@@ -26,7 +26,9 @@ class WaitReason(StrEnum):
     REFUSED = "refused"  #: a reply about us, its scope not settled yet
     OUR_RATE = "our_rate"  #: a server says that we ask too fast
     TIER2 = "tier2"  #: its one paid call is under way elsewhere, or others try the vendor first
-    OUR_MACHINE = "our_machine"  #: this machine has no descriptors, ports or memory left; it is tried again
+    OUR_MACHINE = (
+        "our_machine"  #: this machine has no descriptors, ports or memory left, or was stopped; it is tried again
+    )
     OUR_BUG = "our_bug"  #: an exception of ours; it is tried again
     DRAIN = "drain"  #: given up by a worker that was told to stop
 

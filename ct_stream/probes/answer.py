@@ -25,7 +25,7 @@ from ct_stream.gate.questions import (
 )
 from ct_stream.gate.transcript import Exchange, OutOfStep, Play
 from ct_stream.gate.verdicts import Failed, Held, Passed, Verdict
-from ct_stream.gate.waits import Wait
+from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.providers import provider_of
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
 from ct_stream.probes.world import TurnedOff
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_STALLED_AGAIN_S = 1.0
+_SERVICE_CLOSES = 421  #: RFC 5321 section 3.8: a server that waited too long for us says so, and closes
 _RECALL_AGAIN_S = 1.0  #: a look at the memory is good for so long; less than a domain's pause
 
 
@@ -96,11 +98,13 @@ class PassDriver:
         kept: Sequence[Exchange] = (),
         flow: Callable[[], Flow] | None = None,
         see_off: Callable[[Coroutine[Any, Any, None]], None] | None = None,
+        stalled_since: Callable[[float], bool] = lambda _moment: False,
     ) -> None:
         """Go on from `kept` after `spent_s` seconds of waiting; `flow` makes another decision than the single pass.
 
         `flow` is called again whenever answers are played again. `see_off` takes over the end of a decided company's
-        session (QUIT, which no verdict depends on), so that the verdict does not wait for it.
+        session (QUIT, which no verdict depends on), so that the verdict does not wait for it. `stalled_since` tells if
+        this process stood still after a moment of the monotonic clock: then trouble of a server may be its own.
         """
         self._outreach_id = outreach_id
         self._world = world
@@ -112,6 +116,7 @@ class PassDriver:
         self._tier2_off = None if _is_paid(kept) else world.tier2.off_because()
         self._flow = flow or (lambda: single_pass(outreach_id, rules, tier2_off=self._tier2_off))
         self._see_off = see_off
+        self._stalled_since = stalled_since
         self._recalled_at = -inf
         self._play = self._resumed()
 
@@ -176,9 +181,16 @@ class PassDriver:
             self._recalled_at = time.monotonic()
             if self._recall(memory):
                 return None
+        begun_at = time.monotonic()
         answer = await self._ask(question)
         if isinstance(answer, Wait):
             return answer
+        if _may_be_ours(answer) and self._stalled_since(begun_at):
+            return Wait(
+                reason=WaitReason.OUR_MACHINE,
+                detail=f"this process stood still while {_asked(question)} was asked, so its silence says nothing",
+                after_s=_STALLED_AGAIN_S,
+            )
         if isinstance(answer, TurnedOff):
             self._turn_off(answer.because)
             return None
@@ -272,6 +284,15 @@ class PassDriver:
 
     def _waiting(self, wait: Wait, pending: Exchange | None = None) -> Waiting:
         return Waiting(wait=wait, exchanges=self.exchanges, spent_s=self.spent_s, pending=pending)
+
+
+def _may_be_ours(answer: Answer | TurnedOff) -> bool:
+    """Tell if a process that stood still may have made this answer: by a timeout, or a server that lost patience."""
+    if isinstance(answer, MxAnswer):
+        return answer.status is MxStatus.UNAVAILABLE
+    return isinstance(answer, MailboxAnswer) and any(
+        attempt.reply is None or attempt.reply.code == _SERVICE_CLOSES for attempt in answer.attempts
+    )
 
 
 def _is_paid(exchanges: Sequence[Exchange]) -> bool:

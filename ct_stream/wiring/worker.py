@@ -47,6 +47,7 @@ from ct_stream.wiring.alerts import Alerts, alerting
 from ct_stream.wiring.descriptors import LEAST, Room, raise_limit, room
 from ct_stream.wiring.health import health_server
 from ct_stream.wiring.probing import Probing, make_probing
+from ct_stream.wiring.pulse import Pulse
 from ct_stream.wiring.tier2 import PaidCalls
 from ct_stream.wiring.watchdog import MOST_EXITS, Senses, Thresholds, Watchdog
 from ct_stream.wiring.world import GateParts, WorkerGate
@@ -163,6 +164,7 @@ class Worker:
         self._fits = self._room()
         self._agent: GateAgent | None = None
         self._input_control: InputControl | None = None
+        self.pulse = Pulse()
         self.thresholds = Thresholds.of(settings.pass_deadline_s)
         self.watchdog = Watchdog(SPINE_CREATED, self.thresholds, self._senses())
 
@@ -173,6 +175,8 @@ class Worker:
         async with AsyncExitStack() as stack:
             self.watchdog.start()
             stack.callback(self.watchdog.stop)
+            self.pulse.start()
+            stack.callback(self.pulse.stop)
             try:
                 port = await stack.enter_async_context(
                     health_server(settings.web_host, settings.web_port, health, self.metrics)
@@ -286,6 +290,7 @@ class Worker:
                 metrics=self.metrics,
                 now=database.now,
                 own_trouble=lambda: self._own_trouble,
+                stalled_since=self.pulse.stalled_since,
                 pass_deadline_s=settings.pass_deadline_s,
                 spine_grace_s=settings.spine_grace_s,
             )

@@ -59,6 +59,7 @@ class GateParts:
     metrics: Metrics
     now: Callable[[], datetime]
     own_trouble: Callable[[], Wait | None]  #: while a control fails nothing is asked, so that no limit is wasted
+    stalled_since: Callable[[float], bool]  #: did this process stand still after a moment of the monotonic clock?
     pass_deadline_s: float
     spine_grace_s: float
 
@@ -197,6 +198,7 @@ class CompanyPass:
             spent_s=_spent_s(resumed, kept),
             kept=kept.exchanges,
             see_off=farewells.take,
+            stalled_since=parts.stalled_since,
         )
 
     async def run(self) -> Passed | Failed | Wait:
@@ -359,10 +361,10 @@ class CompanyPass:
 def _spent_s(resumed: Resumed | None, kept: Kept) -> float:
     """Return how much of its pass deadline a company has used up.
 
-    Nothing of it by answers that are void, and nothing by sessions that a drain of ours broke off: the time for which
-    servers were waited for a second time is our fault, and would fail the company in the end.
+    Nothing of it by answers that are void, and nothing by sessions that a drain or a stop of ours broke off: the time
+    for which servers were waited for a second time is our fault, and would fail the company in the end.
     """
-    if resumed is None or kept.is_void or resumed.reason == WaitReason.DRAIN:
+    if resumed is None or kept.is_void or resumed.reason in (WaitReason.DRAIN, WaitReason.OUR_MACHINE):
         return 0.0
     return resumed.spent_s
 

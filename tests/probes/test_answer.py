@@ -53,6 +53,9 @@ def said(code: int, enhanced: str = "", text: str = "") -> MailboxAnswer:
 
 YES, NO = said(250), said(550, "5.1.1", "User unknown")
 LISTED = said(554, "5.7.1", "blocked using a list at spamhaus")
+IMPATIENT = MailboxAnswer(
+    attempts=(Attempt(host=MX, stage=Stage.RCPT, reply=Reply(code=421, enhanced="4.4.2", text="timeout exceeded")),)
+)
 TIMEOUT = MailboxAnswer(attempts=(Attempt(host=MX, stage=Stage.CONNECT, trouble=Trouble.TIMEOUT),))
 
 
@@ -165,6 +168,28 @@ async def test_a_verdict_does_not_wait_for_the_end_of_its_session() -> None:
     [farewell] = farewells
     await farewell
     assert scripted.closed == [None]
+
+
+@pytest.mark.parametrize(
+    ("answers", "kept"),
+    [
+        ([SPINE, None, MxAnswer(status=MxStatus.UNAVAILABLE, detail="timeout")], ["spine"]),
+        ([SPINE, None, FOUND, NO, TIMEOUT], ["spine", "mx", "rcpt:first.last"]),
+        ([SPINE, None, FOUND, NO, IMPATIENT], ["spine", "mx", "rcpt:first.last"]),
+    ],
+    ids=["a resolver's silence", "a server's silence", "a server that waited too long for us"],
+)
+async def test_a_process_that_stood_still_blames_nobody_and_asks_again(answers: list[Any], kept: list[str]) -> None:
+    scripted = Scripted(*answers)
+    ending = await driver(scripted, stalled_since=lambda _moment: True).run()
+    assert isinstance(ending, Waiting)
+    assert (ending.wait.reason, ending.wait.after_s) == (WaitReason.OUR_MACHINE, 1.0)
+    assert [exchange.key for exchange in ending.exchanges] == kept
+
+
+async def test_what_servers_said_to_a_process_that_stood_still_counts() -> None:
+    scripted = Scripted(SPINE, None, FOUND, YES, NO)
+    assert isinstance(await driver(scripted, stalled_since=lambda _moment: True).run(), Passed)
 
 
 async def test_a_wait_begins_after_the_end_of_its_session() -> None:

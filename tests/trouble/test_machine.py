@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -84,6 +85,27 @@ async def test_a_full_disk_under_the_log_stops_nobody(tmp_path: Path) -> None:
         found = await invariants.check(stack, companies, pause_s=0.2)
         assert found.broken == []
         assert worker.poll() is None
+        assert stack.end_worker(worker) == 0
+
+
+async def test_a_worker_that_is_stopped_for_longer_than_a_server_is_waited_for_blames_no_server(tmp_path: Path) -> None:
+    """As by a suspended machine: all its timers run out at once, though the replies lie in the sockets."""
+    async with Stack(tmp_path, reply_delay_s=0.6) as stack:
+        worker = stack.start_worker()
+        assert await stack.wait_said("Ready", 60)
+        companies: dict[UUID, str | None] = {}
+        for wave in range(12):  # so that at each question of a session some company is found
+            names: list[str | None] = [f"{kind}-s{wave}x{n}.example" for n in range(4) for kind in ("info", "contact")]
+            ids = await stack.mint(names)
+            await stack.publish(ids)
+            companies |= dict(zip(ids, names, strict=True))
+            await asyncio.sleep(0.6)
+        worker.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(17)  # a command is waited for 15 s
+        worker.send_signal(signal.SIGCONT)
+        await invariants.wait_at_rest(stack, len(companies), 90)
+        found = await invariants.check(stack, companies, kills=1, pause_s=None)
+        assert found.broken == [], stack.worker_log()[-2000:]
         assert stack.end_worker(worker) == 0
 
 

@@ -51,6 +51,7 @@ async def resume(
     parts: Any = SimpleNamespace(
         rules=RULES, controls=SimpleNamespace(state=state), probing=SimpleNamespace(resolver=None),
         paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,
+        stalled_since=lambda _moment: False,
     )  # fmt: skip
     origin = Origin(outreach_id=ID)
     kept = tuple(Exchange(key=key, answer=answer) for key, answer in answers.items())
@@ -105,9 +106,10 @@ async def test_void_answers_give_their_time_back(
     assert company.spent_s == 0.0, "else a company that met many of our troubles fails by its deadline"
 
 
-async def test_a_drain_of_ours_costs_a_company_no_time() -> None:
+@pytest.mark.parametrize("reason", ["drain", "our_machine"])
+async def test_a_session_that_we_broke_off_costs_a_company_no_time(reason: str) -> None:
     """Its greeting and EHLO are waited for once more after each: some rebalances in a row, and time would be up."""
-    company = await resume({"spine": ABSENT["spine"], "mx": mx()}, "", reason="drain")
+    company = await resume({"spine": ABSENT["spine"], "mx": mx()}, "", reason=reason)
     assert keys(company) == ["spine", "mx"]
     assert company.spent_s == 0.0
 

@@ -1,0 +1,36 @@
+"""A process that stood still knows it, before any of its timers may speak."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from ct_stream.wiring.pulse import STALL_S, Pulse
+
+
+async def test_a_loop_that_turns_has_not_stood_still() -> None:
+    pulse = Pulse()
+    begin = time.monotonic()
+    assert not pulse.stalled_since(begin), "not before it was started"
+    pulse.start()
+    await asyncio.sleep(0.6)
+    assert not pulse.stalled_since(begin)
+    pulse.stop()
+
+
+async def test_a_timer_that_ran_out_because_the_loop_stood_still_finds_it_said() -> None:
+    pulse = Pulse()
+    pulse.start()
+    begin = time.monotonic()
+    timed_out = None
+    try:
+        async with asyncio.timeout(0.1):
+            time.sleep(STALL_S + 0.5)  # noqa: ASYNC251 - the loop stands still
+            await asyncio.sleep(10)
+    except TimeoutError:
+        timed_out = pulse.stalled_since(begin)
+    assert timed_out is True
+    await asyncio.sleep(0.3)
+    assert pulse.stalled_since(begin)
+    assert not pulse.stalled_since(time.monotonic()), "what is asked after it is not touched"
+    pulse.stop()
