@@ -49,7 +49,7 @@ class NoLimits:
     def greeted(self, begun_at: float) -> None:  # noqa: ARG002
         return None
 
-    async def release(self, *, greeted: bool, refused: Held | None) -> None:  # noqa: ARG002
+    async def release(self, *, greeted: bool | None, refused: Held | None) -> None:  # noqa: ARG002
         return None
 
     async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:

@@ -71,7 +71,7 @@ class Parked:
     exchanges: tuple[Exchange, ...] = ()
     pending: Exchange | None = None  #: an answer about us whose scope is not settled
     spent_s: float = 0.0  #: of the pass deadline
-    asked_s: float | None = None  #: its answers are no older than so many seconds; None: as on record
+    asked_at: datetime | None = None  #: its answers are no older, by the database's clock; None: as on record
     failed: FailedAt = FailedAt.NONE  #: when its last failed answer came: controls look forward from there
     looks: int = 0  #: how often nobody answered, and a control then proved our own way
 

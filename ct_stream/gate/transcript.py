@@ -116,6 +116,21 @@ def without_trouble(exchanges: Sequence[Exchange]) -> list[Exchange]:
     return kept
 
 
+def met_trouble(exchanges: Sequence[Exchange]) -> bool:
+    """Tell if anything but the other side's word stands in these answers, so that it may be our own trouble."""
+    return any(
+        answer.status is MxStatus.UNAVAILABLE
+        if isinstance(answer, MxAnswer)
+        else isinstance(answer, MailboxAnswer) and _met_trouble(answer)
+        for answer in (exchange.answer for exchange in exchanges)
+    )
+
+
+def answered(exchanges: Sequence[Exchange]) -> list[Exchange]:
+    """Return those in which a server answered RCPT TO: its word holds, also where an answer before it is void."""
+    return [e for e in exchanges if isinstance(e.answer, MailboxAnswer) and e.answer.reached_rcpt]
+
+
 def is_unanswered(exchanges: Sequence[Exchange]) -> bool:
     """Tell if the last question, controls aside, met silence: no resolver and no server gave an answer.
 

@@ -215,6 +215,6 @@ class _SharedLease:
     def greeted(self, begun_at: float) -> None:
         """Nobody is told."""
 
-    async def release(self, *, greeted: bool, refused: Held | None) -> None:  # noqa: ARG002 - see the class
+    async def release(self, *, greeted: bool | None, refused: Held | None) -> None:  # noqa: ARG002 - see the class
         """Give the domain and the place back."""
         await self._lease.release(talked=False)

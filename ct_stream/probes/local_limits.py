@@ -143,7 +143,7 @@ class LocalLease:
     def greeted(self, begun_at: float) -> None:
         """Nobody is told."""
 
-    async def release(self, *, greeted: bool, refused: Held | None) -> None:  # noqa: ARG002 - no provider is remembered
+    async def release(self, *, greeted: bool | None, refused: Held | None) -> None:  # noqa: ARG002 - no provider is remembered
         """Give the domain and the provider's place back, once."""
         if not self._released:
             self._released = True

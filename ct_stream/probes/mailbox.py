@@ -47,7 +47,8 @@ class MailboxProber:
         self._session: SmtpSession | None = None
         self._lease: ProbeLease | None = None
         self._provider = ""  #: the lease's
-        self._greeted = False  #: by a server of the lease's provider
+        #: By a server of the lease's provider; False once one was tried to the end without, None before that.
+        self._greeted: bool | None = None
         self._addresses: dict[str, tuple[str, ...] | NameTrouble] = {}
         self._without_tls: set[str] = set()  #: hosts whose STARTTLS is broken
 

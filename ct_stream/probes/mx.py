@@ -11,6 +11,7 @@ import asyncio
 import re
 import secrets
 import socket
+import time
 import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_MX_HOSTS = 5
 MAX_ADDRESSES = 2  #: per host
+_SILENT_S = 10.0  #: how long a resolver that did not answer is asked last
 _MAX_ALIASES = 8  #: followed by ourselves where a resolver gives an alias and no end
 MAX_ASKING = 200  #: questions under way, each with one socket or two: a dead resolver must not use up descriptors
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
@@ -105,6 +107,7 @@ class Resolver:
         self._again_s = again_s
         self._places = asyncio.Semaphore(asking)
         self._known = tuple(known)
+        self._silent_until: dict[str, float] = {}
 
     async def lookup_mx(self, domain: str) -> MxAnswer:
         """Return the hosts that accept mail for `domain`, most preferred first.
@@ -112,7 +115,8 @@ class Resolver:
         That there are none is confirmed by a second resolver where one is configured; one that finds records wins.
         """
         troubles: list[str] = []
-        for number, server in enumerate(self.servers):
+        servers = self._by_turn()
+        for number, server in enumerate(servers):
             answer = await self._mx_at(server, domain)
             if answer.status is MxStatus.FOUND:
                 return answer
@@ -121,7 +125,7 @@ class Resolver:
                 if lie is not None:
                     troubles.append(f"{server} said {answer.status}, and {lie}")
                     continue
-                return await self._confirmed(answer, domain, self.servers[number + 1 :], troubles)
+                return await self._confirmed(answer, domain, servers[number + 1 :], troubles)
             troubles.append(answer.detail)
         return MxAnswer(status=MxStatus.UNAVAILABLE, detail=", ".join(troubles))
 
@@ -220,10 +224,18 @@ class Resolver:
             name = target
         return MxAnswer(status=MxStatus.UNAVAILABLE, detail=f"too many aliases from {server}", resolver=server)
 
+    def _by_turn(self) -> list[str]:
+        """Return the resolvers in their order, those last that were silent lately.
+
+        Else each question would wait for a dead one first, and the places for questions would be used up by waiting.
+        """
+        now = time.monotonic()
+        return sorted(self.servers, key=lambda server: self._silent_until.get(server, now) > now)
+
     async def _first_answer(self, name: str, kind: str) -> _Records | _NoAnswer:
         """Return what the first resolver that answers says; its "there is none" is an empty list."""
         troubles: list[str] = []
-        for server in self.servers:
+        for server in self._by_turn():
             answer = await self._ask(server, name, kind)
             if isinstance(answer, MxStatus):
                 return []
@@ -241,6 +253,7 @@ class Resolver:
             # not hand the code over: without a record it is no answer, and no absence.
             return records or _NoAnswer(detail=f"an answer without records or a reason from {server}")
         except TimeoutError:
+            self._silent_until[server] = time.monotonic() + _SILENT_S
             return _NoAnswer(detail=f"timeout from {server}")
         except aiodns.error.DNSError as error:
             code = error.args[0]

@@ -35,8 +35,11 @@ class ProbeLease(Protocol):
     def greeted(self, begun_at: float) -> None:
         """Tell that a server greeted a session begun at this moment of the monotonic clock."""
 
-    async def release(self, *, greeted: bool, refused: Held | None) -> None:
-        """Give the domain and the provider's place back; say whether a server greeted us normally or refused us."""
+    async def release(self, *, greeted: bool | None, refused: Held | None) -> None:
+        """Give the domain and the provider's place back; say whether a server greeted us normally or refused us.
+
+        None: it was not asked to the end, so its silence says nothing.
+        """
 
 
 class Permits(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.questions import ControlAnswer, ControlKind
@@ -81,12 +81,17 @@ class ControlLedger:
             proven_since=_utc(row["proven_since"]),
         )
 
-    async def confirm(self, kind: ControlKind, asked: tuple[datetime, datetime] | None) -> ControlAnswer | Wait:
-        """Return a proof begun after an answer that was asked for and failed at these moments; None: just now."""
+    async def confirm(
+        self, kind: ControlKind, asked: tuple[datetime, datetime] | None, *, in_chain: bool = False
+    ) -> ControlAnswer | Wait:
+        """Return a proof begun after an answer that was asked for and failed at these moments; None: just now.
+
+        `in_chain`: that it lay in an unbroken chain was found before, and it has waited for something else since.
+        """
         if asked is not None:
             asked_at, failed_at = asked
             state = await self.state(kind)
-            if state.proves(failed_at) and state.unbroken(asked_at):
+            if state.proves(failed_at) and (in_chain or state.unbroken(asked_at)):
                 return ControlAnswer(detail=state.ok_detail)
             if state.proves(failed_at):
                 sentence = f"{_WAIT_SENTENCES[kind]}; nothing proved that when it was asked, so it is asked again"
@@ -114,7 +119,7 @@ class ControlLedger:
         if now < self._next_greeting:
             return
         self._next_greeting = now + _GOOD_TALK_EVERY_S
-        await self._database.persist("greeting", now - begun_at_monotonic, self._most_apart_s)
+        await self._database.persist("greeting", self._moment(now - begun_at_monotonic), self._most_apart_s)
 
     async def good_talk(self, begun_at_monotonic: float, host: str) -> None:
         """Count a company's greeting as a proof, at most one a second."""
@@ -122,7 +127,13 @@ class ControlLedger:
         if now < self._next_good_talk:
             return
         self._next_good_talk = now + _GOOD_TALK_EVERY_S
-        await self._database.persist("good_talk", now - begun_at_monotonic, f"{host} greeted a session begun later")
+        await self._database.persist(
+            "good_talk", self._moment(now - begun_at_monotonic), f"{host} greeted a session begun later"
+        )
+
+    def _moment(self, ago_s: float) -> datetime:
+        # Once, not at each try: an outage of Postgres must not make a talk younger than it is.
+        return self._database.now() - timedelta(seconds=ago_s)
 
 
 def _utc(moment: datetime) -> datetime:

@@ -102,7 +102,7 @@ def _row(parked: Parked) -> tuple[Any, ...]:
         orjson.dumps(to_json(parked.exchanges)).decode(),
         orjson.dumps(to_json([parked.pending])).decode() if parked.pending else None,
         round(parked.spent_s * 1000),
-        -1.0 if parked.asked_s is None else parked.asked_s,
+        parked.asked_at,
         parked.failed.value,
         origin.topic,
         origin.partition,

@@ -147,8 +147,8 @@ SELECT outreach.ct_forget_passes($1::uuid[]);
 
 -- name: park
 -- Record why companies wait, and their answers so far. A pass that another worker leases meanwhile is left to it,
--- and a stuck one stays stuck. `asked_s`: its answers are no older than so many seconds, -1: as on record. `failed`:
--- its last failed answer came 'now', at the time on 'record', or there is 'none'.
+-- and a stuck one stays stuck. `asked_at`: its answers are no older, NULL: as on record. `failed`: its
+-- last failed answer came 'now', at the time on 'record' (now, where that is gone), or there is 'none'.
 INSERT INTO outreach.ct_passes AS p (
     outreach_id, state, domain, reason, detail, waits_on, not_before, answers, pending, spent_ms, asked_at, failed_at,
     event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header,
@@ -157,16 +157,16 @@ INSERT INTO outreach.ct_passes AS p (
 SELECT i.outreach_id, 'waiting', i.domain, i.reason, i.detail, nullif(i.waits_on, ''),
     CASE WHEN i.after_s < 0 THEN 'infinity' ELSE clock_timestamp() + i.after_s * interval '1 second' END,
     i.answers::jsonb, i.pending::jsonb, i.spent_ms,
-    CASE WHEN i.asked_s >= 0 THEN clock_timestamp() - i.asked_s * interval '1 second' ELSE r.asked_at END,
-    CASE i.failed WHEN 'now' THEN clock_timestamp() WHEN 'record' THEN r.failed_at END,
+    coalesce(i.asked_at, r.asked_at),
+    CASE i.failed WHEN 'now' THEN clock_timestamp() WHEN 'record' THEN coalesce(r.failed_at, clock_timestamp()) END,
     i.event_topic, i.event_partition, i.event_offset, i.event_at, i.correlation_id, i.traceparent,
-    i.correlation_header, $20::text, clock_timestamp() - greatest(i.asked_s, 0) * interval '1 second', i.looks
+    i.correlation_header, $20::text, coalesce(i.asked_at, clock_timestamp()), i.looks
 FROM unnest(
     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[], $9::integer[],
-    $10::float8[], $11::text[], $12::text[], $13::integer[], $14::bigint[], $15::timestamptz[], $16::text[],
+    $10::timestamptz[], $11::text[], $12::text[], $13::integer[], $14::bigint[], $15::timestamptz[], $16::text[],
     $17::bytea[], $18::bytea[], $19::integer[]
 ) AS i (
-    outreach_id, domain, reason, detail, waits_on, after_s, answers, pending, spent_ms, asked_s, failed,
+    outreach_id, domain, reason, detail, waits_on, after_s, answers, pending, spent_ms, asked_at, failed,
     event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header, looks
 )
 LEFT JOIN outreach.ct_passes AS r ON r.outreach_id = i.outreach_id
@@ -323,25 +323,25 @@ UPDATE outreach.ct_controls AS c SET
 WHERE c.kind = $1::text;
 
 -- name: good_talk
--- A company's server greeted us in a session that was begun $1 seconds ago: as good as an SMTP control.
+-- A company's server talked to us in a session that was begun at $1: as good as an SMTP control.
 WITH proof AS (
     UPDATE outreach.ct_controls AS c SET
-        ok_begun_at = clock_timestamp() - $1 * interval '1 second',
+        ok_begun_at = $1::timestamptz,
         ok_detail = $2,
         trouble_until = CASE WHEN c.trouble_until = 'infinity' THEN clock_timestamp() ELSE c.trouble_until END
-    WHERE c.kind = 'smtp' AND c.ok_begun_at < clock_timestamp() - $1 * interval '1 second'
+    WHERE c.kind = 'smtp' AND c.ok_begun_at < $1::timestamptz
     RETURNING c.ok_begun_at
 )
 UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()
 FROM proof WHERE p.waits_on = 'control:smtp' AND p.state = 'waiting' AND p.failed_at < proof.ok_begun_at;
 
 -- name: greeting
--- A server greeted us in a session that was begun $1 seconds ago: port 25 is open. Whether we are welcome, it has yet to
+-- A server greeted us in a session that was begun at $1: port 25 is open. Whether we are welcome, it has yet to
 -- say.
 UPDATE outreach.ct_controls AS c SET
-    proven_since = outreach.ct_proven_since(c, clock_timestamp() - $1 * interval '1 second', $2),
-    proven_at = clock_timestamp()
-WHERE c.kind = 'smtp' AND c.failed_at < clock_timestamp() - $1 * interval '1 second';
+    proven_since = outreach.ct_proven_since(c, $1::timestamptz, $2),
+    proven_at = greatest(c.proven_at, $1::timestamptz)
+WHERE c.kind = 'smtp' AND c.failed_at < $1::timestamptz;
 
 -- name: note_refusal
 -- Evidence about a provider: it refused us, said that we ask too fast, or could not be reached.

@@ -179,7 +179,7 @@ class Companies:
                 exchanges=tuple(running.exchanges),
                 pending=running.pending,
                 spent_s=running.spent_s,
-                asked_s=running.asked_s,
+                asked_at=running.asked_at,
                 failed=running.failed,
                 looks=running.looks,
             )

@@ -101,8 +101,8 @@ class RunningPass(Protocol):
         """Return how much of the pass deadline is used up."""
 
     @property
-    def asked_s(self) -> float | None:
-        """Return how old its answers are at most, or None when that is on record."""
+    def asked_at(self) -> datetime | None:
+        """Return when its first question was put, by the database's clock, or None when that is on record."""
 
     @property
     def looks(self) -> int:

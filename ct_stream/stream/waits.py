@@ -110,7 +110,8 @@ class Scheduler:
             claimed = 0
             if room > 0 and self._ledger.is_usable():
                 due = await self._carefully(self._passes.claim_due, min(room, 200))
-                for resumed in due or ():
+                # Told to stop meanwhile: nobody would drain them. Their leases end with this worker.
+                for resumed in () if self._stopping else due or ():
                     claimed += 1
                     task = asyncio.create_task(
                         self._companies.from_waiting(resumed), name=f"waiting:{resumed.origin.outreach_id}"
@@ -135,12 +136,16 @@ class Scheduler:
             begun_at = await self._carefully(self._controls.begin, kind)
             if begun_at is None:
                 continue
-            succeeded, detail = await self._ask_control(kind)
-            if succeeded:
-                await self._controls.succeeded(kind, begun_at, detail)
-            else:
-                await self._controls.failed(kind, detail)
-                log.warning("Control %s failed: %s", kind, detail, extra={"action": "control_failed", "kind": kind})
+            # An error of this machine (no descriptor, no port) proves nothing, and stops no worker.
+            await self._carefully(self._ask_one, kind, begun_at)
+
+    async def _ask_one(self, kind: ControlKind, begun_at: datetime) -> None:
+        succeeded, detail = await self._ask_control(kind)
+        if succeeded:
+            await self._controls.succeeded(kind, begun_at, detail)
+        else:
+            await self._controls.failed(kind, detail)
+            log.warning("Control %s failed: %s", kind, detail, extra={"action": "control_failed", "kind": kind})
 
     async def _carefully(self, work: Callable[..., Awaitable[Result]], *args: object) -> Result | None:
         """Do a round of upkeep; an error costs this round, not the scheduler."""

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ct_stream.gate.company import FailedAt
 from ct_stream.gate.domains import canonical_domain
 from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer
 from ct_stream.gate.replies import Stage
-from ct_stream.gate.transcript import Exchange, is_unanswered, without_trouble
+from ct_stream.gate.transcript import Exchange, answered, is_unanswered, met_trouble, without_trouble
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.providers import is_own_server, provider_of, registrable_domain
@@ -69,9 +70,12 @@ class Kept:
     """What an undecided company brings back from its wait."""
 
     exchanges: Sequence[Exchange] = ()
+    answered: Sequence[Exchange] = ()  #: what servers said behind a void answer: not asked again
     asked_at: datetime | None = None  #: a proof of our own way must have come before it
     failed_at: datetime | None = None  #: and one must have begun after it
     is_void: bool = False  #: some answers were dropped and are asked for anew
+    is_dropped: bool = False  #: an answer about us was, and is asked for anew
+    in_chain: bool = False  #: that they lay in a chain of proofs was found before this wait
     looks: int = 0
     wait: Wait | None = None  #: nothing may be asked yet: it waits on, with all that it has
 
@@ -119,33 +123,56 @@ class WorkerGate:
     async def _kept(self, resumed: Resumed) -> Kept:
         """Return the answers that still count, and since when a proof is needed."""
         kept, failed_at, asked_at = list(resumed.exchanges), resumed.failed_at, resumed.asked_at or resumed.since
-        if failed_at is None:
-            return Kept(exchanges=kept, looks=resumed.looks)
+        is_dropped = resumed.pending is not None
+        if failed_at is None or (resumed.pending is None and len(without_trouble(kept)) == len(kept)):
+            # Nothing failed: it was put away while a control failed, before anything was asked.
+            return Kept(exchanges=kept, looks=resumed.looks, is_dropped=is_dropped)
         states = {kind: await self._parts.controls.state(kind) for kind in ControlKind}
         awaited = [state for kind, state in states.items() if resumed.waits_on == f"control:{kind}"]
         if any(state.voids(asked_at, failed_at) for state in states.values()):
             # Our own way was broken around these answers: they say nothing about the company.
-            return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks)
-        if resumed.looks < _LOOKS and is_unanswered(kept):
+            return _void(resumed)
+        if resumed.looks < _LOOKS and met_trouble(kept):
             # Silence is believed between two proofs only: an outage that came and went between two controls looks
-            # just like a dead server (ADR-CT-IMO-013).
-            return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks + 1)
+            # just like a dead server (ADR-CT-IMO-013), and one that broke a session like one that hung up.
+            return _void(resumed, looks=resumed.looks + 1)
         if any(state.proves(failed_at) and not state.unbroken(asked_at) for state in awaited):
             # Nothing proved our own way shortly before (ADR-CT-IMO-023): they may be of a time in which it was broken.
-            return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks)
+            return _void(resumed)
         if resumed.reason == WaitReason.PROVIDER_CLOSED and is_unanswered(kept):
             # The one try of a closed provider has to ask: its silence was heard before it closed.
-            return Kept(exchanges=without_trouble(kept), is_void=True, looks=resumed.looks)
+            return _void(resumed)
         if resumed.pending is not None and states[ControlKind.SMTP].proves(failed_at):
             # Its own server refuses us while others talk to us: its private policy, inconclusive (domain scope).
             answer = resumed.pending.answer
             assert isinstance(answer, MailboxAnswer)
+            if not is_own_server(answer.attempts[-1].host, resumed.domain or ""):
+                return Kept(exchanges=kept, looks=resumed.looks, is_dropped=True)  # a provider is asked again
+            await self._parts.guardrails.refresh(now=True)  # another worker may have halted the tool just now
             age_s = (self._parts.now() - failed_at).total_seconds()
             wait = self._parts.guardrails.unsettled(age_s, f"{answer.attempts[-1].host} refuses us")
             if wait is not None:
                 return Kept(exchanges=kept, asked_at=asked_at, failed_at=failed_at, looks=resumed.looks, wait=wait)
             kept.append(replace(resumed.pending, answer=replace(answer, settled=True)))
-        return Kept(exchanges=kept, asked_at=asked_at, failed_at=failed_at, looks=resumed.looks)
+            is_dropped = False
+        return Kept(
+            exchanges=kept,
+            asked_at=asked_at,
+            failed_at=failed_at,
+            looks=resumed.looks,
+            is_dropped=is_dropped,
+            in_chain=resumed.reason in (WaitReason.PROVIDER_SILENT, WaitReason.REFUSED),
+        )
+
+
+def _void(resumed: Resumed, looks: int | None = None) -> Kept:
+    """Return what is left of answers that say nothing about the company."""
+    return Kept(
+        exchanges=without_trouble(resumed.exchanges),
+        answered=answered(resumed.exchanges),
+        is_void=True,
+        looks=resumed.looks if looks is None else looks,
+    )
 
 
 class CompanyPass:
@@ -172,6 +199,7 @@ class CompanyPass:
         self._farewells = farewells
         self._begun_at = time.monotonic()
         self._kept = len(kept.exchanges)
+        self._in_chain = kept.in_chain
         # Answers that were kept keep their age; those asked anew, or after a void, are of this run.
         self._is_aged = resumed is not None and resumed.asked_at is not None and not kept.is_void
         self._is_repeat = resumed is not None and resumed.reason == WaitReason.SPINE_CONTROL
@@ -197,9 +225,16 @@ class CompanyPass:
             deadline_s=parts.pass_deadline_s,
             spent_s=_spent_s(resumed, kept),
             kept=kept.exchanges,
+            answered=kept.answered,
             see_off=farewells.take,
             stalled_since=parts.stalled_since,
         )
+        if len(self._driver.exchanges) < self._kept:
+            # They were given under other rules: all is asked anew, and nothing is on record about that.
+            self._kept = len(self._driver.exchanges)
+            self._asked_at = self._failed_at = None
+            self._is_aged = False
+            self.failed = FailedAt.NONE
 
     async def run(self) -> Passed | Failed | Wait:
         """Go on until there is a verdict, or a wait."""
@@ -207,15 +242,27 @@ class CompanyPass:
             return self._wait
         try:
             result = await self._driver.run()
+        except asyncio.CancelledError:
+            self._note_failure()
+            raise
         finally:
             if self._domain is not None and self._chains.get(self._domain) is self:
                 del self._chains[self._domain]
         if isinstance(result, Waiting):
             self.pending = result.pending
-            if result.wait.waits_on.startswith("control:") and self._is_fresh():
-                self.failed = FailedAt.NOW
+            self._note_failure()
+            if result.wait.waits_on.startswith("control:"):
+                if self._is_fresh():
+                    self.failed = FailedAt.NOW
+            elif self.pending is not None:
+                self.failed = FailedAt.NONE  # a provider's word: asked again, and settled by its next talk
             return result.wait
         return result
+
+    def _note_failure(self) -> None:
+        """See that no proof from before an answer of this run that failed counts for it."""
+        if self._failed_at is not None and met_trouble(self._driver.exchanges[self._kept :]):
+            self.failed = FailedAt.NOW
 
     @property
     def exchanges(self) -> Sequence[Exchange]:
@@ -233,9 +280,9 @@ class CompanyPass:
         return self._driver.spent_s
 
     @property
-    def asked_s(self) -> float | None:
-        """Return how old its answers are at most, or None when that is on record."""
-        return None if self._is_aged else time.monotonic() - self._begun_at
+    def asked_at(self) -> datetime | None:
+        """Return when its first question was put, or None when that is on record."""
+        return None if self._is_aged else self._parts.now() - timedelta(seconds=time.monotonic() - self._begun_at)
 
     def _is_fresh(self) -> bool:
         """Tell if the last failed answer is of this run, so that only a proof from now on counts."""
@@ -318,7 +365,7 @@ class CompanyPass:
         asked = None
         if self._asked_at is not None and self._failed_at is not None and not self._is_fresh():
             asked = (self._asked_at, self._failed_at)
-        answer = await self._parts.controls.confirm(kind, asked)
+        answer = await self._parts.controls.confirm(kind, asked, in_chain=self._in_chain)
         if isinstance(answer, Wait) or kind is not ControlKind.SMTP:
             return answer
         provider = self._silent_provider()
@@ -361,10 +408,11 @@ class CompanyPass:
 def _spent_s(resumed: Resumed | None, kept: Kept) -> float:
     """Return how much of its pass deadline a company has used up.
 
-    Nothing of it by answers that are void, and nothing by sessions that a drain or a stop of ours broke off: the time
-    for which servers were waited for a second time is our fault, and would fail the company in the end.
+    Nothing of it by answers that are void or about us, and nothing by sessions that a drain or a stop of ours broke
+    off: the time for which servers are waited for once more is our fault, and would fail the company in the end.
     """
-    if resumed is None or kept.is_void or resumed.reason in (WaitReason.DRAIN, WaitReason.OUR_MACHINE):
+    is_ours = kept.is_void or kept.is_dropped
+    if resumed is None or is_ours or resumed.reason in (WaitReason.DRAIN, WaitReason.OUR_MACHINE):
         return 0.0
     return resumed.spent_s
 
@@ -397,10 +445,10 @@ class Lease:
         """Start the domain's pause."""
         self._lease.session_ended()
 
-    async def release(self, *, greeted: bool, refused: Held | None) -> None:
+    async def release(self, *, greeted: bool | None, refused: Held | None) -> None:
         """Give the domain and the place back."""
-        talked = greeted and refused is None
-        if not greeted and refused is None and self._provider != registrable_domain(self._domain):
+        talked = bool(greeted) and refused is None
+        if greeted is False and refused is None and self._provider != registrable_domain(self._domain):
             await self._parts.guardrails.silent(self._provider, self._domain)
         await self._lease.release(talked=talked)
         if talked:

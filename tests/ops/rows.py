@@ -108,7 +108,7 @@ async def park(gate_dsn: str, outreach_id: UUID, reason: WaitReason, detail: str
                 exchanges=EXCHANGES[:2],
                 pending=None,
                 spent_s=0.5,
-                asked_s=None,
+                asked_at=None,
                 event_at=datetime.now(UTC),
             )
         )

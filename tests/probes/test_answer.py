@@ -53,6 +53,7 @@ def said(code: int, enhanced: str = "", text: str = "") -> MailboxAnswer:
 
 YES, NO = said(250), said(550, "5.1.1", "User unknown")
 LISTED = said(554, "5.7.1", "blocked using a list at spamhaus")
+TIMEOUT_AT_RCPT = MailboxAnswer(attempts=(Attempt(host=MX, stage=Stage.RCPT, trouble=Trouble.TIMEOUT),))
 IMPATIENT = MailboxAnswer(
     attempts=(Attempt(host=MX, stage=Stage.RCPT, reply=Reply(code=421, enhanced="4.4.2", text="timeout exceeded")),)
 )
@@ -190,6 +191,27 @@ async def test_a_process_that_stood_still_blames_nobody_and_asks_again(answers: 
 async def test_what_servers_said_to_a_process_that_stood_still_counts() -> None:
     scripted = Scripted(SPINE, None, FOUND, YES, NO)
     assert isinstance(await driver(scripted, stalled_since=lambda _moment: True).run(), Passed)
+
+
+async def test_what_the_same_server_answered_before_is_not_asked_again() -> None:
+    known = [Exchange(key="rcpt:firstlast", answer=NO), Exchange(key="rcpt:f.last", answer=NO)]
+    scripted = Scripted(SPINE, None, FOUND, TIMEOUT_AT_RCPT, YES, NO)
+    run = driver(scripted, answered=known)
+    assert isinstance(await run.run(), Passed)
+    keys = [exchange.key for exchange in run.exchanges]
+    assert len(keys) == len(set(keys))
+    assert {exchange.key for exchange in known} <= set(keys)
+    assert len([line for line in scripted.asked if " of " in line]) == len(keys) - 2 - len(known)
+
+
+async def test_what_another_server_answered_before_is_asked_again() -> None:
+    other = MailboxAnswer(
+        attempts=(Attempt(host="mx9.acme.example", stage=Stage.RCPT, reply=Reply(code=250, enhanced="", text="")),)
+    )
+    scripted = Scripted(SPINE, None, FOUND, YES, NO)
+    run = driver(scripted, answered=[Exchange(key="rcpt:first.last", answer=other)])
+    assert isinstance(await run.run(), Passed)
+    assert len([line for line in scripted.asked if " of " in line]) == 2
 
 
 async def test_a_wait_begins_after_the_end_of_its_session() -> None:

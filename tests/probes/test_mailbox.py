@@ -56,7 +56,7 @@ class Permits:
     def greeted(self, begun_at: float) -> None:
         self.greetings.append(begun_at)
 
-    async def release(self, *, greeted: bool, refused: Held | None) -> None:
+    async def release(self, *, greeted: bool | None, refused: Held | None) -> None:
         self.log.append("greeted" if greeted else "not greeted")
         self.refused = refused
 

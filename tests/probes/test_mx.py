@@ -215,6 +215,16 @@ async def test_the_resolver_after_a_poisoned_one_decides(dns_server: DnsFactory)
     assert (answer.status, answer.hosts) == (MxStatus.FOUND, ("mx.a.example",))
 
 
+async def test_a_resolver_that_was_silent_is_asked_last_for_a_while(dns_server: DnsFactory) -> None:
+    """Else every question of a full worker would wait for it first."""
+    silent, good = await dns_server({(A, "MX"): "DROP"}), await dns_server({(A, "MX"): ["5 mx.a.example."]})
+    asked = resolver(silent, good, timeout_s=0.3)
+    begin = asyncio.get_running_loop().time()
+    for _ in range(4):
+        assert (await asked.lookup_mx("a.example")).status is MxStatus.FOUND
+    assert asyncio.get_running_loop().time() - begin < 0.7, "the silent one was waited for more than once"
+
+
 async def test_a_slow_domain_is_answered_even_when_the_resolver_is_fast_otherwise(dns_server: DnsFactory) -> None:
     """c-ares would learn a timeout from the fast answers, and drop the answer to the first of two datagrams."""
     server = await dns_server({("*.example.", "MX"): ["5 mx.example."]})

@@ -56,17 +56,21 @@ AT_REST_S = 300.0
 _AGAIN_S = 0.3
 #: What a query meets while Postgres is crashed, or its pool is taken down under it.
 _AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-#: FAILs whose last answer, controls aside, came inside a fault of ours: a truly dead server's silence in it proves as
-#: little as a living one's. Half a second is left at both ends, for the fault does not begin in one moment.
+#: FAILs that rest on an absence or a silence from inside a fault of ours: a truly dead server's proves as little in it
+#: as a living one's. Half a second is left at both ends, for the fault does not begin in one moment.
 _BELIEVED = """
-    SELECT count(*) AS n FROM outreach.ct_outcomes AS o CROSS JOIN LATERAL (
-        SELECT a.value AS last FROM jsonb_array_elements(o.transcript) WITH ORDINALITY AS a
-        WHERE a.value->>'key' NOT LIKE 'control:%' ORDER BY a.ordinality DESC LIMIT 1
-    ) AS t
-    WHERE o.failure_code = CASE $3::text WHEN 'mx' THEN 'CT-M-NO-MX' ELSE 'CT-M-SMTP-FAIL' END
-        AND t.last->>'key' LIKE $3
-        AND (t.last->>'at')::timestamptz
+    SELECT count(DISTINCT o.outreach_id) AS n FROM outreach.ct_outcomes AS o
+    CROSS JOIN LATERAL jsonb_array_elements(o.transcript) AS a (said)
+    WHERE o.failure_code IN ('CT-M-NO-MX', 'CT-M-SMTP-FAIL')
+        AND (a.said->>'at')::timestamptz
             BETWEEN $1::timestamptz + interval '0.5 s' AND $2::timestamptz - interval '0.5 s'
+        AND CASE WHEN $3::boolean
+            THEN a.said->>'key' = 'mx' AND a.said->'answer'->>'status' <> 'found'
+                OR EXISTS (SELECT FROM jsonb_array_elements(a.said->'answer'->'attempts') AS t (tried)
+                    WHERE t.tried->>'trouble' IN ('no_address', 'name_lookup'))
+            ELSE EXISTS (SELECT FROM jsonb_array_elements(a.said->'answer'->'attempts') AS t (tried)
+                    WHERE t.tried->>'trouble' IN ('refused', 'timeout', 'closed', 'unreachable', 'deadline'))
+            END
 """
 
 
@@ -80,6 +84,7 @@ class Tally:
     lies: list[tuple[str, datetime, datetime]] = field(default_factory=list)
     #: When answers that nobody had stored yet may have been lost, and their questions put again.
     blows: list[datetime] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)  #: of workers, that no fault of ours explains
     duplicates: int = 0
     junk: int = 0
 
@@ -202,6 +207,7 @@ class Soak:
                 else:
                     number = self.stack.workers.index(worker)
                     self.tally.other[f"worker ended with {code}"] += 1
+                    self.tally.ends.append(f"a worker ended with {code}")
                     said = [line for line in self.stack.worker_log(number).splitlines() if "Gate " not in line]
                     self.say(f"a worker ended with {code}: {' | '.join(said[-8:])}")
                 self.start_worker()
@@ -260,7 +266,7 @@ class Soak:
         extra.send_signal(signal.SIGTERM)
         code = await asyncio.to_thread(extra.wait)
         if code:
-            self.tally.other[f"third worker ended with {code}"] += 1
+            self.tally.ends.append(f"a third worker ended with {code}")
 
     async def broker(self) -> None:
         """Kill, stop or freeze one broker, and bring it back."""
@@ -298,7 +304,8 @@ class Soak:
         begin = await self.now()
         setter = self.stack.farm.set_resolvers if what == "resolvers" else self.stack.farm.block_smtp
         await setter(mode)
-        await asyncio.sleep(self.chance.uniform(8, 20))
+        # A short one may fall between two controls: nothing of ours then says that it was there.
+        await asyncio.sleep(self.chance.choice([self.chance.uniform(0.2, 2), self.chance.uniform(8, 20)]))
         await (self.stack.farm.set_resolvers("ok") if what == "resolvers" else self.stack.farm.block_smtp(None))
         self.tally.lies.append((f"{what} {mode}", begin, await self.now()))
 
@@ -359,9 +366,9 @@ async def run(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
                 before=soak.hashes,
                 junk=soak.tally.junk,
             )
-            broken = list(found.broken)
+            broken = [*found.broken, *soak.tally.ends]
             for name, begin, end in soak.tally.lies:
-                [row] = await soak.sql(_BELIEVED, begin, end, "mx" if name.startswith("resolvers") else "rcpt:%")
+                [row] = await soak.sql(_BELIEVED, begin, end, name.startswith("resolvers"))
                 if row["n"]:
                     broken.append(f"{name}: {row['n']} FAILs rest on an answer from inside the fault")
             ends = [stack.end_worker(worker) for worker in soak.workers]

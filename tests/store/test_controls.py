@@ -52,9 +52,14 @@ async def test_a_control_is_asked_once_for_all_that_wait_and_wakes_them(database
         passes, controls = Passes(db, "a", "test"), ControlLedger(db, interval_s=0.0)
         async with running(passes.park):
             assert await controls.begin(ControlKind.DNS) is None, "nobody waits"
+            before = db.now() - timedelta(seconds=1)
             companies = [
                 parked(
-                    after_s=None, waits_on="control:dns", reason=WaitReason.CONTROL, asked_s=1.0, failed=FailedAt.NOW
+                    after_s=None,
+                    waits_on="control:dns",
+                    reason=WaitReason.CONTROL,
+                    asked_at=before,
+                    failed=FailedAt.NOW,
                 )
                 for _ in range(3)
             ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import asyncpg
 
 from ct_stream.gate.company import FailedAt
 from ct_stream.gate.output_stage import Origin
+from ct_stream.gate.waits import WaitReason
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import SharedLimits
 from ct_stream.store.passes import Passes
@@ -19,17 +21,28 @@ if TYPE_CHECKING:
 
 
 async def test_a_company_comes_back_as_it_was_put_away(database: DatabaseDsns) -> None:
-    kept = parked(spent_s=1.5, looks=1, asked_s=2.0, failed=FailedAt.NOW, pending=EXCHANGES[1])
     async with opened(database.gate) as db:
+        asked_at = db.now() - timedelta(seconds=2)
+        kept = parked(spent_s=1.5, looks=1, asked_at=asked_at, failed=FailedAt.NOW, pending=EXCHANGES[1])
         passes = Passes(db, "a", "test")
         async with running(passes.park):
             await passes.park(kept)
             [back] = await passes.claim_due(10)
     assert (back.origin, back.exchanges, back.pending) == (kept.origin, EXCHANGES, EXCHANGES[1])
     assert (back.spent_s, back.looks, back.domain) == (1.5, 1, "acme.example")
-    assert back.asked_at is not None
+    assert back.asked_at == asked_at
     assert back.failed_at is not None
-    assert 1.9 < (back.failed_at - back.asked_at).total_seconds() < 2.1
+    assert 1.9 < (back.failed_at - asked_at).total_seconds() < 2.5
+
+
+async def test_a_wait_for_a_control_has_a_moment_that_a_proof_can_be_later_than(database: DatabaseDsns) -> None:
+    """A frozen worker comes back with a wait as on a record that another worker has replaced meanwhile."""
+    async with opened(database.gate) as db:
+        passes = Passes(db, "a", "test")
+        async with running(passes.park):
+            await passes.park(parked(failed=FailedAt.ON_RECORD, reason=WaitReason.CONTROL))
+            [back] = await passes.claim_due(10)
+    assert back.failed_at is not None
 
 
 async def test_of_two_workers_one_goes_on_with_each_company(database: DatabaseDsns) -> None:

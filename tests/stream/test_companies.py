@@ -102,7 +102,7 @@ class Parts:
 
         return SimpleNamespace(
             run=run, exchanges=(Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example")),),
-            pending=None, domain="acme.example", spent_s=0.5, asked_s=1.0, failed=FailedAt.NONE, looks=0,
+            pending=None, domain="acme.example", spent_s=0.5, asked_at=NOW, failed=FailedAt.NONE, looks=0,
         )  # fmt: skip
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
 
-from ct_stream.gate.company import Known, Resumed
+from ct_stream.gate.company import FailedAt, Known, Resumed
 from ct_stream.gate.output_stage import Origin
-from ct_stream.gate.questions import Answer, ControlKind, MxStatus, SpineAnswer, Trouble
+from ct_stream.gate.questions import Answer, ControlAnswer, ControlKind, MxStatus, SpineAnswer, Trouble
+from ct_stream.gate.replies import Stage
 from ct_stream.gate.transcript import Exchange
-from ct_stream.store.controls import ControlState
+from ct_stream.gate.waits import Wait
+from ct_stream.store.controls import ControlLedger, ControlState
 from ct_stream.wiring.world import CompanyPass, WorkerGate
-from tests.gate.world import RULES, mx, no_mx, trouble
+from tests.gate.world import NO, RULES, mx, no_mx, said, trouble
 
 ID = UUID("3f0c6f0e-6f5e-4f6e-9a53-1f3c2f0f9a10")
 ASKED = datetime(2026, 1, 7, 9, 30, tzinfo=UTC)
@@ -36,6 +38,17 @@ def proven(*, since_s: float, until_s: float, trouble_s: tuple[float, float] = (
 GOOD = proven(since_s=-60, until_s=5)
 
 
+class Controls(ControlLedger):
+    """The controls of a way that is known."""
+
+    def __init__(self, ways: dict[ControlKind, ControlState]) -> None:
+        super().__init__(cast("Any", None), 30.0)
+        self._ways = ways
+
+    async def state(self, kind: ControlKind) -> ControlState:
+        return self._ways[kind]
+
+
 async def resume(
     answers: dict[str, Answer],
     waits_on: str,
@@ -44,20 +57,19 @@ async def resume(
     looks: int = 1,
     dns: ControlState = GOOD,
     smtp: ControlState = GOOD,
+    pending: Answer | None = None,
 ) -> CompanyPass:
-    async def state(kind: ControlKind) -> ControlState:
-        return {ControlKind.DNS: dns, ControlKind.SMTP: smtp}[kind]
-
     parts: Any = SimpleNamespace(
-        rules=RULES, controls=SimpleNamespace(state=state), probing=SimpleNamespace(resolver=None),
-        paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,
-        stalled_since=lambda _moment: False,
+        rules=RULES, controls=Controls({ControlKind.DNS: dns, ControlKind.SMTP: smtp}),
+        probing=SimpleNamespace(resolver=None), paid_calls=SimpleNamespace(off_because=lambda: "off"),
+        pass_deadline_s=90.0, stalled_since=lambda _moment: False,
     )  # fmt: skip
     origin = Origin(outreach_id=ID)
     kept = tuple(Exchange(key=key, answer=answer) for key, answer in answers.items())
     resumed = Resumed(
-        origin=origin, event_at=None, domain="acme.example", reason=reason, exchanges=kept, pending=None,
-        spent_s=80.0, asked_at=ASKED, failed_at=FAILED, since=ASKED, exceptions=0, looks=looks, waits_on=waits_on,
+        origin=origin, event_at=None, domain="acme.example", reason=reason, exchanges=kept,
+        pending=Exchange(key=f"rcpt:{PATTERN}", answer=pending) if pending else None, spent_s=80.0, asked_at=ASKED,
+        failed_at=FAILED, since=ASKED, exceptions=0, looks=looks, waits_on=waits_on,
     )  # fmt: skip
     known = Known(outcome=None, is_settled=False, pass_state="waiting", in_spine=True, domain="acme.example")
     return await WorkerGate(parts).begin(origin, None, known, resumed)
@@ -112,6 +124,53 @@ async def test_a_session_that_we_broke_off_costs_a_company_no_time(reason: str) 
     company = await resume({"spine": ABSENT["spine"], "mx": mx()}, "", reason=reason)
     assert keys(company) == ["spine", "mx"]
     assert company.spent_s == 0.0
+
+
+async def test_what_was_put_away_before_anything_was_asked_has_no_failure() -> None:
+    """A company that waits while a control fails has a moment of failure, for a proof to wake it: no more than that."""
+    company = await resume({"spine": ABSENT["spine"]}, "control:dns")
+    assert company.failed is FailedAt.NONE
+    assert isinstance(await company.confirm(ControlKind.DNS), Wait), "an older proof counted for what is asked now"
+
+
+@pytest.mark.parametrize("host", ["mx1.bigmail.example", "mx1.acme.example"])
+async def test_a_providers_refusal_is_asked_again_and_never_the_companys_own_policy(host: str) -> None:
+    about_us = said(554, "5.7.1", "blocked", host=host)
+    if host.endswith("acme.example"):
+        with pytest.raises(AttributeError, match="guardrails"):  # its own server's: the guardrails are asked
+            await resume({"spine": ABSENT["spine"], "mx": mx(host)}, "", reason="refused", pending=about_us)
+        return
+    company = await resume({"spine": ABSENT["spine"], "mx": mx(host)}, "", reason="refused", pending=about_us)
+    assert keys(company) == ["spine", "mx"]
+    assert (company.failed, company.spent_s) == (FailedAt.NONE, 0.0)
+
+
+async def test_an_answer_found_in_a_chain_needs_none_after_a_long_wait_for_something_else() -> None:
+    """Nobody asks for proofs meanwhile; asked again each time, a silent provider's company would never be decided."""
+    later = proven(since_s=300, until_s=500)
+    waited = await resume(SILENT, "", reason="provider_silent", smtp=later)
+    assert keys(waited) == list(SILENT)
+    assert isinstance(
+        await waited._parts.controls.confirm(ControlKind.SMTP, (ASKED, FAILED), in_chain=True), ControlAnswer
+    )
+    assert isinstance(await waited._parts.controls.confirm(ControlKind.SMTP, (ASKED, FAILED)), Wait)
+    assert waited._in_chain
+
+
+async def test_silence_in_the_middle_is_looked_at_again_and_what_was_answered_behind_it_is_not() -> None:
+    patterns = [pattern.name for pattern in RULES.patterns]
+    answers = {"spine": ABSENT["spine"], "mx": mx()} | {f"rcpt:{name}": NO for name in patterns}
+    answers[f"rcpt:{patterns[2]}"] = trouble(Trouble.TIMEOUT, stage=Stage.RCPT)
+    company = await resume(answers, "control:smtp", looks=0)
+    assert keys(company) == ["spine", "mx", f"rcpt:{patterns[0]}", f"rcpt:{patterns[1]}"]
+    assert company.looks == 1
+    assert {f"rcpt:{name}" for name in patterns[3:]} <= company._driver._answered.keys()
+
+
+async def test_answers_of_other_rules_leave_nothing_on_record() -> None:
+    company = await resume({"spine": ABSENT["spine"], "mx": mx(), "rcpt:gone": NO, "rcpt:x": SILENT["mx"]}, "")
+    assert keys(company) == []
+    assert company.failed is FailedAt.NONE
 
 
 async def test_only_the_way_that_it_waits_for_needs_a_chain() -> None:
