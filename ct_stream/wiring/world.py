@@ -200,8 +200,9 @@ class CompanyPass:
         self._begun_at = time.monotonic()
         self._kept = len(kept.exchanges)
         self._in_chain = kept.in_chain
-        # Answers that were kept keep their age; those asked anew, or after a void, are of this run.
-        self._is_aged = resumed is not None and resumed.asked_at is not None and not kept.is_void
+        # Kept answers that failed keep their age; where all is well so far, or void, what fails is of this run.
+        has_failed = len(without_trouble(kept.exchanges)) < len(kept.exchanges)
+        self._is_aged = has_failed and resumed is not None and resumed.asked_at is not None
         self._is_repeat = resumed is not None and resumed.reason == WaitReason.SPINE_CONTROL
         self.failed = FailedAt.NONE if kept.failed_at is None else FailedAt.ON_RECORD
         self.looks = kept.looks

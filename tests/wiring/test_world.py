@@ -22,6 +22,7 @@ from tests.gate.world import NO, RULES, mx, no_mx, said, trouble
 ID = UUID("3f0c6f0e-6f5e-4f6e-9a53-1f3c2f0f9a10")
 ASKED = datetime(2026, 1, 7, 9, 30, tzinfo=UTC)
 FAILED = ASKED + timedelta(seconds=2)
+LATER = ASKED + timedelta(hours=1)
 LONG_AGO = ASKED - timedelta(days=1)
 PATTERN = RULES.patterns[0].name
 
@@ -62,7 +63,7 @@ async def resume(
     parts: Any = SimpleNamespace(
         rules=RULES, controls=Controls({ControlKind.DNS: dns, ControlKind.SMTP: smtp}),
         probing=SimpleNamespace(resolver=None), paid_calls=SimpleNamespace(off_because=lambda: "off"),
-        pass_deadline_s=90.0, stalled_since=lambda _moment: False,
+        pass_deadline_s=90.0, stalled_since=lambda _moment: False, now=lambda: LATER,
     )  # fmt: skip
     origin = Origin(outreach_id=ID)
     kept = tuple(Exchange(key=key, answer=answer) for key, answer in answers.items())
@@ -94,6 +95,7 @@ async def test_what_lies_in_an_unbroken_chain_of_proofs_is_kept_with_its_time() 
     company = await resume(ABSENT, "control:dns")
     assert keys(company) == ["spine", "mx"]
     assert company.spent_s == 80.0
+    assert company.asked_at is None, "as on record"
 
 
 @pytest.mark.parametrize(
@@ -130,6 +132,7 @@ async def test_what_was_put_away_before_anything_was_asked_has_no_failure() -> N
     """A company that waits while a control fails has a moment of failure, for a proof to wake it: no more than that."""
     company = await resume({"spine": ABSENT["spine"]}, "control:dns")
     assert company.failed is FailedAt.NONE
+    assert company.asked_at is not None, "what it asks now is of now"
     assert isinstance(await company.confirm(ControlKind.DNS), Wait), "an older proof counted for what is asked now"
 
 
