@@ -201,7 +201,7 @@ class CompanyPass:
         self._kept = len(kept.exchanges)
         self._in_chain = kept.in_chain
         # Kept answers that failed keep their age; where all is well so far, or void, what fails is of this run.
-        has_failed = len(without_trouble(kept.exchanges)) < len(kept.exchanges)
+        has_failed = kept.wait is not None or len(without_trouble(kept.exchanges)) < len(kept.exchanges)
         self._is_aged = has_failed and resumed is not None and resumed.asked_at is not None
         self._is_repeat = resumed is not None and resumed.reason == WaitReason.SPINE_CONTROL
         self.failed = FailedAt.NONE if kept.failed_at is None else FailedAt.ON_RECORD
