@@ -303,9 +303,10 @@ def _may_be_ours(answer: Answer | TurnedOff) -> bool:
     """Tell if a process that stood still may have made this answer: by a timeout, or a server that lost patience."""
     if isinstance(answer, MxAnswer):
         return answer.status is MxStatus.UNAVAILABLE
-    return isinstance(answer, MailboxAnswer) and any(
-        attempt.reply is None or attempt.reply.code == _SERVICE_CLOSES for attempt in answer.attempts
-    )
+    if not isinstance(answer, MailboxAnswer):
+        return False
+    last = answer.attempts[-1]  # an answer to RCPT TO holds, whatever came before it
+    return not answer.reached_rcpt or (last.reply is not None and last.reply.code == _SERVICE_CLOSES)
 
 
 def _is_paid(exchanges: Sequence[Exchange]) -> bool:

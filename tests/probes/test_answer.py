@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -189,7 +190,8 @@ async def test_a_process_that_stood_still_blames_nobody_and_asks_again(answers: 
 
 
 async def test_what_servers_said_to_a_process_that_stood_still_counts() -> None:
-    scripted = Scripted(SPINE, None, FOUND, YES, NO)
+    after_a_close = replace(NO, attempts=(replace(NO.attempts[0], reply=None, trouble=Trouble.CLOSED), *NO.attempts))
+    scripted = Scripted(SPINE, None, FOUND, after_a_close, YES, NO)
     assert isinstance(await driver(scripted, stalled_since=lambda _moment: True).run(), Passed)
 
 

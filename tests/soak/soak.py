@@ -74,6 +74,15 @@ _BELIEVED = """
 """
 
 
+#: What is left when it should be at rest, for whoever looks for the cause.
+_UNDECIDED = """
+    SELECT p.state, p.reason, p.waits_on, p.looks, p.lease_until > clock_timestamp() AS leased,
+        split_part(p.domain, '-', 1) AS kind, count(*) AS companies, min(p.spent_ms) AS spent_from,
+        max(p.spent_ms) AS spent_to, max(jsonb_array_length(p.answers)) AS answers, max(p.detail) AS detail
+    FROM outreach.ct_passes AS p GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY companies DESC LIMIT 20
+"""
+
+
 @dataclass(kw_only=True)
 class Tally:
     """What was done, for the report."""
@@ -357,6 +366,8 @@ async def run(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
             soak.until = mended
             await invariants.wait_at_rest(stack, len(soak.domains), AT_REST_S)
             rest_s = time.monotonic() - mended
+            for row in await soak.sql(_UNDECIDED):
+                soak.say(f"undecided: {dict(row)}")
             keeping.cancel()
             found = await invariants.check(
                 stack,
