@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ from tests import brokers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+# A shell that starts the tests in the background has SIGINT ignored, and so would each process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEMPLATE = "template_ct"
 PASSWORD = "only-on-loopback"
