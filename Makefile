@@ -20,7 +20,7 @@ demo: $(READY)  ## put 300 companies of every kind through the whole gate, here
 	@$(PYTHON) -m ct_stream demo
 
 test: $(READY)  ## run all tests
-	@$(PYTEST) --numprocesses 3 --dist worksteal
+	@$(PYTEST) --numprocesses 4 --dist worksteal
 
 test-mta: $(READY)  ## ask real mail servers and resolvers (Debian, root): Postfix, Exim, nsd, unbound
 	@$(PYTEST) tests/mta
