@@ -18,7 +18,7 @@ from ct_stream.gate.waits import Wait, WaitReason
 if TYPE_CHECKING:
     from ct_stream.store.database import Database
 
-_GOOD_TALK_EVERY_S = 1.0
+_SIGN_EVERY_S = 1.0
 _CHAIN_SLACK_S = 3.0  #: beyond two intervals, for a poll and a slow statement
 
 _WAIT_SENTENCES = {
@@ -65,8 +65,7 @@ class ControlLedger:
         self._interval_s = interval_s
         #: How far apart two proofs of one chain may be. While somebody waits, one is asked for each interval.
         self._most_apart_s = 2 * interval_s + _CHAIN_SLACK_S
-        self._next_good_talk = 0.0
-        self._next_greeting = 0.0
+        self._next: dict[str, float] = {}  # by kind of sign: when another is worth a statement
 
     async def state(self, kind: ControlKind) -> ControlState:
         """Return what is known of our own way of `kind`."""
@@ -91,9 +90,9 @@ class ControlLedger:
         if asked is not None:
             asked_at, failed_at = asked
             state = await self.state(kind)
-            if state.proves(failed_at) and (in_chain or state.unbroken(asked_at)):
-                return ControlAnswer(detail=state.ok_detail)
             if state.proves(failed_at):
+                if in_chain or state.unbroken(asked_at):
+                    return ControlAnswer(detail=state.ok_detail)
                 sentence = f"{_WAIT_SENTENCES[kind]}; nothing proved that when it was asked, so it is asked again"
                 return control_wait(kind, sentence, after_s=0.0)
             if state.is_failing:
@@ -113,27 +112,27 @@ class ControlLedger:
         """Record that our own way is broken."""
         await self._database.persist("control_failed", kind.value, detail)
 
-    async def greeting(self, begun_at_monotonic: float) -> None:
-        """Count a server's greeting as a sign that port 25 is open, at most one a second."""
+    def is_due(self, sign: str) -> bool:
+        """Tell if a sign of this kind ("greeting", "good_talk") is worth a statement; at most one a second is."""
         now = time.monotonic()
-        if now < self._next_greeting:
-            return
-        self._next_greeting = now + _GOOD_TALK_EVERY_S
-        await self._database.persist("greeting", self._moment(now - begun_at_monotonic), self._most_apart_s)
+        if now < self._next.get(sign, 0.0):
+            return False
+        self._next[sign] = now + _SIGN_EVERY_S
+        return True
+
+    async def greeting(self, begun_at_monotonic: float) -> None:
+        """Count a server's greeting as a sign that port 25 is open."""
+        await self._database.persist("greeting", self._moment(begun_at_monotonic), self._most_apart_s)
 
     async def good_talk(self, begun_at_monotonic: float, host: str) -> None:
         """Count a company's greeting as a proof, at most one a second."""
-        now = time.monotonic()
-        if now < self._next_good_talk:
-            return
-        self._next_good_talk = now + _GOOD_TALK_EVERY_S
-        await self._database.persist(
-            "good_talk", self._moment(now - begun_at_monotonic), f"{host} greeted a session begun later"
-        )
+        if self.is_due("good_talk"):
+            detail = f"{host} greeted a session begun later"
+            await self._database.persist("good_talk", self._moment(begun_at_monotonic), detail)
 
-    def _moment(self, ago_s: float) -> datetime:
+    def _moment(self, monotonic: float) -> datetime:
         # Once, not at each try: an outage of Postgres must not make a talk younger than it is.
-        return self._database.now() - timedelta(seconds=ago_s)
+        return self._database.now() - timedelta(seconds=time.monotonic() - monotonic)
 
 
 def _utc(moment: datetime) -> datetime:

@@ -440,7 +440,8 @@ class Lease:
 
     def greeted(self, begun_at: float) -> None:
         """Tell the controls, off the pass's way: a slow database must not try a server's patience."""
-        self._farewells.take(self._parts.controls.greeting(begun_at))
+        if self._parts.controls.is_due("greeting"):
+            self._farewells.take(self._parts.controls.greeting(begun_at))
 
     def session_ended(self) -> None:
         """Start the domain's pause."""
