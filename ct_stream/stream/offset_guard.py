@@ -4,7 +4,9 @@ After a table recovery Faust resumes the flow, seeks, and then clears every queu
 cleared count as read (faust issue 596): events are lost for good. Two measures, both needed:
 
 *hold*: on `on_rebalance_complete`, which Faust awaits just before that race, stop the flow, wait until a running fetch
-has returned, and seek every partition to where the group stands (Faust leaves out those that never committed).
+has returned, and seek every partition to where the group stands (Faust leaves out those that never committed or stand
+at 0). That fetch may have taken our records: the set of partitions to fetch from is shared by two threads, and emptied
+between a look and its use it means all of them.
 
 *continuity*: the first offset after an assignment must be the expected one, and each next one more. On a hole the
 process ends at once and without a commit; a graceful stop would commit past the hole, and a seek in place livelocks.
@@ -165,8 +167,12 @@ class OffsetGuard:
         consumer: Any = self._app.consumer
         consumer.stop_flow()
         self._app.flow_control.suspend()
+        generation = self._app.consumer_generation_id
         await asyncio.sleep(self._hold_s)
-        if self._expected:
+        # A short recovery ends before the offsets are known. Faust's own seek leaves out those at 0, so that without
+        # ours a worker may stand behind its events, ready and silent.
+        await self._armed.wait()
+        if self._expected and generation == self._generation:
             await consumer.seek_wait(dict(self._expected))
 
 

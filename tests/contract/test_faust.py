@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -68,6 +69,22 @@ def test_recovery_sends_rebalance_complete_before_it_resumes_seeks_and_clears() 
     order = ["on_rebalance_complete.send", "resume_partitions", "perform_seek", "flow_control.resume", "resume_flow"]
     places = [steps.index(step) for step in order]
     assert places == sorted(places), "the hold of the offset guard stands where the race begins"
+
+
+async def test_recovery_waits_for_an_event_that_is_set_and_taken_back_at_once() -> None:
+    recovery = faust.tables.recovery.Recovery
+    assert "self._wait(self.signal_recovery_end.wait())" in source(recovery._restart_recovery.fun)
+    assert "self._set_recovery_ended()" in source(recovery._slurp_changelogs.fun), "what we look at instead"
+    assert "self.signal_recovery_end.clear()" in source(recovery._slurp_changelogs.fun), "if not, _Recovered may go"
+    app = make_app(load_settings({"CT_KAFKA_BOOTSTRAP": "127.0.0.1:1"}))
+    tables: Any = app.tables
+    tables.recovery.in_recovery = False
+    tables.recovery.signal_recovery_end.clear()
+    assert await asyncio.wait_for(tables.recovery.signal_recovery_end.wait(), 1)
+
+
+def test_aiokafka_seeks_no_partition_whose_group_stands_at_0_or_nowhere() -> None:
+    assert "if offset and offset > 0:" in source(aiokafka.AIOKafkaConsumer.seek_to_committed), "the hold seeks it"
 
 
 async def test_flow_control_resume_clears_the_queues() -> None:

@@ -33,10 +33,21 @@ async def accept_all(self, event):
 guard_module.OffsetGuard.accept = accept_all
 guard_module.OffsetGuard.connect = lambda self: None
 """
+#: The whole changelog is read before Faust waits for that.
+LATE_WAIT = """
+import asyncio
+from faust.transport.consumer import Fetcher
+maybe_start = Fetcher.maybe_start
+async def late(self):
+    started = await maybe_start(self)
+    await asyncio.sleep(3)
+    return started
+Fetcher.maybe_start = late
+"""
 BACKLOG = 300
 
 
-async def restart_with_a_backlog(stack: Stack, prelude: str) -> tuple[int, int | None]:
+async def restart_with_a_backlog(stack: Stack, prelude: str, delay: str = DELAY) -> tuple[int, int | None]:
     """Start on a non-empty changelog with a backlog; return (undecided when nothing comes any more, exit code)."""
     first = stack.start_worker()
     ids = await stack.mint([None] * 5 + ["nullmx-1.example"] + [f"info-a{n}.example" for n in range(40)])
@@ -47,7 +58,7 @@ async def restart_with_a_backlog(stack: Stack, prelude: str) -> tuple[int, int |
     await stack.publish(backlog)
     # Few places and slow servers, so that events are still queued when Faust clears the queues.
     await stack.farm.set_reply_delay(0.5)
-    second = stack.start_worker(prelude=DELAY + prelude, CT_IN_FLIGHT="10")
+    second = stack.start_worker(prelude=delay + prelude, CT_IN_FLIGHT="10")
     await stack.wait_said("Ready", 30)
     await stack.farm.set_reply_delay(0.0)
     decided = await stack.wait_decided(46 + BACKLOG, 20)
@@ -64,6 +75,13 @@ async def test_faust_alone_never_delivers_what_arrives_during_recovery(tmp_path:
 async def test_the_hold_cures_the_race(tmp_path: Path) -> None:
     async with Stack(tmp_path) as stack:
         lost, ended = await restart_with_a_backlog(stack, "")
+        assert (lost, ended) == (0, None)
+        assert stack.end_worker(stack.workers[-1]) == 0
+
+
+async def test_a_recovery_that_ends_before_faust_waits_for_its_end_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    async with Stack(tmp_path) as stack:
+        lost, ended = await restart_with_a_backlog(stack, "", LATE_WAIT)
         assert (lost, ended) == (0, None)
         assert stack.end_worker(stack.workers[-1]) == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -171,6 +172,17 @@ async def test_the_hold_stops_the_flow_and_seeks_every_partition_also_the_never_
     world = await World(committed=None, earliest=4).assign()
     await world.guard._hold(world.app)
     assert world.consumer.steps == ["stop_flow", "suspend", {PARTITION: 4}]
+
+
+async def test_the_hold_waits_for_offsets_that_come_late() -> None:
+    """Else a group at offset 0 is sought by nobody, and the worker may stand behind its events."""
+    world = World(committed=0)
+    hold = asyncio.create_task(world.guard._hold(world.app))
+    await asyncio.sleep(0.02)
+    assert world.consumer.steps == ["stop_flow", "suspend"]
+    await world.assign()
+    await hold
+    assert world.consumer.steps == ["stop_flow", "suspend", {PARTITION: 0}]
 
 
 async def test_the_hook_that_books_skipped_offsets_as_acked_is_disarmed() -> None:
