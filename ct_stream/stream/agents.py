@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,8 @@ class GateAgent:
         self._draining = False
         self._stopping = False
         self._freed = asyncio.Event()
+        self._busy_at = time.monotonic()
+        self._unassigned_since: float | None = None
 
     @property
     def running(self) -> int:
@@ -84,6 +87,16 @@ class GateAgent:
     def is_draining(self) -> bool:
         """Tell if nothing is pulled because of a rebalance or the end."""
         return self._draining or self._stopping
+
+    @property
+    def busy_at(self) -> float:
+        """Return when an event last had to wait for room, on the monotonic clock."""
+        return self._busy_at
+
+    @property
+    def unassigned_since(self) -> float | None:
+        """Return since when the group has not told us our partitions; None while it has."""
+        return self._unassigned_since
 
     def heads(self) -> dict[str, float]:
         """Return the place of the oldest event in hand of each partition, and its arrival on the monotonic clock."""
@@ -119,6 +132,7 @@ class GateAgent:
             if free and self._ledger.is_usable() and self._may_pull():
                 return True
             self._freed.clear()
+            self._busy_at = time.monotonic()
             try:
                 async with asyncio.timeout(_ROOM_POLL_S):
                     await self._freed.wait()
@@ -208,6 +222,7 @@ class GateAgent:
     async def drain(self) -> None:
         """Stop pulling, give what runs `drain_s`, then give the rest up un-acked (its answers are stored)."""
         self._draining = True
+        self.join()
         if self._tasks:
             log.info("Draining %d events", len(self._tasks), extra={"action": "drain"})
             await asyncio.wait(self._tasks, timeout=self._drain_s)
@@ -218,6 +233,10 @@ class GateAgent:
         self.gates.clear()
         self._table.revoked()
 
+    def join(self) -> None:
+        """Wait, from now on, for the group to tell us our partitions."""
+        self._unassigned_since = time.monotonic()
+
     def stop_pulling(self) -> None:
         """Take no more events, for good."""
         self._stopping = True
@@ -225,6 +244,8 @@ class GateAgent:
     def assigned(self) -> None:
         """Pull again: partitions were assigned."""
         self._draining = False
+        self._busy_at = time.monotonic()
+        self._unassigned_since = None
 
 
 def _carried(headers: dict[str, bytes | None], name: str, message: Any) -> bytes | None:

@@ -79,6 +79,11 @@ class OffsetGuard:
         """Return the group generation whose offsets are expected now."""
         return self._generation
 
+    def positions(self) -> dict[TP, int | None]:
+        """Return the next offset of each partition that is ours now; None while it is not known."""
+        ours = {TP(tp.topic, tp.partition) for tp in self._app.consumer.assignment() if tp.topic in self._topics}
+        return {tp: self._expected.get(tp) for tp in ours}
+
     async def accept(self, event: Any) -> bool:
         """Tell if this event is the next one of its partition; False for a repeat or a stale one, to be dropped."""
         await self._armed.wait()

@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError
 from ct_stream.stream.topology import GROUP, SPINE_CREATED, kafka_options, partition_counts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from faust.types import TP
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOOK_TIMEOUT_S = 10.0
+_FIRST_RECORDS_S = 2.0
 _RETRIED_S = 15.0
 _RETRY_S = 0.2
 
@@ -60,6 +61,30 @@ async def next_offsets(settings: Settings, tp: TP, offset: int) -> list[int]:
             if records := found.get(partition):
                 return [int(record.offset) for record in records]
         return []
+
+
+async def first_records(settings: Settings, positions: Mapping[TP, int | None]) -> dict[TP, int]:
+    """Return the offset of the first record at or after each position (None: where the group stands), if there is one.
+
+    Raises KafkaError.
+    """
+    committed = await committed_offsets(settings) if None in positions.values() else {}
+    async with outside_consumer(settings) as consumer:
+        partitions = {TopicPartition(tp.topic, tp.partition): tp for tp in positions}
+        consumer.assign(list(partitions))
+        for partition, tp in partitions.items():
+            position = positions[tp]
+            offset = committed.get(tp.partition) if position is None else position
+            if offset is None:
+                await consumer.seek_to_beginning(partition)
+            else:
+                consumer.seek(partition, offset)
+        found: dict[TP, int] = {}
+        deadline = time.monotonic() + _FIRST_RECORDS_S
+        while (looking := [p for p, tp in partitions.items() if tp not in found]) and time.monotonic() < deadline:
+            records = await consumer.getmany(*looking, timeout_ms=200)
+            found |= {partitions[partition]: batch[0].offset for partition, batch in records.items() if batch}
+        return found
 
 
 async def partitions_of(settings: Settings, topic: str) -> list[TopicPartition]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -77,13 +78,20 @@ class Scheduler:
         self._controls = controls
         self._ask_control = ask_control
         self._most_running = most_running
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], float] = {}
         self._stopping = False
 
     @property
     def running(self) -> int:
         """Return how many waiting companies this worker goes on with now."""
         return len(self._tasks)
+
+    def heads(self) -> dict[str, float]:
+        """Return the waiting company that this worker has gone on with for longest, and since when (monotonic)."""
+        if not self._tasks:
+            return {}
+        oldest = min(self._tasks, key=self._tasks.__getitem__)
+        return {f"company {oldest.get_name().removeprefix('waiting:')}": self._tasks[oldest]}
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -116,8 +124,8 @@ class Scheduler:
                     task = asyncio.create_task(
                         self._companies.from_waiting(resumed), name=f"waiting:{resumed.origin.outreach_id}"
                     )
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                    self._tasks[task] = time.monotonic()
+                    task.add_done_callback(self._tasks.pop)
             if claimed == 0:
                 await asyncio.sleep(_LOOK_EVERY_S)
 

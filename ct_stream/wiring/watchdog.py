@@ -1,6 +1,7 @@
 """Does this worker still get on? When it hangs by a fault of its own it says where, and ends for its supervisor.
 
-Three things are watched: the oldest un-acked event, commits that stand still while there is something to commit, and
+Watched are: the oldest un-acked event and the oldest waiting company that is gone on with, commits that stand still
+while there is something to commit, records of ours in Kafka that are not delivered, a rebalance that does not end, and
 the event loop (by a thread, for a blocked loop cannot watch itself). An outage of Postgres or Kafka, a drain and a halt
 of the input are no hanging: while one lasts, no time counts, and after it all times begin anew (ADR-CT-IMO-022).
 
@@ -45,6 +46,9 @@ class Thresholds:
 
     unacked_s: float  #: for an event in hand, counted without our known troubles
     commit_s: float = 150.0  #: longer than a commit's own timeout (broker_request_timeout, 90 s) and a lost session
+    undelivered_s: float = 120.0  #: for a record that an outsider could read at once
+    drain_s: float = 180.0  #: the slowest rebalance: a lost session (45 s), a drain (50), the group's wait (60)
+    unassigned_s: float = 120.0  #: beyond that
     blocked_s: float = 60.0  #: the longest step of our loop takes a tenth of a second; leases have ended after 20 s
     restart_s: float = 90.0  #: from an exit to the first event again: the group waits for the lost session (45 s)
 
@@ -61,7 +65,7 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hang:
-    """Why the process should end, and where it hangs: `topic[partition] offset n`, or a waiting company."""
+    """Why the process should end, and where it hangs: `topic[partition] offset n`, a waiting company, or the group."""
 
     reason: str
     places: tuple[str, ...]
@@ -82,7 +86,8 @@ class Watch:
         self._thresholds = thresholds
         self._calm_since = -inf
         self._looked_at: float | None = None
-        self._due: dict[str, tuple[int, float]] = {}  # partition to (committed, standing there since)
+        self._due = _Standing()
+        self._undelivered = _Standing()
 
     def excuse(self, until: float) -> None:
         """Count no time before `until`."""
@@ -103,22 +108,54 @@ class Watch:
 
     def look_at_commits(self, at: float, commits: Mapping[str, Commits]) -> Hang | None:
         """Judge how far each partition is done and committed."""
-        self._due = {
-            partition: self._due[partition]
-            if partition in self._due and self._due[partition][0] == seen.committed
-            else (seen.committed, at)
-            for partition, seen in commits.items()
-            if seen.done > seen.committed
-        }
+        due = {partition: seen.committed for partition, seen in commits.items() if seen.done > seen.committed}
         limit = self._thresholds.commit_s
-        standing = {partition: at - max(since, self._calm_since) for partition, (_, since) in self._due.items()}
-        hung = [partition for partition, age in standing.items() if age > limit]
+        hung = self._due.over(limit, at, self._calm_since, due)
         if not hung:
             return None
-        places = tuple(f"{partition} offset {self._due[partition][0]}" for partition in hung)
-        done = commits[hung[0]].done
-        reason = f"no commit for {standing[hung[0]]:.0f} s: {hung[0]} is done up to {done}, the group stands at "
-        return Hang(reason=f"{reason}{self._due[hung[0]][0]} (at most {limit:g} s)", places=places)
+        partition, age = next(iter(hung.items()))
+        reason = f"no commit for {age:.0f} s: {partition} is done up to {commits[partition].done}, the group stands at "
+        return Hang(reason=f"{reason}{due[partition]} (at most {limit:g} s)", places=_places(hung, due))
+
+    def look_at_input(self, at: float, undelivered: Mapping[str, int]) -> Hang | None:
+        """Judge the first record of each partition that waits in Kafka while nothing is delivered."""
+        limit = self._thresholds.undelivered_s
+        hung = self._undelivered.over(limit, at, self._calm_since, undelivered)
+        if not hung:
+            return None
+        places = _places(hung, undelivered)
+        age = next(iter(hung.values()))
+        reason = f"{places[0]} waits in Kafka and is not delivered for {age:.0f} s (at most {limit:g} s)"
+        return Hang(reason=reason, places=places)
+
+    def look_at_group(self, at: float, unassigned_since: float | None) -> Hang | None:
+        """Judge how long the group has not told us our partitions."""
+        limit = self._thresholds.unassigned_s
+        if unassigned_since is None or at - max(unassigned_since, self._calm_since) <= limit:
+            return None
+        reason = f"the group has assigned no partitions for {at - unassigned_since:.0f} s (at most {limit:g} s)"
+        return Hang(reason=reason, places=("the group",))
+
+
+class _Standing:
+    """Since when does each partition stand where it does?"""
+
+    def __init__(self) -> None:
+        self._since: dict[str, tuple[int, float]] = {}
+
+    def over(self, limit_s: float, at: float, calm_since: float, offsets: Mapping[str, int]) -> dict[str, float]:
+        """Take what is seen now for all that is known; return how long those stand that stand too long."""
+        before = self._since
+        self._since = {
+            partition: before[partition] if before.get(partition, (None,))[0] == offset else (offset, at)
+            for partition, offset in offsets.items()
+        }
+        ages = {partition: at - max(since, calm_since) for partition, (_, since) in self._since.items()}
+        return {partition: age for partition, age in ages.items() if age > limit_s}
+
+
+def _places(partitions: Iterable[str], offsets: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(f"{partition} offset {offsets[partition]}" for partition in partitions)
 
 
 class LoopGuard:
@@ -167,9 +204,11 @@ class LoopGuard:
 class Senses:
     """What the watchdog is told of its worker, and whom it tells."""
 
-    heads: Callable[[], Mapping[str, float]]  #: place to arrival of the oldest event in hand of each partition
+    heads: Callable[[], Mapping[str, float]]  #: place to begin of the oldest works in hand: events, waiting companies
     done: Callable[[], Mapping[int, int]]  #: partition to the offset behind the last acked event
     committed: Callable[[], Awaitable[Mapping[int, int]]]  #: as the broker knows it; raises when it does not answer
+    undelivered: Callable[[], Awaitable[Mapping[int, int]]]  #: partition to the record that waits; raises as committed
+    unassigned_since: Callable[[], float | None]  #: moment since when the group has not told us our partitions
     excused: Callable[[], float]  #: until when a known trouble lasted, -inf if there was none
     outage: Callable[[], Awaitable[str | None]]  #: asks Postgres and Kafka: why the world is at fault, or None
     record: Callable[[Sequence[str], str], Awaitable[None]]  #: keeps an exit (places, reason), in any loop
@@ -186,6 +225,8 @@ class Watchdog:
         self._guard = LoopGuard(thresholds.blocked_s, self._blocked)
         self._known: Mapping[int, int] = {}
         self._look_at_commits_at = 0.0
+        self._look_at_input_at = 0.0
+        self._looking: asyncio.Task[Mapping[int, int]] | None = None
         self._said = ""
 
     def start(self) -> None:
@@ -197,11 +238,24 @@ class Watchdog:
         self._guard.stop()
 
     async def run(self) -> None:
-        """Watch events and commits until cancelled."""
+        """Watch all but the loop until cancelled."""
+        try:
+            await self._run()
+        finally:
+            if self._looking is not None:
+                self._looking.cancel()
+
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(min(_LOOK_EVERY_S, self._thresholds.unacked_s / 4))
             self._watch.excuse(self._senses.excused())
-            hang = self._watch.look(time.monotonic(), self._senses.heads()) or await self._commits()
+            now = time.monotonic()
+            hang = (
+                self._watch.look(now, self._senses.heads())
+                or self._watch.look_at_group(now, self._senses.unassigned_since())
+                or await self._commits()
+                or self._input()
+            )
             if hang is None:
                 continue
             outage = await self._senses.outage()
@@ -227,6 +281,25 @@ class Watchdog:
             for partition, offset in done.items()
         }
         return self._watch.look_at_commits(time.monotonic(), commits)
+
+    def _input(self) -> Hang | None:
+        """Have it looked up, now and then and beside the other looks, whether something waits that we are not given."""
+        now = time.monotonic()
+        if self._looking is None:
+            if now >= self._look_at_input_at:
+                self._look_at_input_at = now + self._thresholds.undelivered_s / 4
+                self._looking = asyncio.ensure_future(self._senses.undelivered())
+            return None
+        if not self._looking.done():
+            return None
+        looked, self._looking = self._looking, None
+        try:
+            undelivered = looked.result()
+        except (OSError, TimeoutError, RuntimeError) as error:
+            self._excuse(f"Kafka does not tell what there is to read: {error or type(error).__name__}")
+            return None
+        named = {f"{self._topic}[{partition}]": offset for partition, offset in undelivered.items()}
+        return self._watch.look_at_input(time.monotonic(), named)
 
     def _excuse(self, why: str) -> None:
         self._watch.excuse(time.monotonic())

@@ -38,9 +38,10 @@ from ct_stream.stream.agents import GateAgent
 from ct_stream.stream.app import GateApp, make_app
 from ct_stream.stream.companies import Companies
 from ct_stream.stream.dedupe import DedupeTable
+from ct_stream.stream.delivery import Delivery
 from ct_stream.stream.offset_guard import OffsetGuard
 from ct_stream.stream.outbox import Outbox, Producer
-from ct_stream.stream.position import committed_offsets, lag, next_offsets
+from ct_stream.stream.position import committed_offsets, first_records, lag, next_offsets
 from ct_stream.stream.topology import SPINE_CREATED, TopologyError, check_topics
 from ct_stream.stream.waits import Scheduler
 from ct_stream.wiring.alerts import Alerts, alerting
@@ -163,6 +164,8 @@ class Worker:
         self._spawned: set[asyncio.Task[None]] = set()
         self._fits = self._room()
         self._agent: GateAgent | None = None
+        self._scheduler: Scheduler | None = None
+        self._delivery: Delivery | None = None
         self._input_control: InputControl | None = None
         self.pulse = Pulse()
         self.thresholds = Thresholds.of(settings.pass_deadline_s)
@@ -320,7 +323,7 @@ class Worker:
         app = make_app(settings, session_timeout_s=short, rebalance_timeout_s=short)
         input_control = InputControl(guardrails)
         agent = self._make_agent(app, companies, ledger_port, scheduler, input_control)
-        self._agent, self._input_control = agent, input_control
+        self._agent, self._input_control, self._scheduler = agent, input_control, scheduler
         await passes.retry_stuck()
 
         background = [
@@ -342,7 +345,7 @@ class Worker:
             for task in pulling:
                 task.add_done_callback(self._background_ended)
             background += pulling
-            starting = asyncio.create_task(self._start(app), name="faust")
+            starting = asyncio.create_task(self._start(app, agent), name="faust")
         await self.stop.asked.wait()
 
         log.info("Stopping: running passes get %g s", settings.drain_s, extra={"action": "stopping"})
@@ -393,6 +396,11 @@ class Worker:
             drain_s=self.settings.drain_s,
             on_fatal=self._fatal,
         )
+        self._delivery = Delivery(
+            positions=guard.positions,
+            busy_at=lambda: agent.busy_at,
+            first_records=lambda positions: first_records(self.settings, positions),
+        )
         guard.connect()
         app.drain = agent.drain
 
@@ -406,7 +414,8 @@ class Worker:
         app.agent(app.topic(SPINE_CREATED, key_serializer="raw", value_serializer="raw"), name="gate")(agent.consume)
         return agent
 
-    async def _start(self, app: GateApp) -> None:
+    async def _start(self, app: GateApp, agent: GateAgent) -> None:
+        agent.join()
         try:
             await app.start()
         except Exception as error:
@@ -438,14 +447,22 @@ class Worker:
 
         def excused() -> float:
             agent, control = self._agent, self._input_control
-            if agent is None or agent.is_draining or control is None or control.is_halted:
+            if agent is None or control is None or control.is_halted:
+                return time.monotonic()
+            waits = agent.is_draining or agent.unassigned_since is not None
+            if waits and not self._is_left():
                 return time.monotonic()
             return max(self.health.troubled_until(*_EXCUSES), self.database.failed_at)
 
+        def heads() -> dict[str, float]:
+            return (self._agent.heads() if self._agent else {}) | (self._scheduler.heads() if self._scheduler else {})
+
         return Senses(
-            heads=lambda: self._agent.heads() if self._agent else {},
+            heads=heads,
             done=lambda: self._agent.done() if self._agent else {},
             committed=self._committed,
+            undelivered=self._undelivered,
+            unassigned_since=lambda: self._agent.unassigned_since if self._agent else None,
             excused=excused,
             outage=self._outage,
             record=lambda places, reason: record_exit(
@@ -458,6 +475,21 @@ class Worker:
         """Return what the group has committed. Raises KafkaError (a RuntimeError), OSError or TimeoutError."""
         async with asyncio.timeout(_OUTAGE_TIMEOUT_S):
             return await committed_offsets(self.settings)
+
+    async def _undelivered(self) -> dict[int, int]:
+        """Return the record that waits in each partition that stands still, and say so. Raises as `_committed`."""
+        if self._delivery is None:
+            return {}
+        async with asyncio.timeout(_OUTAGE_TIMEOUT_S):
+            found = {tp.partition: offset for tp, offset in (await self._delivery.undelivered()).items()}
+        waiting = ", ".join(f"{SPINE_CREATED}[{partition}] offset {offset}" for partition, offset in found.items())
+        self.health.set("delivery", f"Kafka has {waiting} for us, and it is not delivered" if found else None)
+        return found
+
+    def _is_left(self) -> bool:
+        """Tell if the group lets us wait for partitions longer than a rebalance takes: that is no drain any more."""
+        since = self._agent.unassigned_since if self._agent else None
+        return since is not None and time.monotonic() - since > self.thresholds.drain_s
 
     async def _outage(self) -> str | None:
         """Ask Postgres and Kafka; return why the world is at fault that something hangs, or None when both answer."""

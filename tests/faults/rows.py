@@ -214,12 +214,15 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        fault="a worker hangs by a fault of its own: its loop, an event, or its commits stand still",
+        fault="a worker hangs by a fault of its own: its loop, an event, a waiting company, its commits or its input",
         behaviour="it says where and ends with 76; three times at one place, then a person; never for an outage",
         tests=(
             _HANGS + "test_a_blocked_loop_ends_the_worker_three_times_and_then_it_waits_for_a_person",
             _HANGS + "test_an_event_that_never_comes_back_ends_the_worker_with_what_it_was_doing",
+            _HANGS + "test_a_waiting_company_that_never_comes_back_ends_the_worker_and_is_gone_on_with",
             _HANGS + "test_commits_that_stand_still_end_the_worker",
+            _HANGS + "test_records_that_are_not_delivered_end_the_worker",
+            _HANGS + "test_a_rebalance_that_never_ends_ends_the_worker",
             _HANGS + "test_neither_a_slow_server_nor_a_long_outage_of_postgres_ends_a_worker",
             _HANGS + "test_a_locked_table_ends_no_worker_though_postgres_answers",
             _HANGS + "test_a_broker_that_hangs_ends_no_worker",

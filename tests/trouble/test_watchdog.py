@@ -21,8 +21,12 @@ PASS_DEADLINE_S, UNACKED_S = 4.0, 8.0
 LIMITS = f"""
 from ct_stream.wiring import watchdog
 watchdog.Thresholds.of = classmethod(
-    lambda cls, _: cls(unacked_s={UNACKED_S}, commit_s=4.0, blocked_s=2.0)
+    lambda cls, _: cls(
+        unacked_s={UNACKED_S}, commit_s=4.0, undelivered_s=4.0, drain_s=15.0, unassigned_s=4.0, blocked_s=5.0
+    )
 )
+import ct_stream.stream.delivery as delivery
+delivery._QUIET_S, delivery._ON_ITS_WAY_S = 1.0, 0.2
 """
 #: What a bug of ours would do to one company.
 BUG = (
@@ -48,6 +52,40 @@ async def no_commit(self, offsets):
     return False
 driver.AIOKafkaConsumerThread._commit = no_commit
 driver.AIOKafkaConsumerThread.commit = no_commit
+"""
+)
+HANGS_ON_ITS_WAY = (
+    LIMITS
+    + """
+import asyncio, os
+from ct_stream.stream.companies import Companies
+from_waiting = Companies.from_waiting
+async def hang(self, resumed):
+    if str(resumed.origin.outreach_id) == os.environ["CT_TEST_VICTIM"]:
+        await asyncio.get_running_loop().create_future()
+    await from_waiting(self, resumed)
+Companies.from_waiting = hang
+"""
+)
+#: What Faust did to us: records are read, and given to nobody.
+LOSES_ITS_PLACE = (
+    LIMITS
+    + """
+import faust.transport.drivers.aiokafka as driver
+fetch = driver.AIOKafkaConsumerThread._fetch_records
+async def drop(self, *args, **options):
+    return {tp: r for tp, r in (await fetch(self, *args, **options)).items() if tp.topic != "spine.created"}
+driver.AIOKafkaConsumerThread._fetch_records = drop
+"""
+)
+REBALANCE_NEVER_ENDS = (
+    LIMITS
+    + """
+import asyncio
+import faust.transport.drivers.aiokafka as driver
+async def never(self, assigned):
+    await asyncio.Event().wait()
+driver.ConsumerRebalanceListener.on_partitions_assigned = never
 """
 )
 
@@ -130,6 +168,42 @@ async def test_an_event_that_never_comes_back_ends_the_worker_with_what_it_was_d
         assert await stack.count_decided() == 29, "one event that hangs blocked the others"
         stack.start_worker()
         await decided_once(stack, 30)
+
+
+async def test_a_waiting_company_that_never_comes_back_ends_the_worker_and_is_gone_on_with(tmp_path: Path) -> None:
+    async with Stack(tmp_path) as stack:
+        ids = await stack.mint(["nxdomain-1.example", *(f"info-{n}.example" for n in range(10))])
+        await stack.publish(ids)
+        stack.start_worker(prelude=HANGS_ON_ITS_WAY, CT_TEST_VICTIM=str(ids[0]))
+        assert await ends(stack, 60) == EXIT_CODE, stack.worker_log()[-3000:]
+        assert f"Hung: company {ids[0]} is in hand for" in stack.worker_log()
+        stack.start_worker()
+        await decided_once(stack, 11)
+
+
+async def test_records_that_are_not_delivered_end_the_worker(tmp_path: Path) -> None:
+    async with Stack(tmp_path) as stack:
+        worker = stack.start_worker(prelude=LOSES_ITS_PLACE)
+        assert await stack.wait_said("Ready", 60)
+        await asyncio.sleep(12)
+        assert worker.poll() is None, "nothing was there to read"
+        await stack.publish(await stack.mint([f"info-{n}.example" for n in range(5)]))
+        assert await ends(stack, 60) == EXIT_CODE, stack.worker_log()[-3000:]
+        assert re.search(
+            r"Hung: spine\.created\[\d+\] offset \d+ waits in Kafka and is not delivered for \d+ s", stack.worker_log()
+        )
+        stack.start_worker()
+        await decided_once(stack, 5)
+
+
+async def test_a_rebalance_that_never_ends_ends_the_worker(tmp_path: Path) -> None:
+    async with Stack(tmp_path) as stack:
+        stack.start_worker(prelude=REBALANCE_NEVER_ENDS)
+        assert await ends(stack, 60) == EXIT_CODE, stack.worker_log()[-3000:]
+        assert "Hung: the group has assigned no partitions for" in stack.worker_log()
+        await stack.publish(await stack.mint([f"info-{n}.example" for n in range(5)]))
+        stack.start_worker()
+        await decided_once(stack, 5)
 
 
 async def test_commits_that_stand_still_end_the_worker(tmp_path: Path) -> None:

@@ -107,6 +107,40 @@ def test_commits_wait_for_the_end_of_an_outage() -> None:
     pytest.fail("commits that stand still after an outage were not seen")
 
 
+def test_a_record_that_waits_in_kafka_and_is_not_delivered_is_a_hang() -> None:
+    watch = Watch(Thresholds(unacked_s=100.0, undelivered_s=60.0))
+    looks = range(0, 300, 15)
+    bitten = [at for at in looks if watch.look_at_input(float(at), {PARTITION: 7}) is not None]
+    assert bitten[0] == 75
+    hang = watch.look_at_input(300.0, {PARTITION: 7, "spine.created[4]": 9})
+    assert hang is not None
+    assert hang.places == ("spine.created[3] offset 7",)
+    assert hang.reason == f"{PARTITION} offset 7 waits in Kafka and is not delivered for 300 s (at most 60 s)"
+
+
+def test_a_partition_that_moves_or_has_nothing_to_read_is_none() -> None:
+    watch = Watch(Thresholds(unacked_s=100.0, undelivered_s=60.0))
+    assert all(watch.look_at_input(float(at), {PARTITION: at // 30}) is None for at in range(0, 900, 15))
+    assert watch.look_at_input(900.0, {}) is None
+    assert watch.look_at_input(915.0, {PARTITION: 60}) is None
+    watch.excuse(970.0)
+    assert watch.look_at_input(980.0, {PARTITION: 60}) is None
+
+
+def test_a_rebalance_that_does_not_end_is_a_hang_and_an_outage_meanwhile_begins_it_anew() -> None:
+    watch = Watch(Thresholds(unacked_s=100.0, unassigned_s=60.0))
+    assert watch.look_at_group(1000.0, None) is None
+    assert watch.look_at_group(1050.0, 1000.0) is None
+    watch.excuse(1030.0)
+    assert watch.look_at_group(1085.0, 1000.0) is None
+    hang = watch.look_at_group(1091.0, 1000.0)
+    assert hang is not None
+    assert (hang.reason, hang.places) == (
+        "the group has assigned no partitions for 91 s (at most 60 s)",
+        ("the group",),
+    )
+
+
 def test_three_exits_of_the_slowest_kind_fall_into_one_window() -> None:
     usual = Thresholds.of(90.0)
     assert (usual.unacked_s, usual.window_s) == (240.0, 660.0)
@@ -168,7 +202,7 @@ async def main():
     async def never(): raise AssertionError
     dog = Watchdog("spine.created", Thresholds(unacked_s=60.0, blocked_s=0.4), Senses(
         heads=lambda: {"spine.created[1] offset 5": 1.0}, done=dict, committed=never, excused=lambda: 0.0,
-        outage=never, record=record))
+        undelivered=never, unassigned_since=lambda: None, outage=never, record=record))
     dog.start()
     async def event():
         %s
@@ -204,7 +238,7 @@ async def test_a_worker_excuses_each_known_trouble_a_drain_and_a_halted_input() 
     excused = worker._senses().excused
     began = time.monotonic()
     assert excused() >= began, "it has not begun"
-    agent = SimpleNamespace(is_draining=False)
+    agent = SimpleNamespace(is_draining=False, unassigned_since=None)
     control = SimpleNamespace(is_halted=False)
     worker._agent, worker._input_control = agent, control  # type: ignore[assignment]
     assert excused() < began
@@ -225,6 +259,11 @@ async def test_a_worker_excuses_each_known_trouble_a_drain_and_a_halted_input() 
         worker.database.failed_at = 0.0
         assert excused() >= now
         setattr(held, name, False)
+    worker.database.failed_at = 0.0
+    agent.unassigned_since = time.monotonic() - 100
+    assert excused() >= now, "a rebalance"
+    agent.unassigned_since = time.monotonic() - 200
+    assert excused() < now, "no rebalance takes so long"
 
 
 QUICK = """
