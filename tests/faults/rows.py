@@ -78,7 +78,6 @@ ROWS: tuple[Row, ...] = (
             f"{_OWN}test_an_idle_worker_outlives_an_outage_of_postgres_and_says_so",
             "trouble/test_postgres.py::test_a_postgres_in_trouble_fails_nobody_and_all_is_decided_after_the_repair",
         ),
-        open="a slow Postgres, and others in trouble, for longer than 20 s",
     ),
     Row(
         fault="a rebalance with work in flight; SIGSTOP, then SIGCONT",
@@ -200,9 +199,9 @@ ROWS: tuple[Row, ...] = (
         tests=(
             "trouble/test_descriptors.py::test_companies_wait_for_descriptors_and_none_is_charged_for_them",
             "stream/test_companies.py::test_a_machine_that_has_no_more_is_charged_to_nobody",
+            _MACHINE + "test_a_limit_of_memory_decides_nothing",
             _MACHINE + "test_a_full_disk_under_the_log_stops_nobody",
         ),
-        open="a limit of memory (one that kills the process is row 1)",
     ),
     Row(
         fault="domain text with control characters, look-alikes, 300 characters",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.faults import invariants
 from tests.faults.harness import Stack
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from uuid import UUID
 
 KINDS = ("info", "allreject", "catchall", "nxdomain", "refuse")
@@ -86,6 +87,34 @@ async def test_a_full_disk_under_the_log_stops_nobody(tmp_path: Path) -> None:
         assert found.broken == []
         assert worker.poll() is None
         assert stack.end_worker(worker) == 0
+
+
+def address_space(pid: int) -> int:
+    """Return the bytes of address space that a process has (proc(5))."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+async def test_a_limit_of_memory_decides_nothing(tmp_path: Path) -> None:
+    """It may end the worker, and its supervisor starts another; no company pays for it."""
+    async with Stack(tmp_path, reply_delay_s=0.2) as stack:
+        worker = stack.start_worker()
+        assert await stack.wait_said("Ready", 60)
+        companies = await mint(stack, 60)
+        await stack.wait_decided(5, 30)
+        _, hard = resource.prlimit(worker.pid, resource.RLIMIT_AS)
+        resource.prlimit(worker.pid, resource.RLIMIT_AS, (address_space(worker.pid) + 2**20, hard))
+        companies |= await mint(stack, 1000)
+        await asyncio.sleep(15)
+        was_alive = worker.poll() is None
+        if was_alive:
+            resource.prlimit(worker.pid, resource.RLIMIT_AS, (hard, hard))
+        else:
+            stack.start_worker()
+        await invariants.wait_at_rest(stack, len(companies), 120)
+        found = await invariants.check(stack, companies, kills=0 if was_alive else 1, pause_s=None)
+        assert found.broken == [], stack.worker_log()[-2000:]
+        log = stack.worker_log(0)
+        assert "MemoryError" in log or "annot allocate memory" in log or not was_alive, "the limit was not felt"
 
 
 async def test_a_worker_that_is_stopped_for_longer_than_a_server_is_waited_for_blames_no_server(tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ async def slow(stack: Stack) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def crawling(stack: Stack) -> AsyncIterator[None]:
+    """Let each write take longer than a worker waits for a statement: it never hears what became of it."""
+    async with triggers(stack, "PERFORM pg_sleep(18);"):
+        yield
+
+
+@asynccontextmanager
 async def triggers(stack: Stack, body: str) -> AsyncIterator[None]:
     tables = ("outreach.ct_outcomes", "outreach.ct_passes")
     await stack.admin.execute(
@@ -109,8 +116,16 @@ async def revoked(stack: Stack) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize(
     ("fault", "is_ready", "lasts_s"),
-    [(locked, False, 18.0), (full, False, 6.0), (slow, True, 8.0), (read_only, False, 6.0), (revoked, False, 6.0)],
-    ids=["locked", "full", "slow", "read-only", "revoked"],
+    [
+        (locked, False, 18.0),
+        (locked, False, 75.0),  # longer than leases, claims, a session of the group, and a control's interval
+        (full, False, 6.0),
+        (slow, True, 8.0),
+        (crawling, False, 60.0),
+        (read_only, False, 6.0),
+        (revoked, False, 6.0),
+    ],
+    ids=["locked", "locked for long", "full", "slow", "crawling", "read-only", "revoked"],
 )
 async def test_a_postgres_in_trouble_fails_nobody_and_all_is_decided_after_the_repair(
     tmp_path: Path, fault: object, is_ready: bool, lasts_s: float
