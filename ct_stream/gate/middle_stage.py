@@ -130,17 +130,16 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
             hosts = (step.attempt.host,)
         elif step.attempt.stage is not Stage.RCPT or step.attempt.trouble is Trouble.DEADLINE:
             break  # no host can be talked to: the remaining patterns stay unasked, which is inconclusive
-    if len(asked) == len(rules.patterns) and all(step.reading.meaning is Meaning.REJECT for step in asked):
-        reason = f"{asked[0].attempt.host} refused all {len(asked)} patterns as unknown mailboxes"
-        return Failed(code=FailureCode.NO_PATTERN, reason=reason, domain=domain)
-
     # Every attempt counts, not only the last: a timeout at the first host may be our own blocked port whatever the
-    # second host's name lookup said.
-    troubles = {attempt.trouble for step in asked if not step.answer.reached_rcpt for attempt in step.answer.attempts}
+    # second host said. It may be a backup that knows no mailboxes.
+    troubles = {attempt.trouble for step in asked for attempt in step.answer.troubled}
     if troubles & _NAME_TROUBLE:
         yield AskControl(kind=ControlKind.DNS)
     if troubles & _CONNECTION_TROUBLE:
         yield AskControl(kind=ControlKind.SMTP)
+    if len(asked) == len(rules.patterns) and all(step.reading.meaning is Meaning.REJECT for step in asked):
+        reason = f"{asked[0].attempt.host} refused all {len(asked)} patterns as unknown mailboxes"
+        return Failed(code=FailureCode.NO_PATTERN, reason=reason, domain=domain)
     return (yield from _inconclusive(domain, asked, _causes(asked), rules, tier2_off))
 
 

@@ -172,6 +172,15 @@ class MailboxAnswer:
         last = self.attempts[-1]
         return last.stage is Stage.RCPT and last.reply is not None
 
+    @property
+    def troubled(self) -> tuple[Attempt, ...]:
+        """Return the attempts without a reply, but not those at the host that answered the RCPT TO in the end.
+
+        A backup's word stands for the company only where its first host was silent by itself: that may be our trouble.
+        """
+        spoke = self.attempts[-1].host if self.reached_rcpt else None
+        return tuple(attempt for attempt in self.attempts if attempt.reply is None and attempt.host != spoke)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlAnswer:

@@ -108,7 +108,7 @@ def without_trouble(exchanges: Sequence[Exchange]) -> list[Exchange]:
         answer = exchange.answer
         if isinstance(answer, MxAnswer) and answer.status is not MxStatus.FOUND:
             break
-        if isinstance(answer, MailboxAnswer) and _met_trouble(answer):
+        if isinstance(answer, MailboxAnswer) and answer.troubled:
             break  # what follows was asked of the hosts that this answer left
         if isinstance(answer, ControlAnswer):
             break
@@ -121,14 +121,19 @@ def met_trouble(exchanges: Sequence[Exchange]) -> bool:
     return any(
         answer.status is MxStatus.UNAVAILABLE
         if isinstance(answer, MxAnswer)
-        else isinstance(answer, MailboxAnswer) and _met_trouble(answer)
+        else isinstance(answer, MailboxAnswer) and bool(answer.troubled)
         for answer in (exchange.answer for exchange in exchanges)
     )
 
 
 def answered(exchanges: Sequence[Exchange]) -> list[Exchange]:
-    """Return those in which a server answered RCPT TO: its word holds, also where an answer before it is void."""
-    return [e for e in exchanges if isinstance(e.answer, MailboxAnswer) and e.answer.reached_rcpt]
+    """Return those in which a server answered RCPT TO: its word holds, also where an answer before it is void.
+
+    Not where another host was silent before: that one is to be tried again.
+    """
+    return [
+        e for e in exchanges if isinstance(e.answer, MailboxAnswer) and e.answer.reached_rcpt and not e.answer.troubled
+    ]
 
 
 def is_unanswered(exchanges: Sequence[Exchange]) -> bool:
@@ -146,11 +151,6 @@ def is_unanswered(exchanges: Sequence[Exchange]) -> bool:
             attempt.reply is None and attempt.stage is not Stage.RCPT for attempt in answer.attempts
         )
     return False
-
-
-def _met_trouble(answer: MailboxAnswer) -> bool:
-    """Tell if no server answered RCPT and something stood in the way of at least one attempt."""
-    return not answer.reached_rcpt and any(attempt.reply is None for attempt in answer.attempts)
 
 
 def to_json(exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:

@@ -305,8 +305,12 @@ def _may_be_ours(answer: Answer | TurnedOff) -> bool:
         return answer.status is MxStatus.UNAVAILABLE
     if not isinstance(answer, MailboxAnswer):
         return False
-    last = answer.attempts[-1]  # an answer to RCPT TO holds, whatever came before it
-    return not answer.reached_rcpt or (last.reply is not None and last.reply.code == _SERVICE_CLOSES)
+    last = answer.attempts[-1]  # an answer to RCPT TO holds, whatever came before it at the same host
+    return (
+        bool(answer.troubled)
+        or not answer.reached_rcpt
+        or (last.reply is not None and last.reply.code == _SERVICE_CLOSES)
+    )
 
 
 def _is_paid(exchanges: Sequence[Exchange]) -> bool:

@@ -279,16 +279,17 @@ SELECT c.started_at, c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c
 FROM outreach.ct_controls AS c WHERE c.kind = $1;
 
 -- name: begin_control
--- One control at a time over all workers, at most one in so many seconds, and only when somebody waits for it (or is
--- woken by one and asks again: its chain of proofs must go on) or the last one failed (nothing new is pulled then). A worker that dies in one keeps it for 20 s, no longer than its other
--- leases: meanwhile nobody would see a resolver that lies.
+-- One control at a time over all workers, at most one in so many seconds, and only when somebody waits for one (or is
+-- woken by one and asks again) or the last one failed (nothing new is pulled then). Of either kind: whoever needs both
+-- waits for one after the other, and the chain of proofs of the other kind must go on meanwhile. A worker that dies in
+-- one keeps it for 20 s, no longer than its other leases: meanwhile nobody would see a resolver that lies.
 UPDATE outreach.ct_controls AS c
 SET started_at = clock_timestamp(), lease_until = clock_timestamp() + interval '20 seconds'
 WHERE c.kind = $1::text AND c.lease_until < clock_timestamp()
     AND c.started_at + $2 * interval '1 second' <= clock_timestamp()
     AND (c.failed_at > c.ok_begun_at OR EXISTS (
         SELECT 1 FROM outreach.ct_passes AS p
-        WHERE p.waits_on = 'control:' || $1::text AND p.state = 'waiting'
+        WHERE p.waits_on IN ('control:dns', 'control:smtp') AND p.state = 'waiting'
     ))
 RETURNING c.started_at;
 

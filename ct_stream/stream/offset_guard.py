@@ -27,6 +27,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from aiokafka.errors import KafkaError
+from faust.exceptions import ConsumerNotStarted
 from faust.types import TP
 
 if TYPE_CHECKING:
@@ -81,7 +82,11 @@ class OffsetGuard:
 
     def positions(self) -> dict[TP, int | None]:
         """Return the next offset of each partition that is ours now; None while it is not known."""
-        ours = {TP(tp.topic, tp.partition) for tp in self._app.consumer.assignment() if tp.topic in self._topics}
+        try:
+            assignment = self._app.consumer.assignment()
+        except ConsumerNotStarted:
+            return {}
+        ours = {TP(tp.topic, tp.partition) for tp in assignment if tp.topic in self._topics}
         return {tp: self._expected.get(tp) for tp in ours}
 
     async def accept(self, event: Any) -> bool:
@@ -95,12 +100,13 @@ class OffsetGuard:
         if expected is None or message.offset < expected:
             return False
         if message.offset > expected:
+            generation = self._generation
             there = await self._next_record(tp, expected)
-            if there is None or self._expected.get(tp) != expected:
+            if there is None or not self._is_current(generation):
                 return False  # revoked meanwhile
             if there < message.offset:
-                stands = await self._group_stands(tp, expected)
-                if stands is None:
+                stands = await self._group_stands(tp)
+                if stands is None or not self._is_current(generation):
                     return False
                 if stands < message.offset:
                     self._on_hole(tp, expected, message.offset)
@@ -109,11 +115,18 @@ class OffsetGuard:
             # Faust's own bookkeeping counts the record behind the hole as done, too: it is told of the hole only.
             consumer: Any = self._app.consumer
             await type(consumer)._add_gap(consumer, tp, expected, message.offset - 1)
+            if not self._is_current(generation):
+                return False
         self._expected[tp] = message.offset + 1
         return True
 
+    def _is_current(self, generation: int | None) -> bool:
+        """Tell if no rebalance began since: the same partition may come back at the same offset."""
+        return self._armed.is_set() and self._generation == generation
+
     async def _next_record(self, tp: TP, offset: int) -> int | None:
         """Return the offset of the first record at or after `offset`; None when the partition was revoked meanwhile."""
+        generation = self._generation
         read = self._read.get(tp, [])
         while not read or not read[0] <= offset <= read[-1]:
             try:
@@ -121,7 +134,7 @@ class OffsetGuard:
             except (KafkaError, OSError, TimeoutError) as error:
                 log.warning("A hole in %s[%d] cannot be looked into: %r", tp.topic, tp.partition, error)
                 read = []
-            if self._expected.get(tp) != offset:
+            if not self._is_current(generation):
                 return None
             if read:
                 self._read[tp] = read
@@ -129,15 +142,16 @@ class OffsetGuard:
             await asyncio.sleep(_LOOK_AGAIN_S)  # without an answer nothing is passed
         return read[bisect_left(read, offset)]
 
-    async def _group_stands(self, tp: TP, expected: int) -> int | None:
+    async def _group_stands(self, tp: TP) -> int | None:
         """Return what the group has committed by now, 0 for nothing; None when the partition was revoked meanwhile."""
+        generation = self._generation
         while True:
             try:
                 stands = (await self._committed()).get(tp.partition, 0)
             except (KafkaError, OSError, TimeoutError) as error:
                 log.warning("Where the group stands in %s[%d] cannot be told: %r", tp.topic, tp.partition, error)
                 stands = None
-            if self._expected.get(tp) != expected:
+            if not self._is_current(generation):
                 return None
             if stands is not None:
                 return stands

@@ -36,6 +36,7 @@ async def outside_consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer
         client_id="ct-stream-look",
         group_id=None,
         enable_auto_commit=False,
+        auto_offset_reset="earliest",  # where retention has cut off what we look for
         isolation_level="read_committed",  # as the worker's: what upstream took back was never there
     )
     try:

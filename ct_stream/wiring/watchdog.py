@@ -207,7 +207,7 @@ class Senses:
     heads: Callable[[], Mapping[str, float]]  #: place to begin of the oldest works in hand: events, waiting companies
     done: Callable[[], Mapping[int, int]]  #: partition to the offset behind the last acked event
     committed: Callable[[], Awaitable[Mapping[int, int]]]  #: as the broker knows it; raises when it does not answer
-    undelivered: Callable[[], Awaitable[Mapping[int, int]]]  #: partition to the record that waits; raises as committed
+    undelivered: Callable[[], Awaitable[Mapping[str, int]]]  #: place to the record that waits; raises as committed
     unassigned_since: Callable[[], float | None]  #: moment since when the group has not told us our partitions
     excused: Callable[[], float]  #: until when a known trouble lasted, -inf if there was none
     outage: Callable[[], Awaitable[str | None]]  #: asks Postgres and Kafka: why the world is at fault, or None
@@ -226,7 +226,7 @@ class Watchdog:
         self._known: Mapping[int, int] = {}
         self._look_at_commits_at = 0.0
         self._look_at_input_at = 0.0
-        self._looking: asyncio.Task[Mapping[int, int]] | None = None
+        self._looking: asyncio.Task[Mapping[str, int]] | None = None
         self._said = ""
 
     def start(self) -> None:
@@ -295,11 +295,10 @@ class Watchdog:
         looked, self._looking = self._looking, None
         try:
             undelivered = looked.result()
-        except (OSError, TimeoutError, RuntimeError) as error:
-            self._excuse(f"Kafka does not tell what there is to read: {error or type(error).__name__}")
+        except Exception as error:  # of whatever kind: an eye that fails is no reason to end
+            self._excuse(f"what there is to read cannot be told: {error!r}")
             return None
-        named = {f"{self._topic}[{partition}]": offset for partition, offset in undelivered.items()}
-        return self._watch.look_at_input(time.monotonic(), named)
+        return self._watch.look_at_input(time.monotonic(), undelivered)
 
     def _excuse(self, why: str) -> None:
         self._watch.excuse(time.monotonic())

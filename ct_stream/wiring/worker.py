@@ -42,7 +42,7 @@ from ct_stream.stream.delivery import Delivery
 from ct_stream.stream.offset_guard import OffsetGuard
 from ct_stream.stream.outbox import Outbox, Producer
 from ct_stream.stream.position import committed_offsets, first_records, lag, next_offsets
-from ct_stream.stream.topology import SPINE_CREATED, TopologyError, check_topics
+from ct_stream.stream.topology import CHANGELOG, SPINE_CREATED, TopologyError, check_topics
 from ct_stream.stream.waits import Scheduler
 from ct_stream.wiring.alerts import Alerts, alerting
 from ct_stream.wiring.descriptors import LEAST, Room, raise_limit, room
@@ -166,6 +166,7 @@ class Worker:
         self._agent: GateAgent | None = None
         self._scheduler: Scheduler | None = None
         self._delivery: Delivery | None = None
+        self._app: GateApp | None = None
         self._input_control: InputControl | None = None
         self.pulse = Pulse()
         self.thresholds = Thresholds.of(settings.pass_deadline_s)
@@ -323,7 +324,7 @@ class Worker:
         app = make_app(settings, session_timeout_s=short, rebalance_timeout_s=short)
         input_control = InputControl(guardrails)
         agent = self._make_agent(app, companies, ledger_port, scheduler, input_control)
-        self._agent, self._input_control, self._scheduler = agent, input_control, scheduler
+        self._agent, self._input_control, self._scheduler, self._app = agent, input_control, scheduler, app
         await passes.retry_stuck()
 
         background = [
@@ -476,13 +477,24 @@ class Worker:
         async with asyncio.timeout(_OUTAGE_TIMEOUT_S):
             return await committed_offsets(self.settings)
 
-    async def _undelivered(self) -> dict[int, int]:
-        """Return the record that waits in each partition that stands still, and say so. Raises as `_committed`."""
-        if self._delivery is None:
+    async def _undelivered(self) -> dict[str, int]:
+        """Return the record that waits in each partition that stands still, and say so. Raises as `_committed`.
+
+        While the table's changelog is read nothing is delivered, however long it is: then how much of it is left.
+        """
+        if self._delivery is None or self._app is None:
             return {}
+        tables: Any = self._app.tables
+        recovery = tables.recovery
+        self.health.notes.pop("recovery", None)
+        if recovery.in_recovery:
+            left = recovery.active_remaining_total()
+            self.health.notes["recovery"] = f"reads the dedupe table's changelog: {left} records are left"
+            return {CHANGELOG: left}
         async with asyncio.timeout(_OUTAGE_TIMEOUT_S):
-            found = {tp.partition: offset for tp, offset in (await self._delivery.undelivered()).items()}
-        waiting = ", ".join(f"{SPINE_CREATED}[{partition}] offset {offset}" for partition, offset in found.items())
+            undelivered = await self._delivery.undelivered()
+        found = {f"{tp.topic}[{tp.partition}]": offset for tp, offset in undelivered.items()}
+        waiting = ", ".join(f"{partition} offset {offset}" for partition, offset in found.items())
         self.health.set("delivery", f"Kafka has {waiting} for us, and it is not delivered" if found else None)
         return found
 

@@ -132,7 +132,7 @@ class WorkerGate:
         if any(state.voids(asked_at, failed_at) for state in states.values()):
             # Our own way was broken around these answers: they say nothing about the company.
             return _void(resumed)
-        if resumed.looks < _LOOKS and met_trouble(kept):
+        if resumed.looks < _LOOKS and met_trouble(kept if resumed.pending is None else [*kept, resumed.pending]):
             # Silence is believed between two proofs only: an outage that came and went between two controls looks
             # just like a dead server (ADR-CT-IMO-013), and one that broke a session like one that hung up.
             return _void(resumed, looks=resumed.looks + 1)
@@ -366,7 +366,9 @@ class CompanyPass:
         asked = None
         if self._asked_at is not None and self._failed_at is not None and not self._is_fresh():
             asked = (self._asked_at, self._failed_at)
-        answer = await self._parts.controls.confirm(kind, asked, in_chain=self._in_chain)
+        # Who waited for another reason has found his chain of this kind only: a reply about us is of port 25.
+        in_chain = self._in_chain and kind is ControlKind.SMTP
+        answer = await self._parts.controls.confirm(kind, asked, in_chain=in_chain)
         if isinstance(answer, Wait) or kind is not ControlKind.SMTP:
             return answer
         provider = self._silent_provider()

@@ -78,9 +78,13 @@ async def test_recovery_waits_for_an_event_that_is_set_and_taken_back_at_once() 
     assert "self.signal_recovery_end.clear()" in source(recovery._slurp_changelogs.fun), "if not, _Recovered may go"
     app = make_app(load_settings({"CT_KAFKA_BOOTSTRAP": "127.0.0.1:1"}))
     tables: Any = app.tables
+    tables.recovery.in_recovery = True
+    ended = asyncio.ensure_future(tables.recovery.signal_recovery_end.wait())
+    await asyncio.sleep(0.1)
+    assert not ended.done()
     tables.recovery.in_recovery = False
     tables.recovery.signal_recovery_end.clear()
-    assert await asyncio.wait_for(tables.recovery.signal_recovery_end.wait(), 1)
+    assert await asyncio.wait_for(ended, 1)
 
 
 def test_aiokafka_seeks_no_partition_whose_group_stands_at_0_or_nowhere() -> None:

@@ -222,6 +222,8 @@ ROWS: tuple[Row, ...] = (
             _HANGS + "test_commits_that_stand_still_end_the_worker",
             _HANGS + "test_records_that_are_not_delivered_end_the_worker",
             _HANGS + "test_a_rebalance_that_never_ends_ends_the_worker",
+            _HANGS + "test_a_recovery_that_stands_still_ends_the_worker",
+            _HANGS + "test_what_only_takes_long_ends_no_worker",
             _HANGS + "test_neither_a_slow_server_nor_a_long_outage_of_postgres_ends_a_worker",
             _HANGS + "test_a_locked_table_ends_no_worker_though_postgres_answers",
             _HANGS + "test_a_broker_that_hangs_ends_no_worker",

@@ -28,7 +28,15 @@ from ct_stream.gate.questions import (
 )
 from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.rules import Rules
-from ct_stream.gate.transcript import Exchange, from_json, to_json, tools_used
+from ct_stream.gate.transcript import (
+    Exchange,
+    answered,
+    from_json,
+    met_trouble,
+    to_json,
+    tools_used,
+    without_trouble,
+)
 from ct_stream.gate.verdicts import Failed, Held, Passed, VerifiedBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
@@ -193,6 +201,45 @@ async def test_what_servers_said_to_a_process_that_stood_still_counts() -> None:
     after_a_close = replace(NO, attempts=(replace(NO.attempts[0], reply=None, trouble=Trouble.CLOSED), *NO.attempts))
     scripted = Scripted(SPINE, None, FOUND, after_a_close, YES, NO)
     assert isinstance(await driver(scripted, stalled_since=lambda _moment: True).run(), Passed)
+
+
+BACKUP = "mx2.acme.example"
+BOTH = MxAnswer(status=MxStatus.FOUND, hosts=(MX, BACKUP))
+
+
+def by_backup(code: int, *before: Trouble) -> MailboxAnswer:
+    """Return what a backup said, behind trouble with the first host."""
+    said_by_it = Attempt(host=BACKUP, stage=Stage.RCPT, reply=Reply(code=code, enhanced="", text="try the primary"))
+    troubled = (Attempt(host=MX, ip="192.0.2.1", stage=Stage.BANNER, trouble=trouble) for trouble in before)
+    return MailboxAnswer(attempts=(*troubled, said_by_it))
+
+
+async def test_a_process_that_stood_still_asks_the_first_host_again_whatever_the_backup_said() -> None:
+    scripted = Scripted(SPINE, None, BOTH, by_backup(451, Trouble.TIMEOUT))
+    ending = await driver(scripted, stalled_since=lambda _moment: True).run()
+    assert isinstance(ending, Waiting)
+    assert ending.wait.reason is WaitReason.OUR_MACHINE
+    assert [exchange.key for exchange in ending.exchanges] == ["spine", "mx"]
+
+
+@pytest.mark.parametrize("code", [451, 550], ids=["does not know", "knows nobody"])
+@pytest.mark.parametrize(
+    ("trouble", "kind"), [(Trouble.TIMEOUT, ControlKind.SMTP), (Trouble.NAME_LOOKUP, ControlKind.DNS)]
+)
+async def test_no_backup_fails_a_company_whose_first_host_may_be_silent_by_our_fault(
+    code: int, trouble: Trouble, kind: ControlKind
+) -> None:
+    answers = [by_backup(code, trouble), *(by_backup(code) for _ in RULES.patterns[1:])]
+    wait = Wait(reason=WaitReason.CONTROL, detail="scripted", waits_on=f"control:{kind}")
+    scripted = Scripted(SPINE, None, BOTH, *answers, wait)
+    ending = await driver(scripted).run()
+    assert isinstance(ending, Waiting)
+    assert scripted.asked[-1] == f"control {kind}"
+    assert met_trouble(ending.exchanges), "so that it is looked at twice"
+    assert [e.key for e in without_trouble(ending.exchanges)] == ["spine", "mx"]
+    first = ending.exchanges[2]
+    assert first not in answered(ending.exchanges), "its first host is to be tried again"
+    assert len(answered(ending.exchanges)) == len(RULES.patterns) - 1
 
 
 async def test_what_the_same_server_answered_before_is_not_asked_again() -> None:

@@ -78,6 +78,7 @@ async def test_a_control_is_asked_once_for_all_that_wait_and_wakes_them(database
             assert isinstance(again, Wait), "nothing proved our way before it was asked"
             assert (again.after_s, again.waits_on) == (0.0, "control:dns")
             assert await controls.begin(ControlKind.DNS) is not None, "who asks again needs the next proof"
+            assert await controls.begin(ControlKind.SMTP) is not None, "who needs both waits for one after the other"
             await controls.succeeded(ControlKind.DNS, begun_at, "control.example resolves")
             proof = await controls.confirm(ControlKind.DNS, (begun_at, failed_at))
             assert isinstance(proof, ControlAnswer)

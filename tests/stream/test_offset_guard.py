@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import NodeNotReadyError
+from faust.exceptions import ConsumerNotStarted
 from faust.types import TP
 
 from ct_stream.stream import offset_guard
@@ -168,6 +169,39 @@ async def test_a_partition_that_is_revoked_while_the_group_is_asked_raises_no_al
     assert not world.holes
 
 
+async def test_a_look_into_a_hole_that_spans_a_rebalance_takes_nothing_from_the_next_assignment() -> None:
+    """The same partition comes back at the same offset; what came before it is dropped, and delivered again."""
+    world = await World().assign()
+
+    async def rebalance(_tp: TP, _offset: int) -> list[int]:
+        world.guard._next_offsets = world._next_offsets
+        await world.guard._revoked(world.app, set())
+        world.app.consumer_generation_id = 2
+        await world.assign()
+        return [12, 13]  # 10 and 11 are marks of a transaction
+
+    world.guard._next_offsets = rebalance
+    assert not await world.accept(12, generation=1)
+    world.there = [[12, 13]]
+    assert await world.accept(12, generation=2)
+    assert await world.accept(13, generation=2)
+    assert not world.holes
+
+
+async def test_a_consumer_that_has_not_started_has_no_positions() -> None:
+    world = World()
+
+    def assignment() -> set[TP]:
+        raise ConsumerNotStarted
+
+    world.consumer.assignment = assignment  # type: ignore[attr-defined]
+    assert world.guard.positions() == {}
+    world.consumer.assignment = lambda: {PARTITION, TP("ct-stream-decided-changelog", 0)}  # type: ignore[attr-defined]
+    assert world.guard.positions() == {PARTITION: None}
+    await world.assign()
+    assert world.guard.positions() == {PARTITION: 10}
+
+
 async def test_the_hold_stops_the_flow_and_seeks_every_partition_also_the_never_committed() -> None:
     world = await World(committed=None, earliest=4).assign()
     await world.guard._hold(world.app)
@@ -183,6 +217,16 @@ async def test_the_hold_waits_for_offsets_that_come_late() -> None:
     await world.assign()
     await hold
     assert world.consumer.steps == ["stop_flow", "suspend", {PARTITION: 0}]
+
+
+async def test_a_hold_of_an_earlier_assignment_seeks_nothing_in_the_next_one() -> None:
+    world = World(committed=0)
+    hold = asyncio.create_task(world.guard._hold(world.app))
+    await asyncio.sleep(0.02)
+    world.app.consumer_generation_id = 2
+    await world.assign()
+    await hold
+    assert world.consumer.steps == ["stop_flow", "suspend"]
 
 
 async def test_the_hook_that_books_skipped_offsets_as_acked_is_disarmed() -> None:

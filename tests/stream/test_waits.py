@@ -92,3 +92,14 @@ async def test_what_is_claimed_while_it_stops_is_not_begun() -> None:
     assert parts.begun == []
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_the_company_that_is_gone_on_with_for_longest_is_what_the_watchdog_sees() -> None:
+    parts = Parts()
+    scheduler = parts.scheduler()
+    assert scheduler.heads() == {}
+    tasks = [asyncio.create_task(asyncio.sleep(60), name=f"waiting:{name}") for name in ("b", "a", "c")]
+    scheduler._tasks.update(zip(tasks, (20.0, 10.0, 30.0), strict=True))
+    assert scheduler.heads() == {"company a": 10.0}
+    for task in tasks:
+        task.cancel()

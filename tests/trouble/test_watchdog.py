@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
@@ -15,6 +16,9 @@ import pytest
 from ct_stream.wiring.watchdog import EXIT_CODE
 from tests.brokers import kafka
 from tests.faults.harness import Stack
+
+if TYPE_CHECKING:
+    import subprocess
 
 PASS_DEADLINE_S, UNACKED_S = 4.0, 8.0
 #: Every threshold in seconds, so that a test need not wait for minutes.
@@ -86,6 +90,35 @@ import faust.transport.drivers.aiokafka as driver
 async def never(self, assigned):
     await asyncio.Event().wait()
 driver.ConsumerRebalanceListener.on_partitions_assigned = never
+"""
+)
+#: A changelog that takes longer to read than a record may wait; a little of it is read all the time.
+LONG_RECOVERY = (
+    LIMITS
+    + """
+import time
+from faust.tables.recovery import Recovery
+need_recovery, begun_at, left = Recovery.need_recovery, None, iter(range(10**9, 0, -1))
+def longer(self):
+    global begun_at
+    begun_at = begun_at or time.monotonic()
+    return time.monotonic() - begun_at < 15 or need_recovery(self)
+Recovery.need_recovery = longer
+Recovery.active_remaining_total = lambda self: next(left)
+"""
+)
+RECOVERY_STANDS_STILL = LONG_RECOVERY.replace("next(left)", "7").replace("< 15", "< 1e6")
+#: Faust's producer comes up before its consumer does.
+SLOW_START = (
+    LIMITS
+    + """
+import asyncio
+import faust.transport.drivers.aiokafka as driver
+on_start = driver.Producer.on_start
+async def slow(self):
+    await asyncio.sleep(4)
+    await on_start(self)
+driver.Producer.on_start = slow
 """
 )
 
@@ -194,6 +227,34 @@ async def test_records_that_are_not_delivered_end_the_worker(tmp_path: Path) -> 
         )
         stack.start_worker()
         await decided_once(stack, 5)
+
+
+async def restarted(stack: Stack, prelude: str) -> subprocess.Popen[bytes]:
+    """Start a worker on a changelog that is not empty, with events to read."""
+    first = stack.start_worker()
+    await stack.publish(await stack.mint([f"info-a{n}.example" for n in range(20)]))
+    assert await stack.wait_decided(20, 60) == 20
+    assert stack.end_worker(first) == 0
+    await stack.publish(await stack.mint([f"info-b{n}.example" for n in range(10)]))
+    return stack.start_worker(prelude=prelude)
+
+
+@pytest.mark.parametrize("prelude", [LONG_RECOVERY, SLOW_START], ids=["a long recovery", "a slow start"])
+async def test_what_only_takes_long_ends_no_worker(tmp_path: Path, prelude: str) -> None:
+    async with Stack(tmp_path) as stack:
+        worker = await restarted(stack, prelude)
+        await decided_once(stack, 30)
+        assert worker.poll() is None
+        assert await stack.admin.fetchval("SELECT count(*) FROM outreach.ct_watchdog_exits") == 0
+
+
+async def test_a_recovery_that_stands_still_ends_the_worker(tmp_path: Path) -> None:
+    async with Stack(tmp_path) as stack:
+        await restarted(stack, RECOVERY_STANDS_STILL)
+        assert await ends(stack, 60) == EXIT_CODE, stack.worker_log()[-3000:]
+        assert "Hung: ct-stream-decided-changelog offset 7 waits in Kafka" in stack.worker_log()
+        stack.start_worker()
+        await decided_once(stack, 30)
 
 
 async def test_a_rebalance_that_never_ends_ends_the_worker(tmp_path: Path) -> None:

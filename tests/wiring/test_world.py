@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,11 +11,22 @@ from uuid import UUID
 import pytest
 
 from ct_stream.gate.company import FailedAt, Known, Resumed
+from ct_stream.gate.memory import Memory
 from ct_stream.gate.output_stage import Origin
-from ct_stream.gate.questions import Answer, ControlAnswer, ControlKind, MxStatus, SpineAnswer, Trouble
-from ct_stream.gate.replies import Stage
+from ct_stream.gate.questions import (
+    Answer,
+    Attempt,
+    ControlAnswer,
+    ControlKind,
+    MailboxAnswer,
+    MxStatus,
+    SpineAnswer,
+    Trouble,
+)
+from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.transcript import Exchange
-from ct_stream.gate.waits import Wait
+from ct_stream.gate.verdicts import Failed, Passed
+from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.controls import ControlLedger, ControlState
 from ct_stream.wiring.world import CompanyPass, WorkerGate
 from tests.gate.world import NO, RULES, mx, no_mx, said, trouble
@@ -60,9 +72,29 @@ async def resume(
     smtp: ControlState = GOOD,
     pending: Answer | None = None,
 ) -> CompanyPass:
+    async def recall(_domain: str) -> Memory:
+        return Memory()
+
+    async def refresh(*, now: bool) -> None:
+        del now
+
+    async def mx_lookup() -> None:
+        return None
+
+    async def ask(*_: object) -> Wait:
+        return Wait(reason=WaitReason.RATE_LIMIT, detail="it would be asked again")
+
+    async def close(**_: object) -> None:
+        return None
+
+    prober = SimpleNamespace(ask=ask, close=close)
     parts: Any = SimpleNamespace(
+        memory=SimpleNamespace(recall=recall), own_trouble=lambda: None,
+        limits=SimpleNamespace(mx_lookup=mx_lookup),
+        guardrails=SimpleNamespace(refresh=refresh, unsettled=lambda *_: None, halted={}),
         rules=RULES, controls=Controls({ControlKind.DNS: dns, ControlKind.SMTP: smtp}),
-        probing=SimpleNamespace(resolver=None), paid_calls=SimpleNamespace(off_because=lambda: "off"),
+        probing=SimpleNamespace(resolver=None, prober=lambda *_: prober),
+        paid_calls=SimpleNamespace(off_because=lambda: "off"),
         pass_deadline_s=90.0, stalled_since=lambda _moment: False, now=lambda: LATER,
     )  # fmt: skip
     origin = Origin(outreach_id=ID)
@@ -140,8 +172,8 @@ async def test_what_was_put_away_before_anything_was_asked_has_no_failure() -> N
 async def test_a_providers_refusal_is_asked_again_and_never_the_companys_own_policy(host: str) -> None:
     about_us = said(554, "5.7.1", "blocked", host=host)
     if host.endswith("acme.example"):
-        with pytest.raises(AttributeError, match="guardrails"):  # its own server's: the guardrails are asked
-            await resume({"spine": ABSENT["spine"], "mx": mx(host)}, "", reason="refused", pending=about_us)
+        own = await resume({"spine": ABSENT["spine"], "mx": mx(host)}, "", reason="refused", pending=about_us)
+        assert own.exchanges[-1].answer == replace(about_us, settled=True)
         return
     company = await resume({"spine": ABSENT["spine"], "mx": mx(host)}, "", reason="refused", pending=about_us)
     assert keys(company) == ["spine", "mx"]
@@ -185,3 +217,34 @@ async def test_only_the_way_that_it_waits_for_needs_a_chain() -> None:
 async def test_without_a_proof_after_it_nothing_is_void_yet() -> None:
     company = await resume(ABSENT, "control:dns", dns=proven(since_s=1, until_s=1))
     assert keys(company) == ["spine", "mx"]
+
+
+REFUSES = Attempt(
+    host="mx2.acme.example",
+    ip="192.0.2.2",
+    stage=Stage.BANNER,
+    reply=Reply(code=554, enhanced="5.7.1", text="blocked using a list at spamhaus"),
+)
+
+
+async def refused(first: Attempt, waits_on: str, **more: Any) -> Passed | Failed | Wait:
+    """Come back with a reply about us from a server of the company's own, behind trouble with its first host."""
+    answers: dict[str, Answer] = {"spine": ABSENT["spine"], "mx": mx("mx1.acme.example", "mx2.acme.example")}
+    company = await resume(answers, waits_on, pending=MailboxAnswer(attempts=(first, REFUSES)), **more)
+    return await company.run()
+
+
+async def test_silence_of_the_first_host_before_a_reply_about_us_is_looked_at_twice() -> None:
+    first = Attempt(host="mx1.acme.example", ip="192.0.2.1", stage=Stage.CONNECT, trouble=Trouble.TIMEOUT)
+    again = await refused(first, "control:smtp", looks=0)
+    assert isinstance(again, Wait), "mx1 was silent for a moment, perhaps by our own fault"
+    assert isinstance(await refused(first, "control:smtp", looks=1), Failed)
+
+
+async def test_a_reply_about_us_in_a_chain_of_port_25_proves_nothing_of_our_resolvers() -> None:
+    first = Attempt(host="mx1.acme.example", stage=Stage.CONNECT, trouble=Trouble.NAME_LOOKUP, detail="no answer")
+    unproven = proven(since_s=1, until_s=5)
+    waits = await refused(first, "", reason="refused", looks=1, dns=unproven)
+    assert isinstance(waits, Wait)
+    assert waits.waits_on == "control:dns"
+    assert isinstance(await refused(first, "", reason="refused", looks=1), Failed)
