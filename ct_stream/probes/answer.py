@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_STALLED_AGAIN_S = 1.0
 _SERVICE_CLOSES = 421  #: RFC 5321 section 3.8: a server that waited too long for us says so, and closes
 _RECALL_AGAIN_S = 1.0  #: a look at the memory is good for so long; less than a domain's pause
 
@@ -99,7 +98,7 @@ class PassDriver:
         answered: Sequence[Exchange] = (),
         flow: Callable[[], Flow] | None = None,
         see_off: Callable[[Coroutine[Any, Any, None]], None] | None = None,
-        stalled_since: Callable[[float], bool] = lambda _moment: False,
+        stalled_since: Callable[[float], float] = lambda _moment: 0.0,
     ) -> None:
         """Go on from `kept` after `spent_s` seconds of waiting; `flow` makes another decision than the single pass.
 
@@ -108,7 +107,8 @@ class PassDriver:
 
         `flow` is called again whenever answers are played again. `see_off` takes over the end of a decided company's
         session (QUIT, which no verdict depends on), so that the verdict does not wait for it. `stalled_since` tells if
-        this process stood still after a moment of the monotonic clock: then trouble of a server may be its own.
+        this process stood still after a moment of the monotonic clock (0.0, or how many seconds to rest): then trouble
+        of a server may be its own.
         """
         self._outreach_id = outreach_id
         self._world = world
@@ -194,11 +194,11 @@ class PassDriver:
         answer = await self._ask(question)
         if isinstance(answer, Wait):
             return answer
-        if _may_be_ours(answer) and self._stalled_since(begun_at):
+        if _may_be_ours(answer) and (rest_s := self._stalled_since(begun_at)):
             return Wait(
                 reason=WaitReason.OUR_MACHINE,
                 detail=f"this process stood still while {_asked(question)} was asked, so its silence says nothing",
-                after_s=_STALLED_AGAIN_S,
+                after_s=rest_s,
             )
         if isinstance(answer, TurnedOff):
             self._turn_off(answer.because)

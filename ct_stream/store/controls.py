@@ -128,7 +128,7 @@ class ControlLedger:
         """Count a company's greeting as a proof, at most one a second."""
         if self.is_due("good_talk"):
             detail = f"{host} greeted a session begun later"
-            await self._database.persist("good_talk", self._moment(begun_at_monotonic), detail)
+            await self._database.persist("good_talk", self._moment(begun_at_monotonic), detail, self._most_apart_s)
 
     def _moment(self, monotonic: float) -> datetime:
         # Once, not at each try: an outage of Postgres must not make a talk younger than it is.

@@ -324,11 +324,13 @@ UPDATE outreach.ct_controls AS c SET
 WHERE c.kind = $1::text;
 
 -- name: good_talk
--- A company's server talked to us in a session that was begun at $1: as good as an SMTP control.
+-- A company's server talked to us in a session that was begun at $1: as good as an SMTP control, also for the chain.
 WITH proof AS (
     UPDATE outreach.ct_controls AS c SET
         ok_begun_at = $1::timestamptz,
         ok_detail = $2,
+        proven_since = outreach.ct_proven_since(c, $1::timestamptz, $3),
+        proven_at = CASE WHEN $1 > c.failed_at THEN greatest(c.proven_at, $1) ELSE c.proven_at END,
         trouble_until = CASE WHEN c.trouble_until = 'infinity' THEN clock_timestamp() ELSE c.trouble_until END
     WHERE c.kind = 'smtp' AND c.ok_begun_at < $1::timestamptz
     RETURNING c.ok_begun_at

@@ -538,9 +538,17 @@ class Worker:
         return not self.stop.asked.is_set()
 
     async def _watch_database(self) -> None:
-        """Say what ails the database: apart from whoever waits for it."""
+        """Say what ails the database and this machine: apart from whoever waits for them."""
         while True:
             self.health.set("postgres", self.database.trouble)
+            stalls = self.pulse.stalls_lately
+            if stalls:
+                self.health.notes["machine"] = (
+                    f"this process stood still {stalls} times in the last five minutes (stopped, or too little CPU): "
+                    "what servers did not say meanwhile is asked again"
+                )
+            else:
+                self.health.notes.pop("machine", None)
             await asyncio.sleep(_DATABASE_EVERY_S)
 
     async def _gauges(

@@ -60,7 +60,7 @@ class GateParts:
     metrics: Metrics
     now: Callable[[], datetime]
     own_trouble: Callable[[], Wait | None]  #: while a control fails nothing is asked, so that no limit is wasted
-    stalled_since: Callable[[float], bool]  #: did this process stand still after a moment of the monotonic clock?
+    stalled_since: Callable[[float], float]  #: did this process stand still since (monotonic)? 0.0, or seconds to rest
     pass_deadline_s: float
     spine_grace_s: float
 

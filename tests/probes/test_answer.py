@@ -191,7 +191,7 @@ async def test_a_verdict_does_not_wait_for_the_end_of_its_session() -> None:
 )
 async def test_a_process_that_stood_still_blames_nobody_and_asks_again(answers: list[Any], kept: list[str]) -> None:
     scripted = Scripted(*answers)
-    ending = await driver(scripted, stalled_since=lambda _moment: True).run()
+    ending = await driver(scripted, stalled_since=lambda _moment: 1.0).run()
     assert isinstance(ending, Waiting)
     assert (ending.wait.reason, ending.wait.after_s) == (WaitReason.OUR_MACHINE, 1.0)
     assert [exchange.key for exchange in ending.exchanges] == kept
@@ -200,7 +200,7 @@ async def test_a_process_that_stood_still_blames_nobody_and_asks_again(answers: 
 async def test_what_servers_said_to_a_process_that_stood_still_counts() -> None:
     after_a_close = replace(NO, attempts=(replace(NO.attempts[0], reply=None, trouble=Trouble.CLOSED), *NO.attempts))
     scripted = Scripted(SPINE, None, FOUND, after_a_close, YES, NO)
-    assert isinstance(await driver(scripted, stalled_since=lambda _moment: True).run(), Passed)
+    assert isinstance(await driver(scripted, stalled_since=lambda _moment: 1.0).run(), Passed)
 
 
 BACKUP = "mx2.acme.example"
@@ -216,7 +216,7 @@ def by_backup(code: int, *before: Trouble) -> MailboxAnswer:
 
 async def test_a_process_that_stood_still_asks_the_first_host_again_whatever_the_backup_said() -> None:
     scripted = Scripted(SPINE, None, BOTH, by_backup(451, Trouble.TIMEOUT))
-    ending = await driver(scripted, stalled_since=lambda _moment: True).run()
+    ending = await driver(scripted, stalled_since=lambda _moment: 1.0).run()
     assert isinstance(ending, Waiting)
     assert ending.wait.reason is WaitReason.OUR_MACHINE
     assert [exchange.key for exchange in ending.exchanges] == ["spine", "mx"]

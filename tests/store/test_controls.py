@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,15 @@ from ct_stream.store.passes import Passes
 from tests.store.parts import opened, parked, running
 
 if TYPE_CHECKING:
+    from ct_stream.store.database import Database
     from tests.conftest import DatabaseDsns
 
 NOW = datetime(2026, 1, 7, 9, 30, tzinfo=UTC)
+
+
+async def database_says(db: Database, statement: str) -> None:
+    async with db.connection() as connection:
+        await connection.execute(statement)
 
 
 def at(seconds: float) -> datetime:
@@ -148,6 +155,20 @@ async def test_a_failure_breaks_the_chain_and_an_older_proof_does_not_mend_it(da
         state = await controls.state(ControlKind.SMTP)
         assert state.proven_since == mended
         assert not state.unbroken(before)
+
+
+async def test_a_good_talk_after_a_gap_begins_a_chain_of_its_own(database: DatabaseDsns) -> None:
+    """Its greeting says so too, in a statement of its own, which may come later."""
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=1.0)
+        long_ago = db.now() - timedelta(seconds=60)
+        await controls.succeeded(ControlKind.SMTP, long_ago, "greets")
+        await database_says(db, "UPDATE outreach.ct_controls SET proven_at = proven_since WHERE kind = 'smtp'")
+        begun_at = db.now()
+        await controls.good_talk(time.monotonic(), "mx.acme.example")
+        state = await controls.state(ControlKind.SMTP)
+        assert state.proves(begun_at - timedelta(seconds=30))
+        assert not state.unbroken(begun_at - timedelta(seconds=30)), "nothing is known of the time between"
 
 
 async def test_a_greeting_keeps_the_chain_but_proves_nobody_wrong(database: DatabaseDsns) -> None:

@@ -86,7 +86,7 @@ def parts(controls: ControlLedger, prober: Prober, now: Any) -> Any:
         spine_control=SimpleNamespace(saw=lambda **_: None),
         pass_deadline_s=90.0,
         spine_grace_s=1.0,
-        stalled_since=lambda _: False,
+        stalled_since=lambda _: 0.0,
         now=now,
     )
 

@@ -29,8 +29,19 @@ async def test_a_timer_that_ran_out_because_the_loop_stood_still_finds_it_said()
             await asyncio.sleep(10)
     except TimeoutError:
         timed_out = pulse.stalled_since(begin)
-    assert timed_out is True
+    assert timed_out == 1.0
     await asyncio.sleep(0.3)
     assert pulse.stalled_since(begin)
     assert not pulse.stalled_since(time.monotonic()), "what is asked after it is not touched"
     pulse.stop()
+
+
+async def test_a_loop_that_stands_still_again_and_again_rests_longer_each_time() -> None:
+    pulse = Pulse()
+    now = time.monotonic()
+    pulse._stalls.extend([now - 400.0, now - 290.0, now - 50.0])
+    assert pulse.stalls_lately == 2
+    assert pulse.stalled_since(now) == 0.0
+    assert pulse.stalled_since(now - 60.0) == 2.0
+    pulse._stalls.extend([now - 1.0] * 20)
+    assert pulse.stalled_since(now - 60.0) == 60.0

@@ -95,7 +95,7 @@ async def resume(
         rules=RULES, controls=Controls({ControlKind.DNS: dns, ControlKind.SMTP: smtp}),
         probing=SimpleNamespace(resolver=None, prober=lambda *_: prober),
         paid_calls=SimpleNamespace(off_because=lambda: "off"),
-        pass_deadline_s=90.0, stalled_since=lambda _moment: False, now=lambda: LATER,
+        pass_deadline_s=90.0, stalled_since=lambda _moment: 0.0, now=lambda: LATER,
     )  # fmt: skip
     origin = Origin(outreach_id=ID)
     kept = tuple(Exchange(key=key, answer=answer) for key, answer in answers.items())
