@@ -208,6 +208,8 @@ class CompanyPass:
         self.looks = kept.looks
         self.pending: Exchange | None = resumed.pending if resumed and kept.wait else None
         self._wait = kept.wait
+        self._untouched: Resumed | None = None
+        self._put_back: Sequence[Exchange] | None = None
         self._domain = resumed.domain if resumed else None
         world = World(
             spine=self,
@@ -236,6 +238,8 @@ class CompanyPass:
             self._asked_at = self._failed_at = None
             self._is_aged = False
             self.failed = FailedAt.NONE
+        elif resumed is not None and kept.is_void:
+            self._untouched = resumed
 
     async def run(self) -> Passed | Failed | Wait:
         """Go on until there is a verdict, or a wait."""
@@ -244,12 +248,15 @@ class CompanyPass:
         try:
             result = await self._driver.run()
         except asyncio.CancelledError:
-            self._note_failure()
+            if not self._stays_as_it_was():
+                self._note_failure()
             raise
         finally:
             if self._domain is not None and self._chains.get(self._domain) is self:
                 del self._chains[self._domain]
         if isinstance(result, Waiting):
+            if self._stays_as_it_was():
+                return result.wait
             self.pending = result.pending
             self._note_failure()
             if result.wait.waits_on.startswith("control:"):
@@ -260,6 +267,21 @@ class CompanyPass:
             return result.wait
         return result
 
+    def _stays_as_it_was(self) -> bool:
+        """Tell if a void pass waits before anything was asked in place of what is void, and then have it kept whole.
+
+        What servers answered behind the void answer would else be forgotten, and asked once more (law 2). It is void
+        again when it comes back: by its age, by our trouble, or since nothing proved our way when it was asked.
+        """
+        resumed = self._untouched
+        if resumed is None or len(self._driver.exchanges) != self._kept:
+            return False
+        self._put_back = resumed.exchanges
+        self.looks, self.pending = resumed.looks, None
+        self._is_aged = resumed.asked_at is not None
+        self.failed = FailedAt.NONE if resumed.failed_at is None else FailedAt.ON_RECORD
+        return True
+
     def _note_failure(self) -> None:
         """See that no proof from before an answer of this run that failed counts for it."""
         if self._failed_at is not None and met_trouble(self._driver.exchanges[self._kept :]):
@@ -268,7 +290,7 @@ class CompanyPass:
     @property
     def exchanges(self) -> Sequence[Exchange]:
         """Return the answers so far."""
-        return self._driver.exchanges
+        return self._driver.exchanges if self._put_back is None else self._put_back
 
     @property
     def domain(self) -> str | None:
