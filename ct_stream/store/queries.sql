@@ -157,7 +157,7 @@ INSERT INTO outreach.ct_passes AS p (
 SELECT i.outreach_id, 'waiting', i.domain, i.reason, i.detail, nullif(i.waits_on, ''),
     CASE WHEN i.after_s < 0 THEN 'infinity' ELSE clock_timestamp() + i.after_s * interval '1 second' END,
     i.answers::jsonb, i.pending::jsonb, i.spent_ms,
-    coalesce(i.asked_at, r.asked_at),
+    coalesce(least(i.asked_at, clock_timestamp()), r.asked_at),
     CASE i.failed WHEN 'now' THEN clock_timestamp() WHEN 'record' THEN coalesce(r.failed_at, clock_timestamp()) END,
     i.event_topic, i.event_partition, i.event_offset, i.event_at, i.correlation_id, i.traceparent,
     i.correlation_header, $20::text, coalesce(i.asked_at, clock_timestamp()), i.looks
@@ -273,9 +273,11 @@ FROM outreach.ct_take_tier2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS t;
 SELECT a.final_said, a.final_detail, a.halted_now FROM outreach.ct_answer_tier2($1, $2, $3, $4, $5, $6, $7) AS a;
 
 -- name: control
--- What is known of our own way?
-SELECT c.started_at, c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until,
-    c.proven_since
+-- What is known of our own way? A proof from the future, where the clock was set back since, is none.
+SELECT c.started_at,
+    CASE WHEN c.ok_begun_at <= clock_timestamp() THEN c.ok_begun_at ELSE '-infinity' END AS ok_begun_at,
+    c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until,
+    CASE WHEN c.proven_since <= clock_timestamp() THEN c.proven_since ELSE 'infinity' END AS proven_since
 FROM outreach.ct_controls AS c WHERE c.kind = $1;
 
 -- name: begin_control
@@ -298,7 +300,7 @@ RETURNING c.started_at;
 WITH proof AS (
     UPDATE outreach.ct_controls AS c SET
         lease_until = '-infinity',
-        ok_begun_at = greatest(c.ok_begun_at, $2),
+        ok_begun_at = greatest(CASE WHEN c.ok_begun_at <= clock_timestamp() THEN c.ok_begun_at END, $2),
         ok_detail = $3,
         proven_since = outreach.ct_proven_since(c, $2, $4),
         proven_at = CASE WHEN $2 > c.failed_at THEN clock_timestamp() ELSE c.proven_at END,
@@ -324,15 +326,19 @@ UPDATE outreach.ct_controls AS c SET
 WHERE c.kind = $1::text;
 
 -- name: good_talk
--- A company's server talked to us in a session that was begun at $1: as good as an SMTP control, also for the chain.
-WITH proof AS (
+-- A company's server talked to us in a session that was begun at $1, by a worker's clock, which may run ahead: as good
+-- as an SMTP control, also for the chain.
+WITH talk AS (
+    SELECT least($1::timestamptz, clock_timestamp()) AS begun_at
+), proof AS (
     UPDATE outreach.ct_controls AS c SET
-        ok_begun_at = $1::timestamptz,
+        ok_begun_at = t.begun_at,
         ok_detail = $2,
-        proven_since = outreach.ct_proven_since(c, $1::timestamptz, $3),
-        proven_at = CASE WHEN $1 > c.failed_at THEN greatest(c.proven_at, $1) ELSE c.proven_at END,
+        proven_since = outreach.ct_proven_since(c, t.begun_at, $3),
+        proven_at = CASE WHEN t.begun_at > c.failed_at THEN greatest(c.proven_at, t.begun_at) ELSE c.proven_at END,
         trouble_until = CASE WHEN c.trouble_until = 'infinity' THEN clock_timestamp() ELSE c.trouble_until END
-    WHERE c.kind = 'smtp' AND c.ok_begun_at < $1::timestamptz
+    FROM talk AS t
+    WHERE c.kind = 'smtp' AND (c.ok_begun_at < t.begun_at OR c.ok_begun_at > clock_timestamp())
     RETURNING c.ok_begun_at
 )
 UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()
@@ -342,9 +348,10 @@ FROM proof WHERE p.waits_on = 'control:smtp' AND p.state = 'waiting' AND p.faile
 -- A server greeted us in a session that was begun at $1: port 25 is open. Whether we are welcome, it has yet to
 -- say.
 UPDATE outreach.ct_controls AS c SET
-    proven_since = outreach.ct_proven_since(c, $1::timestamptz, $2),
-    proven_at = greatest(c.proven_at, $1::timestamptz)
-WHERE c.kind = 'smtp' AND c.failed_at < $1::timestamptz;
+    proven_since = outreach.ct_proven_since(c, t.begun_at, $2),
+    proven_at = greatest(c.proven_at, t.begun_at)
+FROM (SELECT least($1::timestamptz, clock_timestamp()) AS begun_at) AS t
+WHERE c.kind = 'smtp' AND c.failed_at < t.begun_at;
 
 -- name: note_refusal
 -- Evidence about a provider: it refused us, said that we ask too fast, or could not be reached.

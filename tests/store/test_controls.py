@@ -131,10 +131,13 @@ async def test_proofs_that_follow_each_other_closely_are_one_chain(database: Dat
     async with opened(database.gate) as db:
         controls = ControlLedger(db, interval_s=1.0)
         assert not (await controls.state(ControlKind.DNS)).unbroken(db.now())
-        first = db.now()
+        first = db.now() - timedelta(seconds=60)
+        at_once = "UPDATE outreach.ct_controls SET proven_at = ok_begun_at WHERE kind = 'dns'"
         await controls.succeeded(ControlKind.DNS, first, "resolves")
-        asked = db.now()
+        await database_says(db, at_once)
+        asked = first + timedelta(seconds=1)
         await controls.succeeded(ControlKind.DNS, first + timedelta(seconds=4.9), "resolves")
+        await database_says(db, at_once)
         assert (await controls.state(ControlKind.DNS)).unbroken(asked)
         await controls.succeeded(ControlKind.DNS, first + timedelta(seconds=30), "resolves")
         apart = await controls.state(ControlKind.DNS)
@@ -180,3 +183,30 @@ async def test_a_greeting_keeps_the_chain_but_proves_nobody_wrong(database: Data
         assert state.unbroken(db.now())
         assert not state.unbroken(db.now() - timedelta(seconds=1))
         assert not state.proves(db.now() - timedelta(seconds=1))
+
+
+async def test_a_clock_of_postgres_that_was_set_back_makes_no_proof_and_hides_no_failure(
+    database: DatabaseDsns,
+) -> None:
+    """What we stamp by our own clock lies in its future then, and so does what it stamped before."""
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=30.0)
+        assert db._clock_base is not None
+        base, looked_at = db._clock_base
+        db._clock_base = (base + timedelta(hours=1), looked_at)
+        await controls.greeting(time.monotonic())
+        await controls.good_talk(time.monotonic(), "mx.acme.example")
+        await controls.failed(ControlKind.SMTP, "port 25 is blocked")
+        state = await controls.state(ControlKind.SMTP)
+        assert state.is_failing
+        db._clock_base = (base, looked_at)
+        before = db.now()
+        hour = "ok_begun_at = ok_begun_at + interval '1 hour', proven_since = ok_begun_at + interval '1 hour'"
+        await controls.succeeded(ControlKind.SMTP, db.now(), "greets")
+        await database_says(db, f"UPDATE outreach.ct_controls SET {hour} WHERE kind = 'smtp'")
+        state = await controls.state(ControlKind.SMTP)
+        assert not state.proves(before)
+        assert not state.unbroken(before)
+        again = db.now()
+        await controls.succeeded(ControlKind.SMTP, again, "greets")
+        assert (await controls.state(ControlKind.SMTP)).ok_begun_at == again
