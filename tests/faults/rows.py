@@ -259,8 +259,8 @@ MEASURED: tuple[tuple[str, str], ...] = (
     ),
     (
         "`make soak MINUTES=30 SEED=20261201`, three brokers, two workers",
-        "37,793 companies, 29,478 of them with an SMTP dialogue, 86 kills, 84 of them with 200 or more in flight, 27 at "
-        "the late steps, 14 restarts of brokers and Postgres, 10 freezes, 9 third workers, 14 lies or outages of "
+        "37,793 companies, 29,478 of them with an SMTP dialogue, 86 kills, 84 of them with 200 or more in flight, 27 "
+        "at the late steps, 14 restarts of brokers and Postgres, 10 freezes, 9 third workers, 14 lies or outages of "
         "resolvers and port 25, 719 duplicates, 157 pieces of junk: everything held, at rest 96 s after the last "
         "fault; 261 repeats on the topics, all identical",
     ),
