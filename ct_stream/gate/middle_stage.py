@@ -21,6 +21,7 @@ from ct_stream.gate.patterns import (
     render,
 )
 from ct_stream.gate.questions import (
+    NAME_TROUBLE,
     RANDOM,
     Answer,
     AskControl,
@@ -64,9 +65,6 @@ _CONNECTION_TROUBLE = frozenset(
         Trouble.GARBLED,  # an inspecting firewall on our side garbles every session alike
     }
 )
-# Trouble that a resolver of ours may have made up.
-_NAME_TROUBLE = frozenset({Trouble.NO_ADDRESS, Trouble.NAME_LOOKUP, Trouble.UNROUTABLE})
-
 _TROUBLE_SENTENCES = {
     Trouble.NO_ADDRESS: "the MX host's name has no address",
     Trouble.NAME_LOOKUP: "the MX host's address could not be looked up",
@@ -133,7 +131,7 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
     # Every attempt counts, not only the last: a timeout at the first host may be our own blocked port whatever the
     # second host said. It may be a backup that knows no mailboxes.
     troubles = {attempt.trouble for step in asked for attempt in step.answer.troubled}
-    if troubles & _NAME_TROUBLE:
+    if troubles & NAME_TROUBLE:
         yield AskControl(kind=ControlKind.DNS)
     if troubles & _CONNECTION_TROUBLE:
         yield AskControl(kind=ControlKind.SMTP)

@@ -143,6 +143,10 @@ class Trouble(StrEnum):
     DEADLINE = "deadline"  #: the pass had no waiting time left
 
 
+#: What a resolver of ours may have made up.
+NAME_TROUBLE = frozenset({Trouble.NO_ADDRESS, Trouble.NAME_LOOKUP, Trouble.UNROUTABLE})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One try at one address of one host: a reply, or the trouble that stood in its place."""

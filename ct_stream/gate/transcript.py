@@ -6,6 +6,7 @@ from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from ct_stream.gate.questions import (
+    NAME_TROUBLE,
     Answer,
     Attempt,
     ControlAnswer,
@@ -123,6 +124,16 @@ def met_trouble(exchanges: Sequence[Exchange]) -> bool:
         if isinstance(answer, MxAnswer)
         else isinstance(answer, MailboxAnswer) and bool(answer.troubled)
         for answer in (exchange.answer for exchange in exchanges)
+    )
+
+
+def met_name_trouble(exchanges: Sequence[Exchange]) -> bool:
+    """Tell if a mail host's name could not be looked up, so that it may be our resolvers' trouble."""
+    return any(
+        attempt.trouble in NAME_TROUBLE
+        for exchange in exchanges
+        if isinstance(exchange.answer, MailboxAnswer)
+        for attempt in exchange.answer.troubled
     )
 
 

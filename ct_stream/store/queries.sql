@@ -157,7 +157,7 @@ INSERT INTO outreach.ct_passes AS p (
 SELECT i.outreach_id, 'waiting', i.domain, i.reason, i.detail, nullif(i.waits_on, ''),
     CASE WHEN i.after_s < 0 THEN 'infinity' ELSE clock_timestamp() + i.after_s * interval '1 second' END,
     i.answers::jsonb, i.pending::jsonb, i.spent_ms,
-    coalesce(least(i.asked_at, clock_timestamp()), r.asked_at),
+    CASE WHEN i.asked_at IS NULL THEN r.asked_at ELSE least(i.asked_at, clock_timestamp()) END,
     CASE i.failed WHEN 'now' THEN clock_timestamp() WHEN 'record' THEN coalesce(r.failed_at, clock_timestamp()) END,
     i.event_topic, i.event_partition, i.event_offset, i.event_at, i.correlation_id, i.traceparent,
     i.correlation_header, $20::text, coalesce(i.asked_at, clock_timestamp()), i.looks
@@ -273,9 +273,10 @@ FROM outreach.ct_take_tier2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS t;
 SELECT a.final_said, a.final_detail, a.halted_now FROM outreach.ct_answer_tier2($1, $2, $3, $4, $5, $6, $7) AS a;
 
 -- name: control
--- What is known of our own way? A proof from the future, where the clock was set back since, is none.
+-- What is known of our own way? A proof from the future, where the clock was set back since, proves nothing; it still
+-- says that the last control did not fail.
 SELECT c.started_at,
-    CASE WHEN c.ok_begun_at <= clock_timestamp() THEN c.ok_begun_at ELSE '-infinity' END AS ok_begun_at,
+    CASE WHEN c.ok_begun_at <= clock_timestamp() THEN c.ok_begun_at ELSE c.failed_at END AS ok_begun_at,
     c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until,
     CASE WHEN c.proven_since <= clock_timestamp() THEN c.proven_since ELSE 'infinity' END AS proven_since
 FROM outreach.ct_controls AS c WHERE c.kind = $1;
@@ -284,11 +285,13 @@ FROM outreach.ct_controls AS c WHERE c.kind = $1;
 -- One control at a time over all workers, at most one in so many seconds, and only when somebody waits for one (or is
 -- woken by one and asks again) or the last one failed (nothing new is pulled then). Of either kind: whoever needs both
 -- waits for one after the other, and the chain of proofs of the other kind must go on meanwhile. A worker that dies in
--- one keeps it for 20 s, no longer than its other leases: meanwhile nobody would see a resolver that lies.
+-- one keeps it for 20 s, no longer than its other leases: meanwhile nobody would see a resolver that lies. What was
+-- taken in the future, before the clock was set back, is over.
 UPDATE outreach.ct_controls AS c
 SET started_at = clock_timestamp(), lease_until = clock_timestamp() + interval '20 seconds'
-WHERE c.kind = $1::text AND c.lease_until < clock_timestamp()
-    AND c.started_at + $2 * interval '1 second' <= clock_timestamp()
+WHERE c.kind = $1::text
+    AND (c.lease_until < clock_timestamp() OR c.lease_until > clock_timestamp() + interval '20 seconds')
+    AND (c.started_at + $2 * interval '1 second' <= clock_timestamp() OR c.started_at > clock_timestamp())
     AND (c.failed_at > c.ok_begun_at OR EXISTS (
         SELECT 1 FROM outreach.ct_passes AS p
         WHERE p.waits_on IN ('control:dns', 'control:smtp') AND p.state = 'waiting'
@@ -302,6 +305,7 @@ WITH proof AS (
         lease_until = '-infinity',
         ok_begun_at = greatest(CASE WHEN c.ok_begun_at <= clock_timestamp() THEN c.ok_begun_at END, $2),
         ok_detail = $3,
+        failed_at = CASE WHEN c.failed_at <= clock_timestamp() THEN c.failed_at ELSE '-infinity' END,
         proven_since = outreach.ct_proven_since(c, $2, $4),
         proven_at = CASE WHEN $2 > c.failed_at THEN clock_timestamp() ELSE c.proven_at END,
         trouble_until = CASE WHEN c.trouble_until = 'infinity' THEN clock_timestamp() ELSE c.trouble_until END
@@ -316,6 +320,7 @@ FROM proof WHERE p.waits_on = 'control:' || $1::text AND p.state = 'waiting' AND
 UPDATE outreach.ct_controls AS c SET
     lease_until = '-infinity',
     failed_at = clock_timestamp(),
+    ok_begun_at = CASE WHEN c.ok_begun_at <= clock_timestamp() THEN c.ok_begun_at ELSE '-infinity' END,
     failed_detail = $2,
     -- A way that breaks again within a quarter of an hour was never trusted in between.
     trouble_from = CASE

@@ -13,10 +13,18 @@ from ct_stream.gate.company import FailedAt
 from ct_stream.gate.domains import canonical_domain
 from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer
 from ct_stream.gate.replies import Stage
-from ct_stream.gate.transcript import Exchange, answered, is_unanswered, met_trouble, without_trouble
+from ct_stream.gate.transcript import (
+    Exchange,
+    answered,
+    is_unanswered,
+    met_name_trouble,
+    met_trouble,
+    without_trouble,
+)
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.providers import is_own_server, provider_of, registrable_domain
+from ct_stream.store.controls import control_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -75,7 +83,8 @@ class Kept:
     failed_at: datetime | None = None  #: and one must have begun after it
     is_void: bool = False  #: some answers were dropped and are asked for anew
     is_dropped: bool = False  #: an answer about us was, and is asked for anew
-    in_chain: bool = False  #: that they lay in a chain of proofs was found before this wait
+    in_chain: bool = False  #: that they lay in a chain of proofs of port 25 was found before this wait
+    in_both_chains: bool = False  #: and in one of our resolvers, where that matters
     looks: int = 0
     wait: Wait | None = None  #: nothing may be asked yet: it waits on, with all that it has
 
@@ -143,6 +152,14 @@ class WorkerGate:
             # The one try of a closed provider has to ask: its silence was heard before it closed.
             return _void(resumed)
         if resumed.pending is not None and states[ControlKind.SMTP].proves(failed_at):
+            dns = states[ControlKind.DNS]
+            if resumed.reason != WaitReason.REFUSED and met_name_trouble([*kept, resumed.pending]):
+                # Found now: in the long wait until it is settled nobody asks for proofs.
+                if not dns.proves(failed_at):
+                    wait = control_wait(ControlKind.DNS, "its first host's name may be silent by our resolvers' fault")
+                    return Kept(exchanges=kept, asked_at=asked_at, failed_at=failed_at, looks=resumed.looks, wait=wait)
+                if not dns.unbroken(asked_at):
+                    return _void(resumed)
             # Its own server refuses us while others talk to us: its private policy, inconclusive (domain scope).
             answer = resumed.pending.answer
             assert isinstance(answer, MailboxAnswer)
@@ -150,9 +167,9 @@ class WorkerGate:
                 return Kept(exchanges=kept, looks=resumed.looks, is_dropped=True)  # a provider is asked again
             await self._parts.guardrails.refresh(now=True)  # another worker may have halted the tool just now
             age_s = (self._parts.now() - failed_at).total_seconds()
-            wait = self._parts.guardrails.unsettled(age_s, f"{answer.attempts[-1].host} refuses us")
-            if wait is not None:
-                return Kept(exchanges=kept, asked_at=asked_at, failed_at=failed_at, looks=resumed.looks, wait=wait)
+            unsettled = self._parts.guardrails.unsettled(age_s, f"{answer.attempts[-1].host} refuses us")
+            if unsettled is not None:
+                return Kept(exchanges=kept, asked_at=asked_at, failed_at=failed_at, looks=resumed.looks, wait=unsettled)
             kept.append(replace(resumed.pending, answer=replace(answer, settled=True)))
             is_dropped = False
         return Kept(
@@ -161,7 +178,8 @@ class WorkerGate:
             failed_at=failed_at,
             looks=resumed.looks,
             is_dropped=is_dropped,
-            in_chain=resumed.reason in (WaitReason.PROVIDER_SILENT, WaitReason.REFUSED),
+            in_chain=resumed.reason == WaitReason.PROVIDER_SILENT,
+            in_both_chains=resumed.reason == WaitReason.REFUSED and resumed.pending is not None,
         )
 
 
@@ -199,7 +217,7 @@ class CompanyPass:
         self._farewells = farewells
         self._begun_at = time.monotonic()
         self._kept = len(kept.exchanges)
-        self._in_chain = kept.in_chain
+        self._in_chain, self._in_both_chains = kept.in_chain, kept.in_both_chains
         # Kept answers that failed keep their age; where all is well so far, or void, what fails is of this run.
         has_failed = kept.wait is not None or len(without_trouble(kept.exchanges)) < len(kept.exchanges)
         self._is_aged = has_failed and resumed is not None and resumed.asked_at is not None
@@ -208,8 +226,6 @@ class CompanyPass:
         self.looks = kept.looks
         self.pending: Exchange | None = resumed.pending if resumed and kept.wait else None
         self._wait = kept.wait
-        self._untouched: Resumed | None = None
-        self._put_back: Sequence[Exchange] | None = None
         self._domain = resumed.domain if resumed else None
         world = World(
             spine=self,
@@ -238,8 +254,6 @@ class CompanyPass:
             self._asked_at = self._failed_at = None
             self._is_aged = False
             self.failed = FailedAt.NONE
-        elif resumed is not None and kept.is_void:
-            self._untouched = resumed
 
     async def run(self) -> Passed | Failed | Wait:
         """Go on until there is a verdict, or a wait."""
@@ -248,15 +262,12 @@ class CompanyPass:
         try:
             result = await self._driver.run()
         except asyncio.CancelledError:
-            if not self._stays_as_it_was():
-                self._note_failure()
+            self._note_failure()
             raise
         finally:
             if self._domain is not None and self._chains.get(self._domain) is self:
                 del self._chains[self._domain]
         if isinstance(result, Waiting):
-            if self._stays_as_it_was():
-                return result.wait
             self.pending = result.pending
             self._note_failure()
             if result.wait.waits_on.startswith("control:"):
@@ -267,21 +278,6 @@ class CompanyPass:
             return result.wait
         return result
 
-    def _stays_as_it_was(self) -> bool:
-        """Tell if a void pass waits before anything was asked in place of what is void, and then have it kept whole.
-
-        What servers answered behind the void answer would else be forgotten, and asked once more (law 2). It is void
-        again when it comes back: by its age, by our trouble, or since nothing proved our way when it was asked.
-        """
-        resumed = self._untouched
-        if resumed is None or len(self._driver.exchanges) != self._kept:
-            return False
-        self._put_back = resumed.exchanges
-        self.looks, self.pending = resumed.looks, None
-        self._is_aged = resumed.asked_at is not None
-        self.failed = FailedAt.NONE if resumed.failed_at is None else FailedAt.ON_RECORD
-        return True
-
     def _note_failure(self) -> None:
         """See that no proof from before an answer of this run that failed counts for it."""
         if self._failed_at is not None and met_trouble(self._driver.exchanges[self._kept :]):
@@ -290,7 +286,7 @@ class CompanyPass:
     @property
     def exchanges(self) -> Sequence[Exchange]:
         """Return the answers so far."""
-        return self._driver.exchanges if self._put_back is None else self._put_back
+        return self._driver.exchanges
 
     @property
     def domain(self) -> str | None:
@@ -388,8 +384,7 @@ class CompanyPass:
         asked = None
         if self._asked_at is not None and self._failed_at is not None and not self._is_fresh():
             asked = (self._asked_at, self._failed_at)
-        # Who waited for another reason has found his chain of this kind only: a reply about us is of port 25.
-        in_chain = self._in_chain and kind is ControlKind.SMTP
+        in_chain = self._in_both_chains or (self._in_chain and kind is ControlKind.SMTP)
         answer = await self._parts.controls.confirm(kind, asked, in_chain=in_chain)
         if isinstance(answer, Wait) or kind is not ControlKind.SMTP:
             return answer

@@ -210,3 +210,22 @@ async def test_a_clock_of_postgres_that_was_set_back_makes_no_proof_and_hides_no
         again = db.now()
         await controls.succeeded(ControlKind.SMTP, again, "greets")
         assert (await controls.state(ControlKind.SMTP)).ok_begun_at == again
+
+
+async def test_a_clock_of_postgres_that_was_set_back_is_no_failure_of_last_week(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=30.0)
+        await controls.failed(ControlKind.SMTP, "port 25 was blocked")
+        await controls.succeeded(ControlKind.SMTP, db.now(), "greets")
+        ahead = ", ".join(f"{name} = {name} + interval '5 min'" for name in ("ok_begun_at", "started_at", "proven_at"))
+        await database_says(
+            db,
+            f"UPDATE outreach.ct_controls SET {ahead}, failed_at = failed_at - interval '7 days' WHERE kind = 'smtp'",
+        )
+        assert not (await controls.state(ControlKind.SMTP)).is_failing
+        await controls.failed(ControlKind.SMTP, "and now it is again")
+        assert (await controls.state(ControlKind.SMTP)).is_failing
+        begun_at = await controls.begin(ControlKind.SMTP)
+        assert begun_at is not None, "it must be asked again"
+        await controls.succeeded(ControlKind.SMTP, begun_at, "greets")
+        assert not (await controls.state(ControlKind.SMTP)).is_failing

@@ -45,6 +45,25 @@ async def test_a_wait_for_a_control_has_a_moment_that_a_proof_can_be_later_than(
     assert back.failed_at is not None
 
 
+async def test_when_it_was_asked_stays_on_record_until_it_is_asked_again(database: DatabaseDsns) -> None:
+    """Else answers from inside our own trouble would grow younger than it by being put away twice."""
+    async with opened(database.gate) as db:
+        passes = Passes(db, "a", "test")
+        async with running(passes.park):
+            asked_at = db.now() - timedelta(seconds=500)
+            company = parked(asked_at=asked_at, failed=FailedAt.NOW)
+            await passes.park(company)
+            (first,) = await passes.claim_due(10)
+            await passes.park(parked(company.origin.outreach_id, asked_at=None, failed=FailedAt.ON_RECORD))
+            (again,) = await passes.claim_due(10)
+            assert (again.asked_at, again.failed_at) == (asked_at, first.failed_at)
+            ahead = db.now() + timedelta(hours=1)
+            await passes.park(parked(company.origin.outreach_id, asked_at=ahead, failed=FailedAt.ON_RECORD))
+            (last,) = await passes.claim_due(10)
+            assert last.asked_at is not None
+            assert last.asked_at < ahead, "a worker's clock ran ahead"
+
+
 async def test_of_two_workers_one_goes_on_with_each_company(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db, opened(database.gate) as other_db:
         one, other = Passes(db, "one", "test"), Passes(other_db, "other", "test")

@@ -239,32 +239,3 @@ async def test_silence_of_the_first_host_before_a_reply_about_us_is_looked_at_tw
     again = await refused(first, "control:smtp", looks=0)
     assert isinstance(again, Wait), "mx1 was silent for a moment, perhaps by our own fault"
     assert isinstance(await refused(first, "control:smtp", looks=1), Failed)
-
-
-async def test_a_reply_about_us_in_a_chain_of_port_25_proves_nothing_of_our_resolvers() -> None:
-    first = Attempt(host="mx1.acme.example", stage=Stage.CONNECT, trouble=Trouble.NAME_LOOKUP, detail="no answer")
-    unproven = proven(since_s=1, until_s=5)
-    waits = await refused(first, "", reason="refused", looks=1, dns=unproven)
-    assert isinstance(waits, Wait)
-    assert waits.waits_on == "control:dns"
-    assert isinstance(await refused(first, "", reason="refused", looks=1), Failed)
-
-
-async def test_what_servers_answered_behind_a_void_answer_is_kept_through_another_wait() -> None:
-    names = [pattern.name for pattern in RULES.patterns]
-    answers: dict[str, Answer] = {"spine": ABSENT["spine"], "mx": mx()} | {f"rcpt:{name}": NO for name in names}
-    answers[f"rcpt:{names[0]}"] = trouble(Trouble.TIMEOUT, stage=Stage.RCPT)
-    company = await resume(answers, "control:smtp", looks=0)
-    assert keys(company) == ["spine", "mx"]
-
-    async def busy(_domain: str) -> Memory:
-        return Memory(is_busy=True)  # another company of the domain is asking it just now
-
-    company._parts.memory.recall = busy  # type: ignore[assignment]
-    result = await company.run()
-    assert isinstance(result, Wait)
-    assert result.reason is WaitReason.DOMAIN_BUSY
-    assert keys(company) == list(answers), "seven answered questions would be put again"
-    assert (company.looks, company.failed, company.asked_at) == (0, FailedAt.ON_RECORD, None)
-    again = await resume({e.key: e.answer for e in company.exchanges}, "domain:acme.example", looks=company.looks)
-    assert keys(again) == ["spine", "mx"], "and it is void as before"

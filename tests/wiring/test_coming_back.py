@@ -1,0 +1,174 @@
+"""A company that comes back again and again, with what was put away: it is decided, and by what counts only.
+
+The proofs of our way lie around every question unless a test says otherwise: the friendliest world there is.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ct_stream.gate.company import FailedAt, Known, Resumed
+from ct_stream.gate.memory import Memory
+from ct_stream.gate.output_stage import Origin
+from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, SpineAnswer, Trouble
+from ct_stream.gate.replies import Reply, Stage
+from ct_stream.gate.transcript import Exchange
+from ct_stream.gate.verdicts import Failed, Passed
+from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.store.controls import ControlState, control_wait
+from ct_stream.wiring.world import WorkerGate
+from tests.gate.world import RULES, mx
+from tests.wiring.test_world import ASKED, FAILED, GOOD, ID, LATER, PATTERN, Controls, proven
+
+OWN = ("mx1.acme.example", "mx2.acme.example")
+SHARED = ("mx1.bigmail.example",)
+#: A chain of proofs that began after the question.
+LATE = proven(since_s=1, until_s=5)
+MOST_ROUNDS = 20
+
+
+def attempt(host: str, trouble: Trouble = Trouble.TIMEOUT) -> Attempt:
+    return Attempt(host=host, ip="192.0.2.1", stage=Stage.CONNECT, trouble=trouble)
+
+
+def refuses(host: str, *before: Attempt) -> MailboxAnswer:
+    reply = Reply(code=554, enhanced="5.7.1", text="blocked using a list at spamhaus")
+    return MailboxAnswer(attempts=(*before, Attempt(host=host, ip="192.0.2.2", stage=Stage.BANNER, reply=reply)))
+
+
+class Company:
+    """What is put away of it, what its servers say, and how often they were asked."""
+
+    def __init__(self, hosts: tuple[str, ...], says: MailboxAnswer | Wait, **put_away: Any) -> None:
+        self.says = says
+        self.asked = 0
+        self.ways: dict[ControlKind, ControlState] = {ControlKind.DNS: GOOD, ControlKind.SMTP: GOOD}
+        self.settles_at_once = True
+        last = put_away.pop("last", None)
+        self.row: dict[str, Any] = {
+            "exchanges": (
+                Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example")),
+                Exchange(key="mx", answer=mx(*hosts)),
+                *((Exchange(key=f"rcpt:{PATTERN}", answer=last),) if last else ()),
+            ),
+            "pending": None, "looks": 0, "reason": "control", "waits_on": "control:smtp", "asked_at": ASKED,
+            "failed_at": FAILED, "spent_s": 5.0,
+        } | put_away  # fmt: skip
+
+    async def _recall(self, _domain: str) -> Memory:
+        return Memory()
+
+    async def _nothing(self, *_: object, **__: object) -> None:
+        return None
+
+    async def _ask(self, *_: object) -> MailboxAnswer | Wait:
+        self.asked += 1
+        return self.says
+
+    async def _judge(self, held: Any, _domain: str, provider: str, *, is_own_server: bool) -> Wait:
+        if is_own_server:
+            return control_wait(ControlKind.SMTP, f"{held.host} refuses us")
+        return Wait(reason=WaitReason.REFUSED, detail="refuses us", after_s=600.0, waits_on=f"provider:{provider}")
+
+    def _unsettled(self, *_: object) -> Wait | None:
+        if self.settles_at_once or self.row["reason"] == WaitReason.REFUSED:
+            return None
+        return Wait(reason=WaitReason.REFUSED, detail="ten minutes", after_s=600.0)
+
+    async def come_back(self) -> Passed | Failed | Wait:
+        """Go through the gate once more, and put away what is left of it as Postgres does."""
+        prober = SimpleNamespace(ask=self._ask, close=self._nothing)
+        parts: Any = SimpleNamespace(
+            memory=SimpleNamespace(recall=self._recall), own_trouble=lambda: None,
+            limits=SimpleNamespace(mx_lookup=self._nothing), rules=RULES, controls=Controls(self.ways),
+            guardrails=SimpleNamespace(
+                refresh=self._nothing, unsettled=self._unsettled, unreached=self._nothing, judge=self._judge, halted={}
+            ),
+            probing=SimpleNamespace(resolver=None, prober=lambda *_: prober),
+            paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,
+            stalled_since=lambda _: 0.0, now=lambda: LATER,
+        )  # fmt: skip
+        origin = Origin(outreach_id=ID)
+        resumed = Resumed(origin=origin, event_at=None, domain="acme.example", since=ASKED, exceptions=0, **self.row)
+        known = Known(outcome=None, is_settled=False, pass_state="waiting", in_spine=True, domain="acme.example")
+        run = await WorkerGate(parts).begin(origin, None, known, resumed)
+        result = await run.run()
+        if isinstance(result, Wait):
+            failed = {FailedAt.NOW: FAILED, FailedAt.ON_RECORD: self.row["failed_at"], FailedAt.NONE: None}
+            self.row |= {
+                "exchanges": tuple(run.exchanges), "pending": run.pending, "looks": run.looks,
+                "reason": result.reason.value, "waits_on": result.waits_on, "failed_at": failed[run.failed],
+                "asked_at": self.row["asked_at"] if run.asked_at is None else ASKED, "spent_s": run.spent_s,
+            }  # fmt: skip
+        return result
+
+    async def until_decided(self) -> Passed | Failed | Wait:
+        for _ in range(MOST_ROUNDS):
+            result = await self.come_back()
+            if not isinstance(result, Wait):
+                break
+        return result
+
+
+async def test_a_dead_first_host_and_a_backup_that_refuses_us_is_decided() -> None:
+    says = refuses(OWN[1], attempt(OWN[0]))
+    company = Company(OWN, says, pending=Exchange(key=f"rcpt:{PATTERN}", answer=says))
+    assert isinstance(await company.until_decided(), Failed)
+    assert company.asked <= 2
+
+
+async def test_a_server_that_is_silent_at_first_and_then_refuses_us_is_decided() -> None:
+    company = Company(OWN[:1], refuses(OWN[0]), last=MailboxAnswer(attempts=(attempt(OWN[0]),)))
+    assert isinstance(await company.until_decided(), Failed)
+    assert company.asked <= 2
+
+
+async def test_a_providers_refusal_makes_no_silence_count_that_nothing_proved() -> None:
+    last = MailboxAnswer(attempts=(attempt(SHARED[0]),))
+    company = Company(SHARED, refuses(SHARED[0]), last=last, looks=1)
+    company.ways[ControlKind.SMTP] = LATE
+    first = await company.come_back()
+    assert isinstance(first, Wait)
+    assert first.reason is WaitReason.REFUSED
+    assert company.asked == 1
+    assert isinstance(await company.come_back(), Wait)
+
+
+@pytest.mark.parametrize("reason", [WaitReason.PROVIDER_BUSY, WaitReason.DOMAIN_BUSY, WaitReason.RATE_LIMIT])
+async def test_a_provider_that_opened_again_is_asked_however_often_its_company_has_to_wait(reason: WaitReason) -> None:
+    """Its silence was heard before it closed. Woken by a good talk, the company finds all places taken."""
+    says = Wait(reason=reason, detail="no place is free", waits_on="places:bigmail.example")
+    last = MailboxAnswer(attempts=(attempt(SHARED[0]),))
+    company = Company(SHARED, says, last=last, looks=1, reason="provider_closed", waits_on="provider:bigmail.example")
+    assert isinstance(await company.come_back(), Wait)
+    assert isinstance(await company.come_back(), Wait), "decided by what it heard before"
+
+
+async def test_a_refusal_behind_a_name_that_cannot_be_resolved_is_decided_though_chains_end_while_it_settles() -> None:
+    """In its ten minutes nobody asks for proofs, and somebody else's control begins another chain."""
+    says = refuses(OWN[1], attempt(OWN[0], Trouble.NO_ADDRESS))
+    company = Company(OWN, says, pending=Exchange(key=f"rcpt:{PATTERN}", answer=says), looks=1)
+    company.settles_at_once = False
+    settling = await company.come_back()
+    assert isinstance(settling, Wait)
+    assert settling.reason is WaitReason.REFUSED
+    company.ways[ControlKind.DNS] = LATE
+    assert isinstance(await company.come_back(), Failed)
+    assert company.asked == 0
+
+
+async def test_a_refusal_behind_a_name_that_nothing_proved_to_be_missing_is_asked_again() -> None:
+    says = refuses(OWN[1], attempt(OWN[0], Trouble.NAME_LOOKUP))
+    company = Company(OWN, says, pending=Exchange(key=f"rcpt:{PATTERN}", answer=says), looks=1)
+    company.ways[ControlKind.DNS] = proven(since_s=-60, until_s=-30)
+    waits = await company.come_back()
+    assert isinstance(waits, Wait)
+    assert (waits.waits_on, company.asked) == ("control:dns", 0)
+    company.ways[ControlKind.DNS] = LATE
+    assert isinstance(await company.come_back(), Wait)
+    assert company.asked == 1
+    company.ways[ControlKind.DNS] = GOOD
+    assert isinstance(await company.until_decided(), Failed)
