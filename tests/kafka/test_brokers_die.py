@@ -89,7 +89,7 @@ async def test_one_of_three_brokers_dies_under_load_and_the_gate_goes_on(tmp_pat
         assert await stack.wait_decided(800, 90) == 800, stack.worker_log()[-3000:]
         assert await stack.wait_published(30) == 0
         assert victim not in cluster.running, "it went on without the broker"
-        assert await all_acked(stack) == 0
+        assert await all_acked(stack) == 0, f"exit {stack.workers[-1].poll()}: {stack.worker_log()[-3000:]}"
         copies = await published(stack)
         assert set(copies) == set(ids)
         assert all(len(same) == 1 for same in copies.values()), "an idempotent producer leaves no repeats"
@@ -118,7 +118,7 @@ async def test_two_of_three_brokers_die_and_everything_waits_until_they_are_back
         assert await stack.wait_decided(600, 120) == 600, stack.worker_log()[-3000:]
         assert await stack.wait_published(60) == 0
         await ready_is(stack, 200, 30)
-        assert await all_acked(stack) == 0
+        assert await all_acked(stack) == 0, f"exit {stack.workers[-1].poll()}: {stack.worker_log()[-3000:]}"
         copies = await published(stack)
         assert set(copies) == set(ids)
         assert all(len(set(same)) == 1 for same in copies.values()), "two copies of one outcome differ"
@@ -156,7 +156,7 @@ async def test_a_restart_of_the_whole_cluster_loses_nothing(tmp_path: Path, clus
         await stack.publish(ids[200:])
         assert await stack.wait_decided(400, 90) == 400, stack.worker_log()[-3000:]
         assert await stack.wait_published(60) == 0
-        assert await all_acked(stack) == 0
+        assert await all_acked(stack) == 0, f"exit {stack.workers[-1].poll()}: {stack.worker_log()[-3000:]}"
         copies = await published(stack)
         assert set(copies) == set(ids)
         assert all(len(set(same)) == 1 for same in copies.values()), "two copies of one outcome differ"
@@ -178,7 +178,7 @@ async def test_brokers_that_are_restarted_one_after_the_other_are_not_noticed(
             await cluster.repair()
         assert await stack.wait_decided(900, 90) == 900, stack.worker_log()[-3000:]
         assert await stack.wait_published(30) == 0
-        assert await all_acked(stack) == 0
+        assert await all_acked(stack) == 0, f"exit {stack.workers[-1].poll()}: {stack.worker_log()[-3000:]}"
         copies = await published(stack)
         assert set(copies) == set(ids)
         assert all(len(same) == 1 for same in copies.values()), "an idempotent producer leaves no repeats"
