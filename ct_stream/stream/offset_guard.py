@@ -100,13 +100,12 @@ class OffsetGuard:
         if expected is None or message.offset < expected:
             return False
         if message.offset > expected:
-            generation = self._generation
             there = await self._next_record(tp, expected)
-            if there is None or not self._is_current(generation):
+            if there is None:
                 return False  # revoked meanwhile
             if there < message.offset:
                 stands = await self._group_stands(tp)
-                if stands is None or not self._is_current(generation):
+                if stands is None:
                     return False
                 if stands < message.offset:
                     self._on_hole(tp, expected, message.offset)
@@ -115,7 +114,7 @@ class OffsetGuard:
             # Faust's own bookkeeping counts the record behind the hole as done, too: it is told of the hole only.
             consumer: Any = self._app.consumer
             await type(consumer)._add_gap(consumer, tp, expected, message.offset - 1)
-            if not self._is_current(generation):
+            if not self._is_current(message.generation_id):
                 return False
         self._expected[tp] = message.offset + 1
         return True
