@@ -56,8 +56,11 @@ async def replay(
                 raise NotSupported("replay from a time")
             consumer = await stack.enter_async_context(position.outside_consumer(settings))
             partitions = _chosen(topic, await position.partitions_of(settings, topic), partition)
-            await _seek(consumer, partitions, from_offset, from_time)
-            ends = await consumer.end_offsets(consumer.assignment()) if is_kafka else None
+            ends = await consumer.end_offsets(partitions) if is_kafka else None
+            starts = await _starts(consumer, partitions, ends, from_offset, from_time)
+            consumer.assign(partitions)
+            for tp, start in starts.items():
+                consumer.seek(tp, start)
         ledger = await stack.enter_async_context(reader(settings)) if settings.postgres_ops_dsn else None
         shown = 0
         while limit is None or shown < limit:
@@ -89,26 +92,25 @@ def _chosen(topic: str, all_of_it: list[TopicPartition], partition: int | None) 
     return chosen
 
 
-async def _seek(
+async def _starts(
     consumer: AIOKafkaConsumer,
     partitions: list[TopicPartition],
+    ends: dict[TopicPartition, int] | None,
     from_offset: int | None,
     from_time: datetime | None,
-) -> None:
-    consumer.assign(partitions)
-    if from_time is not None:
+) -> dict[TopicPartition, int]:
+    """Return the offset to begin at; the end of a partition, where that is known, for what lies behind it.
+
+    Always a number: from the moment of assign() aiokafka looks up a start of its own, and a seek to "the end" or
+    outside of what is there is answered by what that look finds.
+    """
+    begins = await consumer.beginning_offsets(partitions)
+    wanted = dict.fromkeys(partitions, from_offset or 0)
+    if from_time is not None and ends is not None:
         found = await consumer.offsets_for_times({tp: int(from_time.timestamp() * 1000) for tp in partitions})
-        for tp in partitions:
-            if found[tp] is None:  # nothing is so new
-                await consumer.seek_to_end(tp)
-            else:
-                consumer.seek(tp, found[tp].offset)
-    elif from_offset is not None:
-        begins = await consumer.beginning_offsets(partitions)
-        for tp in partitions:
-            consumer.seek(tp, max(from_offset, begins[tp]))
-    else:
-        await consumer.seek_to_beginning(*partitions)
+        wanted = {tp: ends[tp] if at is None else at.offset for tp, at in found.items()}  # None: nothing is so new
+    starts = {tp: max(begins[tp], wanted[tp]) for tp in partitions}
+    return starts if ends is None else {tp: min(start, ends[tp]) for tp, start in starts.items()}
 
 
 async def _more(consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int] | None, limit: int) -> list[Any]:

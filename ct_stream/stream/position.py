@@ -59,8 +59,9 @@ async def next_offsets(settings: Settings, tp: TP, offset: int) -> list[int]:
         while time.monotonic() < deadline:
             # A fetch that holds nothing but marks comes back empty.
             found = await consumer.getmany(partition, timeout_ms=200)
-            if records := found.get(partition):
-                return [int(record.offset) for record in records]
+            # Where the log was cut off before `offset`, aiokafka begins again with the first record.
+            if offsets := [int(record.offset) for record in found.get(partition, ()) if record.offset >= offset]:
+                return offsets
         return []
 
 

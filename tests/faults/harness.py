@@ -250,7 +250,9 @@ class Stack:
 
     async def records(self, *topics: str, quiet_s: float = 1.0) -> list[Any]:
         """Read topics from their beginning until nothing has come for `quiet_s`."""
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"], group_id=None)
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"], group_id=None, auto_offset_reset="earliest"
+        )
         await consumer.start()
         try:
             settings = load_settings(self.env)

@@ -8,10 +8,11 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from ct_stream.local.kafka_background import BackgroundCluster
+from ct_stream.stream.position import outside_consumer
 from ct_stream.stream.topology import SPINE_CREATED
 from tests.kafka.upstream import transactional
 
@@ -84,9 +85,9 @@ async def test_what_two_brokers_have_outlives_the_kill_of_any_one(cluster: Kafka
                 await producer.send_and_wait(SPINE_CREATED, b"%d-%d" % (node, number), partition=0)
             await cluster.kill(node)
         await cluster.repair()
-    async with AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap) as consumer:
+    async with outside_consumer(settings) as consumer:
         consumer.assign([partition])
-        await consumer.seek_to_beginning(partition)
+        consumer.seek(partition, 0)
         values: list[bytes | None] = []
         while await consumer.position(partition) < 60:
             values += [record.value for record in (await consumer.getmany(timeout_ms=500)).get(partition, [])]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer.fetcher import Fetcher
 
 from ct_stream.ops.publish import publish, read_events
 from ct_stream.ops.replay import lag, replay
@@ -18,6 +20,8 @@ from tests.kafka.upstream import send_in_transaction
 if TYPE_CHECKING:
     from ct_stream.local.kafka_cluster import KafkaCluster
     from ct_stream.settings import Settings
+
+EARLIEST = -2  #: how Kafka's ListOffsets asks for the first offset
 
 
 async def commit(settings: Settings, offsets: dict[TopicPartition, int]) -> None:
@@ -77,6 +81,30 @@ async def test_replay_begins_at_a_time(settings: Settings) -> None:
     assert sorted(since) == sorted(after)
     later = datetime.now(UTC) + timedelta(hours=1)
     assert [record async for record in replay(settings, from_time=later)] == []
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param({"from_time": datetime.now(UTC) + timedelta(hours=1)}, id="a time to come"),
+        pytest.param({"from_offset": 5000}, id="an offset behind the end"),
+    ],
+)
+async def test_replay_begins_where_it_was_told_to_whatever_aiokafka_looks_up(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, start: dict[str, Any]
+) -> None:
+    """aiokafka looks up a start of its own from the moment of assign(); what it finds may come after our seek."""
+    await publish(settings, read_events([str(uuid4()) for _ in range(30)], ids=True))
+    ask = Fetcher._proc_offset_request
+
+    async def late(self: Fetcher, node_id: int, topic_data: dict[str, list[tuple[int, int]]]) -> Any:
+        answer = await ask(self, node_id, topic_data)
+        if any(time == EARLIEST for times in topic_data.values() for _, time in times):
+            await asyncio.sleep(0.5)
+        return answer
+
+    monkeypatch.setattr(Fetcher, "_proc_offset_request", late)
+    assert [record async for record in replay(settings, **start)] == []
 
 
 async def test_replay_shows_no_record_that_upstream_took_back(settings: Settings) -> None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from ct_stream.ops.replay import lag
 from ct_stream.settings import load_settings
+from ct_stream.stream.position import outside_consumer
 from ct_stream.stream.topology import SPINE_CREATED
 from tests.faults.harness import Stack
 from tests.kafka.upstream import send, transactional
@@ -99,6 +100,8 @@ async def test_holes_that_compaction_leaves_raise_no_alarm_and_hold_nothing_up(
             await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, SPINE_CREATED, configs=settings)])
         async with AIOKafkaProducer(bootstrap_servers=stack.env["CT_KAFKA_BOOTSTRAP"], acks="all") as producer:
             for number in range(400):
+                if number == 397:  # Kafka never compacts the newest segment; let the last records have it
+                    await asyncio.sleep(0.3)
                 company = ids[0] if number % 100 else ids[number // 100]
                 await _send(producer, company)
         left = await _compacted(stack, end=400, fewer_than=50)
@@ -124,9 +127,9 @@ async def _compacted(stack: Stack, *, end: int, fewer_than: int) -> list[int]:
     partition = TopicPartition(SPINE_CREATED, PARTITION)
     deadline = time.monotonic() + 40
     while True:
-        async with AIOKafkaConsumer(bootstrap_servers=stack.env["CT_KAFKA_BOOTSTRAP"]) as consumer:
+        async with outside_consumer(load_settings(stack.env)) as consumer:
             consumer.assign([partition])
-            await consumer.seek_to_beginning(partition)
+            consumer.seek(partition, 0)
             offsets: list[int] = []
             while await consumer.position(partition) < end:
                 found = await consumer.getmany(partition, timeout_ms=200)

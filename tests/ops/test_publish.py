@@ -70,6 +70,7 @@ async def test_what_is_published_is_read_back_by_replay(tmp_path: Path) -> None:
         assert "outcome" not in records[0]
         some = [record async for record in replay(settings, partition=records[0]["partition"], from_offset=2, limit=3)]
         assert [record["offset"] for record in some] == [2, 3, 4]
+        assert [record async for record in replay(settings, from_offset=5000)] == [], "behind all that is there"
         with pytest.raises(ServiceTrouble, match=r"spine\.created has no partition 99; it has 0 to 11"):
             await anext(replay(settings, partition=99))
 
