@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -229,3 +230,14 @@ async def test_a_clock_of_postgres_that_was_set_back_is_no_failure_of_last_week(
         assert begun_at is not None, "it must be asked again"
         await controls.succeeded(ControlKind.SMTP, begun_at, "greets")
         assert not (await controls.state(ControlKind.SMTP)).is_failing
+
+
+def test_a_sign_is_worth_a_statement_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("ct_stream.store.controls.time", SimpleNamespace(monotonic=lambda: now))
+    controls = ControlLedger(cast("Any", None), 30.0)
+    assert (controls.is_due("greeting"), controls.is_due("good_talk")) == (True, True), "each kind for itself"
+    now = 100.9
+    assert (controls.is_due("greeting"), controls.is_due("good_talk")) == (False, False)
+    now = 101.1
+    assert (controls.is_due("greeting"), controls.is_due("greeting")) == (True, False)

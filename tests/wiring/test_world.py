@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import pytest
@@ -30,6 +30,9 @@ from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.controls import ControlLedger, ControlState
 from ct_stream.wiring.world import CompanyPass, WorkerGate
 from tests.gate.world import NO, RULES, mx, no_mx, said, trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ID = UUID("3f0c6f0e-6f5e-4f6e-9a53-1f3c2f0f9a10")
 ASKED = datetime(2026, 1, 7, 9, 30, tzinfo=UTC)
@@ -71,7 +74,12 @@ async def resume(
     dns: ControlState = GOOD,
     smtp: ControlState = GOOD,
     pending: Answer | None = None,
+    says: Sequence[Answer] = (),
+    unsettled: Wait | None = None,
 ) -> CompanyPass:
+    """Return a company that comes back; its server says what is given, then the limit is reached."""
+    said_next = iter(says)
+
     async def recall(_domain: str) -> Memory:
         return Memory()
 
@@ -81,8 +89,8 @@ async def resume(
     async def mx_lookup() -> None:
         return None
 
-    async def ask(*_: object) -> Wait:
-        return Wait(reason=WaitReason.RATE_LIMIT, detail="it would be asked again")
+    async def ask(*_: object) -> Answer | Wait:
+        return next(said_next, Wait(reason=WaitReason.RATE_LIMIT, detail="it would be asked again"))
 
     async def close(**_: object) -> None:
         return None
@@ -91,7 +99,7 @@ async def resume(
     parts: Any = SimpleNamespace(
         memory=SimpleNamespace(recall=recall), own_trouble=lambda: None,
         limits=SimpleNamespace(mx_lookup=mx_lookup),
-        guardrails=SimpleNamespace(refresh=refresh, unsettled=lambda *_: None, halted={}),
+        guardrails=SimpleNamespace(refresh=refresh, unsettled=lambda *_: unsettled, halted={}),
         rules=RULES, controls=Controls({ControlKind.DNS: dns, ControlKind.SMTP: smtp}),
         probing=SimpleNamespace(resolver=None, prober=lambda *_: prober),
         paid_calls=SimpleNamespace(off_because=lambda: "off"),
@@ -239,3 +247,44 @@ async def test_silence_of_the_first_host_before_a_reply_about_us_is_looked_at_tw
     again = await refused(first, "control:smtp", looks=0)
     assert isinstance(again, Wait), "mx1 was silent for a moment, perhaps by our own fault"
     assert isinstance(await refused(first, "control:smtp", looks=1), Failed)
+
+
+RCPT_SILENT = trouble(Trouble.TIMEOUT, stage=Stage.RCPT)
+ASKED_SOME: dict[str, Answer] = {
+    "spine": ABSENT["spine"],
+    "mx": mx(),
+    f"rcpt:{RULES.patterns[0].name}": NO,
+}
+
+
+async def test_no_proof_of_before_counts_for_silence_of_this_run() -> None:
+    """The silence on record keeps its moment only while nothing newer has to be proven with it."""
+    on_record = ASKED_SOME | {f"rcpt:{RULES.patterns[1].name}": RCPT_SILENT}
+    well = await resume(on_record, "", reason="rate_limit", says=[NO])
+    assert isinstance(await well.run(), Wait)
+    assert (len(well.exchanges), well.failed) == (5, FailedAt.ON_RECORD)
+    silent_again = await resume(on_record, "", reason="rate_limit", says=[RCPT_SILENT])
+    assert isinstance(await silent_again.run(), Wait)
+    assert (len(silent_again.exchanges), silent_again.failed) == (5, FailedAt.NOW)
+
+
+async def test_the_first_silence_of_a_company_is_of_now() -> None:
+    company = await resume(ASKED_SOME, "", reason="rate_limit", says=[RCPT_SILENT, *[NO] * 20])
+    assert company.failed is FailedAt.NONE
+    wait = await company.run()
+    assert isinstance(wait, Wait)
+    assert (wait.waits_on, company.failed) == ("control:smtp", FailedAt.NOW)
+    assert company.asked_at is not None, "what was asked in this run is not of the time on record"
+
+
+async def test_a_refusal_that_is_not_settled_yet_keeps_its_moments() -> None:
+    """Asked and refused as on record: a proof that began after it has not to come again after each wait."""
+    wait = Wait(reason=WaitReason.REFUSED, detail="not settled yet", after_s=60.0)
+    about_us = said(554, "5.7.1", "blocked", host="mx1.acme.example")
+    company = await resume(
+        {"spine": ABSENT["spine"], "mx": mx("mx1.acme.example")}, "", reason="refused", pending=about_us, unsettled=wait
+    )
+    assert await company.run() is wait
+    assert (company.failed, company.asked_at) == (FailedAt.ON_RECORD, None)
+    assert company.pending is not None
+    assert company.pending.answer == about_us
