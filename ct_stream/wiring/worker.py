@@ -34,6 +34,7 @@ from ct_stream.store.memory import DomainMemory
 from ct_stream.store.outage import OUTAGE, UnfitDatabase
 from ct_stream.store.passes import Passes
 from ct_stream.store.tier2 import PaidAttempts, PaidLimits
+from ct_stream.stream import connection
 from ct_stream.stream.agents import GateAgent
 from ct_stream.stream.app import GateApp, make_app
 from ct_stream.stream.companies import Companies
@@ -90,6 +91,7 @@ def run_worker(settings: Settings, *, first_start: bool = False) -> int:
     """Run until told to stop; return the exit code."""
     settings.require("kafka_bootstrap", "postgres_dsn", "smtp_helo", "smtp_mail_from")
     toolbox = load_toolbox(settings.toolbox)
+    connection.install()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_main(settings, toolbox, first_start=first_start))
 
