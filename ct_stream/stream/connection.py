@@ -18,21 +18,19 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka has no t
     """A connection that is broken, not wrong, where its transport is closed."""
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
-        """Send a request and return what will be its response. Raises KafkaConnectionError."""
-        try:
-            return super().send(request, expect_response)
-        except RuntimeError as error:
-            raise self._broken(error) from error
+        """Send a request and return what will be its response. Raises KafkaError."""
+        self._require_open()
+        return super().send(request, expect_response)
 
     def _send_sasl_token(self, payload: bytes, expect_response: bool = True) -> Any:
-        try:
-            return super()._send_sasl_token(payload, expect_response)
-        except RuntimeError as error:
-            raise self._broken(error) from error
+        self._require_open()
+        return super()._send_sasl_token(payload, expect_response)
 
-    def _broken(self, error: RuntimeError) -> KafkaConnectionError:
-        self.close(reason=CloseReason.CONNECTION_BROKEN)
-        return KafkaConnectionError(f"Connection at {self.host}:{self.port} broken: {error}")
+    def _require_open(self) -> None:
+        # Asked before, and not caught after: aiokafka's own errors are RuntimeErrors too.
+        if self._writer is not None and self._writer.transport.is_closing():
+            self.close(reason=CloseReason.CONNECTION_BROKEN)
+            raise KafkaConnectionError(f"Connection at {self.host}:{self.port} broken: its transport is closed")
 
 
 def install() -> None:

@@ -11,8 +11,9 @@ import pytest
 import uvloop
 from aiokafka import AIOKafkaProducer
 from aiokafka.conn import AIOKafkaConnection
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from ct_stream.stream.connection import Connection, install
 from tests.brokers import lend_broker
@@ -43,9 +44,28 @@ def test_a_cut_connection_is_a_broken_one(tmp_path: Path) -> None:
             AIOKafkaProducer(bootstrap_servers=bootstrap) as producer,
         ):
             connection = await cut(producer)
-            with pytest.raises(KafkaConnectionError, match="broken: unable to perform operation"):
+            with pytest.raises(KafkaConnectionError, match="broken: its transport is closed"):
                 connection.send(MetadataRequest([]))
             assert not connection.connected()
+
+    uvloop.run(run())
+
+
+def test_what_is_wrong_with_a_request_is_said_and_breaks_nothing(tmp_path: Path) -> None:
+    """A broker without idempotence is known by it (stream/outbox.py); aiokafka's errors are RuntimeErrors, too."""
+
+    async def run() -> None:
+        async with (
+            lend_broker(tmp_path) as bootstrap,
+            AIOKafkaProducer(bootstrap_servers=bootstrap) as producer,
+        ):
+            await producer.client.fetch_all_metadata()
+            (connection,) = producer.client._conns.values()
+            under_way = connection.send(MetadataRequest([]))
+            connection._versions.pop(InitProducerIdRequest.API_KEY)
+            with pytest.raises(IncompatibleBrokerVersion):
+                connection.send(InitProducerIdRequest(None, 1000))
+            assert (await under_way).brokers, "the connection was closed under another request"
 
     uvloop.run(run())
 
