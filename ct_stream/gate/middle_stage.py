@@ -152,11 +152,14 @@ def _probe(
     if not (is_settled or answer.settled) and not (
         last.stage is Stage.RCPT and reading.meaning in (Meaning.ACCEPT, Meaning.REJECT)
     ):
-        for attempt in answer.attempts:
-            held = _held(attempt)
-            if held is not None:
-                return held
+        for held in refusals(answer):
+            return held
     return _Asked(pattern=pattern, answer=answer, reading=reading)
+
+
+def refusals(answer: MailboxAnswer) -> list[Held]:
+    """Return the holds that replies about us put on the pass, in the order of the hosts; the first one decides."""
+    return [held for held in map(_held, answer.attempts) if held is not None]
 
 
 def read_attempt(attempt: Attempt) -> Reading:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never
 
+from ct_stream.gate.middle_stage import refusals
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.gate.pipeline import single_pass
 from ct_stream.gate.questions import (
@@ -190,9 +191,12 @@ class PassDriver:
         if known is not None and isinstance(question, ProbeMailbox) and _is_of(known, question.hosts):
             self._play.answer(known.answer, asked=known.asked, at=known.at)
             return None
-        begun_at = time.monotonic()
+        begun_at, spent_s = time.monotonic(), self.spent_s
         answer = await self._ask(question)
         if isinstance(answer, Wait):
+            if isinstance(question, ProbeMailbox):
+                # A limit of ours between two hosts: what the first one did is not kept, so its time is not either.
+                self._stopwatch.spent_s = spent_s
             return answer
         if _may_be_ours(answer) and (rest_s := self._stalled_since(begun_at)):
             return Wait(
@@ -285,6 +289,8 @@ class PassDriver:
         assert isinstance(play.question, ProbeMailbox)
         domain = play.question.address.domain
         wait = await self._world.refusals.judge(verdict, domain, provider_of(verdict.host, domain))
+        for held in refusals(last.answer)[1:]:  # what another host says of us is evidence about its provider too
+            await self._world.refusals.judge(held, domain, provider_of(held.host, domain))
         self._play = play
         if wait is not None:
             return self._waiting(wait, pending=last)

@@ -180,7 +180,16 @@ WHERE p.state = 'waiting'
 
 -- name: claim_due
 -- Lease companies whose wait is over, the longest over first.
-UPDATE outreach.ct_passes AS p SET lease_owner = $1, lease_until = clock_timestamp() + $3 * interval '1 second'
+-- Stamps that lie ahead are of before the clock was set back: the answers are of no time that proofs can speak for.
+UPDATE outreach.ct_passes AS p SET
+    lease_owner = $1,
+    lease_until = clock_timestamp() + $3 * interval '1 second',
+    asked_at = CASE
+        WHEN greatest(p.asked_at, p.failed_at) > clock_timestamp() + interval '1 second' THEN 'epoch' ELSE p.asked_at
+    END,
+    failed_at = CASE
+        WHEN p.failed_at > clock_timestamp() + interval '1 second' THEN clock_timestamp() ELSE p.failed_at
+    END
 WHERE p.outreach_id IN (
     SELECT q.outreach_id FROM outreach.ct_passes AS q
     WHERE q.state = 'waiting' AND q.not_before <= clock_timestamp()
@@ -273,13 +282,9 @@ FROM outreach.ct_take_tier2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS t;
 SELECT a.final_said, a.final_detail, a.halted_now FROM outreach.ct_answer_tier2($1, $2, $3, $4, $5, $6, $7) AS a;
 
 -- name: control
--- What is known of our own way? A proof from the future, where the clock was set back since, proves nothing; it still
--- says that the last control did not fail.
-SELECT c.started_at,
-    CASE WHEN c.ok_begun_at <= clock_timestamp() THEN c.ok_begun_at ELSE c.failed_at END AS ok_begun_at,
-    c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until,
-    CASE WHEN c.proven_since <= clock_timestamp() THEN c.proven_since ELSE 'infinity' END AS proven_since
-FROM outreach.ct_controls AS c WHERE c.kind = $1;
+-- What is known of our own way?
+SELECT c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until, c.proven_since
+FROM outreach.ct_controls AS r, outreach.ct_control_now(r) AS c WHERE r.kind = $1;
 
 -- name: begin_control
 -- One control at a time over all workers, at most one in so many seconds, and only when somebody waits for one (or is
@@ -299,36 +304,40 @@ WHERE c.kind = $1::text
 RETURNING c.started_at;
 
 -- name: control_succeeded
--- A proof that was begun at $2 succeeded. It serves all that failed before it; trouble, if there was any, is over.
+-- A proof that was begun at $2 succeeded. It serves all that failed before it; trouble from before it is over.
 WITH proof AS (
-    UPDATE outreach.ct_controls AS c SET
-        lease_until = '-infinity',
-        ok_begun_at = greatest(CASE WHEN c.ok_begun_at <= clock_timestamp() THEN c.ok_begun_at END, $2),
-        ok_detail = $3,
-        failed_at = CASE WHEN c.failed_at <= clock_timestamp() THEN c.failed_at ELSE '-infinity' END,
-        proven_since = outreach.ct_proven_since(c, $2, $4),
-        proven_at = CASE WHEN $2 > c.failed_at THEN clock_timestamp() ELSE c.proven_at END,
-        trouble_until = CASE WHEN c.trouble_until = 'infinity' THEN clock_timestamp() ELSE c.trouble_until END
-    WHERE c.kind = $1::text
-    RETURNING c.ok_begun_at
+    UPDATE outreach.ct_controls AS r SET (
+        lease_until, started_at, ok_begun_at, ok_detail, failed_at, proven_since, proven_at, trouble_from, trouble_until
+    ) = (
+        SELECT '-infinity'::timestamptz, c.started_at, greatest(c.ok_begun_at, $2), $3, c.failed_at,
+            outreach.ct_proven_since(c, $2, $4),
+            CASE WHEN $2 > c.failed_at THEN clock_timestamp() ELSE c.proven_at END,
+            c.trouble_from,
+            CASE WHEN c.trouble_until = 'infinity' AND $2 > c.failed_at THEN clock_timestamp() ELSE c.trouble_until END
+        FROM outreach.ct_control_now(r) AS c
+    )
+    WHERE r.kind = $1::text
+    RETURNING r.ok_begun_at
 )
 UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()
-FROM proof WHERE p.waits_on = 'control:' || $1::text AND p.state = 'waiting' AND p.failed_at < proof.ok_begun_at;
+FROM proof WHERE p.waits_on = 'control:' || $1::text AND p.state = 'waiting'
+    AND (p.failed_at < proof.ok_begun_at OR p.failed_at > clock_timestamp());
 
 -- name: control_failed
 -- Our own way is broken, from the last proof of the contrary until the next one.
-UPDATE outreach.ct_controls AS c SET
-    lease_until = '-infinity',
-    failed_at = clock_timestamp(),
-    ok_begun_at = CASE WHEN c.ok_begun_at <= clock_timestamp() THEN c.ok_begun_at ELSE '-infinity' END,
-    failed_detail = $2,
-    -- A way that breaks again within a quarter of an hour was never trusted in between.
-    trouble_from = CASE
-        WHEN c.trouble_until > clock_timestamp() - interval '15 minutes' THEN c.trouble_from
-        ELSE c.ok_begun_at
-    END,
-    trouble_until = 'infinity'
-WHERE c.kind = $1::text;
+UPDATE outreach.ct_controls AS r SET (
+    lease_until, started_at, ok_begun_at, failed_at, failed_detail, proven_since, proven_at, trouble_from, trouble_until
+) = (
+    SELECT '-infinity'::timestamptz, c.started_at, c.ok_begun_at, clock_timestamp(), $2, c.proven_since, c.proven_at,
+        -- A way that breaks again within a quarter of an hour was never trusted in between.
+        CASE
+            WHEN c.trouble_until > clock_timestamp() - interval '15 minutes' THEN c.trouble_from
+            ELSE c.ok_begun_at
+        END,
+        'infinity'::timestamptz
+    FROM outreach.ct_control_now(r) AS c
+)
+WHERE r.kind = $1::text;
 
 -- name: good_talk
 -- A company's server talked to us in a session that was begun at $1, by a worker's clock, which may run ahead: as good
@@ -336,27 +345,35 @@ WHERE c.kind = $1::text;
 WITH talk AS (
     SELECT least($1::timestamptz, clock_timestamp()) AS begun_at
 ), proof AS (
-    UPDATE outreach.ct_controls AS c SET
-        ok_begun_at = t.begun_at,
-        ok_detail = $2,
-        proven_since = outreach.ct_proven_since(c, t.begun_at, $3),
-        proven_at = CASE WHEN t.begun_at > c.failed_at THEN greatest(c.proven_at, t.begun_at) ELSE c.proven_at END,
-        trouble_until = CASE WHEN c.trouble_until = 'infinity' THEN clock_timestamp() ELSE c.trouble_until END
-    FROM talk AS t
-    WHERE c.kind = 'smtp' AND (c.ok_begun_at < t.begun_at OR c.ok_begun_at > clock_timestamp())
-    RETURNING c.ok_begun_at
+    UPDATE outreach.ct_controls AS r SET (
+        started_at, ok_begun_at, ok_detail, failed_at, proven_since, proven_at, trouble_from, trouble_until
+    ) = (
+        SELECT c.started_at, t.begun_at, $2, c.failed_at, outreach.ct_proven_since(c, t.begun_at, $3),
+            CASE WHEN t.begun_at > c.failed_at THEN greatest(c.proven_at, t.begun_at) ELSE c.proven_at END,
+            c.trouble_from,
+            CASE
+                WHEN c.trouble_until = 'infinity' AND t.begun_at > c.failed_at THEN clock_timestamp()
+                ELSE c.trouble_until
+            END
+        FROM talk AS t, outreach.ct_control_now(r) AS c
+    )
+    WHERE r.kind = 'smtp'
+        AND (SELECT c.ok_begun_at < t.begun_at FROM talk AS t, outreach.ct_control_now(r) AS c)
+    RETURNING r.ok_begun_at
 )
 UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()
-FROM proof WHERE p.waits_on = 'control:smtp' AND p.state = 'waiting' AND p.failed_at < proof.ok_begun_at;
+FROM proof WHERE p.waits_on = 'control:smtp' AND p.state = 'waiting'
+    AND (p.failed_at < proof.ok_begun_at OR p.failed_at > clock_timestamp());
 
 -- name: greeting
 -- A server greeted us in a session that was begun at $1: port 25 is open. Whether we are welcome, it has yet to
 -- say.
-UPDATE outreach.ct_controls AS c SET
-    proven_since = outreach.ct_proven_since(c, t.begun_at, $2),
-    proven_at = greatest(c.proven_at, t.begun_at)
-FROM (SELECT least($1::timestamptz, clock_timestamp()) AS begun_at) AS t
-WHERE c.kind = 'smtp' AND c.failed_at < t.begun_at;
+UPDATE outreach.ct_controls AS r SET (proven_since, proven_at) = (
+    SELECT outreach.ct_proven_since(c, t.begun_at, $2), greatest(c.proven_at, t.begun_at)
+    FROM outreach.ct_control_now(r) AS c, (SELECT least($1::timestamptz, clock_timestamp()) AS begun_at) AS t
+)
+WHERE r.kind = 'smtp'
+    AND (SELECT c.failed_at FROM outreach.ct_control_now(r) AS c) < least($1::timestamptz, clock_timestamp());
 
 -- name: note_refusal
 -- Evidence about a provider: it refused us, said that we ask too fast, or could not be reached.

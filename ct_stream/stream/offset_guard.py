@@ -23,7 +23,9 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from bisect import bisect_left
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from aiokafka.errors import KafkaError
@@ -67,6 +69,7 @@ class OffsetGuard:
         self._read: dict[TP, list[int]] = {}
         self._generation: int | None = None
         self._armed = asyncio.Event()
+        self.looked_at = -inf  #: when it last went to look into a hole (monotonic): meanwhile no record is delivered
 
     def connect(self) -> None:
         """Listen to the app's signals; before it starts."""
@@ -128,6 +131,7 @@ class OffsetGuard:
         generation = self._generation
         read = self._read.get(tp, [])
         while not read or not read[0] <= offset <= read[-1]:
+            self.looked_at = time.monotonic()
             try:
                 read = await self._next_offsets(tp, offset)
             except (KafkaError, OSError, TimeoutError) as error:
@@ -145,6 +149,7 @@ class OffsetGuard:
         """Return what the group has committed by now, 0 for nothing; None when the partition was revoked meanwhile."""
         generation = self._generation
         while True:
+            self.looked_at = time.monotonic()
             try:
                 stands = (await self._committed()).get(tp.partition, 0)
             except (KafkaError, OSError, TimeoutError) as error:

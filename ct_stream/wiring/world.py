@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ct_stream.gate.company import FailedAt
 from ct_stream.gate.domains import canonical_domain
+from ct_stream.gate.middle_stage import refusals
 from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer
 from ct_stream.gate.replies import Stage
 from ct_stream.gate.transcript import (
@@ -163,11 +164,12 @@ class WorkerGate:
             # Its own server refuses us while others talk to us: its private policy, inconclusive (domain scope).
             answer = resumed.pending.answer
             assert isinstance(answer, MailboxAnswer)
-            if not is_own_server(answer.attempts[-1].host, resumed.domain or ""):
+            held = next(iter(refusals(answer)), None)  # none by rules that are newer than the answer
+            if held is None or not is_own_server(held.host, resumed.domain or ""):
                 return Kept(exchanges=kept, looks=resumed.looks, is_dropped=True)  # a provider is asked again
             await self._parts.guardrails.refresh(now=True)  # another worker may have halted the tool just now
             age_s = (self._parts.now() - failed_at).total_seconds()
-            unsettled = self._parts.guardrails.unsettled(age_s, f"{answer.attempts[-1].host} refuses us")
+            unsettled = self._parts.guardrails.unsettled(age_s, f"{held.host} refuses us")
             if unsettled is not None:
                 return Kept(exchanges=kept, asked_at=asked_at, failed_at=failed_at, looks=resumed.looks, wait=unsettled)
             kept.append(replace(resumed.pending, answer=replace(answer, settled=True)))

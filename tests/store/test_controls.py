@@ -210,7 +210,9 @@ async def test_a_clock_of_postgres_that_was_set_back_makes_no_proof_and_hides_no
         assert not state.unbroken(before)
         again = db.now()
         await controls.succeeded(ControlKind.SMTP, again, "greets")
-        assert (await controls.state(ControlKind.SMTP)).ok_begun_at == again
+        state = await controls.state(ControlKind.SMTP)
+        assert state.ok_begun_at == again
+        assert state.unbroken(db.now()), "a new chain begins at once"
 
 
 async def test_a_clock_of_postgres_that_was_set_back_is_no_failure_of_last_week(database: DatabaseDsns) -> None:
@@ -230,6 +232,69 @@ async def test_a_clock_of_postgres_that_was_set_back_is_no_failure_of_last_week(
         assert begun_at is not None, "it must be asked again"
         await controls.succeeded(ControlKind.SMTP, begun_at, "greets")
         assert not (await controls.state(ControlKind.SMTP)).is_failing
+
+
+_STAMPS = ("started_at", "ok_begun_at", "failed_at", "proven_since", "proven_at", "trouble_from", "trouble_until")
+
+
+@pytest.mark.parametrize("has_failed", [False, True])
+async def test_after_a_clock_was_set_back_companies_are_decided_again_at_once(
+    database: DatabaseDsns, has_failed: bool
+) -> None:
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=30.0)
+        await controls.succeeded(ControlKind.SMTP, db.now(), "greets")
+        if has_failed:
+            await controls.failed(ControlKind.SMTP, "port 25 is blocked")
+            await controls.succeeded(ControlKind.SMTP, db.now(), "greets")
+        before = db.now()
+        ahead = ", ".join(f"{name} = {name} + interval '1 hour'" for name in _STAMPS)
+        await database_says(db, f"UPDATE outreach.ct_controls SET {ahead} WHERE kind = 'smtp'")
+        state = await controls.state(ControlKind.SMTP)
+        assert not state.is_failing
+        assert not state.proves(before - timedelta(hours=1)), "no proof at all is left"
+        assert state.voids(before, db.now())
+        await controls.succeeded(ControlKind.SMTP, db.now(), "greets")
+        await asyncio.sleep(0.01)
+        asked_at = db.now()
+        await controls.greeting(time.monotonic())
+        await controls.succeeded(ControlKind.SMTP, db.now(), "greets")
+        state = await controls.state(ControlKind.SMTP)
+        assert state.unbroken(asked_at)
+        assert not state.unbroken(before)
+        assert not state.voids(asked_at, db.now())
+
+
+async def test_the_end_of_a_proof_that_lies_ahead_bridges_no_gap(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=1.0)
+        await controls.succeeded(ControlKind.SMTP, db.now(), "greets")
+        stamps = ("started_at", "ok_begun_at", "proven_since")
+        back = ", ".join(f"{name} = {name} - interval '10 min'" for name in stamps)
+        await database_says(
+            db, f"UPDATE outreach.ct_controls SET {back}, proven_at = proven_at + interval '50 min' WHERE kind = 'smtp'"
+        )
+        await controls.good_talk(time.monotonic(), "mx.acme.example")
+        state = await controls.state(ControlKind.SMTP)
+        assert not state.unbroken(db.now() - timedelta(minutes=5)), "nothing proved those ten minutes"
+
+
+async def test_a_talk_from_before_a_failure_ends_no_trouble(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=30.0)
+        await controls.succeeded(ControlKind.SMTP, db.now() - timedelta(seconds=60), "greets")
+        begun_at = time.monotonic()
+        await asyncio.sleep(0.05)
+        await controls.failed(ControlKind.SMTP, "port 25 is blocked")
+        await controls.good_talk(begun_at, "mx.acme.example")
+        asked_at = db.now()
+        state = await controls.state(ControlKind.SMTP)
+        assert state.is_failing
+        assert state.voids(asked_at, asked_at + timedelta(seconds=5)), "it is not over"
+        await controls.succeeded(ControlKind.SMTP, db.now(), "greets")
+        state = await controls.state(ControlKind.SMTP)
+        assert state.voids(asked_at, db.now())
+        assert not state.voids(db.now(), db.now() + timedelta(seconds=5))
 
 
 def test_a_sign_is_worth_a_statement_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

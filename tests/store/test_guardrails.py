@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from ct_stream.gate.questions import MxAnswer, MxStatus
+from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.exits import Exit, hung_again, record_exit
@@ -211,6 +213,18 @@ async def test_after_a_resume_the_window_of_refusals_starts_empty(database: Data
         held = Held(by=HeldBy.REFUSED, host="mx.bad9.example", reason="554 listed")
         await p.one.judge(held, "bad9.example", "bad9.example", is_own_server=True)
         assert await p.state(SMTP_RAIL) == "trial"
+
+
+async def test_a_resume_gives_the_time_back_that_its_void_replies_cost(database: DatabaseDsns) -> None:
+    """Else its company comes back with too little of its deadline to ask the next host, and fails by our fault."""
+    async with parts(database) as p:
+        await p.one.set_state(SMTP_RAIL, "halted", "refused", None)
+        pending = Exchange(key="rcpt:info", answer=MxAnswer(status=MxStatus.NO_RECORDS))
+        await p.passes.park(parked(waits_on="control:smtp", pending=pending, spent_s=74.0))
+        await p.passes.park(parked(spent_s=5.0))
+        await p.resume(SMTP_RAIL)
+        came_back = await p.passes.claim_due(10)
+        assert sorted((resumed.pending, resumed.spent_s) for resumed in came_back) == [(None, 0.0), (None, 5.0)]
 
 
 async def test_a_try_that_was_lost_in_a_crash_is_followed_by_another(database: DatabaseDsns) -> None:

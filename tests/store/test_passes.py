@@ -64,6 +64,33 @@ async def test_when_it_was_asked_stays_on_record_until_it_is_asked_again(databas
             assert last.asked_at < ahead, "a worker's clock ran ahead"
 
 
+async def test_answers_of_before_a_clock_was_set_back_are_of_no_known_time(database: DatabaseDsns) -> None:
+    """Proofs of an hour later would speak for them, once the clock has caught up."""
+    async with opened(database.gate) as db:
+        passes = Passes(db, "a", "test")
+        admin = await asyncpg.connect(database.admin)
+        async with running(passes.park):
+            company = parked(asked_at=db.now(), failed=FailedAt.NOW)
+            await passes.park(company)
+            await passes.park(parked(failed=FailedAt.NONE))
+            await admin.execute(
+                "UPDATE outreach.ct_passes SET asked_at = asked_at + interval '1 hour', "
+                "failed_at = failed_at + interval '1 hour'"
+            )
+            came_back = {back.origin.outreach_id: back for back in await passes.claim_due(10)}
+            first = came_back.pop(company.origin.outreach_id)
+            (other,) = came_back.values()
+            assert other.failed_at is None
+            assert first.asked_at is not None
+            assert first.asked_at.year == 1970
+            assert first.failed_at is not None
+            assert first.failed_at <= db.now() + timedelta(seconds=1)
+            await passes.park(parked(company.origin.outreach_id, asked_at=None, failed=FailedAt.ON_RECORD))
+            (again,) = await passes.claim_due(10)
+            assert (again.asked_at, again.failed_at) == (first.asked_at, first.failed_at)
+        await admin.close()
+
+
 async def test_of_two_workers_one_goes_on_with_each_company(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db, opened(database.gate) as other_db:
         one, other = Passes(db, "one", "test"), Passes(other_db, "other", "test")

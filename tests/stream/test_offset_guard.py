@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -140,8 +141,10 @@ async def test_a_record_that_a_former_look_saw_is_missed() -> None:
 async def test_without_an_answer_no_hole_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offset_guard, "_LOOK_AGAIN_S", 0.001)
     world = await World(there=[NodeNotReadyError("away"), [], [10, 12]]).assign()
+    begun_at = time.monotonic()
     assert not await world.accept(12)
     assert world.holes == [(10, 12)]
+    assert begun_at < world.guard.looked_at, "a worker that looks leaves records where they are, and is no hung one"
 
 
 @pytest.mark.parametrize("stands", [12, 13])

@@ -5,8 +5,9 @@ The proofs of our way lie around every question unless a test says otherwise: th
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +23,9 @@ from ct_stream.store.controls import ControlState, control_wait
 from ct_stream.wiring.world import WorkerGate
 from tests.gate.world import RULES, mx
 from tests.wiring.test_world import ASKED, FAILED, GOOD, ID, LATER, PATTERN, Controls, proven
+
+if TYPE_CHECKING:
+    from ct_stream.probes.stopwatch import Stopwatch
 
 OWN = ("mx1.acme.example", "mx2.acme.example")
 SHARED = ("mx1.bigmail.example",)
@@ -45,8 +49,11 @@ class Company:
     def __init__(self, hosts: tuple[str, ...], says: MailboxAnswer | Wait, **put_away: Any) -> None:
         self.says = says
         self.asked = 0
+        self.judged: list[str] = []
         self.ways: dict[ControlKind, ControlState] = {ControlKind.DNS: GOOD, ControlKind.SMTP: GOOD}
         self.settles_at_once = True
+        self.takes_s = 0.1
+        self.cap: Wait | None = None  #: what our limits say once, between two of its hosts
         last = put_away.pop("last", None)
         self.row: dict[str, Any] = {
             "exchanges": (
@@ -64,11 +71,17 @@ class Company:
     async def _nothing(self, *_: object, **__: object) -> None:
         return None
 
-    async def _ask(self, *_: object) -> MailboxAnswer | Wait:
+    async def _ask(self, watch: Stopwatch, _address: object, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
         self.asked += 1
-        return self.says
+        if watch.left_s < self.takes_s:
+            watch.spent_s += watch.left_s
+            return MailboxAnswer(attempts=(attempt(hosts[0], Trouble.DEADLINE),))
+        watch.spent_s += self.takes_s
+        cap, self.cap = self.cap, None
+        return cap or self.says
 
     async def _judge(self, held: Any, _domain: str, provider: str, *, is_own_server: bool) -> Wait:
+        self.judged.append(provider)
         if is_own_server:
             return control_wait(ControlKind.SMTP, f"{held.host} refuses us")
         return Wait(reason=WaitReason.REFUSED, detail="refuses us", after_s=600.0, waits_on=f"provider:{provider}")
@@ -80,14 +93,17 @@ class Company:
 
     async def come_back(self) -> Passed | Failed | Wait:
         """Go through the gate once more, and put away what is left of it as Postgres does."""
-        prober = SimpleNamespace(ask=self._ask, close=self._nothing)
+
+        def prober(_permits: object, watch: Stopwatch) -> SimpleNamespace:
+            return SimpleNamespace(ask=partial(self._ask, watch), close=self._nothing)
+
         parts: Any = SimpleNamespace(
             memory=SimpleNamespace(recall=self._recall), own_trouble=lambda: None,
             limits=SimpleNamespace(mx_lookup=self._nothing), rules=RULES, controls=Controls(self.ways),
             guardrails=SimpleNamespace(
                 refresh=self._nothing, unsettled=self._unsettled, unreached=self._nothing, judge=self._judge, halted={}
             ),
-            probing=SimpleNamespace(resolver=None, prober=lambda *_: prober),
+            probing=SimpleNamespace(resolver=None, prober=prober),
             paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,
             stalled_since=lambda _: 0.0, now=lambda: LATER,
         )  # fmt: skip
@@ -172,3 +188,38 @@ async def test_a_refusal_behind_a_name_that_nothing_proved_to_be_missing_is_aske
     assert company.asked == 1
     company.ways[ControlKind.DNS] = GOOD
     assert isinstance(await company.until_decided(), Failed)
+
+
+async def test_a_limit_of_ours_between_two_hosts_costs_no_time() -> None:
+    """A look at a dead first host takes 74 s of 90; what it was is not kept, and it is looked at again tomorrow."""
+    accepts = Attempt(host=OWN[1], ip="192.0.2.2", stage=Stage.RCPT, reply=Reply(code=250, text="ok"))
+    company = Company(OWN, MailboxAnswer(attempts=(attempt(OWN[0]), accepts)), looks=1, spent_s=0.0)
+    company.takes_s = 74.0
+    company.cap = Wait(reason=WaitReason.DAILY_CAP, detail="all 10,000 sessions of the day are used up")
+    assert isinstance(await company.come_back(), Wait)
+    assert (company.row["spent_s"], company.row["exchanges"][-1].key) == (0.0, "mx")
+    company.says = MailboxAnswer(attempts=(accepts,))
+    result = await company.until_decided()
+    assert isinstance(result, Passed)
+
+
+SAYS_NO = Reply(code=554, enhanced="5.7.1", text="blocked using a list at spamhaus")
+
+
+@pytest.mark.parametrize(
+    "backup",
+    [
+        pytest.param(Attempt(host=SHARED[0], stage=Stage.RCPT, reply=Reply(code=450, text="greylisted")), id="later"),
+        pytest.param(attempt(SHARED[0]), id="silent"),
+        pytest.param(Attempt(host=SHARED[0], stage=Stage.BANNER, reply=SAYS_NO), id="refuses us too"),
+    ],
+)
+async def test_its_own_server_that_refuses_us_settles_it_whatever_a_shared_backup_says(backup: Attempt) -> None:
+    """Whose word it was decides where it waits; taken for the backup's it would be asked again at each proof."""
+    says = MailboxAnswer(attempts=(Attempt(host=OWN[0], stage=Stage.BANNER, reply=SAYS_NO), backup))
+    company = Company((OWN[0], SHARED[0]), says)
+    assert isinstance(await company.until_decided(), Failed)
+    assert company.asked <= 1 + len(RULES.patterns)
+    judged = ["acme.example", "bigmail.example"] if backup.reply == SAYS_NO else ["acme.example"]
+    assert list(dict.fromkeys(company.judged)) == judged, "what the provider says is evidence about it"
+    assert len(company.judged) <= 2, "trouble is looked at twice, and so is what came with it"

@@ -178,7 +178,7 @@ async def test_what_was_put_away_before_anything_was_asked_has_no_failure() -> N
 
 @pytest.mark.parametrize("host", ["mx1.bigmail.example", "mx1.acme.example"])
 async def test_a_providers_refusal_is_asked_again_and_never_the_companys_own_policy(host: str) -> None:
-    about_us = said(554, "5.7.1", "blocked", host=host)
+    about_us = said(554, "5.7.1", "blocked using a list at spamhaus", host=host)
     if host.endswith("acme.example"):
         own = await resume({"spine": ABSENT["spine"], "mx": mx(host)}, "", reason="refused", pending=about_us)
         assert own.exchanges[-1].answer == replace(about_us, settled=True)
@@ -280,7 +280,7 @@ async def test_the_first_silence_of_a_company_is_of_now() -> None:
 async def test_a_refusal_that_is_not_settled_yet_keeps_its_moments() -> None:
     """Asked and refused as on record: a proof that began after it has not to come again after each wait."""
     wait = Wait(reason=WaitReason.REFUSED, detail="not settled yet", after_s=60.0)
-    about_us = said(554, "5.7.1", "blocked", host="mx1.acme.example")
+    about_us = said(554, "5.7.1", "blocked using a list at spamhaus", host="mx1.acme.example")
     company = await resume(
         {"spine": ABSENT["spine"], "mx": mx("mx1.acme.example")}, "", reason="refused", pending=about_us, unsettled=wait
     )
