@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import asyncpg
+import hypothesis
 import pytest
 
 from ct_stream.local.postgres import EmbeddedPostgres
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 # A shell that starts the tests in the background has SIGINT ignored, and so would each process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says something about the machine only.
+hypothesis.settings.register_profile("ct-stream", deadline=None)
+hypothesis.settings.load_profile("ct-stream")
 
 TEMPLATE = "template_ct"
 PASSWORD = "only-on-loopback"

@@ -43,6 +43,7 @@ class EmbeddedPostgres:
         self._temporary = data_dir is None
         self._data_dir = data_dir
         self.port = port or free_port()
+        self._may_move = port is None  # until its first start
         self._durable = durable
         self._home: Path | None = None
         self._password = ""
@@ -102,6 +103,8 @@ class EmbeddedPostgres:
         self._password = _read_password(self._home / "superuser_password")
         if not (cluster / "PG_VERSION").exists():
             await _to_its_end(_make_cluster, install, cluster, self._password, owner, self._durable)
+        if self._may_move:
+            self.port, self._may_move = free_port(), False  # making the cluster takes seconds: it may be taken by now
         await _clear_stale_pid_file(cluster)
         require_free_port(self.port, "postgres")
         self._child = ChildProcess(

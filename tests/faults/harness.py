@@ -175,6 +175,16 @@ class Stack:
         async with aiohttp.ClientSession() as session, session.get(f"{served[1]}/readyz") as response:
             return response.status, (await response.json())["troubles"]
 
+    async def wait_ready(self, status: int, within_s: float) -> dict[str, str]:
+        """Wait until /readyz answers so; return the troubles that it names."""
+        deadline = time.monotonic() + within_s
+        while (answer := await self.readyz())[0] != status:
+            assert time.monotonic() < deadline, (
+                f"/readyz says {answer} after {within_s:g} s: {self.worker_log()[-2000:]}"
+            )
+            await asyncio.sleep(0.3)
+        return answer[1]
+
     async def wait_said(self, words: str, within_s: float) -> bool:
         """Wait until the newest worker has said something, or has ended."""
         deadline = time.monotonic() + within_s
@@ -257,12 +267,21 @@ class Stack:
         try:
             settings = load_settings(self.env)
             tps = [tp for t in topics or (CT_PASS, CT_FAIL, CT_REJECTED) for tp in await partitions_of(settings, t)]
+            ends = None if kafka() is None else await consumer.end_offsets(tps)  # the embedded broker knows none
             consumer.assign(tps)
-            await consumer.seek_to_beginning(*tps)
+            for tp in tps:
+                consumer.seek(tp, 0)
             found: list[Any] = []
-            while batch := await consumer.getmany(timeout_ms=int(quiet_s * 1000)):
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                batch = await consumer.getmany(timeout_ms=int(quiet_s * 1000))
                 found.extend(record for records in batch.values() for record in records)
-            return found
+                if ends is None:
+                    if not batch:
+                        return found
+                elif all([await consumer.position(tp) >= ends[tp] for tp in tps]):
+                    return found
+            raise AssertionError("Kafka does not give all records of its topics")
         finally:
             with suppress(Exception):
                 await consumer.stop()

@@ -42,15 +42,6 @@ async def all_acked(stack: Stack, within_s: float = 30) -> int:
         await asyncio.sleep(0.3)
 
 
-async def ready_is(stack: Stack, status: int, within_s: float) -> dict[str, str]:
-    """Wait until /readyz answers so; return the troubles that it names."""
-    deadline = time.monotonic() + within_s
-    while (answer := await stack.readyz())[0] != status:
-        assert time.monotonic() < deadline, f"/readyz says {answer} after {within_s:g} s: {stack.worker_log()[-2000:]}"
-        await asyncio.sleep(0.3)
-    return answer[1]
-
-
 async def still(stack: Stack, *, for_s: float, within_s: float) -> int:
     """Return how many companies are decided when none was for `for_s`."""
     deadline = time.monotonic() + within_s
@@ -105,7 +96,7 @@ async def test_two_of_three_brokers_die_and_everything_waits_until_they_are_back
         await stack.publish(ids)
         assert await stack.wait_decided(100, 40) >= 100, stack.worker_log()[-2000:]
         await cluster.kill(1, 2)
-        troubles = await ready_is(stack, 503, 60)
+        troubles = await stack.wait_ready(503, 60)
         assert {"kafka", "kafka_group"} & set(troubles), troubles
         stands_at = await still(stack, for_s=5, within_s=40)
         assert stands_at < 600, "the gate went on deciding what it cannot publish"
@@ -117,7 +108,7 @@ async def test_two_of_three_brokers_die_and_everything_waits_until_they_are_back
         await cluster.start(1, 2)
         assert await stack.wait_decided(600, 120) == 600, stack.worker_log()[-3000:]
         assert await stack.wait_published(60) == 0
-        await ready_is(stack, 200, 30)
+        await stack.wait_ready(200, 30)
         assert await all_acked(stack) == 0, f"exit {stack.workers[-1].poll()}: {stack.worker_log()[-3000:]}"
         copies = await published(stack)
         assert set(copies) == set(ids)
@@ -129,12 +120,12 @@ async def test_an_idle_worker_says_that_two_of_three_brokers_are_gone(tmp_path: 
     async with Stack(tmp_path) as stack:
         worker = stack.start_worker()
         assert await stack.wait_said("Ready", 40), stack.worker_log()
-        await ready_is(stack, 200, 20)
+        await stack.wait_ready(200, 20)
         await cluster.kill(1, 3)
-        assert "kafka_group" in await ready_is(stack, 503, 60)
+        assert "kafka_group" in await stack.wait_ready(503, 60)
         assert len(stack.worker_log().splitlines()) < 60, f"the outage floods the log: {stack.worker_log()[-3000:]}"
         await cluster.start(1, 3)
-        await ready_is(stack, 200, 60)
+        await stack.wait_ready(200, 60)
         assert stack.end_worker(worker) == 0
 
 

@@ -18,6 +18,8 @@ from ct_stream.stream.topology import GROUP, SPINE_CREATED, check_topics, create
 from tests.kafka.upstream import send_in_transaction
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ct_stream.local.kafka_cluster import KafkaCluster
     from ct_stream.settings import Settings
 
@@ -86,12 +88,12 @@ async def test_replay_begins_at_a_time(settings: Settings) -> None:
 @pytest.mark.parametrize(
     "start",
     [
-        pytest.param({"from_time": datetime.now(UTC) + timedelta(hours=1)}, id="a time to come"),
-        pytest.param({"from_offset": 5000}, id="an offset behind the end"),
+        pytest.param(lambda: {"from_time": datetime.now(UTC) + timedelta(hours=1)}, id="a time to come"),
+        pytest.param(lambda: {"from_offset": 5000}, id="an offset behind the end"),
     ],
 )
 async def test_replay_begins_where_it_was_told_to_whatever_aiokafka_looks_up(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, start: dict[str, Any]
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, start: Callable[[], dict[str, Any]]
 ) -> None:
     """aiokafka looks up a start of its own from the moment of assign(); what it finds may come after our seek."""
     await publish(settings, read_events([str(uuid4()) for _ in range(30)], ids=True))
@@ -104,7 +106,7 @@ async def test_replay_begins_where_it_was_told_to_whatever_aiokafka_looks_up(
         return answer
 
     monkeypatch.setattr(Fetcher, "_proc_offset_request", late)
-    assert [record async for record in replay(settings, **start)] == []
+    assert [record async for record in replay(settings, **start())] == []
 
 
 async def test_replay_shows_no_record_that_upstream_took_back(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,7 +75,13 @@ class Names:
 
 
 def prober(
-    farm: MailFarm, names: Names, permits: Permits, *, deadline_s: float = 5.0, command_s: float = 1.0
+    farm: MailFarm,
+    names: Names,
+    permits: Permits,
+    *,
+    deadline_s: float = 5.0,
+    command_s: float = 1.0,
+    stopwatch: Stopwatch | None = None,
 ) -> MailboxProber:
     settings = SmtpSettings(
         helo="gate.example",
@@ -84,7 +91,8 @@ def prober(
         command_s=command_s,
         quit_s=0.05,
     )
-    return MailboxProber(resolver=names, permits=permits, settings=settings, stopwatch=Stopwatch(deadline_s))
+    watch = stopwatch or Stopwatch(deadline_s)
+    return MailboxProber(resolver=names, permits=permits, settings=settings, stopwatch=watch)
 
 
 async def ask(asker: MailboxProber, local_part: str, *hosts: str) -> MailboxAnswer:
@@ -325,7 +333,7 @@ async def test_a_used_up_deadline_asks_no_server(farm: MailFarm) -> None:
 
 async def test_a_tarpit_ends_inside_the_deadline_and_asks_no_further_host(farm: MailFarm) -> None:
     server = await farm.server(["220 mx", ("EHLO gate.example", b"")])
-    asker = prober(farm, Names(mx1=(server.ip,)), Permits(), deadline_s=0.1)
+    asker = prober(farm, Names(mx1=(server.ip,)), Permits(), deadline_s=0.6)
     assert ends(await ask(asker, "info", MX1, MX2)) == [("mx1", Stage.HELO, Trouble.DEADLINE)]
     await asker.close()
 
@@ -333,12 +341,14 @@ async def test_a_tarpit_ends_inside_the_deadline_and_asks_no_further_host(farm: 
 async def test_the_time_for_leases_does_not_count(farm: MailFarm) -> None:
     class Slow(Permits):
         async def next_session(self) -> Wait | None:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3)
             return await super().next_session()
 
     server = await farm.server(farm.hello(farm.rcpt("info", YES)))
-    asker = prober(farm, Names(mx1=(server.ip,)), Slow(), deadline_s=0.04)
+    watch, begun_at = Stopwatch(30.0), time.monotonic()
+    asker = prober(farm, Names(mx1=(server.ip,)), Slow(), stopwatch=watch)
     assert ends(await ask(asker, "info"))[-1][2] == 250
+    assert 0 < watch.spent_s <= time.monotonic() - begun_at - 0.3
     await asker.close()
 
 

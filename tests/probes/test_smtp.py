@@ -151,9 +151,9 @@ async def test_silence_ends_in_a_timeout_at_its_stage(farm: MailFarm, stage: Sta
         step = whole[steps]
         assert isinstance(step, tuple)
         silent = [*silent, (step[0], b"")]
-    attempt = await talk(farm, *silent, command_s=0.05)
+    attempt = await talk(farm, *silent, command_s=0.6)  # for the replies before it, too
     assert ended(attempt) == (stage, Trouble.TIMEOUT)
-    assert "within 0.05 s" in attempt.detail
+    assert "within 0.6 s" in attempt.detail
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -167,9 +167,9 @@ async def test_a_server_that_hangs_up_is_closed_at_its_stage(farm: MailFarm, ste
 
 async def test_the_pass_deadline_cuts_a_tarpit_short(farm: MailFarm) -> None:
     begin = time.monotonic()
-    attempt = await talk(farm, "220 mx", ("EHLO gate.example", b""), command_s=5.0, deadline_s=0.05)
+    attempt = await talk(farm, "220 mx", ("EHLO gate.example", b""), command_s=30.0, deadline_s=0.6)
     assert ended(attempt) == (Stage.HELO, Trouble.DEADLINE)
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 20
 
 
 async def test_mail_from_refused_ends_at_mail(farm: MailFarm) -> None:

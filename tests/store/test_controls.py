@@ -152,7 +152,7 @@ async def test_a_failure_breaks_the_chain_and_an_older_proof_does_not_mend_it(da
         before = db.now()
         await controls.succeeded(ControlKind.SMTP, before, "greets")
         await controls.failed(ControlKind.SMTP, "no answer")
-        await controls.succeeded(ControlKind.SMTP, before + timedelta(milliseconds=1), "greets, begun before that")
+        await controls.succeeded(ControlKind.SMTP, before + timedelta(microseconds=1), "greets, begun before that")
         assert not (await controls.state(ControlKind.SMTP)).unbroken(db.now())
         mended = db.now()
         await controls.succeeded(ControlKind.SMTP, mended, "greets again")

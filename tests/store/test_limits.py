@@ -41,22 +41,28 @@ async def test_eight_workers_take_exactly_the_days_sessions(database: DatabaseDs
 async def test_mx_look_ups_of_all_workers_keep_to_the_rate(database: DatabaseDsns) -> None:
     together = asyncio.Barrier(4)
 
+    begun: list[float] = []
+    refused: list[float] = []
+
     async def worker(number: int) -> list[float]:
         async with opened(database.gate) as db:
             shared = SharedLimits(db, f"worker-{number}", limits(mx_per_second=40.0))
             async with running(*shared.batches):
-                moments = []
+                moments: list[float] = []
 
                 async def look_up() -> None:
-                    if await shared.mx_lookup() is None:
-                        moments.append(time.monotonic())
+                    taken = moments if await shared.mx_lookup() is None else refused
+                    taken.append(time.monotonic())
 
                 await together.wait()
+                begun.append(time.monotonic())
                 await asyncio.gather(*(look_up() for _ in range(60)))
                 return moments
 
     moments = sorted(moment for some in await asyncio.gather(*(worker(n) for n in range(4))) for moment in some)
-    assert 38 <= len(moments) <= 44, "what has no slot within a second waits in Postgres"
+    # The workers' statements come one after the other; each second between the first and the last has 40 slots more.
+    most = 41 + 40 * (max(refused) - min(begun))
+    assert 38 <= len(moments) <= most, "what has no slot within a second waits in Postgres"
     assert moments[-1] - moments[0] >= 0.9
 
 
@@ -72,7 +78,8 @@ async def test_the_days_look_ups_end_at_midnight_utc(database: DatabaseDsns) -> 
 
 async def test_a_domain_has_one_session_at_a_time_and_a_pause_after_it(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db, opened(database.gate) as other_db:
-        shared, other = SharedLimits(db, "a", LIMITS), SharedLimits(other_db, "b", LIMITS)
+        paused_2_s = limits(smtp_domain_pause_s=2.0)
+        shared, other = SharedLimits(db, "a", paused_2_s), SharedLimits(other_db, "b", paused_2_s)
         async with running(*shared.batches, *other.batches):
             lease = await shared.begin_probe("acme.example", "acme.example")
             assert isinstance(lease, DomainLease)
@@ -86,8 +93,8 @@ async def test_a_domain_has_one_session_at_a_time_and_a_pause_after_it(database:
             await lease.release(talked=True)
             paused = await other.begin_probe("acme.example", "acme.example")
             assert isinstance(paused, Wait)
-            assert 0 < (paused.after_s or 0) <= 0.3
-            await asyncio.sleep(0.31)
+            assert 0 < (paused.after_s or 0) <= 2.0
+            await asyncio.sleep(2.01)
             assert isinstance(await other.begin_probe("acme.example", "acme.example"), DomainLease)
 
 

@@ -183,7 +183,7 @@ async def test_a_blocked_loop_ends_the_worker_three_times_and_then_it_waits_for_
         assert await stack.wait_said("Not restarting for ever", 30)
         await stack.admin.execute("SELECT outreach.resume_guardrail('watchdog', 'mended')")
         await decided_once(stack, 12)
-        assert (await stack.readyz()) == (200, {})
+        assert await stack.wait_ready(200, 30) == {}
         assert stack.end_worker(mended) == 0
 
 
