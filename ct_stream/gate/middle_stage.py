@@ -6,7 +6,7 @@ answers, a pass goes on from kept answers, and a transcript can be read again un
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -110,14 +110,15 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
 
     asked: list[_Asked] = []
     hosts = mx.hosts
-    is_settled = False
+    settled: set[str] = set()  # hosts whose policy towards us is known: saying so again is no news
     for pattern in rules.patterns:
         address = render(pattern, rules.probe_name, domain)
-        step = yield from _probe(pattern, address, hosts, is_settled=is_settled)
+        step = yield from _probe(pattern, address, hosts, settled)
         if isinstance(step, Held):
             return step
         asked.append(step)
-        is_settled = is_settled or step.answer.settled  # its policy towards us: saying so again is no news
+        if step.answer.settled:
+            settled |= {held.host for held in refusals(step.answer)}
         if step.reading.meaning is Meaning.ACCEPT:
             refused = [earlier for earlier in asked if earlier.reading.meaning is Meaning.REJECT]
             return (yield from _accepted(outreach_id, domain, pattern, step.attempt.host, refused=len(refused)))
@@ -142,23 +143,22 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
 
 
 def _probe(
-    pattern: Pattern | None, address: Address, hosts: tuple[str, ...], *, is_settled: bool
+    pattern: Pattern | None, address: Address, hosts: tuple[str, ...], settled: Collection[str]
 ) -> Generator[Question, Answer, _Asked | Held]:
     """Ask about one mailbox; a reply about us that is not settled as the company's private policy holds the pass."""
     answer = yield ProbeMailbox(pattern=pattern.name if pattern else RANDOM, address=address, hosts=hosts)
     assert isinstance(answer, MailboxAnswer)
     last = answer.attempts[-1]
     reading = read_attempt(last)
-    if not (is_settled or answer.settled) and not (
-        last.stage is Stage.RCPT and reading.meaning in (Meaning.ACCEPT, Meaning.REJECT)
-    ):
+    if not answer.settled and not (last.stage is Stage.RCPT and reading.meaning in (Meaning.ACCEPT, Meaning.REJECT)):
         for held in refusals(answer):
-            return held
+            if held.host not in settled:
+                return held
     return _Asked(pattern=pattern, answer=answer, reading=reading)
 
 
 def refusals(answer: MailboxAnswer) -> list[Held]:
-    """Return the holds that replies about us put on the pass, in the order of the hosts; the first one decides."""
+    """Return the holds that replies about us put on the pass, in the order of the hosts."""
     return [held for held in map(_held, answer.attempts) if held is not None]
 
 

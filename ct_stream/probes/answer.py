@@ -27,7 +27,7 @@ from ct_stream.gate.questions import (
 from ct_stream.gate.transcript import Exchange, OutOfStep, Play
 from ct_stream.gate.verdicts import Failed, Held, Passed, Verdict
 from ct_stream.gate.waits import Wait, WaitReason
-from ct_stream.probes.providers import provider_of
+from ct_stream.probes.providers import is_own_server, provider_of
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
 from ct_stream.probes.world import TurnedOff
 
@@ -281,16 +281,16 @@ class PassDriver:
         """Return the end of the pass; None when it goes on because a reply about us proved to be private policy."""
         if not isinstance(verdict, Held):
             return verdict
-        self._refused = verdict
         *before, last = self._play.exchanges
         assert isinstance(last.answer, MailboxAnswer)
         play = Play(self._flow())
         play.resume(before)
         assert isinstance(play.question, ProbeMailbox)
         domain = play.question.address.domain
-        wait = await self._world.refusals.judge(verdict, domain, provider_of(verdict.host, domain))
-        for held in refusals(last.answer)[1:]:  # what another host says of us is evidence about its provider too
-            await self._world.refusals.judge(held, domain, provider_of(held.host, domain))
+        # What a shared provider says of us comes first: it is never the company's own policy.
+        shared = (held for held in refusals(last.answer) if not is_own_server(held.host, domain))
+        self._refused = next(shared, verdict)
+        wait = await self._world.refusals.judge(self._refused, domain, provider_of(self._refused.host, domain))
         self._play = play
         if wait is not None:
             return self._waiting(wait, pending=last)

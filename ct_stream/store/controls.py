@@ -70,6 +70,7 @@ class ControlLedger:
     async def state(self, kind: ControlKind) -> ControlState:
         """Return what is known of our own way of `kind`."""
         row = (await self._database.persist("control", kind.value))[0]
+        self._database.saw_clock(row["now"])
         return ControlState(
             ok_begun_at=_utc(row["ok_begun_at"]),
             ok_detail=row["ok_detail"],

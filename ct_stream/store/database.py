@@ -74,6 +74,10 @@ class Database:
         base, at = self._clock_base
         return base + timedelta(seconds=time.monotonic() - at)
 
+    def saw_clock(self, now: datetime) -> None:
+        """Take the database's time as it was just told, so that a clock that is set is followed at once."""
+        self._clock_base = (now, time.monotonic())
+
     def saw_ordinal(self, ordinal: int) -> None:
         """Remember how far the ledger has come, so that a restored backup is noticed."""
         self._seen_ordinal = max(self._seen_ordinal, ordinal)

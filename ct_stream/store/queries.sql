@@ -117,10 +117,11 @@ SELECT outreach.ct_wake('domain:' || d, 1000000, clock_timestamp()) FROM unnest(
 SELECT o.outreach_id, o.attempt FROM outreach.ct_outcomes AS o WHERE o.outreach_id = ANY ($1::uuid[]);
 
 -- name: claim_unpublished_of
--- Claim the recorded bytes of these companies for publishing, where nobody else holds the claim.
+-- Claim the recorded bytes of these companies for publishing, where nobody else holds the claim. One that would hold
+-- for longer than claims do is from before the clock was set back.
 UPDATE outreach.ct_outcomes AS o SET publish_until = clock_timestamp() + interval '30 seconds'
 WHERE o.outreach_id = ANY ($1::uuid[]) AND o.published_at IS NULL AND o.topic IS NOT NULL
-    AND o.publish_until < clock_timestamp()
+    AND (o.publish_until < clock_timestamp() OR o.publish_until > clock_timestamp() + interval '31 seconds')
 RETURNING o.outreach_id, o.topic, o.key, o.value, o.headers;
 
 -- name: claim_unpublished
@@ -128,9 +129,11 @@ RETURNING o.outreach_id, o.topic, o.key, o.value, o.headers;
 UPDATE outreach.ct_outcomes AS o SET publish_until = clock_timestamp() + interval '30 seconds'
 WHERE o.outreach_id IN (
     SELECT u.outreach_id FROM outreach.ct_outcomes AS u
-    WHERE u.published_at IS NULL AND u.topic IS NOT NULL AND u.publish_until < clock_timestamp()
+    WHERE u.published_at IS NULL AND u.topic IS NOT NULL
+        AND (u.publish_until < clock_timestamp() OR u.publish_until > clock_timestamp() + interval '31 seconds')
     ORDER BY u.publish_until LIMIT $1 FOR UPDATE SKIP LOCKED
-) AND o.published_at IS NULL AND o.publish_until < clock_timestamp()
+) AND o.published_at IS NULL
+    AND (o.publish_until < clock_timestamp() OR o.publish_until > clock_timestamp() + interval '31 seconds')
 RETURNING o.outreach_id, o.topic, o.key, o.value, o.headers;
 
 -- name: stamp
@@ -282,8 +285,19 @@ FROM outreach.ct_take_tier2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS t;
 SELECT a.final_said, a.final_detail, a.halted_now FROM outreach.ct_answer_tier2($1, $2, $3, $4, $5, $6, $7) AS a;
 
 -- name: control
--- What is known of our own way?
-SELECT c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until, c.proven_since
+-- What is known of our own way? Stamps from before the clock was set back are forgotten, before it catches up with them.
+WITH forgotten AS (
+    UPDATE outreach.ct_controls AS r SET (
+        started_at, lease_until, ok_begun_at, failed_at, proven_since, proven_at, trouble_from, trouble_until
+    ) = (
+        SELECT c.started_at, c.lease_until, c.ok_begun_at, c.failed_at, c.proven_since, c.proven_at, c.trouble_from,
+            c.trouble_until
+        FROM outreach.ct_control_now(r) AS c
+    )
+    WHERE r.kind = $1 AND outreach.ct_control_is_ahead(r)
+)
+SELECT c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until, c.proven_since,
+    clock_timestamp() AS now
 FROM outreach.ct_controls AS r, outreach.ct_control_now(r) AS c WHERE r.kind = $1;
 
 -- name: begin_control
@@ -316,7 +330,7 @@ WITH proof AS (
             CASE WHEN c.trouble_until = 'infinity' AND $2 > c.failed_at THEN clock_timestamp() ELSE c.trouble_until END
         FROM outreach.ct_control_now(r) AS c
     )
-    WHERE r.kind = $1::text
+    WHERE r.kind = $1::text AND $2 <= clock_timestamp() + interval '1 second'  -- begun before the clock was set back
     RETURNING r.ok_begun_at
 )
 UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()

@@ -43,6 +43,7 @@ EXIT_CODE = 77  #: of a process that saw a hole
 #: Longer than the timeout of Faust's running getmany (1.0 s, faust/transport/consumer.py).
 HOLD_S = 1.5
 _LOOK_AGAIN_S = 1.0
+_LOOK_MOST_S = 300.0
 
 
 class OffsetGuard:
@@ -69,7 +70,7 @@ class OffsetGuard:
         self._read: dict[TP, list[int]] = {}
         self._generation: int | None = None
         self._armed = asyncio.Event()
-        self.looked_at = -inf  #: when it last went to look into a hole (monotonic): meanwhile no record is delivered
+        self._looking_since = -inf  # (monotonic) into a hole, now: meanwhile no record of any partition is taken
 
     def connect(self) -> None:
         """Listen to the app's signals; before it starts."""
@@ -102,7 +103,20 @@ class OffsetGuard:
         expected = self._expected.get(tp)
         if expected is None or message.offset < expected:
             return False
-        if message.offset > expected:
+        if message.offset > expected and not await self._looked_through(message, tp, expected):
+            return False
+        self._expected[tp] = message.offset + 1
+        return True
+
+    @property
+    def is_looking(self) -> bool:
+        """Tell if a look into a hole is under way, and not for so long that it is a hang itself."""
+        return time.monotonic() - self._looking_since < _LOOK_MOST_S
+
+    async def _looked_through(self, message: Any, tp: TP, expected: int) -> bool:
+        """Tell if the hole before this event is none, and book it for Faust."""
+        self._looking_since = time.monotonic()
+        try:
             there = await self._next_record(tp, expected)
             if there is None:
                 return False  # revoked meanwhile
@@ -117,10 +131,9 @@ class OffsetGuard:
             # Faust's own bookkeeping counts the record behind the hole as done, too: it is told of the hole only.
             consumer: Any = self._app.consumer
             await type(consumer)._add_gap(consumer, tp, expected, message.offset - 1)
-            if not self._is_current(message.generation_id):
-                return False
-        self._expected[tp] = message.offset + 1
-        return True
+            return self._is_current(message.generation_id)
+        finally:
+            self._looking_since = -inf
 
     def _is_current(self, generation: int | None) -> bool:
         """Tell if no rebalance began since: the same partition may come back at the same offset."""
@@ -131,7 +144,6 @@ class OffsetGuard:
         generation = self._generation
         read = self._read.get(tp, [])
         while not read or not read[0] <= offset <= read[-1]:
-            self.looked_at = time.monotonic()
             try:
                 read = await self._next_offsets(tp, offset)
             except (KafkaError, OSError, TimeoutError) as error:
@@ -149,7 +161,6 @@ class OffsetGuard:
         """Return what the group has committed by now, 0 for nothing; None when the partition was revoked meanwhile."""
         generation = self._generation
         while True:
-            self.looked_at = time.monotonic()
             try:
                 stands = (await self._committed()).get(tp.partition, 0)
             except (KafkaError, OSError, TimeoutError) as error:

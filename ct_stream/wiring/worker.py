@@ -401,7 +401,7 @@ class Worker:
         )
         self._delivery = Delivery(
             positions=guard.positions,
-            busy_at=lambda: max(agent.busy_at, guard.looked_at),
+            busy_at=lambda: time.monotonic() if guard.is_looking else agent.busy_at,
             first_records=lambda positions: first_records(self.settings, positions),
         )
         guard.connect()

@@ -164,12 +164,12 @@ class WorkerGate:
             # Its own server refuses us while others talk to us: its private policy, inconclusive (domain scope).
             answer = resumed.pending.answer
             assert isinstance(answer, MailboxAnswer)
-            held = next(iter(refusals(answer)), None)  # none by rules that are newer than the answer
-            if held is None or not is_own_server(held.host, resumed.domain or ""):
+            helds = refusals(answer)  # none by rules that are newer than the answer
+            if not helds or not all(is_own_server(held.host, resumed.domain or "") for held in helds):
                 return Kept(exchanges=kept, looks=resumed.looks, is_dropped=True)  # a provider is asked again
             await self._parts.guardrails.refresh(now=True)  # another worker may have halted the tool just now
             age_s = (self._parts.now() - failed_at).total_seconds()
-            unsettled = self._parts.guardrails.unsettled(age_s, f"{held.host} refuses us")
+            unsettled = self._parts.guardrails.unsettled(age_s, f"{helds[0].host} refuses us")
             if unsettled is not None:
                 return Kept(exchanges=kept, asked_at=asked_at, failed_at=failed_at, looks=resumed.looks, wait=unsettled)
             kept.append(replace(resumed.pending, answer=replace(answer, settled=True)))
@@ -471,7 +471,8 @@ class Lease:
     async def release(self, *, greeted: bool | None, refused: Held | None) -> None:
         """Give the domain and the place back."""
         talked = bool(greeted) and refused is None
-        if greeted is False and refused is None and self._provider != registrable_domain(self._domain):
+        is_silent = greeted is False and refused is None and not self._parts.stalled_since(self._begun_at)
+        if is_silent and self._provider != registrable_domain(self._domain):
             await self._parts.guardrails.silent(self._provider, self._domain)
         await self._lease.release(talked=talked)
         if talked:

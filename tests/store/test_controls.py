@@ -265,6 +265,47 @@ async def test_after_a_clock_was_set_back_companies_are_decided_again_at_once(
         assert not state.voids(asked_at, db.now())
 
 
+async def test_a_clock_that_catches_up_brings_no_old_proof_back(database: DatabaseDsns) -> None:
+    """Read once, and written by nobody, until the stamps from ahead lie behind."""
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=30.0)
+        before = db.now()
+        await controls.succeeded(ControlKind.SMTP, before, "greets")
+        ahead = ", ".join(f"{name} = {name} + interval '2 s'" for name in _STAMPS)
+        await database_says(db, f"UPDATE outreach.ct_controls SET {ahead} WHERE kind = 'smtp'")
+        assert not (await controls.state(ControlKind.SMTP)).unbroken(db.now())
+        await asyncio.sleep(2.1)
+        assert not (await controls.state(ControlKind.SMTP)).unbroken(db.now())
+
+
+async def test_what_was_broken_before_a_clock_was_set_back_is_mended_by_the_first_proof(
+    database: DatabaseDsns,
+) -> None:
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=30.0)
+        await controls.succeeded(ControlKind.SMTP, db.now(), "greets")
+        await controls.failed(ControlKind.SMTP, "port 25 is blocked")
+        ahead = ", ".join(f"{name} = {name} + interval '1 hour'" for name in _STAMPS)
+        await database_says(db, f"UPDATE outreach.ct_controls SET {ahead} WHERE kind = 'smtp'")
+        assert (await controls.state(ControlKind.SMTP)).is_failing
+        begun_at = await controls.begin(ControlKind.SMTP)
+        assert begun_at is not None
+        await controls.succeeded(ControlKind.SMTP, begun_at + timedelta(hours=1), "begun before the clock was set back")
+        assert (await controls.state(ControlKind.SMTP)).is_failing
+        await controls.succeeded(ControlKind.SMTP, begun_at, "greets")
+        assert not (await controls.state(ControlKind.SMTP)).is_failing
+
+
+async def test_a_clock_that_was_set_is_followed_at_the_next_look(database: DatabaseDsns) -> None:
+    """Else a refusal of this minute would be an hour old, and settled."""
+    async with opened(database.gate) as db:
+        assert db._clock_base is not None
+        base, looked_at = db._clock_base
+        db._clock_base = (base + timedelta(hours=1), looked_at)
+        await ControlLedger(db, interval_s=30.0).state(ControlKind.DNS)
+        assert abs(db.now() - base) < timedelta(minutes=1)
+
+
 async def test_the_end_of_a_proof_that_lies_ahead_bridges_no_gap(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
         controls = ControlLedger(db, interval_s=1.0)

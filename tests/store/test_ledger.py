@@ -130,6 +130,10 @@ async def test_an_outcome_is_published_under_one_claim_and_never_again_once_stam
             assert (publication.value, publication.headers) == (company.value, company.headers), "byte for byte"
             await _expire_claims(database)
             assert len(await ledger.claim_unpublished(10)) == 1, "the sweeper takes what a crash left"
+            await _end_claims(database, "now() + interval '1 hour'")
+            assert await ledger.claim(company.outreach_id) is not None, "no claim holds so long: the clock was set back"
+            await _end_claims(database, "now() + interval '1 hour'")
+            assert len(await ledger.claim_unpublished(10)) == 1
             assert not (await ledger.look_up(company.outreach_id)).is_settled
             await ledger.stamp(company.outreach_id)
             await _expire_claims(database)
@@ -138,10 +142,12 @@ async def test_an_outcome_is_published_under_one_claim_and_never_again_once_stam
 
 
 async def _expire_claims(database: DatabaseDsns) -> None:
+    await _end_claims(database, "now() - interval '1 s'")
+
+
+async def _end_claims(database: DatabaseDsns, when: str) -> None:
     connection = await asyncpg.connect(database.admin)
-    await connection.execute(
-        "UPDATE outreach.ct_outcomes SET publish_until = now() - interval '1 s' WHERE published_at IS NULL"
-    )
+    await connection.execute(f"UPDATE outreach.ct_outcomes SET publish_until = {when} WHERE published_at IS NULL")
     await connection.close()
 
 

@@ -66,6 +66,18 @@ async def test_mx_look_ups_of_all_workers_keep_to_the_rate(database: DatabaseDsn
     assert moments[-1] - moments[0] >= 0.9
 
 
+async def test_slots_of_before_a_clock_was_set_back_hold_nobody_up(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        shared = SharedLimits(db, "worker", limits(mx_per_second=40.0))
+        async with running(*shared.batches):
+            assert await shared.mx_lookup() is None
+            async with db.connection() as connection:
+                await connection.execute("UPDATE outreach.ct_rates SET tat = tat + interval '1 hour'")
+            assert await shared.mx_lookup() is None
+            wants = await asyncio.gather(*(shared.mx_lookup() for _ in range(60)))
+            assert 35 <= wants.count(None) < 60, "and the rate is kept"
+
+
 async def test_the_days_look_ups_end_at_midnight_utc(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
         shared = SharedLimits(db, "worker", limits(mx_per_day=5))

@@ -6,7 +6,6 @@ import asyncio
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,10 +140,12 @@ async def test_a_record_that_a_former_look_saw_is_missed() -> None:
 async def test_without_an_answer_no_hole_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offset_guard, "_LOOK_AGAIN_S", 0.001)
     world = await World(there=[NodeNotReadyError("away"), [], [10, 12]]).assign()
-    begun_at = time.monotonic()
+    looked: list[bool] = []
+    monkeypatch.setattr(world.guard, "_on_hole", lambda *_: looked.append(world.guard.is_looking))
+    assert not world.guard.is_looking
     assert not await world.accept(12)
-    assert world.holes == [(10, 12)]
-    assert begun_at < world.guard.looked_at, "a worker that looks leaves records where they are, and is no hung one"
+    assert looked == [True], "a worker that looks leaves records where they are, and is no hung one"
+    assert not world.guard.is_looking, "and one that has looked excuses no other partition"
 
 
 @pytest.mark.parametrize("stands", [12, 13])

@@ -28,7 +28,7 @@ from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.controls import ControlLedger, ControlState
-from ct_stream.wiring.world import CompanyPass, WorkerGate
+from ct_stream.wiring.world import CompanyPass, Farewells, Lease, WorkerGate
 from tests.gate.world import NO, RULES, mx, no_mx, said, trouble
 
 if TYPE_CHECKING:
@@ -288,3 +288,20 @@ async def test_a_refusal_that_is_not_settled_yet_keeps_its_moments() -> None:
     assert (company.failed, company.asked_at) == (FailedAt.ON_RECORD, None)
     assert company.pending is not None
     assert company.pending.answer == about_us
+
+
+@pytest.mark.parametrize("rest_s", [0.0, 1.0])
+async def test_a_process_that_stood_still_is_no_evidence_against_a_provider(rest_s: float) -> None:
+    silent: list[str] = []
+
+    async def note(provider: str, _domain: str) -> None:
+        silent.append(provider)
+
+    async def release(*, talked: bool) -> None:
+        assert not talked
+
+    parts: Any = SimpleNamespace(guardrails=SimpleNamespace(silent=note), stalled_since=lambda _moment: rest_s)
+    domain_lease: Any = SimpleNamespace(release=release)
+    lease = Lease(parts, Farewells(), domain_lease, "acme.example", "bigmail.example")
+    await lease.release(greeted=False, refused=None)
+    assert silent == ([] if rest_s else ["bigmail.example"])
