@@ -150,9 +150,10 @@ def _probe(
     assert isinstance(answer, MailboxAnswer)
     last = answer.attempts[-1]
     reading = read_attempt(last)
-    if not answer.settled and not (last.stage is Stage.RCPT and reading.meaning in (Meaning.ACCEPT, Meaning.REJECT)):
+    if not (last.stage is Stage.RCPT and reading.meaning in (Meaning.ACCEPT, Meaning.REJECT)):
         for held in refusals(answer):
-            if held.host not in settled:
+            # That we ask too fast is nobody's policy: it is waited for, whatever else is settled.
+            if held.by is HeldBy.RATE or not (answer.settled or held.host in settled):
                 return held
     return _Asked(pattern=pattern, answer=answer, reading=reading)
 

@@ -25,7 +25,7 @@ from ct_stream.gate.questions import (
     VerifyEmail,
 )
 from ct_stream.gate.transcript import Exchange, OutOfStep, Play
-from ct_stream.gate.verdicts import Failed, Held, Passed, Verdict
+from ct_stream.gate.verdicts import Failed, Held, HeldBy, Passed, Verdict
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.providers import is_own_server, provider_of
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
@@ -287,9 +287,11 @@ class PassDriver:
         play.resume(before)
         assert isinstance(play.question, ProbeMailbox)
         domain = play.question.address.domain
-        # What a shared provider says of us comes first: it is never the company's own policy.
-        shared = (held for held in refusals(last.answer) if not is_own_server(held.host, domain))
-        self._refused = next(shared, verdict)
+        # What is never the company's own policy comes first: a shared provider's word, and that we ask too fast.
+        helds = refusals(last.answer)
+        shared = [held for held in helds if not is_own_server(held.host, domain)]
+        too_fast = [held for held in helds if held.by is HeldBy.RATE]
+        self._refused = next(iter([*shared, *too_fast]), verdict)
         wait = await self._world.refusals.judge(self._refused, domain, provider_of(self._refused.host, domain))
         self._play = play
         if wait is not None:

@@ -22,6 +22,7 @@ from ct_stream.gate.transcript import (
     met_trouble,
     without_trouble,
 )
+from ct_stream.gate.verdicts import HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.providers import is_own_server, provider_of, registrable_domain
@@ -165,7 +166,8 @@ class WorkerGate:
             answer = resumed.pending.answer
             assert isinstance(answer, MailboxAnswer)
             helds = refusals(answer)  # none by rules that are newer than the answer
-            if not helds or not all(is_own_server(held.host, resumed.domain or "") for held in helds):
+            own = [h for h in helds if h.by is HeldBy.REFUSED and is_own_server(h.host, resumed.domain or "")]
+            if not helds or own != helds:
                 return Kept(exchanges=kept, looks=resumed.looks, is_dropped=True)  # a provider is asked again
             await self._parts.guardrails.refresh(now=True)  # another worker may have halted the tool just now
             age_s = (self._parts.now() - failed_at).total_seconds()

@@ -17,7 +17,7 @@ from ct_stream.gate.output_stage import Origin
 from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, SpineAnswer, Trouble
 from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.transcript import Exchange
-from ct_stream.gate.verdicts import Failed, Passed
+from ct_stream.gate.verdicts import Failed, HeldBy, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.controls import ControlState, control_wait
 from ct_stream.wiring.world import WorkerGate
@@ -50,6 +50,7 @@ class Company:
         self.says = says
         self.asked = 0
         self.judged: list[str] = []
+        self.rates = 0
         self.ways: dict[ControlKind, ControlState] = {ControlKind.DNS: GOOD, ControlKind.SMTP: GOOD}
         self.settles_at_once = True
         self.takes_s = 0.1
@@ -83,6 +84,9 @@ class Company:
 
     async def _judge(self, held: Any, _domain: str, provider: str, *, is_own_server: bool) -> Wait:
         self.judged.append(provider)
+        self.rates += held.by is HeldBy.RATE
+        if held.by is HeldBy.RATE:
+            return Wait(reason=WaitReason.OUR_RATE, detail="too fast", waits_on=f"provider:{provider}")
         if is_own_server:
             return control_wait(ControlKind.SMTP, f"{held.host} refuses us")
         return Wait(reason=WaitReason.REFUSED, detail="refuses us", after_s=600.0, waits_on=f"provider:{provider}")
@@ -254,3 +258,16 @@ async def test_a_settled_host_settles_no_other() -> None:
     wait = await company.until_decided()
     assert isinstance(wait, Wait)
     assert wait.waits_on == "provider:bigmail.example"
+
+
+@pytest.mark.parametrize("stage", [Stage.BANNER, Stage.RCPT])
+@pytest.mark.parametrize("first", [0, 1])
+async def test_that_we_ask_too_fast_is_no_policy_though_another_host_refuses_us(stage: Stage, first: int) -> None:
+    hosts = (OWN[first], OWN[1 - first])
+    refuses_us = Attempt(host=OWN[0], stage=Stage.BANNER, reply=SAYS_NO)
+    too_fast = Attempt(host=OWN[1], stage=stage, reply=TOO_FAST)
+    says = MailboxAnswer(attempts=(too_fast, refuses_us) if first else (refuses_us, too_fast))
+    company = Company(hosts, says, pending=Exchange(key=f"rcpt:{PATTERN}", answer=says))
+    for _ in range(4):
+        assert isinstance(await company.come_back(), Wait)
+    assert company.rates
