@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
-import sys
 import time
 import uuid
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +45,7 @@ from ct_stream.stream.topology import CHANGELOG, SPINE_CREATED, TopologyError, c
 from ct_stream.stream.waits import Scheduler
 from ct_stream.wiring.alerts import Alerts, alerting
 from ct_stream.wiring.descriptors import LEAST, Room, raise_limit, room
+from ct_stream.wiring.ending import EXIT_BUG, EXIT_REFUSED, StopSignals, run_to_the_end
 from ct_stream.wiring.health import health_server
 from ct_stream.wiring.probing import Probing, make_probing
 from ct_stream.wiring.pulse import Pulse
@@ -66,7 +65,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXIT_OK, EXIT_REFUSED, EXIT_BUG, EXIT_NOW = 0, 78, 70, 143
 _STUCK_AN_HOUR = 20
 _RETRY_S = 2.0
 _EMBEDDED_TIMEOUT_S = 6.0
@@ -76,7 +74,6 @@ _LAG_EVERY_S = 15.0
 _LAG_TIMEOUT_S = 25.0
 _CONTROLS_EVERY_S = 1.0
 _OUTAGE_TIMEOUT_S = 20.0  #: for Postgres and Kafka to answer before the watchdog bites
-_STOP_SLACK_S = 4.5  #: beyond CT_DRAIN_S; then the process ends hard, which is safe
 
 
 #: Troubles in which nobody is at fault for what stands still: theirs, or known and told.
@@ -92,8 +89,7 @@ def run_worker(settings: Settings, *, first_start: bool = False) -> int:
     settings.require("kafka_bootstrap", "postgres_dsn", "smtp_helo", "smtp_mail_from")
     toolbox = load_toolbox(settings.toolbox)
     connection.install()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_main(settings, toolbox, first_start=first_start))
+    return run_to_the_end(_main(settings, toolbox, first_start=first_start), uvloop.new_event_loop)
 
 
 async def _main(settings: Settings, toolbox: Toolbox, *, first_start: bool) -> int:
@@ -105,43 +101,6 @@ async def _main(settings: Settings, toolbox: Toolbox, *, first_start: bool) -> i
     except Refused as refusal:
         log.error("%s", refusal, extra={"action": "refused"})
         return EXIT_REFUSED
-
-
-@dataclass(slots=True)
-class StopSignals:
-    """SIGTERM and SIGINT: the first one drains, the second one ends the process now."""
-
-    drain_s: float
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
-    exit_code: int = EXIT_OK
-
-    def install(self) -> None:
-        """Listen to both signals."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._received)
-
-    def _received(self) -> None:
-        if self.asked.is_set():
-            _say("second signal: exiting now; what is not acked comes again")
-            os._exit(EXIT_NOW)
-        self.stop(EXIT_OK)
-
-    def stop(self, exit_code: int) -> None:
-        """Ask for the end; it is forced when the drain takes too long."""
-        if not self.asked.is_set():
-            self.exit_code = exit_code
-            self.asked.set()
-            asyncio.get_running_loop().call_later(self.drain_s + _STOP_SLACK_S, self._force)
-
-    def _force(self) -> None:
-        _say("the drain is over and something still hangs: exiting; what is not acked comes again")
-        os._exit(self.exit_code)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"ct-stream: {text}\n")
-    sys.stderr.flush()
 
 
 class Worker:

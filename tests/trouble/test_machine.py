@@ -118,7 +118,7 @@ async def test_a_limit_of_memory_decides_nothing(tmp_path: Path) -> None:
             resource.prlimit(worker.pid, resource.RLIMIT_AS, (hard, hard))
         else:
             stack.start_worker()
-        supervisor = asyncio.create_task(_start_again(stack))  # its main thread may be gone: the watchdog ends it later
+        supervisor = asyncio.create_task(_start_again(stack))  # it may end after this look too
         await invariants.wait_at_rest(stack, len(companies), 120)
         supervisor.cancel()
         found = await invariants.check(stack, companies, kills=len(stack.workers) - 1, pause_s=None)

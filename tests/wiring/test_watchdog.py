@@ -16,8 +16,9 @@ import pytest
 from ct_stream.metrics import Health
 from ct_stream.probes.toolbox import load_toolbox
 from ct_stream.settings import load_settings, variable
+from ct_stream.wiring.ending import StopSignals
 from ct_stream.wiring.watchdog import EXIT_CODE, Commits, Thresholds, Watch, describe
-from ct_stream.wiring.worker import StopSignals, Worker
+from ct_stream.wiring.worker import Worker
 from tests.faults.harness import Stack
 
 if TYPE_CHECKING:
