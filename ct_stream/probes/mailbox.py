@@ -57,7 +57,7 @@ class MailboxProber:
         attempts: list[Attempt] = []
         if await self._can_go_on(hosts):
             assert self._session is not None
-            attempts.append(await self._rcpt(self._session, address))
+            attempts.append(await self._session.rcpt(address))
             # A server that hung up, or will hear no more in this session, does so over earlier questions: this one
             # was not answered, and is put again (ADR-CT-IMO-015).
             if attempts[-1].trouble is not Trouble.CLOSED and not _is_session_limit(attempts[-1]):
@@ -114,7 +114,7 @@ class MailboxProber:
                 return session
             if session is not None:
                 self._addresses[host] = (ip, *(other for other in found if other != ip))
-                attempts.append(await self._rcpt(session, address))
+                attempts.append(await session.rcpt(address))
                 return None
             if attempts[-1].trouble is Trouble.DEADLINE:
                 return None
@@ -162,12 +162,6 @@ class MailboxProber:
                 return lease
             self._lease, self._provider = lease, provider
         return await self._lease.next_session() or self._lease
-
-    async def _rcpt(self, session: SmtpSession, address: Address) -> Attempt:
-        attempt = await session.rcpt(address)
-        if not await session.in_step():
-            await self._end_session(self._lease)
-        return attempt
 
     async def _end_session(self, lease: ProbeLease | None) -> None:
         session, self._session = self._session, None

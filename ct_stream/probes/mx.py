@@ -267,16 +267,18 @@ class Resolver:
 
     async def _ask_twice(self, server: str, name: str, kind: str) -> _Records:
         tasks = {asyncio.create_task(self._ask_once(server, name, kind))}
+        done: set[asyncio.Task[_Records]] = set()
         try:
             done, _ = await asyncio.wait(tasks, timeout=self._again_s)
             if not done:
                 tasks.add(asyncio.create_task(self._ask_once(server, name, kind)))
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return done.pop().result()
+            return next(iter(done)).result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if len(tasks) > 1 or not done:  # else there is nothing to end
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask_once(self, server: str, name: str, kind: str) -> _Records:
         # One try: c-ares drops the answer to an earlier datagram once it has sent a later one.

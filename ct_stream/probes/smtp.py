@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
+import select
 import ssl
 import unicodedata
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ _MAX_TEXT_BYTES = 512
 _MAX_TAIL_BYTES = 180  #: of them; servers that explain at length say last what they decided
 _CUT = "\n[...]\n"
 _CLOSE_S = 0.2  #: for the event loop to let go of a socket that was aborted
+_TURNS = 3  #: of the event loop, in which it has read what a socket holds; one that it reads no more keeps what it has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,10 @@ class SmtpSession:
 
     async def in_step(self) -> bool:
         """Return whether the session lives and the server has said nothing but replies to our commands."""
-        await asyncio.sleep(0)  # what has arrived already is read before we decide
+        for _ in range(_TURNS):  # what has arrived already is read before we decide
+            if self._wire is None or not self._wire.has_unread():
+                break
+            await asyncio.sleep(0)
         return not self._over and self._wire is not None and self._wire.is_connected and not self._wire.surplus
 
     async def end(self) -> None:
@@ -226,6 +231,18 @@ class _Wire(SMTPProtocol):
     def surplus(self) -> bool:
         """Return whether the server said something that no command asked for."""
         return self._out_of_step or bool(self._buffer)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._poll = select.poll()
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+
+    def has_unread(self) -> bool:
+        """Return whether the socket of a living connection holds bytes, or its end, that the loop has not read.
+
+        Asked of the kernel: giving the loop a turn to look costs each reply a round of all other companies' work.
+        """
+        return self.is_connected and bool(self._poll.poll(0))
 
     def data_received(self, data: bytes) -> None:
         if not self._response_pending or self._response_waiter is None or self._response_waiter.done():

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _Lent: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 _COMMAND_TIMEOUT_S = 15.0
+_ACQUIRE_S = 10.0  #: for a connection of the pool, new or used, and for one to come back from a broken statement
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.2, 5.0
 POOL_SIZE = 8
 
@@ -47,6 +48,7 @@ class Database:
         self._clock_base: tuple[datetime, float] | None = None
         self._retry_s = _RETRY_FIRST_S
         self._probe_lock = asyncio.Lock()
+        self._returning: set[asyncio.Task[None]] = set()
         self.failed_at = -inf  #: when a statement last met an outage, by the monotonic clock, however short it was
         self.trouble: str | None = "not connected to Postgres yet"  #: why nothing is written now; None: all is well
 
@@ -134,7 +136,7 @@ class Database:
                 reset=_keep,
                 server_settings={"application_name": self._application_name, "synchronous_commit": "on"},
             )
-        async with self._pool.acquire(timeout=10) as connection:
+        async with self.connection() as connection:
             await self._look(connection)
             applied = {m["name"] for m in await connection.fetch(query("migrations"))}
         if latest_migration() not in applied:
@@ -170,11 +172,24 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
-        """Lend a connection."""
-        if self._pool is None:
+        """Lend a connection. Nobody waits until it is back in the pool, and it goes back whatever happens."""
+        pool = self._pool
+        if pool is None:
             raise ConnectionError("not connected")
-        async with self._pool.acquire(timeout=10) as connection:
-            yield connection
+        async with asyncio.timeout(_ACQUIRE_S):  # the pool's own limit would make a task for each statement
+            lent = await pool.acquire()
+        try:
+            yield lent
+        finally:
+            returning = asyncio.create_task(pool.release(lent, timeout=_ACQUIRE_S), name="postgres:release")
+            self._returning.add(returning)
+            returning.add_done_callback(self._returned)
+
+    def _returned(self, returning: asyncio.Task[None]) -> None:
+        self._returning.discard(returning)
+        if not returning.cancelled() and (error := returning.exception()) is not None:
+            # The pool has ended it, and makes another; what the statement brought is not touched by that.
+            log.info("A connection to Postgres ended: %r", error, extra={"action": "postgres_connection_ended"})
 
     async def fetch(self, name: str, *args: Any) -> list[asyncpg.Record]:
         """Run the named query and return its rows."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import select
+import socket
+import threading
 import time
 import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 
 from ct_stream.gate.patterns import Address
 from ct_stream.gate.questions import Attempt, Trouble
@@ -17,6 +21,8 @@ from ct_stream.probes.smtp import SmtpSession, SmtpSettings, clean_text, read_wi
 from ct_stream.probes.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.probes.conftest import Dialogue, MailFarm, SmtpServer, Step
 
 INFO = Address(local_part="info", domain="acme.example")
@@ -267,6 +273,65 @@ async def test_a_line_that_nobody_asked_for_ends_the_session(farm: MailFarm) -> 
             break
     assert not await talking.in_step()
     await talking.end()
+
+
+class Heckler(threading.Thread):
+    """A server in a thread, that says more, or hangs up, when told to: it has done so while our loop stands still."""
+
+    def __init__(self, afterwards: bytes) -> None:
+        super().__init__(daemon=True)
+        self._afterwards = afterwards
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._told, self._has_done_so = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        talking, _ = self._listening.accept()
+        with self._listening, talking, talking.makefile("rb") as commands:
+            talking.sendall(b"220 mx.example\r\n")
+            for reply in (b"250 mx.example", b"250 2.1.0 ok", b"550 5.1.1 unknown user"):
+                commands.readline()
+                talking.sendall(reply + b"\r\n")
+            self._told.wait(10)
+            if self._afterwards:
+                talking.sendall(self._afterwards)
+            else:
+                talking.shutdown(socket.SHUT_WR)
+            self._has_done_so.set()
+            commands.read()
+
+    def heckle(self) -> None:
+        """Come back when it has."""
+        self._told.set()
+        assert self._has_done_so.wait(10)
+
+
+@pytest.mark.parametrize("new_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
+@pytest.mark.parametrize("afterwards", [b"250 2.1.5 ok\r\n", b""], ids=["a line", "the end"])
+def test_what_has_come_by_the_next_command_is_seen_however_busy_the_loop_was(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], afterwards: bytes
+) -> None:
+    server = Heckler(afterwards)
+    server.start()
+
+    async def ask_busily() -> None:
+        settings = SmtpSettings(helo="gate.example", mail_from="probe@gate.example", port=server.port)
+        talking = SmtpSession("mx.example", "127.0.0.1", settings, Stopwatch(5.0))
+        assert await talking.start() is None
+        assert ended(await talking.rcpt(INFO)) == (Stage.RCPT, 550)
+        assert await talking.in_step()
+        server.heckle()
+        wire = talking._wire
+        assert wire is not None
+        assert wire.transport is not None
+        arrived, _, _ = select.select([wire.transport.get_extra_info("socket").fileno()], [], [], 10)
+        assert arrived, "and no turn for the loop"
+        assert not await talking.in_step()
+        await talking.end()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(ask_busily())
+    server.join(10)
 
 
 async def test_421_at_rcpt_is_the_answer_and_ends_the_session(farm: MailFarm) -> None:

@@ -1,0 +1,71 @@
+"""Statements over a pool: whatever becomes of one, the next one finds a connection."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from ct_stream.store.database import Database
+from ct_stream.store.outage import OUTAGE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.conftest import DatabaseDsns
+
+
+@pytest.fixture
+async def narrow(database: DatabaseDsns) -> AsyncIterator[Database]:
+    """A pool of two connections: one that is not given back is missed soon."""
+    db = Database(database.gate, pool_size=2)
+    await db.open()
+    yield db
+    await db.close()
+
+
+async def sleeping(db: Database, seconds: float) -> None:
+    async with db.connection() as connection:
+        await connection.fetch("SELECT pg_sleep($1)", seconds)
+
+
+async def test_statements_that_are_given_up_give_their_connections_back(narrow: Database) -> None:
+    for _ in range(3):
+        tasks = [asyncio.create_task(sleeping(narrow, 60)) for _ in range(5)]  # two at work, three wait for a place
+        await asyncio.sleep(0.2)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(narrow.fetch("server") for _ in range(10)))
+
+
+async def test_a_connection_that_breaks_under_its_statement_is_replaced(
+    narrow: Database, database: DatabaseDsns
+) -> None:
+    task = asyncio.create_task(sleeping(narrow, 60))
+    admin = await asyncpg.connect(database.admin)
+    ended = 0
+    while not ended:
+        await asyncio.sleep(0.05)
+        ended = await admin.fetchval(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND query LIKE 'SELECT pg_sleep(%'"
+        )
+    await admin.close()
+    with pytest.raises(OUTAGE):
+        await task
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(narrow.fetch("server") for _ in range(10)))
+
+
+async def test_close_waits_for_connections_that_are_on_their_way_back(database: DatabaseDsns) -> None:
+    db = Database(database.gate, pool_size=2)
+    await db.open()
+    await asyncio.gather(*(db.fetch("server") for _ in range(5)))
+    async with asyncio.timeout(5):
+        await db.close()
+    with pytest.raises(OUTAGE):
+        await db.fetch("server")
