@@ -15,6 +15,9 @@ Some holes are there by nature: marks of transactions, what a transactional upst
 consumer tells them from the others, and Faust is told of them, or its commits would stop before the first one. And some
 are none: where the group stood was not known at the assignment (its coordinator was just lost), or the former owner's
 last commit came after we had read it. What the group has committed meanwhile is done.
+
+*no way back*: a record from below where the group stood is a repeat, unless the partition ends there. Then its topic
+was made anew, or a broker lost records, and what comes now is new: dropped as repeats they would be lost.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from typing import TYPE_CHECKING, Any
 from aiokafka.errors import KafkaError
 from faust.exceptions import ConsumerNotStarted
 from faust.types import TP
+
+from ct_stream.stream.position import CutOff
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -56,16 +61,22 @@ class OffsetGuard:
         *,
         next_offsets: Callable[[TP, int], Awaitable[list[int]]],
         committed: Callable[[], Awaitable[Mapping[int, int]]],
+        end_of: Callable[[TP], Awaitable[int]],
         hold_s: float = HOLD_S,
         on_hole: Callable[[TP, int, int], None] | None = None,
+        on_cut_off: Callable[[CutOff], None] | None = None,
     ) -> None:
         self._app = app
         self._topics = topics
         self._next_offsets = next_offsets  # of the records at or after an offset, in order, read by another consumer
         self._committed = committed  # of each partition, as the group's coordinator tells it now
         self._hold_s = hold_s
+        self._end_of = end_of  # the offset of a partition's next record, as another consumer is told it now
         self._on_hole = on_hole or exit_without_commit
+        self._on_cut_off = on_cut_off or exit_cut_off
         self._expected: dict[TP, int] = {}
+        self._stood: dict[TP, int] = {}  # where the group stood at the assignment
+        self._repeated: dict[TP, int] = {}  # the last record from below it
         # What was read of each partition to judge one hole judges those behind it: a look for each mark would be slow.
         self._read: dict[TP, list[int]] = {}
         self._generation: int | None = None
@@ -101,12 +112,37 @@ class OffsetGuard:
             return False
         tp = TP(message.topic, message.partition)
         expected = self._expected.get(tp)
-        if expected is None or message.offset < expected:
+        if expected is None:
+            return False
+        if message.offset < expected:
+            await self._look_at_end(message, tp)
             return False
         if message.offset > expected and not await self._looked_through(message, tp, expected):
             return False
         self._expected[tp] = message.offset + 1
         return True
+
+    async def _look_at_end(self, message: Any, tp: TP) -> None:
+        """See that a record from below where the group stood is a repeat: that the partition goes on to there."""
+        stood = self._stood.get(tp, 0)
+        if message.offset >= stood:
+            return
+        is_next = message.offset == self._repeated.get(tp, -2) + 1  # of a run whose first record was looked at
+        self._looking_since = time.monotonic()
+        try:
+            while not is_next and self._is_current(message.generation_id):
+                try:
+                    ends = await self._end_of(tp)
+                except (KafkaError, OSError, TimeoutError) as error:
+                    log.warning("Where %s[%d] ends cannot be told: %r", tp.topic, tp.partition, error)
+                    await asyncio.sleep(_LOOK_AGAIN_S)  # without an answer nothing is dropped
+                    continue
+                if ends < stood and self._is_current(message.generation_id):
+                    self._on_cut_off(CutOff(partition=tp.partition, stands=stood, ends=ends))
+                break
+        finally:
+            self._looking_since = -inf
+        self._repeated[tp] = message.offset
 
     @property
     def is_looking(self) -> bool:
@@ -175,11 +211,15 @@ class OffsetGuard:
     async def _revoked(self, _app: Any, _revoked: Any, **_: Any) -> None:
         self._armed.clear()
         self._expected.clear()
+        self._stood.clear()
+        self._repeated.clear()
         self._read.clear()
 
     async def _assigned(self, _app: Any, assigned: set[TP], **_: Any) -> None:
         self._armed.clear()
         self._expected.clear()
+        self._stood.clear()
+        self._repeated.clear()
         self._read.clear()
         consumer: Any = self._app.consumer
         consumer._add_gap = _no_gap
@@ -193,7 +233,7 @@ class OffsetGuard:
             if generation != self._app.consumer_generation_id:
                 return  # another rebalance came meanwhile, with a call of its own
             for tp in ours:
-                self._expected[tp] = max(committed.get(tp) or 0, earliest.get(tp, 0))
+                self._expected[tp] = self._stood[tp] = max(committed.get(tp) or 0, earliest.get(tp, 0))
         self._generation = generation
         self._armed.set()
 
@@ -212,6 +252,13 @@ class OffsetGuard:
 
 async def _no_gap(_tp: TP, _offset_from: int, _offset_to: int) -> None:
     """Stand in for Consumer._add_gap."""
+
+
+def exit_cut_off(found: CutOff) -> None:
+    """End the process at once: the restart refuses until the group is reset."""
+    sys.stderr.write(f"ct-stream: {found}; exiting without a commit\n")
+    sys.stderr.flush()
+    os._exit(EXIT_CODE)
 
 
 def exit_without_commit(tp: TP, expected: int, got: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -114,6 +115,48 @@ async def committed_offsets(settings: Settings) -> dict[int, int]:
         return {tp.partition: meta.offset for tp, meta in offsets.items() if meta.offset >= 0}
     finally:
         await admin.close()
+
+
+async def end_of(settings: Settings, tp: TP) -> int:
+    """Return the offset that the partition's next record will have. Raises KafkaError."""
+    async with outside_consumer(settings) as consumer:
+        partition = TopicPartition(tp.topic, tp.partition)
+        return int((await consumer.end_offsets([partition]))[partition])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutOff:
+    """A partition that ends before where the group stands: its topic was made anew, or its broker lost records."""
+
+    partition: int
+    stands: int
+    ends: int
+
+    def __str__(self) -> str:
+        """Return what a person needs to know, and do."""
+        return (
+            f"{SPINE_CREATED}[{self.partition}] ends at {self.ends}, but the group {GROUP} stands at {self.stands}: "
+            "was the topic made anew, or did the cluster lose records? What comes below would count as read and never "
+            f"be decided. Stop all workers and run kafka-consumer-groups.sh --group {GROUP} --topic {SPINE_CREATED} "
+            "--reset-offsets --to-earliest --execute (no company is decided twice)"
+        )
+
+
+async def cut_off(settings: Settings) -> list[CutOff]:
+    """Return the partitions of spine.created that are cut off below where the group stands. Raises KafkaError.
+
+    Only for brokers whose end offsets are right, as `lag`.
+    """
+    committed = await committed_offsets(settings)
+    if not committed:
+        return []
+    async with outside_consumer(settings) as consumer:
+        ends = await consumer.end_offsets([TopicPartition(SPINE_CREATED, partition) for partition in committed])
+    return [
+        CutOff(partition=tp.partition, stands=committed[tp.partition], ends=end)
+        for tp, end in sorted(ends.items())
+        if end < committed[tp.partition]
+    ]
 
 
 async def lag(settings: Settings) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 import time
 import uuid
 from contextlib import AsyncExitStack, suppress
@@ -40,7 +41,7 @@ from ct_stream.stream.dedupe import DedupeTable
 from ct_stream.stream.delivery import Delivery
 from ct_stream.stream.offset_guard import OffsetGuard
 from ct_stream.stream.outbox import Outbox, Producer
-from ct_stream.stream.position import committed_offsets, first_records, lag, next_offsets
+from ct_stream.stream.position import committed_offsets, cut_off, end_of, first_records, lag, next_offsets
 from ct_stream.stream.topology import CHANGELOG, SPINE_CREATED, TopologyError, check_topics
 from ct_stream.stream.waits import Scheduler
 from ct_stream.wiring.alerts import Alerts, alerting
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from faust.types import TP
+
     from ct_stream.gate.company import Known, Parked, Publication, Resumed
     from ct_stream.gate.output_stage import Origin, Outcome
     from ct_stream.gate.waits import Wait
@@ -67,6 +70,7 @@ log = logging.getLogger(__name__)
 
 _STUCK_AN_HOUR = 20
 _RETRY_S = 2.0
+_CUT_OFF_LOOKS = 3
 _EMBEDDED_TIMEOUT_S = 6.0
 _GAUGES_EVERY_S = 5.0
 _DATABASE_EVERY_S = 0.5
@@ -162,6 +166,8 @@ class Worker:
             if not await self._until_up("kafka", self.producer.start):
                 return self.stop.exit_code
             stack.push_async_callback(self.producer.stop)
+            if not await self._until_up("kafka", self._check_ends):
+                return self.stop.exit_code
             return await self._work(stack)
 
     def _room(self) -> Room:
@@ -222,6 +228,24 @@ class Worker:
                 "were the group's offsets lost? Start with --first-start to read spine.created from its beginning "
                 "(no company is decided twice)"
             )
+
+    async def _check_ends(self) -> None:
+        """Refuse a topic that ends before where the group stands: what came there would count as read."""
+        if not self.producer.is_idempotent:
+            return  # the embedded broker gives wrong end offsets
+        for _ in range(_CUT_OFF_LOOKS):  # a partition's new leader may not know its end yet
+            found = await cut_off(self.settings)
+            if not found:
+                return
+            await asyncio.sleep(_RETRY_S)
+        raise Refused("; ".join(map(str, found)))
+
+    async def _end_of(self, tp: TP) -> int:
+        """Return the offset of a partition's next record; the embedded broker cannot tell."""
+        if not self.producer.is_idempotent:
+            return sys.maxsize
+        async with asyncio.timeout(_OUTAGE_TIMEOUT_S):
+            return await end_of(self.settings, tp)
 
     # ---------------------------------------------------------------- at work
 
@@ -340,6 +364,7 @@ class Worker:
             frozenset({SPINE_CREATED}),
             next_offsets=lambda tp, offset: next_offsets(self.settings, tp, offset),
             committed=self._committed,
+            end_of=self._end_of,
         )
         agent = GateAgent(
             companies=companies,

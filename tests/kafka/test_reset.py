@@ -107,3 +107,33 @@ async def test_a_group_that_is_reset_to_the_beginning_asks_and_publishes_nothing
         assert found.figures["repeats on the topics"] == 0
         assert (await stack.farm.stats())["sessions"] == sessions, "somebody was asked again"
         assert stack.end_worker(again) == 0
+
+
+async def test_a_topic_that_was_made_anew_is_not_read_as_if_it_were_the_old_one(tmp_path: Path) -> None:
+    """Its first records would lie below where the group stands, and count as read: as lost companies."""
+    async with Stack(tmp_path) as stack:
+        worker = stack.start_worker()
+        assert await stack.wait_said("Ready", 60)
+        await stack.publish(await stack.mint([f"info-old{n}.example" for n in range(COMPANIES)]))
+        await invariants.wait_at_rest(stack, COMPANIES, 60)
+        await asyncio.sleep(1.5)  # Faust commits each second
+        admin = AIOKafkaAdminClient(bootstrap_servers=stack.env["CT_KAFKA_BOOTSTRAP"])
+        await admin.start()
+        await admin.delete_topics([SPINE_CREATED])
+        await wait_topics(admin, lambda known: SPINE_CREATED not in known)
+        await stack._create_source(12)
+        await admin.close()
+        names: list[str | None] = [f"info-new{n}.example" for n in range(12)]
+        ids = await stack.mint(names)
+        await stack.publish(ids)
+        assert await stack.wait_end(worker, 90) == 77, stack.worker_log()[-3000:]
+        assert "was the topic made anew" in stack.worker_log()
+        again = stack.start_worker()
+        assert await stack.wait_end(again, 60) == 78, "it would drop them"
+        assert "--reset-offsets --to-earliest" in stack.worker_log()
+        assert await stack.count_decided() == COMPANIES
+        await rewind(stack)
+        last = stack.start_worker()
+        await invariants.wait_at_rest(stack, COMPANIES + len(names), 60)
+        assert await stack.count_decided() == COMPANIES + len(names)
+        assert stack.end_worker(last) == 0

@@ -16,6 +16,7 @@ from faust.types import TP
 
 from ct_stream.stream import offset_guard
 from ct_stream.stream.offset_guard import EXIT_CODE, OffsetGuard
+from ct_stream.stream.position import CutOff
 
 PARTITION = TP("spine.created", 0)
 
@@ -54,11 +55,14 @@ class World:
         self.app = app
         self.holes: list[tuple[int, int]] = []
         self.looks: list[int] = []
+        self.ends: list[Any] = []  # one answer after the other
+        self.cut_off: list[CutOff] = []
         self.there = there or []
         self.stands: list[Any] = [{}]  # one answer after the other, the last one again and again
         self.guard = OffsetGuard(
             app, frozenset({"spine.created"}), next_offsets=self._next_offsets, committed=self._committed, hold_s=0.001,
-            on_hole=lambda _tp, expected, got: self.holes.append((expected, got)),
+            on_hole=lambda _tp, expected, got: self.holes.append((expected, got)), end_of=self._end_of,
+            on_cut_off=self.cut_off.append,
         )  # fmt: skip
 
     async def _next_offsets(self, _tp: TP, offset: int) -> list[int]:
@@ -67,6 +71,13 @@ class World:
             raise answer
         self.looks.append(offset)
         return [each for each in answer if each >= offset]
+
+    async def _end_of(self, _tp: TP) -> int:
+        answer = self.ends.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        end: int = answer
+        return end
 
     async def _committed(self) -> dict[int, int]:
         answer = self.stands.pop(0) if len(self.stands) > 1 else self.stands[0]
@@ -105,6 +116,39 @@ async def test_a_repeat_and_a_stale_delivery_are_dropped() -> None:
     assert not await world.accept(11, generation=0)
     assert await world.accept(11)
     assert not world.holes
+
+
+async def test_a_record_from_below_where_the_group_stood_is_no_repeat_where_the_partition_ends_there() -> None:
+    """Its topic was made anew: the end is told from it, once the broker answers."""
+    world = await World().assign()
+    world.ends = [NodeNotReadyError("no broker"), 3]
+    assert not await world.accept(0)
+    assert world.cut_off == [CutOff(partition=0, stands=10, ends=3)]
+
+
+async def test_repeats_from_below_where_the_group_stood_are_looked_at_once_a_run() -> None:
+    world = await World().assign()
+    world.ends = [12, 14, 3]
+    for offset in (7, 8, 9, 10, 11):
+        assert await world.accept(offset) is (offset >= 10)
+    for offset in (10, 8, 9):
+        assert not await world.accept(offset)
+    assert len(world.ends) == 1, "another run, another look"
+    assert not world.cut_off
+    assert not await world.accept(0)
+    assert world.cut_off == [CutOff(partition=0, stands=10, ends=3)], "however well it went before"
+
+
+async def test_a_partition_that_is_revoked_while_its_end_is_looked_at_raises_no_alarm() -> None:
+    world = await World().assign()
+
+    async def revoked(_tp: TP) -> int:
+        await world.guard._revoked(world.app, {PARTITION})
+        return 3
+
+    world.guard._end_of = revoked
+    assert not await world.accept(0)
+    assert not world.cut_off
 
 
 async def test_a_hole_with_a_record_in_it_raises_the_alarm() -> None:
