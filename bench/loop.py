@@ -26,9 +26,10 @@ from ct_stream.settings import load_settings
 from ct_stream.wiring.probing import make_probing
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from ct_stream.gate.waits import Wait
+    from ct_stream.probes.world import Met
 
 
 class NoLimits:
@@ -49,7 +50,10 @@ class NoLimits:
     def greeted(self, begun_at: float) -> None:  # noqa: ARG002
         return None
 
-    async def release(self, *, greeted: bool | None, refused: Held | None) -> None:  # noqa: ARG002
+    async def enter(self, provider: str) -> Wait | None:  # noqa: ARG002
+        return None
+
+    async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:  # noqa: ARG002
         return None
 
     async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:

@@ -145,12 +145,16 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
 def _probe(
     pattern: Pattern | None, address: Address, hosts: tuple[str, ...], settled: Collection[str]
 ) -> Generator[Question, Answer, _Asked | Held]:
-    """Ask about one mailbox; a reply about us that is not settled as the company's private policy holds the pass."""
+    """Ask about one mailbox; a reply about us that is not settled as the company's private policy holds the pass.
+
+    Only a yes stands whatever a host before said of us. A no of the next host is that of a backup, which may know no
+    mailboxes, and the first one said nothing of them.
+    """
     answer = yield ProbeMailbox(pattern=pattern.name if pattern else RANDOM, address=address, hosts=hosts)
     assert isinstance(answer, MailboxAnswer)
     last = answer.attempts[-1]
     reading = read_attempt(last)
-    if not (last.stage is Stage.RCPT and reading.meaning in (Meaning.ACCEPT, Meaning.REJECT)):
+    if not (last.stage is Stage.RCPT and reading.meaning is Meaning.ACCEPT):
         for held in refusals(answer):
             # That we ask too fast is nobody's policy: it is waited for, whatever else is settled.
             if held.by is HeldBy.RATE or not (answer.settled or held.host in settled):

@@ -21,7 +21,7 @@ from ct_stream.store.limits import DomainLease, Limits, SharedLimits
 from ct_stream.store.outage import UnfitDatabase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Held
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ct_stream.probes.mx import Resolver
     from ct_stream.probes.stopwatch import Stopwatch
     from ct_stream.probes.toolbox import Toolbox
-    from ct_stream.probes.world import MailboxAsker, Permits, ProbeLease
+    from ct_stream.probes.world import MailboxAsker, Met, Permits, ProbeLease
     from ct_stream.settings import Settings
 
 _SLACK_S = 120.0  #: for limits, leases and controls, which the pass deadline does not count
@@ -204,6 +204,10 @@ class _SharedLease:
     def __init__(self, lease: DomainLease) -> None:
         self._lease = lease
 
+    async def enter(self, provider: str) -> Wait | None:
+        """Go on at another provider."""
+        return await self._lease.enter(provider)
+
     async def next_session(self) -> Wait | None:
         """Take the next session's unit and wait for the domain's slot."""
         return await self._lease.next_session()
@@ -215,6 +219,6 @@ class _SharedLease:
     def greeted(self, begun_at: float) -> None:
         """Nobody is told."""
 
-    async def release(self, *, greeted: bool | None, refused: Held | None) -> None:  # noqa: ARG002 - see the class
+    async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:  # noqa: ARG002 - see the class
         """Give the domain and the place back."""
         await self._lease.release(talked=False)

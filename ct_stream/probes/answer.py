@@ -117,7 +117,8 @@ class PassDriver:
         self._kept = tuple(kept)
         self._answered = {exchange.key: exchange for exchange in answered}
         self._prober: MailboxAsker | None = None
-        self._refused: Held | None = None
+        self._refused: list[Held] = []  # what servers of this run said about us
+        self._is_judged = False
         # A paid answer is read even if Tier-2 was turned off since.
         self._tier2_off = None if _is_paid(kept) else world.tier2.off_because()
         self._flow = flow or (lambda: single_pass(outreach_id, rules, tier2_off=self._tier2_off))
@@ -207,6 +208,8 @@ class PassDriver:
         if isinstance(answer, TurnedOff):
             self._turn_off(answer.because)
             return None
+        if isinstance(answer, MailboxAnswer):
+            self._refused += refusals(answer)
         self._play.answer(answer, asked=_asked(question), at=rfc3339(datetime.now(UTC)))
         return None
 
@@ -280,24 +283,32 @@ class PassDriver:
     async def _end(self, verdict: Verdict) -> Ending | None:
         """Return the end of the pass; None when it goes on because a reply about us proved to be private policy."""
         if not isinstance(verdict, Held):
+            if isinstance(verdict, Passed) and self._refused and not self._is_judged:
+                # It changes nothing for this company, whose backup took us. It may for all others.
+                await self._judge(self._refused, verdict.domain)
             return verdict
         *before, last = self._play.exchanges
         assert isinstance(last.answer, MailboxAnswer)
         play = Play(self._flow())
         play.resume(before)
         assert isinstance(play.question, ProbeMailbox)
-        domain = play.question.address.domain
-        # What is never the company's own policy comes first: a shared provider's word, and that we ask too fast.
-        helds = refusals(last.answer)
-        shared = [held for held in helds if not is_own_server(held.host, domain)]
-        too_fast = [held for held in helds if held.by is HeldBy.RATE]
-        self._refused = next(iter([*shared, *too_fast]), verdict)
-        wait = await self._world.refusals.judge(self._refused, domain, provider_of(self._refused.host, domain))
+        wait = await self._judge(refusals(last.answer), play.question.address.domain)
         self._play = play
         if wait is not None:
             return self._waiting(wait, pending=last)
         play.answer(replace(last.answer, settled=True), asked=last.asked, at=last.at)
         return None
+
+    async def _judge(self, helds: Sequence[Held], domain: str) -> Wait | None:
+        """Have one reply about us judged, so that a company counts once.
+
+        What is never the company's own policy comes first: a shared provider's word, and that we ask too fast.
+        """
+        self._is_judged = True
+        shared = [held for held in helds if not is_own_server(held.host, domain)]
+        too_fast = [held for held in helds if held.by is HeldBy.RATE]
+        first = next(iter([*shared, *too_fast, *helds]))
+        return await self._world.refusals.judge(first, domain, provider_of(first.host, domain))
 
     def _waiting(self, wait: Wait, pending: Exchange | None = None) -> Waiting:
         return Waiting(wait=wait, exchanges=self.exchanges, spent_s=self.spent_s, pending=pending)

@@ -14,7 +14,7 @@ from ct_stream.probes.controls import first_success
 from ct_stream.probes.providers import is_own_server
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from uuid import UUID
 
     from ct_stream.gate.patterns import Address
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ct_stream.probes.controls import ControlResolver, SmtpControl
     from ct_stream.probes.mx import ControlResult
     from ct_stream.probes.toolbox import Toolbox
+    from ct_stream.probes.world import Met
 
 _RATE_PAUSE_S = 60.0  #: after a reply about our rate
 
@@ -85,19 +86,35 @@ class LocalPermits:
                 after_s=max(pause_s, 0.0) or None,
                 waits_on=f"domain:{domain}",
             )
-        places = self._toolbox.smtp.sessions_per_provider
-        if self._open.get(provider, 0) >= places:
-            return Wait(
-                reason=WaitReason.PROVIDER_BUSY,
-                detail=f"{places} sessions are open to {provider}",
-                waits_on=f"provider:{provider}",
-            )
-        wait = self.take_session()
+        wait = self._no_place(provider) or self.take_session()
         if wait is not None:
             return wait
         self._busy_domains.add(domain)
         self._open[provider] = self._open.get(provider, 0) + 1
         return LocalLease(self, domain, provider)
+
+    def _no_place(self, provider: str) -> Wait | None:
+        places = self._toolbox.smtp.sessions_per_provider
+        if self._open.get(provider, 0) < places:
+            return None
+        return Wait(
+            reason=WaitReason.PROVIDER_BUSY,
+            detail=f"{places} sessions are open to {provider}",
+            waits_on=f"provider:{provider}",
+        )
+
+    def move(self, provider: str, to_provider: str) -> Wait | None:
+        """Take a place at another provider and give one back, or neither."""
+        wait = self._no_place(to_provider)
+        if wait is None:
+            self._open[to_provider] = self._open.get(to_provider, 0) + 1
+            self._leave(provider)
+        return wait
+
+    def _leave(self, provider: str) -> None:
+        self._open[provider] -= 1
+        if not self._open[provider]:
+            del self._open[provider]
 
     def take_session(self) -> Wait | None:
         """Take one SMTPCheck unit of the day."""
@@ -110,9 +127,7 @@ class LocalPermits:
         """End a lease."""
         self._busy_domains.discard(domain)
         self._free_at[domain] = free_at
-        self._open[provider] -= 1
-        if not self._open[provider]:
-            del self._open[provider]
+        self._leave(provider)
 
 
 class LocalLease:
@@ -125,6 +140,13 @@ class LocalLease:
         self._first = True
         self._free_at = 0.0
         self._released = False
+
+    async def enter(self, provider: str) -> Wait | None:
+        """Take a place at another provider for the one that was held."""
+        wait = self._permits.move(self._provider, provider)
+        if wait is None:
+            self._provider = provider
+        return wait
 
     async def next_session(self) -> Wait | None:
         """Take one SMTPCheck unit and sleep until the domain's pause is over; the first time at once."""
@@ -143,7 +165,7 @@ class LocalLease:
     def greeted(self, begun_at: float) -> None:
         """Nobody is told."""
 
-    async def release(self, *, greeted: bool | None, refused: Held | None) -> None:  # noqa: ARG002 - no provider is remembered
+    async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:  # noqa: ARG002 - no provider is remembered
         """Give the domain and the provider's place back, once."""
         if not self._released:
             self._released = True

@@ -14,8 +14,11 @@ from ct_stream.probes.providers import provider_of
 from ct_stream.probes.routable import is_ip_literal
 from ct_stream.probes.smtp import MAX_RCPTS, SmtpSession, SmtpSettings
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
+from ct_stream.probes.world import Met
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ct_stream.gate.patterns import Address
     from ct_stream.gate.verdicts import Held
     from ct_stream.probes.world import Permits, ProbeLease
@@ -46,9 +49,8 @@ class MailboxProber:
         self._stopwatch = stopwatch
         self._session: SmtpSession | None = None
         self._lease: ProbeLease | None = None
-        self._provider = ""  #: the lease's
-        #: By a server of the lease's provider; False once one was tried to the end without, None before that.
-        self._greeted: bool | None = None
+        self._provider = ""  #: of the last session's host
+        self._met: dict[str, Met] = {}  #: by provider, once one of its servers was tried to the end
         self._addresses: dict[str, tuple[str, ...] | NameTrouble] = {}
         self._without_tls: set[str] = set()  #: hosts whose STARTTLS is broken
 
@@ -71,7 +73,7 @@ class MailboxProber:
                 break
         return MailboxAnswer(attempts=tuple(attempts))
 
-    async def close(self, *, refused: Held | None = None) -> None:
+    async def close(self, *, refused: Sequence[Held] = ()) -> None:
         """End the session and give the lease back, also when the pass is cancelled meanwhile."""
         closing = asyncio.create_task(self._close(refused))
         cancelled: asyncio.CancelledError | None = None
@@ -84,13 +86,13 @@ class MailboxProber:
             raise cancelled
         closing.result()
 
-    async def _close(self, refused: Held | None) -> None:
+    async def _close(self, refused: Sequence[Held]) -> None:
         lease, self._lease = self._lease, None
         try:
             await self._end_session(lease)
         finally:
             if lease is not None:
-                await lease.release(greeted=self._greeted, refused=refused)
+                await lease.release(met=self._met, refused=refused)
 
     async def _can_go_on(self, hosts: tuple[str, ...]) -> bool:
         """Return whether the open session will do for the next question; end it when not."""
@@ -144,7 +146,9 @@ class MailboxProber:
             stopped = await session.start(tls=tls)
             if session.greeted:
                 lease.greeted(begun_at)
-            self._greeted = self._greeted or (session.greeted and provider_of(host, domain) == self._provider)
+            has_replied = stopped is not None and stopped.reply is not None
+            met = Met.GREETED if session.greeted else Met.REPLIED if has_replied else Met.SILENT
+            self._met[self._provider] = max(met, self._met.get(self._provider, met))
             if stopped is None:
                 return session
             attempts.append(stopped)
@@ -155,12 +159,18 @@ class MailboxProber:
         return None
 
     async def _next_session(self, host: str, domain: str) -> ProbeLease | Wait:
+        provider = provider_of(host, domain)
         if self._lease is None:
-            provider = provider_of(host, domain)
             lease = await self._permits.begin_probe(domain, provider)
             if isinstance(lease, Wait):
                 return lease
-            self._lease, self._provider = lease, provider
+            self._lease = lease
+        elif provider != self._provider:
+            # Its own rail and places, whoever's host was tried before it.
+            wait = await self._lease.enter(provider)
+            if wait is not None:
+                return wait
+        self._provider = provider
         return await self._lease.next_session() or self._lease
 
     async def _end_session(self, lease: ProbeLease | None) -> None:

@@ -7,10 +7,11 @@ Protocols only: the store implements them over Postgres for workers, `local_limi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Mapping, Sequence
     from uuid import UUID
 
     from ct_stream.gate.memory import Memory
@@ -20,8 +21,19 @@ if TYPE_CHECKING:
     from ct_stream.gate.waits import Wait
 
 
+class Met(IntEnum):
+    """How far a pass came with the servers of one provider: the best of what they did."""
+
+    SILENT = 0  #: tried to the end, and not a word
+    REPLIED = 1  #: some reply, but no normal greeting
+    GREETED = 2
+
+
 class ProbeLease(Protocol):
     """The right to probe one domain, held from the first session of a pass to its last."""
+
+    async def enter(self, provider: str) -> Wait | None:
+        """Take a place at the provider of the next host, for the one that was held, or come back with the wait."""
 
     async def next_session(self) -> Wait | None:
         """Take one SMTPCheck unit and come back when the domain's next slot is there, at most a few seconds later.
@@ -35,10 +47,10 @@ class ProbeLease(Protocol):
     def greeted(self, begun_at: float) -> None:
         """Tell that a server greeted a session begun at this moment of the monotonic clock."""
 
-    async def release(self, *, greeted: bool | None, refused: Held | None) -> None:
-        """Give the domain and the provider's place back; say whether a server greeted us normally or refused us.
+    async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:
+        """Give the domain and the provider's place back; say what each provider did, and what replies were about us.
 
-        None: it was not asked to the end, so its silence says nothing.
+        A provider that is missing was not asked to the end, so its silence says nothing.
         """
 
 
@@ -103,5 +115,5 @@ class MailboxAsker(Protocol):
     async def ask(self, address: Address, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
         """Ask RCPT TO for `address` of the first host that can be talked to."""
 
-    def close(self, *, refused: Held | None = None) -> Coroutine[Any, Any, None]:
-        """Say QUIT where a session is open, and give the lease back, with the reply that refused us if one did."""
+    def close(self, *, refused: Sequence[Held] = ()) -> Coroutine[Any, Any, None]:
+        """Say QUIT where a session is open, and give the lease back, with the replies that were about us."""

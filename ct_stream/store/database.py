@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from math import inf
@@ -30,6 +31,7 @@ _Lent: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 _COMMAND_TIMEOUT_S = 15.0
 _ACQUIRE_S = 10.0  #: for a connection of the pool, new or used, and for one to come back from a broken statement
+_JUMP_S = 20.0  #: less may be the way of a late answer: a statement has 15 s
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.2, 5.0
 POOL_SIZE = 8
 
@@ -46,6 +48,8 @@ class Database:
         self._epoch: UUID | None = None
         self._seen_ordinal = 0
         self._clock_base: tuple[datetime, float] | None = None
+        self._jumps: deque[tuple[datetime, float]] = deque(maxlen=100)  # (the time after it, seconds ahead)
+        self._watched_since = time.monotonic()
         self._retry_s = _RETRY_FIRST_S
         self._probe_lock = asyncio.Lock()
         self._returning: set[asyncio.Task[None]] = set()
@@ -76,8 +80,22 @@ class Database:
         base, at = self._clock_base
         return base + timedelta(seconds=time.monotonic() - at)
 
+    def age_s(self, moment: datetime) -> float:
+        """Return how many seconds ago, by the database's clock, a moment was; negative if it is to come.
+
+        No more than this process has seen pass by its own clock: where the database's is set ahead, what waits for a
+        time to pass has not waited (FAULTS row 25).
+        """
+        ahead_s = sum(seconds for after, seconds in self._jumps if moment < after)
+        age_s = (self.now() - moment).total_seconds() - ahead_s
+        return min(age_s, time.monotonic() - self._watched_since)
+
     def saw_clock(self, now: datetime) -> None:
         """Take the database's time as it was just told, so that a clock that is set is followed at once."""
+        ahead_s = (now - self.now()).total_seconds() if self._clock_base is not None else 0.0
+        if ahead_s > _JUMP_S:
+            log.warning("Postgres's clock was set %.0f s ahead", ahead_s, extra={"action": "postgres_clock_ahead"})
+            self._jumps.append((now, ahead_s))
         self._clock_base = (now, time.monotonic())
 
     def saw_ordinal(self, ordinal: int) -> None:
@@ -152,7 +170,6 @@ class Database:
         seen = self._seen_ordinal  # what is recorded while the question is under way is no backup
         row = await connection.fetchrow(query("server"))
         assert row is not None
-        at = time.monotonic()
         if row["in_recovery"] or row["read_only"] == "on":
             raise UnfitDatabase("the server is a standby or read-only; CT_POSTGRES_DSN must name the primary")
         epoch = row["epoch"]
@@ -165,7 +182,7 @@ class Database:
                 f"the ledger ends at {row['last_ordinal']}, but {seen} was seen: restored from a backup?"
             )
         self._epoch = epoch
-        self._clock_base = (row["now"], at)
+        self.saw_clock(row["now"])
         self.saw_ordinal(row["last_ordinal"])
 
     # ---------------------------------------------------------------- statements

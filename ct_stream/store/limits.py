@@ -89,6 +89,14 @@ class SharedLimits:
             return DomainLease(self, domain)
         return _wait(begun, domain, provider, self.limits)
 
+    async def enter_provider(self, domain: str, provider: str) -> Wait | None:
+        """Take a place at another provider for a domain that is ours, and give its present one back; or neither."""
+        rows = await self._database.persist(
+            "enter_provider", self._owner, domain, provider, self.limits.smtp_per_provider
+        )
+        begun = Begun(**rows[0])
+        return None if begun.answer == "granted" else _wait(begun, domain, provider, self.limits)
+
     # ---------------------------------------------------------------- batches
 
     async def _take_mx(self, wanted: Sequence[None]) -> list[Slot]:
@@ -161,6 +169,10 @@ class DomainLease:
         self._ended_at = time.monotonic()
         self._released = False
 
+    async def enter(self, provider: str) -> Wait | None:
+        """Go on at a host of another provider, once there is a place."""
+        return await self._shared.enter_provider(self._domain, provider)
+
     async def next_session(self) -> Wait | None:
         """Take the next session's unit, and come back when the domain's pause is over."""
         self._sessions += 1
@@ -181,7 +193,7 @@ class DomainLease:
     async def release(self, *, talked: bool) -> None:
         """Give the domain and the place back; the pause counts from the last session's end.
 
-        `talked`: a server talked to us normally, which is evidence about its provider.
+        `talked`: a server of the provider entered last talked to us normally, which is evidence about it.
         """
         if not self._released:
             self._released = True

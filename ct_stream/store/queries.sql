@@ -271,6 +271,10 @@ SELECT t.granted, t.retry_s FROM outreach.ct_take_smtp($1, $2) AS t;
 -- See ct_begin_probes.
 SELECT b.place, b.answer, b.retry_s, b.detail FROM outreach.ct_begin_probes($1, $2, $3, $4, $5, $6) AS b;
 
+-- name: enter_provider
+-- See ct_enter_provider.
+SELECT e.answer, e.retry_s, e.detail FROM outreach.ct_enter_provider($1, $2, $3, $4) AS e;
+
 -- name: end_probes
 -- See ct_end_probes.
 SELECT outreach.ct_end_probes($1, $2, $3, $4, $5);

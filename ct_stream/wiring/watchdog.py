@@ -295,13 +295,17 @@ class Watchdog:
         looked, self._looking = self._looking, None
         try:
             undelivered = looked.result()
-        except Exception as error:  # of whatever kind: an eye that fails is no reason to end
-            self._excuse(f"what there is to read cannot be told: {error!r}")
+        except Exception as error:  # of whatever kind: an eye that fails is no reason to end, nor to close the others
+            self._watch.look_at_input(time.monotonic(), {})
+            self._say(f"what there is to read cannot be told: {error!r}")
             return None
         return self._watch.look_at_input(time.monotonic(), undelivered)
 
     def _excuse(self, why: str) -> None:
         self._watch.excuse(time.monotonic())
+        self._say(why)
+
+    def _say(self, why: str) -> None:
         if why != self._said:
             log.warning("The watchdog waits: %s", why, extra={"action": "watchdog_waits"})
         self._said = why

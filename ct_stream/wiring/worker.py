@@ -278,6 +278,7 @@ class Worker:
                 paid_calls=paid_calls,
                 metrics=self.metrics,
                 now=database.now,
+                age_s=database.age_s,
                 own_trouble=lambda: self._own_trouble,
                 stalled_since=self.pulse.stalled_since,
                 pass_deadline_s=settings.pass_deadline_s,

@@ -17,7 +17,6 @@ from ct_stream.gate.replies import Stage
 from ct_stream.gate.transcript import (
     Exchange,
     answered,
-    is_unanswered,
     met_name_trouble,
     met_trouble,
     without_trouble,
@@ -26,10 +25,11 @@ from ct_stream.gate.verdicts import HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.providers import is_own_server, provider_of, registrable_domain
+from ct_stream.probes.world import Met
 from ct_stream.store.controls import control_wait
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -69,6 +69,7 @@ class GateParts:
     paid_calls: PaidCalls
     metrics: Metrics
     now: Callable[[], datetime]
+    age_s: Callable[[datetime], float]  #: of a moment of the database; no more than this process has lived through
     own_trouble: Callable[[], Wait | None]  #: while a control fails nothing is asked, so that no limit is wasted
     stalled_since: Callable[[float], float]  #: did this process stand still since (monotonic)? 0.0, or seconds to rest
     pass_deadline_s: float
@@ -150,7 +151,7 @@ class WorkerGate:
         if any(state.proves(failed_at) and not state.unbroken(asked_at) for state in awaited):
             # Nothing proved our own way shortly before (ADR-CT-IMO-023): they may be of a time in which it was broken.
             return _void(resumed)
-        if resumed.reason == WaitReason.PROVIDER_CLOSED and is_unanswered(kept):
+        if resumed.reason == WaitReason.PROVIDER_CLOSED and met_trouble(kept):
             # The one try of a closed provider has to ask: its silence was heard before it closed.
             return _void(resumed)
         if resumed.pending is not None and states[ControlKind.SMTP].proves(failed_at):
@@ -170,7 +171,7 @@ class WorkerGate:
             if not helds or own != helds:
                 return Kept(exchanges=kept, looks=resumed.looks, is_dropped=True)  # a provider is asked again
             await self._parts.guardrails.refresh(now=True)  # another worker may have halted the tool just now
-            age_s = (self._parts.now() - failed_at).total_seconds()
+            age_s = self._parts.age_s(failed_at)
             unsettled = self._parts.guardrails.unsettled(age_s, f"{helds[0].host} refuses us")
             if unsettled is not None:
                 return Kept(exchanges=kept, asked_at=asked_at, failed_at=failed_at, looks=resumed.looks, wait=unsettled)
@@ -323,9 +324,9 @@ class CompanyPass:
             self._saw_spine(usable=True)
             return SpineAnswer(found=True, domain=known.domain)
         if not known.in_spine:
-            age_s = (parts.now() - (self._event_at or self._since)).total_seconds()
+            age_s = parts.age_s(self._event_at or self._since)
             # A clock of another machine may run ahead: the grace also counts from when we first saw the company.
-            age_s = min(age_s, (parts.now() - self._since).total_seconds() if age_s < 0 else age_s)
+            age_s = min(age_s, parts.age_s(self._since) if age_s < 0 else age_s)
             if age_s < parts.spine_grace_s:
                 return Wait(
                     reason=WaitReason.SPINE_GRACE,
@@ -392,26 +393,27 @@ class CompanyPass:
         answer = await self._parts.controls.confirm(kind, asked, in_chain=in_chain)
         if isinstance(answer, Wait) or kind is not ControlKind.SMTP:
             return answer
-        provider = self._silent_provider()
-        if provider is None:
-            return answer
-        assert self._failed_at is not None  # a proof was begun after it
-        age_s = (self._parts.now() - self._failed_at).total_seconds()
-        return await self._parts.guardrails.unreached(provider, age_s) or answer
+        for provider in sorted(self._silent_providers()):
+            assert self._failed_at is not None  # a proof was begun after it
+            wait = await self._parts.guardrails.unreached(provider, self._parts.age_s(self._failed_at))
+            if wait is not None:
+                return wait
+        return answer
 
-    def _silent_provider(self) -> str | None:
-        """Return the shared provider of which no server said a word to this pass."""
+    def _silent_providers(self) -> set[str]:
+        """Return the shared providers of which no server said a word to this pass, whatever other servers said."""
         silent: set[str] = set()
+        talking: set[str] = set()
         for exchange in self._driver.exchanges:
             if not isinstance(exchange.answer, MailboxAnswer):
                 continue
             domain = exchange.asked.rpartition("@")[2]
             for attempt in exchange.answer.attempts:
-                if attempt.reply is not None or attempt.stage not in (Stage.CONNECT, Stage.BANNER):
-                    return None
-                if attempt.ip and not is_own_server(attempt.host, domain):
-                    silent.add(provider_of(attempt.host, domain))
-        return min(silent, default=None)
+                if not attempt.ip or is_own_server(attempt.host, domain):
+                    continue
+                said = attempt.reply is not None or attempt.stage not in (Stage.CONNECT, Stage.BANNER)
+                (talking if said else silent).add(provider_of(attempt.host, domain))
+        return silent - talking
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:
         """Record a reply about us and return the wait that follows."""
@@ -453,6 +455,13 @@ class Lease:
         self._begun_at = time.monotonic()
         self._sessions = 0
 
+    async def enter(self, provider: str) -> Wait | None:
+        """Go on at a host of another provider, once there is a place."""
+        wait = await self._lease.enter(provider)
+        if wait is None:
+            self._provider = provider
+        return wait
+
     async def next_session(self) -> Wait | None:
         """Take the next session's unit and wait for the domain's slot."""
         self._sessions += 1
@@ -470,13 +479,16 @@ class Lease:
         """Start the domain's pause."""
         self._lease.session_ended()
 
-    async def release(self, *, greeted: bool | None, refused: Held | None) -> None:
+    async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:
         """Give the domain and the place back."""
-        talked = bool(greeted) and refused is None
-        is_silent = greeted is False and refused is None and not self._parts.stalled_since(self._begun_at)
-        if is_silent and self._provider != registrable_domain(self._domain):
-            await self._parts.guardrails.silent(self._provider, self._domain)
-        await self._lease.release(talked=talked)
-        if talked:
+        refusing = {provider_of(held.host, self._domain) for held in refused}
+        own, stalled = registrable_domain(self._domain), bool(self._parts.stalled_since(self._begun_at))
+        talking = [provider for provider, how in met.items() if how is Met.GREETED and provider not in refusing]
+        for provider, how in met.items():
+            if how is Met.SILENT and provider != own and not stalled:
+                await self._parts.guardrails.silent(provider, self._domain)
+        await self._lease.release(talked=self._provider in talking)
+        if talking:
             await self._parts.controls.good_talk(self._begun_at, self._domain)
-            await self._parts.guardrails.talked(self._provider)
+        for provider in talking:
+            await self._parts.guardrails.talked(provider)

@@ -266,6 +266,33 @@ def test_a_reply_about_us_from_the_first_host_is_no_matter_when_the_second_one_a
     assert isinstance(play([mx("a.example", "b.example"), both, NO])[0], Passed)
 
 
+@pytest.mark.parametrize(
+    ("reply", "by"),
+    [
+        pytest.param(said(554, "5.7.1", "blocked using a list", stage=Stage.BANNER), HeldBy.REFUSED, id="refuses us"),
+        pytest.param(said(421, "4.7.0", "too many connections from your IP"), HeldBy.RATE, id="finds us too fast"),
+    ],
+)
+def test_a_backup_that_knows_no_mailbox_decides_nothing_while_the_first_host_speaks_about_us(
+    reply: MailboxAnswer, by: HeldBy
+) -> None:
+    both = MailboxAnswer(attempts=(*reply.attempts, *NO.attempts))
+    verdict, _ = play([mx("a.example", "b.example"), both])
+    assert isinstance(verdict, Held)
+    assert verdict.by is by
+
+
+def test_behind_a_refusal_that_is_settled_the_backup_is_asked_on() -> None:
+    first = said(554, "5.7.1", "blocked using a list", stage=Stage.BANNER, host="a.example")
+    backup = said(550, "5.1.1", "User unknown", host="b.example")
+    settled = MailboxAnswer(attempts=(*first.attempts, *backup.attempts), settled=True)
+    yes = said(250, "2.1.5", "ok", host="b.example")
+    verdict, asked = play([mx("a.example", "b.example"), settled, yes, NO])
+    assert isinstance(verdict, Passed)
+    assert isinstance(asked[2], ProbeMailbox)
+    assert asked[2].hosts == ("b.example",)
+
+
 def test_a_refusal_settled_as_this_companys_policy_is_inconclusive() -> None:
     settled = MailboxAnswer(attempts=LISTED.attempts, settled=True)
     verdict, asked = play([mx(), settled])

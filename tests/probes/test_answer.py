@@ -77,7 +77,7 @@ class Scripted:
     ) -> None:
         self.answers = list(answers)
         self.asked: list[str] = []
-        self.closed: list[Held | None] = []
+        self.closed: list[list[Held]] = []
         self.memories = list(memories)  #: one for each look at the memory, then nothing
         self.tier2_off = tier2_off
 
@@ -129,8 +129,8 @@ class Scripted:
         answer: MailboxAnswer | Wait = await self.next(f"{address.local_part} of {','.join(hosts)}")
         return answer
 
-    async def close(self, *, refused: Held | None = None) -> None:
-        self.closed.append(refused)
+    async def close(self, *, refused: Sequence[Held] = ()) -> None:
+        self.closed.append(list(refused))
 
     async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
         answer: ControlAnswer | Wait = await self.next(f"control {kind}")
@@ -167,7 +167,7 @@ async def test_a_pass_from_the_spine_to_a_verdict() -> None:
     assert [e.key for e in run.exchanges] == ["spine", "mx", "rcpt:first.last", "rcpt:random"]
     assert run.exchanges[2].asked == "jordan.whitfield@acme.example"
     assert all(e.at.endswith("Z") for e in run.exchanges)
-    assert scripted.closed == [None]
+    assert scripted.closed == [[]]
 
 
 async def test_a_verdict_does_not_wait_for_the_end_of_its_session() -> None:
@@ -177,7 +177,7 @@ async def test_a_verdict_does_not_wait_for_the_end_of_its_session() -> None:
     assert scripted.closed == []
     [farewell] = farewells
     await farewell
-    assert scripted.closed == [None]
+    assert scripted.closed == [[]]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ async def test_a_wait_begins_after_the_end_of_its_session() -> None:
     farewells: list[Coroutine[Any, Any, None]] = []
     scripted = Scripted(SPINE, None, FOUND, NO, WAIT)
     assert isinstance(await driver(scripted, see_off=farewells.append).run(), Waiting)
-    assert (scripted.closed, farewells) == ([None], [])
+    assert (scripted.closed, farewells) == ([[]], [])
 
 
 async def test_a_wait_keeps_the_answers_and_resuming_asks_none_of_them_again() -> None:
@@ -276,7 +276,7 @@ async def test_a_wait_keeps_the_answers_and_resuming_asks_none_of_them_again() -
     assert isinstance(waiting, Waiting)
     assert (waiting.wait, waiting.pending) == (WAIT, None)
     assert [e.key for e in waiting.exchanges] == ["spine", "mx", "rcpt:first.last", "rcpt:firstlast"]
-    assert first.closed == [None]
+    assert first.closed == [[]]
 
     second = Scripted(YES, NO)
     run = driver(second, kept=from_json(to_json(waiting.exchanges)), spent_s=waiting.spent_s)
@@ -317,7 +317,7 @@ async def test_a_reply_about_us_whose_scope_is_open_is_pending_and_its_pattern_u
     assert (waiting.pending.key, waiting.pending.answer) == ("rcpt:firstlast", LISTED)
     assert [e.key for e in waiting.exchanges] == [e.key for e in run.exchanges] == ["spine", "mx", "rcpt:first.last"]
     assert scripted.asked[-1] == "judge acme.example acme.example"
-    assert scripted.closed[0] is not None
+    assert scripted.closed[0]
 
 
 async def test_a_private_policy_is_settled_and_the_rest_unasked() -> None:
@@ -367,7 +367,7 @@ async def test_whatever_ends_a_pass_closes_its_prober_and_keeps_its_answers(erro
     run = driver(scripted)
     with pytest.raises(type(error)):
         await run.run()
-    assert scripted.closed == [None]
+    assert scripted.closed == [[]]
     assert [e.key for e in run.exchanges] == ["spine", "mx", "rcpt:first.last"]
 
 

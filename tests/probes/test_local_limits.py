@@ -105,7 +105,7 @@ async def test_a_domain_is_asked_by_one_pass_at_a_time_and_rests_after_it() -> N
     assert isinstance(await local.begin_probe("a.example", "p.example"), Wait)
     await begin(local, "b.example")
     lease.session_ended()
-    await lease.release(greeted=True, refused=None)
+    await lease.release(met={}, refused=[])
     wait = await local.begin_probe("a.example", "p.example")
     assert isinstance(wait, Wait)
     assert (wait.reason, wait.after_s) == (WaitReason.DOMAIN_BUSY, 2.0)
@@ -121,10 +121,24 @@ async def test_a_provider_has_so_many_places() -> None:
     assert isinstance(wait, Wait)
     assert wait.reason is WaitReason.PROVIDER_BUSY
     await begin(local, "c.example", "q.example")
-    await first.release(greeted=True, refused=None)
-    await first.release(greeted=True, refused=None)
+    await first.release(met={}, refused=[])
+    await first.release(met={}, refused=[])
     await begin(local, "d.example")
     assert isinstance(await local.begin_probe("e.example", "p.example"), Wait)
+
+
+async def test_a_pass_that_goes_on_at_another_provider_takes_a_place_there_for_its_own() -> None:
+    local = permits(Clock(), places=1)
+    first = await begin(local, "a.example")
+    other = await begin(local, "b.example", "q.example")
+    wait = await first.enter("q.example")
+    assert isinstance(wait, Wait)
+    assert wait.reason is WaitReason.PROVIDER_BUSY
+    assert isinstance(await local.begin_probe("c.example", "p.example"), Wait), "and has given none back"
+    await other.release(met={}, refused=[])
+    assert await first.enter("q.example") is None
+    await begin(local, "c.example")
+    assert isinstance(await local.begin_probe("d.example", "q.example"), Wait)
 
 
 async def test_the_days_sessions_are_counted_one_by_one() -> None:

@@ -17,8 +17,11 @@ from ct_stream.probes.mailbox import MailboxProber
 from ct_stream.probes.mx import NameTrouble
 from ct_stream.probes.smtp import SmtpSettings
 from ct_stream.probes.stopwatch import Stopwatch
+from ct_stream.probes.world import Met
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from tests.probes.conftest import Dialogue, MailFarm, SmtpServer
 
 NO = "550 5.1.1 User unknown"
@@ -32,7 +35,9 @@ class Permits:
 
     def __init__(self, *, begin: Wait | None = None, waits_at: int = -1) -> None:
         self.log: list[str] = []
-        self.refused: Held | None = None
+        self.refused: Sequence[Held] = ()
+        self.met: Mapping[str, Met] = {}
+        self.closed_to: dict[str, Wait] = {}  #: providers
         self.greetings: list[float] = []
         self._begin = begin
         self._sessions_left = waits_at
@@ -57,9 +62,13 @@ class Permits:
     def greeted(self, begun_at: float) -> None:
         self.greetings.append(begun_at)
 
-    async def release(self, *, greeted: bool | None, refused: Held | None) -> None:
-        self.log.append("greeted" if greeted else "not greeted")
-        self.refused = refused
+    async def enter(self, provider: str) -> Wait | None:
+        self.log.append(f"enter {provider}")
+        return self.closed_to.get(provider)
+
+    async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:
+        self.log.append("greeted" if Met.GREETED in met.values() else "not greeted")
+        self.met, self.refused = met, refused
 
 
 class Names:
@@ -320,9 +329,48 @@ async def test_without_a_banner_nobody_greeted_us(farm: MailFarm) -> None:
     held = Held(by=HeldBy.REFUSED, host=MX1, reason="scripted")
     asker = prober(farm, Names(mx1=(server.ip,)), permits)
     await ask(asker, "info")
-    await asker.close(refused=held)
+    await asker.close(refused=[held])
     assert permits.log[-1] == "not greeted"
-    assert permits.refused is held
+    assert permits.met == {"acme.example": Met.REPLIED}
+    assert permits.refused == [held]
+
+
+class Anywhere(Names):
+    """Names of several companies."""
+
+    def __init__(self, **hosts: tuple[str, ...]) -> None:
+        super().__init__()
+        self.hosts |= {f"mx1.{company}.example": found for company, found in hosts.items()}
+
+
+async def test_each_provider_has_a_lease_and_a_verdict_of_its_own(farm: MailFarm) -> None:
+    """What the first one's host does is no word of the second one's."""
+    dead, busy = await farm.server([""]), await farm.server(["421 4.3.2 try later"])
+    well = await farm.server(farm.hello(farm.rcpt("info", YES)))
+    permits = Permits()
+    names = Anywhere(acme=(dead.ip,), hoster=(busy.ip,), bigmail=(well.ip,))
+    asker = prober(farm, names, permits, command_s=0.2)
+    answer = await ask(asker, "info", "mx1.acme.example", "mx1.hoster.example", "mx1.bigmail.example")
+    assert answer.reached_rcpt
+    await asker.close()
+    assert [step for step in permits.log if step.startswith(("begin", "enter"))] == [
+        "begin acme.example acme.example", "enter hoster.example", "enter bigmail.example"
+    ]  # fmt: skip
+    assert permits.met == {
+        "acme.example": Met.SILENT, "hoster.example": Met.REPLIED, "bigmail.example": Met.GREETED
+    }  # fmt: skip
+
+
+async def test_a_provider_that_is_closed_is_not_asked_behind_a_dead_host_either(farm: MailFarm) -> None:
+    dead, closed = await farm.server([""]), await farm.server(farm.hello(farm.rcpt("info", YES)))
+    permits = Permits()
+    permits.closed_to = {"hoster.example": CAPPED}
+    asker = prober(farm, Anywhere(acme=(dead.ip,), hoster=(closed.ip,)), permits, command_s=0.2)
+    address = Address(local_part="info", domain="acme.example")
+    assert await asker.ask(address, ("mx1.acme.example", "mx1.hoster.example")) is CAPPED
+    await asker.close()
+    assert closed.commands == []
+    assert permits.met == {"acme.example": Met.SILENT}
 
 
 async def test_a_used_up_deadline_asks_no_server(farm: MailFarm) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -59,6 +61,23 @@ async def test_a_connection_that_breaks_under_its_statement_is_replaced(
         await task
     async with asyncio.timeout(5):
         await asyncio.gather(*(narrow.fetch("server") for _ in range(10)))
+
+
+async def test_an_age_is_no_more_than_what_has_passed_here(database: DatabaseDsns) -> None:
+    db = Database(database.gate)
+    await db.open()
+    begin = time.monotonic()
+    before = db.now()
+    assert db.age_s(before - timedelta(hours=1)) <= time.monotonic() - begin + 60.0, "this process has just begun"
+    db._watched_since -= 7200
+    assert 3600 <= db.age_s(before - timedelta(hours=1)) < 3700
+    db.saw_clock(db.now() + timedelta(hours=1))  # set ahead
+    assert db.age_s(before) < 60.0, "not an hour"
+    assert 3600 <= db.age_s(before - timedelta(hours=1)) < 3700
+    assert db.age_s(db.now()) < 1.0
+    db.saw_clock(db.now() - timedelta(hours=1))  # and back
+    assert db.age_s(db.now() - timedelta(seconds=30)) <= 30.0, "never more than it is"
+    await db.close()
 
 
 async def test_close_waits_for_connections_that_are_on_their_way_back(database: DatabaseDsns) -> None:

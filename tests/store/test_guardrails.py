@@ -98,6 +98,64 @@ async def test_a_good_talk_between_them_keeps_a_provider_open(database: Database
         assert await p.state("provider:bigmail.example") in (None, "open")
 
 
+async def test_a_pass_that_goes_on_at_another_provider_meets_its_rail_and_its_places(database: DatabaseDsns) -> None:
+    rail = "provider:bigmail.example"
+    async with parts(database) as p:
+        lease = await p.limits.begin_probe("acme.example", "acme.example")
+        assert isinstance(lease, DomainLease)
+        await p.one.set_state(rail, "closed", "three were refused", 600.0)
+        wait = await lease.enter("bigmail.example")
+        assert wait is not None
+        assert (wait.reason, wait.waits_on) == (WaitReason.PROVIDER_CLOSED, rail)
+        await p.due_now(rail)
+        assert await lease.enter("bigmail.example") is None, "its one try"
+        assert 1190 < await p.next_try_s(rail) <= 1200
+        other = await p.limits.begin_probe("other.example", "other.example")
+        assert isinstance(other, DomainLease)
+        assert await other.enter("bigmail.example") is not None
+        lease.session_ended()
+        await lease.release(talked=True)
+        await p.one.refresh()
+        await p.one.talked("bigmail.example")
+        assert await p.state(rail) == "open"
+
+        others = [await p.limits.begin_probe(f"c{n}.example", "bigmail.example") for n in range(3)]
+        waiting = parked(after_s=None, waits_on="places:bigmail.example")
+        await p.passes.park(waiting)
+        busy = await other.enter("bigmail.example")
+        assert busy is not None
+        assert busy.reason is WaitReason.PROVIDER_BUSY
+        assert isinstance(others[0], DomainLease)
+        assert await others[0].enter("hoster.example") is None
+        assert [resumed.origin for resumed in await p.passes.claim_due(10)] == [waiting.origin], "a place came free"
+        assert await other.enter("bigmail.example") is None
+        await p.one.set_state(SMTP_RAIL, "halted", "listed everywhere", None)
+        halted = await other.enter("third.example")
+        assert halted is not None
+        assert halted.reason is WaitReason.HALTED
+
+
+async def test_a_good_talk_stays_with_the_provider_that_it_was_with(database: DatabaseDsns) -> None:
+    """Its domain may be asked at another provider next: that one has not talked to us."""
+    talks = "SELECT count(*) FROM outreach.ct_domains WHERE provider = $1 AND talked_at IS NOT NULL"
+    async with parts(database) as p:
+        assert await p.talk("acme.example", "bigmail.example") is None
+        assert await p.admin.fetchval(talks, "bigmail.example") == 1
+        await asyncio.sleep(LIMITS.smtp_domain_pause_s)
+        lease = await p.limits.begin_probe("acme.example", "hoster.example")
+        assert isinstance(lease, DomainLease)
+        assert await p.admin.fetchval(talks, "hoster.example") == 0
+        lease.session_ended()
+        await lease.release(talked=True)
+        await asyncio.sleep(LIMITS.smtp_domain_pause_s)
+        lease = await p.limits.begin_probe("acme.example", "hoster.example")
+        assert isinstance(lease, DomainLease)
+        assert await p.admin.fetchval(talks, "hoster.example") == 1
+        assert await lease.enter("third.example") is None
+        await lease.release(talked=False)
+        assert await p.admin.fetchval(talks, "third.example") == 0
+
+
 async def test_the_tries_of_a_closed_provider_come_later_and_later_up_to_six_hours(database: DatabaseDsns) -> None:
     rail = "provider:bigmail.example"
     async with parts(database) as p:

@@ -111,6 +111,7 @@ class Company:
             probing=SimpleNamespace(resolver=None, prober=prober),
             paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,
             stalled_since=lambda _: 0.0, now=lambda: LATER,
+            age_s=lambda moment: (LATER - moment).total_seconds(),
         )  # fmt: skip
         origin = Origin(outreach_id=ID)
         resumed = Resumed(origin=origin, event_at=None, domain="acme.example", since=ASKED, exceptions=0, **self.row)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from math import inf
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from ct_stream.metrics import Health
 from ct_stream.probes.toolbox import load_toolbox
 from ct_stream.settings import load_settings, variable
 from ct_stream.wiring.ending import StopSignals
-from ct_stream.wiring.watchdog import EXIT_CODE, Commits, Thresholds, Watch, describe
+from ct_stream.wiring.watchdog import EXIT_CODE, Commits, Hang, Senses, Thresholds, Watch, Watchdog, describe
 from ct_stream.wiring.worker import Worker
 from tests.faults.harness import Stack
 
@@ -230,6 +231,42 @@ def test_a_blocked_loop_ends_the_process_and_says_which_event_and_which_line() -
 def test_a_loop_that_only_waits_is_not_blocked() -> None:
     done = run_blocked("await asyncio.sleep(1.5)")
     assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+
+
+async def test_an_eye_that_fails_each_time_closes_no_other() -> None:
+    """A look at the input that fails (a bug, one broker that swallows packets) hid every event that hung."""
+    begin = time.monotonic()
+    looks: list[float] = []
+
+    async def undelivered() -> dict[str, int]:
+        looks.append(time.monotonic())
+        raise TypeError("a bug of ours")
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    async def committed() -> dict[int, int]:
+        return {}
+
+    # The proportions of the real ones (240 : 120), a hundredth as long.
+    thresholds = Thresholds(unacked_s=2.4, commit_s=1.5, undelivered_s=1.2, blocked_s=60.0)
+    senses = Senses(
+        heads=lambda: {"spine.created[3] offset 7": begin}, done=dict, committed=committed, undelivered=undelivered,
+        unassigned_since=lambda: None, excused=lambda: -inf, outage=nothing, record=nothing,
+    )  # fmt: skip
+    watchdog = Watchdog("spine.created", thresholds, senses)
+    bitten: asyncio.Future[Hang] = asyncio.get_running_loop().create_future()
+
+    async def bite(hang: Hang) -> None:
+        if not bitten.done():
+            bitten.set_result(hang)
+
+    watchdog._bite = bite  # type: ignore[method-assign]
+    running = asyncio.create_task(watchdog.run())
+    hang = await asyncio.wait_for(bitten, 30)
+    running.cancel()
+    assert hang.places == ("spine.created[3] offset 7",)
+    assert looks
 
 
 async def test_a_worker_excuses_each_known_trouble_a_drain_and_a_halted_input() -> None:

@@ -27,6 +27,7 @@ from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.probes.world import Met
 from ct_stream.store.controls import ControlLedger, ControlState
 from ct_stream.wiring.world import CompanyPass, Farewells, Lease, WorkerGate
 from tests.gate.world import NO, RULES, mx, no_mx, said, trouble
@@ -104,6 +105,7 @@ async def resume(
         probing=SimpleNamespace(resolver=None, prober=lambda *_: prober),
         paid_calls=SimpleNamespace(off_because=lambda: "off"),
         pass_deadline_s=90.0, stalled_since=lambda _moment: 0.0, now=lambda: LATER,
+        age_s=lambda moment: (LATER - moment).total_seconds(),
     )  # fmt: skip
     origin = Origin(outreach_id=ID)
     kept = tuple(Exchange(key=key, answer=answer) for key, answer in answers.items())
@@ -303,5 +305,5 @@ async def test_a_process_that_stood_still_is_no_evidence_against_a_provider(rest
     parts: Any = SimpleNamespace(guardrails=SimpleNamespace(silent=note), stalled_since=lambda _moment: rest_s)
     domain_lease: Any = SimpleNamespace(release=release)
     lease = Lease(parts, Farewells(), domain_lease, "acme.example", "bigmail.example")
-    await lease.release(greeted=False, refused=None)
+    await lease.release(met={"bigmail.example": Met.SILENT}, refused=[])
     assert silent == ([] if rest_s else ["bigmail.example"])

@@ -1,0 +1,146 @@
+-- A company's hosts may stand at several providers: each has its own rail and its own places (ADR-CT-IMO-019).
+
+-- Move a probe chain that holds its domain to another provider: its rail and a place there, or neither.
+-- `answer`: granted, halted, provider_closed, provider_busy. Locks in the order of ct_begin_probes.
+CREATE FUNCTION outreach.ct_enter_provider(owner text, its_domain text, to_provider text, per_provider integer)
+RETURNS TABLE (answer text, retry_s double precision, detail text) LANGUAGE plpgsql AS $$
+DECLARE
+    moment timestamptz;
+    rail record;
+    was text;
+    busy integer;
+BEGIN
+    retry_s := NULL; detail := NULL;
+    SELECT g.reason INTO detail FROM outreach.ct_guardrails AS g
+        WHERE g.key = 'tool:TOOL-005' AND g.state = 'halted';
+    IF FOUND THEN
+        answer := 'halted';
+        RETURN NEXT; RETURN;
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('ct:provider:' || to_provider, 0));
+    moment := clock_timestamp();
+    SELECT g.state, g.reason, g.next_try_at INTO rail FROM outreach.ct_guardrails AS g
+        WHERE g.key = 'provider:' || to_provider AND g.state <> 'open';
+    IF FOUND AND (rail.next_try_at IS NULL OR rail.next_try_at > moment) THEN
+        answer := 'provider_closed'; detail := rail.reason;
+        retry_s := extract(epoch FROM rail.next_try_at - moment);
+        RETURN NEXT; RETURN;
+    END IF;
+    IF to_provider <> its_domain THEN
+        SELECT count(*) INTO busy FROM outreach.ct_domains AS d
+            WHERE d.provider = to_provider AND d.lease_owner IS NOT NULL AND d.lease_until > moment
+                AND d.domain <> its_domain;
+        IF busy >= per_provider THEN
+            answer := 'provider_busy';
+            RETURN NEXT; RETURN;
+        END IF;
+    END IF;
+    SELECT d.provider INTO was FROM outreach.ct_domains AS d
+        WHERE d.domain = its_domain AND d.lease_owner = owner FOR UPDATE;
+    IF FOUND THEN  -- else the lease ran out meanwhile, and whoever has it now keeps its provider
+        -- A talk on record is the old provider's.
+        UPDATE outreach.ct_domains SET provider = to_provider, talked_at = NULL WHERE domain = its_domain;
+    END IF;
+    IF rail.state IS NOT NULL THEN
+        -- The one try of a provider that is not open, as in ct_begin_probes.
+        UPDATE outreach.ct_guardrails SET tries = tries + 1,
+            next_try_at = moment + least(first_try_s * power(2, least(tries + 1, 20)), 21600) * interval '1 second'
+            WHERE key = 'provider:' || to_provider;
+    END IF;
+    IF was <> its_domain AND was <> to_provider THEN
+        PERFORM outreach.ct_wake('places:' || was, 1, moment);
+    END IF;
+    answer := 'granted';
+    RETURN NEXT;
+END $$;
+
+-- Begin probe chains: for each (domain, provider) the domain's slot, a place at the provider and one SMTPCheck unit,
+-- or none of them. A talk on record stays with the provider that it was with. `answer`: granted, halted, trial, provider_closed, provider_busy, domain_busy, cap.
+CREATE OR REPLACE FUNCTION outreach.ct_begin_probes(
+    owner text, domains text[], providers text[], lease_s double precision, per_day bigint, per_provider integer
+) RETURNS TABLE (place integer, answer text, retry_s double precision, detail text) LANGUAGE plpgsql AS $$
+DECLARE
+    today date := outreach.ct_utc_day();
+    moment timestamptz;
+    already bigint;
+    taken bigint := 0;
+    tool record;
+    item record;
+    rail record;
+    slot record;
+    locked_provider text := '';
+    busy integer;
+BEGIN
+    INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-005', 'day', today) ON CONFLICT DO NOTHING;
+    -- This lock makes one caller wait for the other, so that "one at a time" and the cap are exact.
+    SELECT u.used INTO already FROM outreach.ct_usage AS u
+        WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = today FOR UPDATE;
+    SELECT g.state, g.reason INTO tool FROM outreach.ct_guardrails AS g
+        WHERE g.key = 'tool:TOOL-005' AND g.state IN ('halted', 'trial');
+    FOR item IN
+        SELECT i.d AS domain, i.p AS provider, i.n::integer AS n
+        FROM unnest(domains, providers) WITH ORDINALITY AS i (d, p, n) ORDER BY i.p, i.d
+    LOOP
+        place := item.n; retry_s := NULL; detail := NULL;
+        moment := clock_timestamp();
+        IF tool.state = 'halted' THEN
+            answer := 'halted'; detail := tool.reason;
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF tool.state = 'trial' AND EXISTS (
+            SELECT 1 FROM outreach.ct_domains AS d WHERE d.lease_owner IS NOT NULL AND d.lease_until > moment
+        ) THEN
+            answer := 'trial'; detail := outreach.ct_trial_talks() || ' of 3 providers have talked normally';
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF item.provider <> locked_provider THEN
+            PERFORM pg_advisory_xact_lock(hashtextextended('ct:provider:' || item.provider, 0));
+            locked_provider := item.provider;
+        END IF;
+        SELECT g.state, g.reason, g.next_try_at INTO rail FROM outreach.ct_guardrails AS g
+            WHERE g.key = 'provider:' || item.provider AND g.state <> 'open';
+        IF FOUND AND (rail.next_try_at IS NULL OR rail.next_try_at > moment) THEN
+            answer := 'provider_closed'; detail := rail.reason;
+            retry_s := extract(epoch FROM rail.next_try_at - moment);
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF already + taken >= per_day THEN
+            answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF item.provider <> item.domain THEN
+            SELECT count(*) INTO busy FROM outreach.ct_domains AS d
+                WHERE d.provider = item.provider AND d.lease_owner IS NOT NULL AND d.lease_until > moment;
+            IF busy >= per_provider THEN
+                answer := 'provider_busy';
+                RETURN NEXT; CONTINUE;
+            END IF;
+        END IF;
+        INSERT INTO outreach.ct_domains AS d (domain, provider, lease_owner, lease_until, free_at)
+            VALUES (item.domain, item.provider, owner, moment + lease_s * interval '1 second', '-infinity')
+            ON CONFLICT (domain) DO UPDATE
+                SET provider = excluded.provider, lease_owner = excluded.lease_owner, lease_until = excluded.lease_until,
+                    talked_at = CASE WHEN d.provider = excluded.provider THEN d.talked_at END
+                WHERE (d.lease_owner IS NULL OR d.lease_until <= moment) AND d.free_at <= moment;
+        IF NOT FOUND THEN
+            -- Within its pause the domain is free at a known time; under a lease its end wakes the next company.
+            SELECT CASE WHEN d.lease_owner IS NULL THEN d.free_at END AS free_at INTO slot
+                FROM outreach.ct_domains AS d WHERE d.domain = item.domain;
+            answer := 'domain_busy'; retry_s := extract(epoch FROM slot.free_at - moment);
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF rail.state IS NOT NULL THEN
+            -- The one try of a provider that is not open: the next one comes later, each time twice as late.
+            UPDATE outreach.ct_guardrails SET tries = tries + 1,
+                next_try_at = moment + least(first_try_s * power(2, least(tries + 1, 20)), 21600) * interval '1 second'
+                WHERE key = 'provider:' || item.provider;
+        END IF;
+        taken := taken + 1;
+        answer := 'granted';
+        RETURN NEXT;
+    END LOOP;
+    IF taken > 0 THEN
+        UPDATE outreach.ct_usage SET used = used + taken
+            WHERE tool_id = 'TOOL-005' AND span = 'day' AND begins = today;
+    END IF;
+END $$;
