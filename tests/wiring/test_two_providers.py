@@ -6,8 +6,10 @@ Over the real statements, guardrails, prober and sockets; the controls always su
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import DatabaseDsns
 
+NET = 10 + os.getpid() % 200  #: of this process alone, so that tests side by side have ports of their own
 FAST = Limits(**({name: getattr(LIMITS, name) for name in Limits.__slots__} | {"smtp_domain_pause_s": 0.0}))
 
 
@@ -43,10 +46,10 @@ class Servers:
 
     def __init__(self, banners: dict[str, bytes]) -> None:
         self.banners, self.connections = banners, 0
-        self.ips = {host: f"127.9.9.{n + 2}" for n, host in enumerate(banners)}
+        self.ips = {host: f"127.{NET}.9.{n + 2}" for n, host in enumerate(banners)}
 
     async def lookup_addresses(self, host: str) -> tuple[str, ...]:
-        return (self.ips.get(host, "127.9.9.200"),)
+        return (self.ips.get(host, f"127.{NET}.9.200"),)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[int]:
@@ -57,7 +60,7 @@ class Servers:
 
         port, servers = 0, []
         for host, banner in self.banners.items():
-            server = await asyncio.start_server(lambda r, w, b=banner: serve(b, r, w), self.ips[host], port)
+            server = await asyncio.start_server(partial(serve, banner), self.ips[host], port)
             port = server.sockets[0].getsockname()[1]
             servers.append(server)
         yield port or 9
@@ -90,7 +93,7 @@ class Gate:
             SimpleNamespace(
                 rules=RULES, controls=self.controls, limits=self.limits, guardrails=self.guardrails,
                 probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=lookup_mx), prober=prober),
-                paid_calls=SimpleNamespace(off_because=lambda: "off"), memory=SimpleNamespace(recall=recall),
+                paid_calls=SimpleNamespace(off_because=lambda: "of"), memory=SimpleNamespace(recall=recall),
                 own_trouble=lambda: None, metrics=SimpleNamespace(tool_calls=count),
                 spine_control=SimpleNamespace(saw=lambda **_: None), pass_deadline_s=90.0, spine_grace_s=1.0,
                 stalled_since=lambda _: 0.0, now=db.now, age_s=db.age_s,
@@ -148,7 +151,8 @@ async def decide(gate: Gate, rounds: int = 12) -> Passed | Failed | Wait:
                     )
                 return result
         await asyncio.sleep(0.02)
-    return result
+    waits: Wait = result
+    return waits
 
 
 @pytest.mark.parametrize(
@@ -277,7 +281,7 @@ async def test_a_refusal_of_us_is_evidence_also_where_a_backup_answers(
     database: DatabaseDsns, stage: str, takes: str
 ) -> None:
     """The first host's provider refuses us; a backup elsewhere denies each mailbox, or takes one."""
-    hosts = {"mx1.bigmail.net": "127.9.9.2", "mx2.backup.org": "127.9.9.3"}
+    hosts = {"mx1.bigmail.net": f"127.{NET}.9.2", "mx2.backup.org": f"127.{NET}.9.3"}
     first = [render(RULES.patterns[0], RULES.probe_name, "acme.example").local_part.encode()]
 
     async def serve(refusing: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -302,7 +306,7 @@ async def test_a_refusal_of_us_is_evidence_also_where_a_backup_answers(
     port, servers, lookup = 0, [], Servers({})
     lookup.ips = hosts
     for n, ip in enumerate(hosts.values()):
-        server = await asyncio.start_server(lambda r, w, n=n: serve(n == 0, r, w), ip, port)
+        server = await asyncio.start_server(partial(serve, n == 0), ip, port)
         port = server.sockets[0].getsockname()[1]
         servers.append(server)
     async with opened(database.gate) as db:
@@ -342,8 +346,8 @@ async def test_a_provider_that_talks_normally_again_is_opened(database: Database
         writer.close()
 
     lookup = Servers({})
-    lookup.ips = {"mx1.bigmail.net": "127.9.9.2"}
-    server = await asyncio.start_server(serve, "127.9.9.2", 0)
+    lookup.ips = {"mx1.bigmail.net": f"127.{NET}.9.2"}
+    server = await asyncio.start_server(serve, f"127.{NET}.9.2", 0)
     async with opened(database.gate) as db:
         gate = Gate(db, "one", mx, lookup, server.sockets[0].getsockname()[1], 0.0)
         async with running(*gate.limits.batches, gate.passes.park):
