@@ -157,6 +157,8 @@ ROWS: tuple[Row, ...] = (
             f"{_REFUSALS}test_a_shared_provider_that_is_silent_for_three_companies_fails_none_of_them",
             f"{_REFUSALS}test_one_companys_own_server_that_refuses_us_concerns_that_company_only",
             f"{_REFUSALS}test_twenty_thousand_companies_of_a_closed_provider_block_nobody",
+            "wiring/test_two_hosts.py::test_nobody_fails_by_a_word_about_us_and_nobody_waits_without_one",
+            "wiring/test_two_providers.py::test_no_company_fails_of_the_silence_of_a_provider_that_is_closed",
         ),
     ),
     Row(
@@ -193,6 +195,8 @@ ROWS: tuple[Row, ...] = (
             _MACHINE + "test_a_clock_that_jumps_decides_nothing_and_spends_no_other_day",
             "store/test_controls.py::test_after_a_clock_was_set_back_companies_are_decided_again_at_once",
             "store/test_limits.py::test_slots_of_before_a_clock_was_set_back_hold_nobody_up",
+            "wiring/test_two_providers.py::test_a_clock_of_postgres_that_jumps_ahead_settles_no_refusal",
+            "store/test_database.py::test_an_age_is_no_more_than_what_has_passed_here",
         ),
     ),
     Row(
@@ -231,6 +235,12 @@ ROWS: tuple[Row, ...] = (
             _HANGS + "test_a_broker_that_hangs_ends_no_worker",
         ),
         open="code that holds the interpreter's lock for ever: nobody answers /livez then",
+    ),
+    Row(
+        fault="`spine.created` is made anew, or loses records, so that it ends before where the group stands",
+        behaviour="the worker ends, and refuses to start until the group is reset; nothing is dropped as read",
+        tests=("kafka/test_reset.py::test_a_topic_that_was_made_anew_is_not_read_as_if_it_were_the_old_one",),
+        open="a new topic that has grown past the group before a worker looks: no offset tells them apart",
     ),
 )
 
