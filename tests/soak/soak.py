@@ -53,17 +53,21 @@ DIALOGUES = frozenset({"info", "allreject", "contact", "catchall", "421after3", 
 LATE_STEPS = ("smtp done", "recording", "recorded", "published", "stamped", "acked")
 DUPLICATES, JUNK = 0.02, 0.004
 AT_REST_S = 600.0
+SEEN_S = 8.0
 _AGAIN_S = 0.3
 #: What a query meets while Postgres is crashed, or its pool is taken down under it.
 _AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 #: FAILs that rest on an absence or a silence from inside a fault of ours: a truly dead server's proves as little in it
-#: as a living one's. Half a second is left at both ends, for the fault does not begin in one moment.
+#: as a living one's. Half a second is left at its begin, for what had come before and was read late.
+#: A port 25 that is closed for less than SEEN_S may fall between two proofs (two intervals and 3 s may lie between them,
+#: and a connection that is begun in it comes through by TCP's own repeats within 3 s more): then only the two looks at
+#: each company guard, and that no living one failed is all that is asked (ADR-CT-IMO-013, -023).
 _BELIEVED = """
-    SELECT count(DISTINCT o.outreach_id) AS n FROM outreach.ct_outcomes AS o
+    SELECT DISTINCT o.domain, o.recorded_at, a.said FROM outreach.ct_outcomes AS o
     CROSS JOIN LATERAL jsonb_array_elements(o.transcript) AS a (said)
     WHERE o.failure_code IN ('CT-M-NO-MX', 'CT-M-SMTP-FAIL')
         AND (a.said->>'at')::timestamptz
-            BETWEEN $1::timestamptz + interval '0.5 s' AND $2::timestamptz - interval '0.5 s'
+            BETWEEN $1::timestamptz + interval '0.5 s' AND $2::timestamptz
         AND CASE WHEN $3::boolean
             THEN a.said->>'key' = 'mx' AND a.said->'answer'->>'status' <> 'found'
                 OR EXISTS (SELECT FROM jsonb_array_elements(a.said->'answer'->'attempts') AS t (tried)
@@ -310,13 +314,14 @@ class Soak:
 
     async def _lie(self, what: str, mode: str) -> None:
         self.say(f"{what}: {mode}")
-        begin = await self.now()
         setter = self.stack.farm.set_resolvers if what == "resolvers" else self.stack.farm.block_smtp
         await setter(mode)
+        begin = await self.now()  # on a busy machine the farm may take its time to begin, and to end
         # A short one may fall between two controls: nothing of ours then says that it was there.
         await asyncio.sleep(self.chance.choice([self.chance.uniform(0.2, 2), self.chance.uniform(8, 20)]))
+        end = await self.now()
         await (self.stack.farm.set_resolvers("ok") if what == "resolvers" else self.stack.farm.block_smtp(None))
-        self.tally.lies.append((f"{what} {mode}", begin, await self.now()))
+        self.tally.lies.append((f"{what} {mode}", begin, end))
 
     async def befall(self) -> None:
         """Play faults until the time is up: a kill each time, and something else between two kills."""
@@ -379,10 +384,16 @@ async def run(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
                 junk=soak.tally.junk,
             )
             broken = [*found.broken, *soak.tally.ends]
+            between_proofs = 0
             for name, begin, end in soak.tally.lies:
-                [row] = await soak.sql(_BELIEVED, begin, end, name.startswith("resolvers"))
-                if row["n"]:
-                    broken.append(f"{name}: {row['n']} FAILs rest on an answer from inside the fault")
+                rows = await soak.sql(_BELIEVED, begin, end, name.startswith("resolvers"))
+                if rows and name.startswith("port 25") and (end - begin).total_seconds() < SEEN_S:
+                    between_proofs += len(rows)
+                elif rows:
+                    broken.append(
+                        f"{name}, {begin} to {end}: {len(rows)} answers from inside the fault are believed, such as "
+                        f"{[dict(row) for row in rows[:3]]}"
+                    )
             ends = [stack.end_worker(worker) for worker in soak.workers]
             if any(ends):
                 broken.append(f"workers ended with {ends}")
@@ -401,6 +412,7 @@ async def run(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
         "other_faults": dict(tally.other),
         "at_rest_after_s": round(rest_s),
         **found.figures,
+        "dead servers' answers from a closed port 25 between two proofs": between_proofs,
         "broken": broken,
     }
 
