@@ -59,7 +59,7 @@ _AGAIN_S = 0.3
 _AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 #: FAILs that rest on an absence or a silence from inside a fault of ours: a truly dead server's proves as little in it
 #: as a living one's. Half a second is left at its begin, for what had come before and was read late.
-#: A port 25 that is closed for less than SEEN_S may fall between two proofs: two intervals and 3 s may lie between them,
+#: A port 25 that is closed for less than SEEN_S may fall between two proofs: two intervals and 3 s may lie between,
 #: and a connection that is begun in it comes through by TCP's own repeats within 3 s more. Then only the two looks at
 #: each company guard, and that no living one failed is all that is asked (ADR-CT-IMO-013, -023).
 _BELIEVED = """
