@@ -16,8 +16,8 @@ consumer tells them from the others, and Faust is told of them, or its commits w
 are none: where the group stood was not known at the assignment (its coordinator was just lost), or the former owner's
 last commit came after we had read it. What the group has committed meanwhile is done.
 
-*no way back*: a record from below where the group stood is a repeat, unless the partition ends there. Then its topic
-was made anew, or a broker lost records, and what comes now is new: dropped as repeats they would be lost.
+*no way back*: a record from below where the group stood is a repeat, unless the partition ends there. Then the cluster
+lost records (an unclean election), and what comes now is new: dropped as repeats they would be lost.
 """
 
 from __future__ import annotations

@@ -126,7 +126,10 @@ async def end_of(settings: Settings, tp: TP) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutOff:
-    """A partition that ends before where the group stands: its topic was made anew, or its broker lost records."""
+    """A partition that ends before where the group stands: its cluster lost records, or the offsets are of another.
+
+    Not of a topic that was deleted and made anew: Kafka forgets a group's offsets with the topic.
+    """
 
     partition: int
     stands: int
@@ -136,8 +139,9 @@ class CutOff:
         """Return what a person needs to know, and do."""
         return (
             f"{SPINE_CREATED}[{self.partition}] ends at {self.ends}, but the group {GROUP} stands at {self.stands}: "
-            "was the topic made anew, or did the cluster lose records? What comes below would count as read and never "
-            f"be decided. Stop all workers and run kafka-consumer-groups.sh --group {GROUP} --topic {SPINE_CREATED} "
+            "did the cluster lose records, or come the offsets from another one? What comes below would count as read "
+            "and never be decided. Stop all workers and run kafka-consumer-groups.sh "
+            f"--group {GROUP} --topic {SPINE_CREATED} "
             "--reset-offsets --to-earliest --execute (no company is decided twice)"
         )
 

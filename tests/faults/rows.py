@@ -237,10 +237,10 @@ ROWS: tuple[Row, ...] = (
         open="code that holds the interpreter's lock for ever: nobody answers /livez then",
     ),
     Row(
-        fault="`spine.created` is made anew, or loses records, so that it ends before where the group stands",
+        fault="`spine.created` lost records, or offsets are of another cluster: it ends before where the group stands",
         behaviour="the worker ends, and refuses to start until the group is reset; nothing is dropped as read",
-        tests=("kafka/test_reset.py::test_a_topic_that_was_made_anew_is_not_read_as_if_it_were_the_old_one",),
-        open="a new topic that has grown past the group before a worker looks: no offset tells them apart",
+        tests=("kafka/test_reset.py::test_a_topic_that_ends_before_where_the_group_stands_is_not_read_on",),
+        open="one that has grown past the group before a worker looks: no offset tells what is new",
     ),
 )
 

@@ -119,7 +119,7 @@ async def test_a_repeat_and_a_stale_delivery_are_dropped() -> None:
 
 
 async def test_a_record_from_below_where_the_group_stood_is_no_repeat_where_the_partition_ends_there() -> None:
-    """Its topic was made anew: the end is told from it, once the broker answers."""
+    """The cluster lost records: the end is told from it, once the broker answers."""
     world = await World().assign()
     world.ends = [NodeNotReadyError("no broker"), 3]
     assert not await world.accept(0)
