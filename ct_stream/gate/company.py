@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from ct_stream.gate.memory import Memory
     from ct_stream.gate.output_stage import Headers, Origin, Outcome
     from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.waits import Wait
@@ -28,6 +29,8 @@ class Known:
     in_spine: bool
     domain: str | None
     is_paid: bool = False  #: its one Tier-2 attempt is spent, or under way
+    recalled: str | None = None  #: the domain that `memory` is of
+    memory: Memory | None = None  #: what that domain has answered to others, at the same moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,11 @@ import orjson
 
 from ct_stream.gate.company import Known, Publication
 from ct_stream.gate.failures import FailureCode
-from ct_stream.gate.memory import FAIL_KEPT, is_unpaid, memorable
+from ct_stream.gate.memory import FAIL_KEPT, MX_KEPT, PASS_KEPT, is_unpaid, memorable
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Passed
 from ct_stream.store.batches import Batches
+from ct_stream.store.memory import read_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,8 +37,10 @@ class _Attempt:
 class Ledger:
     """The one arbiter of outcomes (law 1), a batch a statement."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, rules_version: str = "") -> None:
+        """Look up, with a company, what its domain answered under these rules; without a version nothing of it."""
         self._database = database
+        self._rules_version = rules_version
         retrying = database.retrying
         self.look_up: Batches[UUID, Known] = Batches("look-up", self._look_up, retrying=retrying)
         self._recordings: Batches[_Attempt, bool] = Batches(
@@ -67,18 +70,21 @@ class Ledger:
         return int(rows[0]["unpublished"])
 
     async def _look_up(self, ids: Sequence[UUID]) -> list[Known]:
-        rows = {row["outreach_id"]: row for row in await self._database.fetch("look_up", list(set(ids)))}
-        return [
-            Known(
-                outcome=rows[i]["outcome"],
-                is_settled=bool(rows[i]["settled"]) and rows[i]["outcome"] is not None,
-                pass_state=rows[i]["pass_state"],
-                in_spine=rows[i]["in_spine"],
-                domain=rows[i]["domain"],
-                is_paid=rows[i]["is_paid"],
+        rows = await self._database.fetch("look_up", list(set(ids)), self._rules_version, PASS_KEPT, FAIL_KEPT, MX_KEPT)
+        known = {
+            row["outreach_id"]: Known(
+                outcome=row["outcome"],
+                is_settled=bool(row["settled"]) and row["outcome"] is not None,
+                pass_state=row["pass_state"],
+                in_spine=row["in_spine"],
+                domain=row["domain"],
+                is_paid=row["is_paid"],
+                recalled=row["recalled"] if row["outcome"] is None else None,
+                memory=read_memory(row) if row["outcome"] is None and row["recalled"] is not None else None,
             )
-            for i in ids
-        ]
+            for row in rows
+        }
+        return [known[i] for i in ids]
 
     async def _record(self, attempts: Sequence[_Attempt]) -> list[bool]:
         """Record outcomes, and forget their undecided passes; True for each that won.

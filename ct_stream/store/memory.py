@@ -13,6 +13,8 @@ from ct_stream.store.batches import Batches
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import asyncpg
+
     from ct_stream.store.database import Database
 
 
@@ -32,13 +34,16 @@ class DomainMemory:
         rows = await self._database.fetch(
             "recall", list(set(domains)), self._rules_version, PASS_KEPT, FAIL_KEPT, MX_KEPT
         )
-        found: dict[str, Memory] = {}
-        for row in rows:
-            exchanges = recalled(from_json(orjson.loads(row["answers"]))) if row["answers"] else ()
-            found[row["domain"]] = Memory(
-                answers=exchanges if row["is_current"] else (),
-                mx=mx_alone(exchanges) if row["is_mx_current"] else (),
-                is_busy=row["is_busy"],
-                has_begun=row["has_begun"],
-            )
+        found = {row["domain"]: read_memory(row) for row in rows}
         return [found[domain] for domain in domains]
+
+
+def read_memory(row: asyncpg.Record) -> Memory:
+    """Return what a row of ct_recall tells."""
+    exchanges = recalled(from_json(orjson.loads(row["answers"]))) if row["answers"] else ()
+    return Memory(
+        answers=exchanges if row["is_current"] else (),
+        mx=mx_alone(exchanges) if row["is_mx_current"] else (),
+        is_busy=row["is_busy"],
+        has_begun=row["has_begun"],
+    )

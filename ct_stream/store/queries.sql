@@ -14,19 +14,23 @@ SELECT pg_is_in_recovery() AS in_recovery,
 SELECT m.name, m.checksum FROM outreach.ct_migrations AS m ORDER BY m.name;
 
 -- name: look_up
--- All that is known of these companies: outcome, undecided pass, paid attempt, spine row.
+-- All that is known of these companies: outcome, undecided pass, paid attempt, spine row, and what its domain answered
+-- lately (see recall), for the domain in the form that it is mostly stored in.
 SELECT i.id AS outreach_id,
     o.outcome,
     (o.published_at IS NOT NULL OR o.topic IS NULL) AS settled,
     p.state AS pass_state,
     (a.outreach_id IS NOT NULL) AS is_paid,
     (s.outreach_id IS NOT NULL) AS in_spine,
-    s.domain
+    s.domain,
+    lower(s.domain) AS recalled,
+    m.answers, m.is_current, m.is_mx_current, m.is_busy, m.has_begun
 FROM unnest($1::uuid[]) AS i (id)
 LEFT JOIN outreach.ct_outcomes AS o ON o.outreach_id = i.id
 LEFT JOIN outreach.ct_passes AS p ON p.outreach_id = i.id
 LEFT JOIN outreach.ct_tier2_attempts AS a ON a.outreach_id = i.id
-LEFT JOIN outreach.outreach AS s ON s.outreach_id = i.id;
+LEFT JOIN outreach.outreach AS s ON s.outreach_id = i.id
+CROSS JOIN LATERAL outreach.ct_recall(lower(s.domain), $2, $3, $4, $5) AS m;
 
 -- name: record
 -- Record outcomes: the first one of an outreach_id wins, and only winners get their rows. Returns the winners.
@@ -93,20 +97,10 @@ WITH input AS (
 SELECT w.outreach_id, w.ordinal FROM won AS w;
 
 -- name: recall
--- What these domains answered lately: all of a pass where it is current (a PASS for $3, a FAIL for $4), the MX hosts
--- for $5; whether a company of the domain is being probed now, and whether one has begun and waits for something else.
-SELECT i.domain, m.answers,
-    coalesce(m.answered_at > clock_timestamp() - CASE m.outcome WHEN 'PASS' THEN $3::interval ELSE $4::interval END,
-        false) AS is_current,
-    coalesce(m.mx_at > clock_timestamp() - $5::interval, false) AS is_mx_current,
-    (d.lease_owner IS NOT NULL AND d.lease_until > clock_timestamp()) IS TRUE AS is_busy,
-    EXISTS (
-        SELECT 1 FROM outreach.ct_passes AS p
-        WHERE p.domain = i.domain AND p.state = 'waiting' AND p.reason <> 'domain_busy'
-    ) AS has_begun
+-- See ct_recall.
+SELECT i.domain, m.answers, m.is_current, m.is_mx_current, m.is_busy, m.has_begun
 FROM unnest($1::text[]) AS i (domain)
-LEFT JOIN outreach.ct_memory AS m ON m.domain = i.domain AND m.rules_version = $2
-LEFT JOIN outreach.ct_domains AS d ON d.domain = i.domain;
+CROSS JOIN LATERAL outreach.ct_recall(i.domain, $2, $3, $4, $5) AS m;
 
 -- name: wake_domains
 -- All who wait for these domains: their answers are remembered now.

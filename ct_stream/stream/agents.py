@@ -179,10 +179,9 @@ class GateAgent:
         if remembered is not None:
             self._metrics.table_hits.inc()
             await self._wait_for_row(created, remembered)
-        if await self._companies.from_event(origin, _event_at(message)) and remembered is None:
-            known = await self._ledger.look_up(created.outreach_id)
-            if known.outcome is not None and not self._draining:
-                self._table.remember(key, epoch, known.outcome, tp.partition)
+        outcome = await self._companies.from_event(origin, _event_at(message))
+        if outcome is not None and remembered is None and not self._draining:
+            self._table.remember(key, epoch, outcome, tp.partition)
 
     async def _wait_for_row(self, created: SpineCreated, remembered: str) -> None:
         """Hold an event whose outcome we remember and the ledger does not: the ledger has lost rows (FAULTS row 24)."""

@@ -64,8 +64,8 @@ class Companies:
         """Return the companies that this worker is working on."""
         return list(self._running)
 
-    async def from_event(self, origin: Origin, event_at: datetime | None) -> bool:
-        """Bring a company to where its event may be acked; True when an outcome of it is settled now.
+    async def from_event(self, origin: Origin, event_at: datetime | None) -> str | None:
+        """Bring a company to where its event may be acked; return its outcome ("PASS", "FAIL") if one is settled now.
 
         Never raises but CancelledError.
         """
@@ -83,14 +83,13 @@ class Companies:
                         known.outcome,
                         extra={"action": "already_processed", "outreach_id": str(origin.outreach_id)},
                     )
-                    await self._settle(origin.outreach_id, known)
-                    return True
+                    return await self._settle(origin.outreach_id, known)
                 if known.pass_state is not None:
-                    return False  # its wait is on record; the scheduler goes on with it
+                    return None  # its wait is on record; the scheduler goes on with it
                 return await self._pass(origin, event_at, known, None)
             except Exception as error:
                 await self._charge(origin, event_at, error)
-                return False
+                return None
 
     async def from_waiting(self, resumed: Resumed) -> None:
         """Go on with an undecided company that this worker has leased. Never raises but CancelledError."""
@@ -112,7 +111,9 @@ class Companies:
 
     # ---------------------------------------------------------------- one pass
 
-    async def _pass(self, origin: Origin, event_at: datetime | None, known: Known, resumed: Resumed | None) -> bool:
+    async def _pass(
+        self, origin: Origin, event_at: datetime | None, known: Known, resumed: Resumed | None
+    ) -> str | None:
         begun_at = resumed.since if resumed else self._ledger.now()
         running = await self._gate.begin(origin, event_at, known, resumed)
         try:
@@ -141,31 +142,31 @@ class Companies:
                     decided_at=decided_at,
                     duration_ms=max(0, round((decided_at - begun_at).total_seconds() * 1000)),
                 )
-                await self._record(outcome)
-                return True
+                return await self._record(outcome)
             case Wait():
                 await self._park(origin, event_at, running, result)
-                return False
+                return None
         assert_never(result)
 
-    async def _record(self, outcome: Outcome) -> None:
+    async def _record(self, outcome: Outcome) -> str | None:
         asked_at = time.monotonic()
         won = await self._ledger.record(outcome)
         if won:
             self._count(outcome)
         is_fresh = won and time.monotonic() - asked_at < _FRESH_CLAIM_S
         if is_fresh and await self._outbox.publish(Publication.of(outcome)):
-            return
-        await self._settle(outcome.outreach_id, await self._ledger.look_up(outcome.outreach_id))
+            return "PASS" if isinstance(outcome.verdict, Passed) else "FAIL"
+        return await self._settle(outcome.outreach_id, await self._ledger.look_up(outcome.outreach_id))
 
-    async def _settle(self, outreach_id: UUID, known: Known) -> None:
-        """See a recorded outcome published and stamped, by whoever holds the claim."""
+    async def _settle(self, outreach_id: UUID, known: Known) -> str | None:
+        """See a recorded outcome published and stamped, by whoever holds the claim, and return it."""
         while not known.is_settled:
             publication = await self._ledger.claim(outreach_id)
             if publication is not None and await self._outbox.publish(publication):
-                return
+                break
             await asyncio.sleep(_CLAIM_RETRY_S)
             known = await self._ledger.look_up(outreach_id)
+        return known.outcome
 
     # ---------------------------------------------------------------- putting away
 

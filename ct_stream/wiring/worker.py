@@ -252,10 +252,10 @@ class Worker:
     async def _work(self, stack: AsyncExitStack) -> int:
         settings, database = self.settings, self.database
         probing = make_probing(settings, asking=self._fits.asking)
-        ledger = Ledger(database)
+        rules = self.toolbox.rules()
+        ledger = Ledger(database, rules.version)
         passes = Passes(database, self.owner, self.version)
         limits = SharedLimits(database, self.owner, _limits(self.toolbox))
-        rules = self.toolbox.rules()
         memory = DomainMemory(database, rules.version)
         vendor = make_vendor(settings.tier2_provider, settings.tier2_url, settings.tier2_api_key)
         client = None if vendor is None else VendorClient(vendor)

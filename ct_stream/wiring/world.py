@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SPINE_POLL_S = 30.0
+_LOOKED_UP_S = 0.5  #: a look at the memory that came with the company's row is good for so long
 _LOOKS = 1  #: how often silence is looked at again once our own way is proven
 
 
@@ -356,7 +357,7 @@ class CompanyPass:
 
         Without this, all companies of a domain that come together would each look up its MX.
         """
-        memory = await self._parts.memory.recall(domain)
+        memory = self._looked_up(domain) or await self._parts.memory.recall(domain)
         if memory.answers:
             return memory
         asker = self._chains.setdefault(domain, self)
@@ -368,6 +369,12 @@ class CompanyPass:
                 waits_on=f"domain:{domain}",
             )
         return memory
+
+    def _looked_up(self, domain: str) -> Memory | None:
+        """Return what was looked up with the company, once, and only while it is about as good as a look of now."""
+        known, self._known = self._known, replace(self._known, memory=None)
+        is_fresh = time.monotonic() - self._begun_at < _LOOKED_UP_S
+        return known.memory if is_fresh and known.recalled == domain else None
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit."""

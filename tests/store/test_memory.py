@@ -82,6 +82,30 @@ async def test_each_kind_of_answer_is_remembered_for_its_own_time(
     assert (bool(memory.answers), bool(memory.mx)) == (answers, mx)
 
 
+async def test_a_company_is_looked_up_with_what_its_domain_answered(database: DatabaseDsns) -> None:
+    outcome = decided(NO_PATTERN)
+    ids = {domain: uuid4() for domain in ("acme.example", "ACME.example", "other.example", None)}
+    admin = await asyncpg.connect(database.admin)
+    await admin.executemany(
+        "INSERT INTO outreach.outreach (outreach_id, domain) VALUES ($1, $2)", [(i, d) for d, i in ids.items()]
+    )
+    await admin.close()
+    async with opened(database.gate) as db:
+        ledger, memory = Ledger(db, VERSION), DomainMemory(db, VERSION)
+        async with running(*ledger.batches, memory.recall):
+            assert await ledger.record(outcome)
+            known = {domain: await ledger.look_up(i) for domain, i in ids.items()}
+            for domain in ("acme.example", "ACME.example"):
+                assert known[domain].recalled == "acme.example"
+                assert known[domain].memory == await memory.recall("acme.example")
+            assert known["other.example"].memory == Memory()
+            assert (known[None].recalled, known[None].memory) == (None, None)
+            assert (await ledger.look_up(uuid4())).memory is None
+        strangers = Ledger(db, "2+test")
+        async with running(*strangers.batches):
+            assert (await strangers.look_up(ids["acme.example"])).memory == Memory()
+
+
 async def test_other_domains_and_other_rules_know_nothing(database: DatabaseDsns) -> None:
     assert await remembered(database.gate, decided(), domain="other.example") == Memory()
     assert await remembered(database.gate, decided(), version="2+test") == Memory()

@@ -112,34 +112,34 @@ def origin(outreach_id: UUID | None = None) -> Origin:
 
 async def test_a_new_company_is_asked_recorded_published_and_then_may_be_acked() -> None:
     parts = Parts()
-    assert await parts.companies.from_event(origin(), None) is True
+    assert await parts.companies.from_event(origin(), None) == "PASS"
     assert parts.steps == ["look up", "ask", "record", "publish"]
 
 
 async def test_a_decided_company_is_neither_asked_nor_published_again() -> None:
     parts = Parts()
     parts.known = [SETTLED]
-    assert await parts.companies.from_event(origin(), None) is True
+    assert await parts.companies.from_event(origin(), None) == "PASS"
     assert parts.steps == ["look up"]
 
 
 async def test_a_recorded_company_that_was_never_stamped_gets_its_recorded_bytes_published() -> None:
     parts = Parts()
     parts.known = [UNSTAMPED]
-    assert await parts.companies.from_event(origin(), None) is True
+    assert await parts.companies.from_event(origin(), None) == "PASS"
     assert parts.steps == ["look up", "claim", "publish recorded"]
 
 
 async def test_a_company_whose_wait_is_on_record_is_left_to_the_scheduler() -> None:
     parts = Parts()
     parts.known = [Known(outcome=None, is_settled=False, pass_state="waiting", in_spine=True, domain=None)]
-    assert await parts.companies.from_event(origin(), None) is False
+    assert await parts.companies.from_event(origin(), None) is None
     assert parts.steps == ["look up"]
 
 
 async def test_a_wait_is_recorded_with_its_answers_before_the_ack() -> None:
     parts = Parts(Wait(reason=WaitReason.PROVIDER_CLOSED, detail="closed", waits_on="provider:bigmail.example"))
-    assert await parts.companies.from_event(origin(), None) is False
+    assert await parts.companies.from_event(origin(), None) is None
     assert parts.steps == ["look up", "ask", "park provider_closed"]
     assert len(parts.parked[0].exchanges) == 1
 
@@ -149,7 +149,7 @@ async def test_who_lost_the_race_publishes_the_winners_bytes_not_its_own() -> No
     parts.result = PASSED
     parts.wins = False
     parts.known = [UNKNOWN, UNSTAMPED]
-    assert await parts.companies.from_event(origin(), None) is True
+    assert await parts.companies.from_event(origin(), None) == "PASS"
     assert parts.steps == ["look up", "ask", "record", "look up", "claim", "publish recorded"]
 
 
@@ -162,7 +162,7 @@ async def test_while_the_broker_does_not_take_it_the_event_is_not_let_go(monkeyp
     await asyncio.sleep(0.05)
     assert not task.done()
     parts.broker_takes = True
-    assert await task is True
+    assert await task == "PASS"
     assert parts.steps[-1] == "publish recorded"
 
 
@@ -170,7 +170,7 @@ async def test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck() 
     parts = Parts(KeyError("x"))
     company = origin()
     for _ in range(3):
-        assert await parts.companies.from_event(company, None) is False
+        assert await parts.companies.from_event(company, None) is None
     assert parts.exceptions == 3
     assert parts.stuck == [company.outreach_id]
     assert "record" not in parts.steps, "an exception is no outcome"
@@ -183,7 +183,7 @@ async def test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck() 
 )
 async def test_a_machine_that_has_no_more_is_charged_to_nobody(trouble: Exception) -> None:
     parts = Parts(trouble)
-    assert await parts.companies.from_event(origin(), None) is False
+    assert await parts.companies.from_event(origin(), None) is None
     assert parts.exceptions == 0
     assert parts.steps[-1] == "park our_machine"
     assert parts.parked[0].exchanges, "its answers are kept"
@@ -212,7 +212,7 @@ async def test_two_events_of_one_company_at_once_ask_once() -> None:
     assert len(parts.companies.in_hand) == 1
     parts.known = [SETTLED]
     parts.asking.set()
-    assert list(await asyncio.gather(first, second)) == [True, True]
+    assert list(await asyncio.gather(first, second)) == ["PASS", "PASS"]
     assert parts.steps.count("ask") == 1
 
 

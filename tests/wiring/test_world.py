@@ -292,6 +292,32 @@ async def test_a_refusal_that_is_not_settled_yet_keeps_its_moments() -> None:
     assert company.pending.answer == about_us
 
 
+@pytest.mark.parametrize(
+    ("recalled", "waits_s", "looks"),
+    [
+        pytest.param("acme.example", 0.0, 1, id="the look-up's is taken once"),
+        pytest.param("acme.example", 1.0, 2, id="not when it is old"),
+        pytest.param("www.acme.example", 0.0, 2, id="nor of another form of the domain"),
+    ],
+)
+async def test_what_was_looked_up_with_a_company_saves_one_look_at_the_memory(
+    recalled: str, waits_s: float, looks: int
+) -> None:
+    asked: list[str] = []
+
+    async def recall(domain: str) -> Memory:
+        asked.append(domain)
+        return Memory()
+
+    company = await resume({"spine": ABSENT["spine"]}, "", reason="rate_limit")
+    company._parts = SimpleNamespace(memory=SimpleNamespace(recall=recall))  # type: ignore[assignment]
+    company._known = replace(company._known, recalled=recalled, memory=Memory())
+    company._begun_at -= waits_s
+    assert await company.recall("acme.example") == Memory()
+    assert await company.recall("acme.example") == Memory()
+    assert len(asked) == looks
+
+
 @pytest.mark.parametrize("rest_s", [0.0, 1.0])
 async def test_a_process_that_stood_still_is_no_evidence_against_a_provider(rest_s: float) -> None:
     silent: list[str] = []
