@@ -62,6 +62,9 @@ class NoLimits:
     async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:  # noqa: ARG002
         raise AssertionError(held)
 
+    async def note(self, held: Held, domain: str, provider: str) -> None:  # noqa: ARG002
+        raise AssertionError(held)
+
 
 async def run(domains: list[str], at_once: int, per_s: float) -> dict[str, object]:
     """Probe every domain once, all at once or so many a second; return counts, costs and how long each pass took."""

@@ -136,7 +136,9 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
         yield AskControl(kind=ControlKind.DNS)
     if troubles & _CONNECTION_TROUBLE:
         yield AskControl(kind=ControlKind.SMTP)
-    if len(asked) == len(rules.patterns) and all(step.reading.meaning is Meaning.REJECT for step in asked):
+    # Behind a host whose policy refuses us it may be a backup, which knows no mailboxes: that decides nothing.
+    is_whole = not settled and len(asked) == len(rules.patterns)
+    if is_whole and all(step.reading.meaning is Meaning.REJECT for step in asked):
         reason = f"{asked[0].attempt.host} refused all {len(asked)} patterns as unknown mailboxes"
         return Failed(code=FailureCode.NO_PATTERN, reason=reason, domain=domain)
     return (yield from _inconclusive(domain, asked, _causes(asked), rules, tier2_off))
@@ -275,13 +277,15 @@ def _causes(asked: list[_Asked]) -> list[str]:
     """Return each distinct cause with the host and reply that showed it, in the order met, at most three."""
     causes: dict[str, str] = {}
     for step in asked:
-        if step.reading.meaning is Meaning.REJECT:
-            continue
-        attempt = step.attempt
-        said = ""
-        if attempt.reply is not None:
-            said = f": {attempt.reply.code} {attempt.reply.enhanced} {attempt.reply.text}".rstrip()[:160]
-        elif attempt.detail:
-            said = f": {attempt.detail}"[:160]
-        causes.setdefault(step.reading.cause, f"{step.reading.cause} ({attempt.host} at {attempt.stage}{said})")
+        refused = {held.host for held in refusals(step.answer)} if step.answer.settled else set()
+        for attempt in step.answer.attempts:
+            if attempt.host not in refused and (attempt is not step.attempt or step.reading.meaning is Meaning.REJECT):
+                continue
+            said = ""
+            if attempt.reply is not None:
+                said = f": {attempt.reply.code} {attempt.reply.enhanced} {attempt.reply.text}".rstrip()[:160]
+            elif attempt.detail:
+                said = f": {attempt.detail}"[:160]
+            cause = read_attempt(attempt).cause
+            causes.setdefault(cause, f"{cause} ({attempt.host} at {attempt.stage}{said})")
     return list(causes.values())[:3]

@@ -16,6 +16,7 @@ from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput, postgres_answers
 from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.local_limits import LocalControls, LocalPermits, LocalRefusals, NoMemory, NoSpine, Tier2Off
+from ct_stream.probes.providers import registrable_domain
 from ct_stream.store.database import Database
 from ct_stream.store.limits import DomainLease, Limits, SharedLimits
 from ct_stream.store.outage import UnfitDatabase
@@ -195,18 +196,19 @@ class _SharedPermits:
     async def begin_probe(self, domain: str, provider: str) -> ProbeLease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit."""
         lease = await self._limits.begin_probe(domain, provider)
-        return lease if isinstance(lease, Wait) else _SharedLease(lease)
+        return lease if isinstance(lease, Wait) else _SharedLease(lease, domain)
 
 
 class _SharedLease:
     """A shared lease; how the talk went is not recorded: a person's check is no evidence for workers."""
 
-    def __init__(self, lease: DomainLease) -> None:
+    def __init__(self, lease: DomainLease, domain: str) -> None:
         self._lease = lease
+        self._domain = domain
 
     async def enter(self, provider: str) -> Wait | None:
         """Go on at another provider."""
-        return await self._lease.enter(provider)
+        return await self._lease.enter(provider, is_own=provider == registrable_domain(self._domain))
 
     async def next_session(self) -> Wait | None:
         """Take the next session's unit and wait for the domain's slot."""

@@ -13,6 +13,7 @@ from ct_stream.gate.middle_stage import refusals
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.gate.pipeline import single_pass
 from ct_stream.gate.questions import (
+    RANDOM,
     Answer,
     AskControl,
     LookupMx,
@@ -158,7 +159,7 @@ class PassDriver:
                     return ending
         finally:
             if self._prober is not None:
-                closing = self._prober.close(refused=self._refused)
+                closing = self._prober.close(refused=[*self._refused, *self._cut_off()])
                 if self._see_off is not None and isinstance(self._play.verdict, Passed | Failed):
                     self._see_off(closing)
                 else:
@@ -198,6 +199,7 @@ class PassDriver:
             if isinstance(question, ProbeMailbox):
                 # A limit of ours between two hosts: what the first one did is not kept, so its time is not either.
                 self._stopwatch.spent_s = spent_s
+                return await self._wait_between(question, answer)
             return answer
         if _may_be_ours(answer) and (rest_s := self._stalled_since(begun_at)):
             return Wait(
@@ -208,10 +210,31 @@ class PassDriver:
         if isinstance(answer, TurnedOff):
             self._turn_off(answer.because)
             return None
-        if isinstance(answer, MailboxAnswer):
+        if isinstance(answer, MailboxAnswer) and not _is_random(question):
             self._refused += refusals(answer)
         self._play.answer(answer, asked=_asked(question), at=rfc3339(datetime.now(UTC)))
         return None
+
+    def _cut_off(self) -> list[Held]:
+        """Return the replies about us to a question that came to no answer."""
+        question = self._play.question
+        if self._prober is None or question is None or _is_random(question) or not self._prober.heard:
+            return []
+        return refusals(MailboxAnswer(attempts=tuple(self._prober.heard)))
+
+    async def _wait_between(self, question: ProbeMailbox, wait: Wait) -> Wait:
+        """Return the wait for a question that a limit of ours cut off between two hosts.
+
+        What the first one said of us is judged all the same, and a provider that said so is waited for in its place:
+        else it would be asked again whenever the limit lets us go on.
+        """
+        helds, domain = self._cut_off(), question.address.domain
+        if not helds:
+            return wait
+        self._refused += helds
+        judged = await self._judge(helds, domain)
+        lasting = any(held.by is HeldBy.RATE or not is_own_server(held.host, domain) for held in helds)
+        return judged if judged is not None and lasting else wait
 
     def _turn_off(self, because: str) -> None:
         """Go on from the same answers as a pass that never had Tier-2."""
@@ -285,7 +308,8 @@ class PassDriver:
         if not isinstance(verdict, Held):
             if isinstance(verdict, Passed) and self._refused and not self._is_judged:
                 # It changes nothing for this company, whose backup took us. It may for all others.
-                await self._judge(self._refused, verdict.domain)
+                for held in _to_judge(self._refused, verdict.domain):
+                    await self._world.refusals.note(held, verdict.domain, provider_of(held.host, verdict.domain))
             return verdict
         *before, last = self._play.exchanges
         assert isinstance(last.answer, MailboxAnswer)
@@ -300,18 +324,38 @@ class PassDriver:
         return None
 
     async def _judge(self, helds: Sequence[Held], domain: str) -> Wait | None:
-        """Have one reply about us judged, so that a company counts once.
-
-        What is never the company's own policy comes first: a shared provider's word, and that we ask too fast.
-        """
+        """Have replies about us judged, and return the wait of the first of them."""
         self._is_judged = True
-        shared = [held for held in helds if not is_own_server(held.host, domain)]
-        too_fast = [held for held in helds if held.by is HeldBy.RATE]
-        first = next(iter([*shared, *too_fast, *helds]))
+        first, *others = _to_judge(helds, domain)
+        for held in others:
+            await self._world.refusals.note(held, domain, provider_of(held.host, domain))
         return await self._world.refusals.judge(first, domain, provider_of(first.host, domain))
 
     def _waiting(self, wait: Wait, pending: Exchange | None = None) -> Waiting:
         return Waiting(wait=wait, exchanges=self.exchanges, spent_s=self.spent_s, pending=pending)
+
+
+def _to_judge(helds: Sequence[Held], domain: str) -> list[Held]:
+    """Return the replies about us that are judged, the one whose wait counts first.
+
+    What is never the company's own policy comes first: a shared provider's word, and that we ask too fast. Only one
+    refusal: a company counts once towards a halt. Each provider that finds us too fast is left alone.
+    """
+    shared = [held for held in helds if not is_own_server(held.host, domain)]
+    too_fast = [held for held in helds if held.by is HeldBy.RATE]
+    first = next(iter([*shared, *too_fast, *helds]))
+    providers = {provider_of(first.host, domain)}
+    others: list[Held] = []
+    for held in too_fast:
+        if provider_of(held.host, domain) not in providers:
+            providers.add(provider_of(held.host, domain))
+            others.append(held)
+    return [first, *others]
+
+
+def _is_random(question: Question) -> bool:
+    """Tell if a question only asks for a mailbox that cannot exist, after a yes: a refusal of it costs nobody."""
+    return isinstance(question, ProbeMailbox) and question.pattern == RANDOM
 
 
 def _is_of(exchange: Exchange, hosts: Sequence[str]) -> bool:

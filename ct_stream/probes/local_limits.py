@@ -228,6 +228,9 @@ class LocalRefusals:
             waits_on=f"provider:{provider}",
         )
 
+    async def note(self, held: Held, domain: str, provider: str) -> None:
+        """Nobody is told."""
+
 
 class Tier2Off:
     """No vendor is asked."""

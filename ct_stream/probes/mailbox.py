@@ -53,10 +53,11 @@ class MailboxProber:
         self._met: dict[str, Met] = {}  #: by provider, once one of its servers was tried to the end
         self._addresses: dict[str, tuple[str, ...] | NameTrouble] = {}
         self._without_tls: set[str] = set()  #: hosts whose STARTTLS is broken
+        self.heard: list[Attempt] = []  #: of the present question
 
     async def ask(self, address: Address, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
         """Ask RCPT TO for `address` of the first of `hosts` that can be talked to; its reply is the last attempt."""
-        attempts: list[Attempt] = []
+        attempts = self.heard = []
         if await self._can_go_on(hosts):
             assert self._session is not None
             attempts.append(await self._session.rcpt(address))
@@ -146,9 +147,7 @@ class MailboxProber:
             stopped = await session.start(tls=tls)
             if session.greeted:
                 lease.greeted(begun_at)
-            has_replied = stopped is not None and stopped.reply is not None
-            met = Met.GREETED if session.greeted else Met.REPLIED if has_replied else Met.SILENT
-            self._met[self._provider] = max(met, self._met.get(self._provider, met))
+            self._note(session, stopped)
             if stopped is None:
                 return session
             attempts.append(stopped)
@@ -157,6 +156,15 @@ class MailboxProber:
                 return None
             self._without_tls.add(host)
         return None
+
+    def _note(self, session: SmtpSession, stopped: Attempt | None) -> None:
+        if stopped is None or session.greeted:
+            met = Met.GREETED
+        elif stopped.trouble is Trouble.DEADLINE:
+            return  # we went before it could say a word
+        else:
+            met = Met.SILENT if stopped.reply is None else Met.REPLIED
+        self._met[self._provider] = max(met, self._met.get(self._provider, met))
 
     async def _next_session(self, host: str, domain: str) -> ProbeLease | Wait:
         provider = provider_of(host, domain)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ct_stream.gate.memory import Memory
     from ct_stream.gate.patterns import Address
-    from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer, VerifyAnswer
+    from ct_stream.gate.questions import Attempt, ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer, VerifyAnswer
     from ct_stream.gate.verdicts import Held
     from ct_stream.gate.waits import Wait
 
@@ -91,6 +91,9 @@ class Refusals(Protocol):
     async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:
         """Return the wait that the reply puts on the pass; None when it is this one company's private policy."""
 
+    async def note(self, held: Held, domain: str, provider: str) -> None:
+        """Count a reply about us that puts no wait on its own company: for all others."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnedOff:
@@ -111,6 +114,10 @@ class Tier2(Protocol):
 
 class MailboxAsker(Protocol):
     """A pass's way to mail servers: keeps at most one session open."""
+
+    @property
+    def heard(self) -> Sequence[Attempt]:
+        """Return what the hosts did for the question that is asked, or was asked last: also where a wait cut it off."""
 
     async def ask(self, address: Address, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
         """Ask RCPT TO for `address` of the first host that can be talked to."""

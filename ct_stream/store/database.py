@@ -96,6 +96,8 @@ class Database:
         if ahead_s > _JUMP_S:
             log.warning("Postgres's clock was set %.0f s ahead", ahead_s, extra={"action": "postgres_clock_ahead"})
             self._jumps.append((now, ahead_s))
+        elif ahead_s < -_JUMP_S:  # set back: jumps from which it comes back are undone
+            self._jumps = deque((jump for jump in self._jumps if jump[0] <= now), maxlen=self._jumps.maxlen)
         self._clock_base = (now, time.monotonic())
 
     def saw_ordinal(self, ordinal: int) -> None:

@@ -92,6 +92,7 @@ class Guardrails:
                 detail=f"TOOL-005 is halted: {self.halted[SMTP_RAIL]}",
                 waits_on=SMTP_RAIL,
             )
+        age_s = max(0.0, age_s)
         if age_s >= self._settle_s:
             return None
         return Wait(
@@ -112,6 +113,7 @@ class Guardrails:
                 detail=f"several companies at {provider} end without an answer: the provider, or its view of us",
                 waits_on=f"provider:{provider}",
             )
+        age_s = max(0.0, age_s)
         if age_s >= self._settle_s:
             return None
         return Wait(
@@ -120,6 +122,10 @@ class Guardrails:
             "not the provider as a whole",
             after_s=self._settle_s - age_s,
         )
+
+    async def note_talk(self, provider: str) -> None:
+        """Record that a provider talked normally to a company that has its place at another one."""
+        await self._database.persist("note_talk", provider)
 
     async def talked(self, provider: str) -> None:
         """Open a closed provider that talked normally; count the talk in a careful resume."""

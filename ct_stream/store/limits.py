@@ -89,13 +89,14 @@ class SharedLimits:
             return DomainLease(self, domain)
         return _wait(begun, domain, provider, self.limits)
 
-    async def enter_provider(self, domain: str, provider: str) -> Wait | None:
-        """Take a place at another provider for a domain that is ours, and give its present one back; or neither."""
+    async def enter_provider(self, domain: str, provider: str, *, is_own: bool) -> Wait | None:
+        """Go on at another provider for a domain that is ours: see ct_enter_provider."""
+        limits = self.limits
         rows = await self._database.persist(
-            "enter_provider", self._owner, domain, provider, self.limits.smtp_per_provider
+            "enter_provider", self._owner, domain, provider, is_own, limits.smtp_per_day, limits.smtp_per_provider
         )
         begun = Begun(**rows[0])
-        return None if begun.answer == "granted" else _wait(begun, domain, provider, self.limits)
+        return None if begun.answer == "granted" else _wait(begun, domain, provider, limits)
 
     # ---------------------------------------------------------------- batches
 
@@ -169,9 +170,9 @@ class DomainLease:
         self._ended_at = time.monotonic()
         self._released = False
 
-    async def enter(self, provider: str) -> Wait | None:
-        """Go on at a host of another provider, once there is a place."""
-        return await self._shared.enter_provider(self._domain, provider)
+    async def enter(self, provider: str, *, is_own: bool = False) -> Wait | None:
+        """Take a place at another provider for the one that is held; a company's own servers need none."""
+        return await self._shared.enter_provider(self._domain, provider, is_own=is_own)
 
     async def next_session(self) -> Wait | None:
         """Take the next session's unit, and come back when the domain's pause is over."""
@@ -193,7 +194,7 @@ class DomainLease:
     async def release(self, *, talked: bool) -> None:
         """Give the domain and the place back; the pause counts from the last session's end.
 
-        `talked`: a server of the provider entered last talked to us normally, which is evidence about it.
+        `talked`: a server of the provider at which it has its place talked to us normally, which is evidence about it.
         """
         if not self._released:
             self._released = True

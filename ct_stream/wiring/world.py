@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ct_stream.gate.company import FailedAt
 from ct_stream.gate.domains import canonical_domain
 from ct_stream.gate.middle_stage import refusals
-from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer
+from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, MxAnswer, SpineAnswer, Trouble
 from ct_stream.gate.replies import Stage
 from ct_stream.gate.transcript import (
     Exchange,
@@ -24,6 +24,7 @@ from ct_stream.gate.transcript import (
 from ct_stream.gate.verdicts import HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
+from ct_stream.probes.mailbox import MAX_HOSTS
 from ct_stream.probes.providers import is_own_server, provider_of, registrable_domain
 from ct_stream.probes.world import Met
 from ct_stream.store.controls import control_wait
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SPINE_POLL_S = 30.0
+_AGAIN_S, _AGAIN_MOST_S = 60.0, 21_600.0  #: between two tries of a company that waits at its second provider
 _LOOKED_UP_S = 0.5  #: a look at the memory that came with the company's row is good for so long
 _LOOKS = 1  #: how often silence is looked at again once our own way is proven
 
@@ -233,6 +235,7 @@ class CompanyPass:
         self.pending: Exchange | None = resumed.pending if resumed and kept.wait else None
         self._wait = kept.wait
         self._domain = resumed.domain if resumed else None
+        self._waited_for = resumed.waits_on if resumed else ""
         world = World(
             spine=self,
             memory=self,
@@ -327,7 +330,7 @@ class CompanyPass:
         if not known.in_spine:
             age_s = parts.age_s(self._event_at or self._since)
             # A clock of another machine may run ahead: the grace also counts from when we first saw the company.
-            age_s = min(age_s, parts.age_s(self._since) if age_s < 0 else age_s)
+            age_s = max(0.0, parts.age_s(self._since)) if age_s < 0 else age_s
             if age_s < parts.spine_grace_s:
                 return Wait(
                     reason=WaitReason.SPINE_GRACE,
@@ -385,11 +388,29 @@ class CompanyPass:
 
     async def begin_probe(self, domain: str, provider: str) -> Lease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit."""
-        lease = self._parts.own_trouble() or await self._parts.limits.begin_probe(domain, provider)
-        if isinstance(lease, Wait):
-            return lease
+        place = self._awaited(domain, provider)
+        granted = self._parts.own_trouble() or await self._parts.limits.begin_probe(domain, place)
+        if isinstance(granted, Wait):
+            return granted
         self._parts.metrics.tool_calls.labels(tool="TOOL-005").inc()
-        return Lease(self._parts, self._farewells, lease, domain, provider)
+        waited_s = (self._parts.now() - self._since).total_seconds()
+        lease = Lease(self._parts, self._farewells, granted, domain, place, waited_s)
+        wait = await lease.enter(provider)
+        if wait is not None:
+            await lease.release(met={}, refused=())
+        return wait or lease
+
+    def _awaited(self, domain: str, provider: str) -> str:
+        """Return the provider whose place is taken first: that of a later host, where this company has waited for it.
+
+        Its own servers come before it and need no place: taken only after them it might be gone again each time, and
+        they would be asked again for each place that comes free.
+        """
+        kind, _, name = self._waited_for.partition(":")
+        mx = next((e.answer for e in self._driver.exchanges if isinstance(e.answer, MxAnswer)), None)
+        if kind not in ("places", "provider") or mx is None or provider != registrable_domain(domain):
+            return provider
+        return name if name in {provider_of(host, domain) for host in mx.hosts[:MAX_HOSTS]} else provider
 
     async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
         """Return a proof that was begun after this pass's last failed answer."""
@@ -416,7 +437,7 @@ class CompanyPass:
                 continue
             domain = exchange.asked.rpartition("@")[2]
             for attempt in exchange.answer.attempts:
-                if not attempt.ip or is_own_server(attempt.host, domain):
+                if not attempt.ip or attempt.trouble is Trouble.DEADLINE or is_own_server(attempt.host, domain):
                     continue
                 said = attempt.reply is not None or attempt.stage not in (Stage.CONNECT, Stage.BANNER)
                 (talking if said else silent).add(provider_of(attempt.host, domain))
@@ -426,6 +447,10 @@ class CompanyPass:
         """Record a reply about us and return the wait that follows."""
         own = is_own_server(held.host, domain)
         return await self._parts.guardrails.judge(held, domain, provider, is_own_server=own)
+
+    async def note(self, held: Held, domain: str, provider: str) -> None:
+        """Record a reply about us that puts no wait on this company."""
+        await self.judge(held, domain, provider)
 
     def off_because(self) -> str | None:
         """Return why Tier-2 is not asked; a company that has spent its attempt takes what it brought all the same."""
@@ -453,20 +478,30 @@ def _spent_s(resumed: Resumed | None, kept: Kept) -> float:
 class Lease:
     """The right to probe one domain; tells the controls and the guardrails how the talk went."""
 
-    def __init__(self, parts: GateParts, farewells: Farewells, lease: DomainLease, domain: str, provider: str) -> None:
+    def __init__(
+        self, parts: GateParts, farewells: Farewells, lease: DomainLease, domain: str, place: str, waited_s: float
+    ) -> None:
         self._parts = parts
         self._farewells = farewells
         self._lease = lease
         self._domain = domain
-        self._provider = provider
+        self._own = registrable_domain(domain)
+        self._place = place  # the provider at which it counts as a session
+        self._waited_s = waited_s
         self._begun_at = time.monotonic()
         self._sessions = 0
 
     async def enter(self, provider: str) -> Wait | None:
-        """Go on at a host of another provider, once there is a place."""
-        wait = await self._lease.enter(provider)
+        """Go on at a host of another provider, once there is a place; its own servers leave the place as it is."""
+        if provider == self._place:
+            return None
+        wait = await self._lease.enter(provider, is_own=provider == self._own)
         if wait is None:
-            self._provider = provider
+            self._place = self._place if provider == self._own else provider
+        elif self._place != self._own and wait.reason in (WaitReason.PROVIDER_BUSY, WaitReason.PROVIDER_CLOSED):
+            # Two providers cannot be held at once, so the first one is asked again each time: ever more seldom.
+            after_s = min(max(_AGAIN_S, self._waited_s, wait.after_s or 0.0), _AGAIN_MOST_S)
+            wait = replace(wait, waits_on="", after_s=after_s)
         return wait
 
     async def next_session(self) -> Wait | None:
@@ -489,13 +524,15 @@ class Lease:
     async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:
         """Give the domain and the place back."""
         refusing = {provider_of(held.host, self._domain) for held in refused}
-        own, stalled = registrable_domain(self._domain), bool(self._parts.stalled_since(self._begun_at))
+        stalled = bool(self._parts.stalled_since(self._begun_at))
         talking = [provider for provider, how in met.items() if how is Met.GREETED and provider not in refusing]
         for provider, how in met.items():
-            if how is Met.SILENT and provider != own and not stalled:
+            if how is Met.SILENT and provider != self._own and not stalled:
                 await self._parts.guardrails.silent(provider, self._domain)
-        await self._lease.release(talked=self._provider in talking)
+        await self._lease.release(talked=self._place in talking)
         if talking:
             await self._parts.controls.good_talk(self._begun_at, self._domain)
         for provider in talking:
+            if provider != self._place:
+                await self._parts.guardrails.note_talk(provider)
             await self._parts.guardrails.talked(provider)

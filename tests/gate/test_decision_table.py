@@ -293,6 +293,18 @@ def test_behind_a_refusal_that_is_settled_the_backup_is_asked_on() -> None:
     assert asked[2].hosts == ("b.example",)
 
 
+def test_a_backup_that_knows_no_mailbox_is_no_proof_behind_a_host_whose_policy_refuses_us() -> None:
+    first = said(554, "5.7.1", "blocked using a list", stage=Stage.BANNER, host="a.example")
+    backup = said(550, "5.1.1", "User unknown", host="b.example")
+    settled = MailboxAnswer(attempts=(*first.attempts, *backup.attempts), settled=True)
+    answers: list[Answer] = [mx("a.example", "b.example"), settled, *[backup] * (len(RULES.patterns) - 1)]
+    reason = failed(play(answers)[0], FailureCode.SMTP_FAIL)
+    assert "our address is listed (a.example at banner: 554 5.7.1 blocked using a list)" in reason
+    _, asked = play(answers, tier2_off=None)
+    assert isinstance(asked[-1], VerifyEmail)
+    assert asked[-1].address.local_part == "info"
+
+
 def test_a_refusal_settled_as_this_companys_policy_is_inconclusive() -> None:
     settled = MailboxAnswer(attempts=LISTED.attempts, settled=True)
     verdict, asked = play([mx(), settled])

@@ -78,6 +78,8 @@ class Scripted:
         self.answers = list(answers)
         self.asked: list[str] = []
         self.closed: list[list[Held]] = []
+        self.heard: Sequence[Attempt] = ()
+        self.noted: list[tuple[str, str, str]] = []
         self.memories = list(memories)  #: one for each look at the memory, then nothing
         self.tier2_off = tier2_off
 
@@ -128,6 +130,9 @@ class Scripted:
     async def ask(self, address: Address, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
         answer: MailboxAnswer | Wait = await self.next(f"{address.local_part} of {','.join(hosts)}")
         return answer
+
+    async def note(self, held: Held, domain: str, provider: str) -> None:
+        self.noted.append((held.host, domain, provider))
 
     async def close(self, *, refused: Sequence[Held] = ()) -> None:
         self.closed.append(list(refused))

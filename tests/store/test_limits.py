@@ -176,3 +176,24 @@ async def test_a_dead_workers_domain_is_free_once_its_lease_is_over(database: Da
             await admin.execute("UPDATE outreach.ct_domains SET lease_until = now() - interval '1 s'")
             await admin.close()
             assert isinstance(await alive.begin_probe("acme.example", "acme.example"), DomainLease)
+
+
+async def test_entering_a_provider_and_beginning_probes_do_not_deadlock(database: DatabaseDsns) -> None:
+    """Another worker's batch of begins: the same domain at its first provider, then somebody at the second one."""
+    begin = "SELECT answer FROM outreach.ct_begin_probes($1, $2, $3, 20, 1000000, 10)"
+    enter = "SELECT answer FROM outreach.ct_enter_provider('one', 'acme.example', 'bbb.example', false, 1000000, 10)"
+    one, two, blocker = [await asyncpg.connect(database.gate) for _ in range(3)]
+    await one.fetch(begin, "one", ["acme.example"], ["aaa.example"])
+    async with blocker.transaction():  # holds the second provider for a moment, so that both stand behind it
+        await blocker.execute("SELECT pg_advisory_xact_lock(hashtextextended('ct:provider:bbb.example', 0))")
+        entering = asyncio.create_task(one.fetch(enter))
+        await asyncio.sleep(0.1)
+        beginning = asyncio.create_task(
+            two.fetch(begin, "two", ["acme.example", "x.example"], ["aaa.example", "bbb.example"])
+        )
+        await asyncio.sleep(0.1)
+    entered, begun = await asyncio.gather(entering, beginning)
+    assert [row["answer"] for row in entered] == ["granted"]
+    assert [row["answer"] for row in begun] == ["domain_busy", "granted"]
+    for connection in (one, two, blocker):
+        await connection.close()

@@ -51,6 +51,7 @@ class Prober:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.heard: tuple[()] = ()
 
     async def ask(self, *_: object) -> MailboxAnswer:
         self.asked += 1

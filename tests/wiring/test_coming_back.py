@@ -100,7 +100,7 @@ class Company:
         """Go through the gate once more, and put away what is left of it as Postgres does."""
 
         def prober(_permits: object, watch: Stopwatch) -> SimpleNamespace:
-            return SimpleNamespace(ask=partial(self._ask, watch), close=self._nothing)
+            return SimpleNamespace(ask=partial(self._ask, watch), close=self._nothing, heard=())
 
         parts: Any = SimpleNamespace(
             memory=SimpleNamespace(recall=self._recall), own_trouble=lambda: None,

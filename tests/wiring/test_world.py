@@ -96,7 +96,7 @@ async def resume(
     async def close(**_: object) -> None:
         return None
 
-    prober = SimpleNamespace(ask=ask, close=close)
+    prober = SimpleNamespace(ask=ask, close=close, heard=())
     parts: Any = SimpleNamespace(
         memory=SimpleNamespace(recall=recall), own_trouble=lambda: None,
         limits=SimpleNamespace(mx_lookup=mx_lookup),
@@ -330,6 +330,6 @@ async def test_a_process_that_stood_still_is_no_evidence_against_a_provider(rest
 
     parts: Any = SimpleNamespace(guardrails=SimpleNamespace(silent=note), stalled_since=lambda _moment: rest_s)
     domain_lease: Any = SimpleNamespace(release=release)
-    lease = Lease(parts, Farewells(), domain_lease, "acme.example", "bigmail.example")
+    lease = Lease(parts, Farewells(), domain_lease, "acme.example", "bigmail.example", 0.0)
     await lease.release(met={"bigmail.example": Met.SILENT}, refused=[])
     assert silent == ([] if rest_s else ["bigmail.example"])

@@ -1,16 +1,32 @@
 -- A company's hosts may stand at several providers: each has its own rail and its own places (ADR-CT-IMO-019).
 
--- Move a probe chain that holds its domain to another provider: its rail and a place there, or neither.
--- `answer`: granted, halted, provider_closed, provider_busy. Locks in the order of ct_begin_probes.
-CREATE FUNCTION outreach.ct_enter_provider(owner text, its_domain text, to_provider text, per_provider integer)
-RETURNS TABLE (answer text, retry_s double precision, detail text) LANGUAGE plpgsql AS $$
+-- A good talk stays with the provider that it was with, also when its domain is asked at another one next: then it is
+-- kept under a name that no domain has.
+CREATE FUNCTION outreach.ct_note_talk(with_provider text, at_time timestamptz) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO outreach.ct_domains AS d (domain, provider, talked_at, free_at)
+        VALUES ('@' || with_provider, with_provider, at_time, at_time)  -- free_at: kept for a day
+        ON CONFLICT (domain) DO UPDATE SET talked_at = greatest(d.talked_at, excluded.talked_at),
+            free_at = greatest(d.free_at, excluded.free_at)
+$$;
+
+-- Move a probe chain that holds its domain to another provider: its rail and a place there, or neither. A company's own
+-- servers need no place, so that the one it holds is kept for its next host.
+-- `answer`: granted, halted, cap, provider_closed, provider_busy. Locks in the order of ct_begin_probes.
+CREATE FUNCTION outreach.ct_enter_provider(
+    owner text, its_domain text, to_provider text, is_own boolean, per_day bigint, per_provider integer
+) RETURNS TABLE (answer text, retry_s double precision, detail text) LANGUAGE plpgsql AS $$
 DECLARE
+    today date := outreach.ct_utc_day();
+    already bigint;
     moment timestamptz;
     rail record;
-    was text;
+    was record;
     busy integer;
 BEGIN
     retry_s := NULL; detail := NULL;
+    INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-005', 'day', today) ON CONFLICT DO NOTHING;
+    SELECT u.used INTO already FROM outreach.ct_usage AS u
+        WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = today FOR UPDATE;
     SELECT g.reason INTO detail FROM outreach.ct_guardrails AS g
         WHERE g.key = 'tool:TOOL-005' AND g.state = 'halted';
     IF FOUND THEN
@@ -26,7 +42,11 @@ BEGIN
         retry_s := extract(epoch FROM rail.next_try_at - moment);
         RETURN NEXT; RETURN;
     END IF;
-    IF to_provider <> its_domain THEN
+    IF already >= per_day THEN  -- before the provider's one try is spent
+        answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
+        RETURN NEXT; RETURN;
+    END IF;
+    IF NOT is_own THEN
         SELECT count(*) INTO busy FROM outreach.ct_domains AS d
             WHERE d.provider = to_provider AND d.lease_owner IS NOT NULL AND d.lease_until > moment
                 AND d.domain <> its_domain;
@@ -34,21 +54,21 @@ BEGIN
             answer := 'provider_busy';
             RETURN NEXT; RETURN;
         END IF;
-    END IF;
-    SELECT d.provider INTO was FROM outreach.ct_domains AS d
-        WHERE d.domain = its_domain AND d.lease_owner = owner FOR UPDATE;
-    IF FOUND THEN  -- else the lease ran out meanwhile, and whoever has it now keeps its provider
-        -- A talk on record is the old provider's.
-        UPDATE outreach.ct_domains SET provider = to_provider, talked_at = NULL WHERE domain = its_domain;
+        SELECT d.provider, d.talked_at INTO was FROM outreach.ct_domains AS d
+            WHERE d.domain = its_domain AND d.lease_owner = owner AND d.provider <> to_provider FOR UPDATE;
+        IF FOUND THEN  -- else the lease ran out meanwhile, and whoever has it now keeps its provider
+            UPDATE outreach.ct_domains SET provider = to_provider, talked_at = NULL WHERE domain = its_domain;
+            IF was.talked_at IS NOT NULL THEN
+                PERFORM outreach.ct_note_talk(was.provider, was.talked_at);
+            END IF;
+            PERFORM outreach.ct_wake('places:' || was.provider, 1, moment);
+        END IF;
     END IF;
     IF rail.state IS NOT NULL THEN
         -- The one try of a provider that is not open, as in ct_begin_probes.
         UPDATE outreach.ct_guardrails SET tries = tries + 1,
             next_try_at = moment + least(first_try_s * power(2, least(tries + 1, 20)), 21600) * interval '1 second'
             WHERE key = 'provider:' || to_provider;
-    END IF;
-    IF was <> its_domain AND was <> to_provider THEN
-        PERFORM outreach.ct_wake('places:' || was, 1, moment);
     END IF;
     answer := 'granted';
     RETURN NEXT;
@@ -116,6 +136,8 @@ BEGIN
                 RETURN NEXT; CONTINUE;
             END IF;
         END IF;
+        PERFORM outreach.ct_note_talk(d.provider, d.talked_at) FROM outreach.ct_domains AS d
+            WHERE d.domain = item.domain AND d.provider <> item.provider AND d.talked_at IS NOT NULL;
         INSERT INTO outreach.ct_domains AS d (domain, provider, lease_owner, lease_until, free_at)
             VALUES (item.domain, item.provider, owner, moment + lease_s * interval '1 second', '-infinity')
             ON CONFLICT (domain) DO UPDATE

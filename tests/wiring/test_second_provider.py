@@ -1,0 +1,262 @@
+"""A company that goes on at its second provider: what the first one said counts, and nobody is asked for nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from ct_stream.gate.verdicts import Failed
+from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.store.limits import DomainLease, Limits
+from tests.store.parts import opened, origin, running
+from tests.wiring import test_two_providers as two
+from tests.wiring.test_two_providers import NET, REFUSES, Gate, Servers, worker
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.conftest import DatabaseDsns
+
+TOO_FAST = b"421 4.7.0 Too many connections from your IP\r\n"
+
+
+async def _taken(gate: Gate, n: int) -> DomainLease:
+    lease = await gate.limits.begin_probe(f"c{n}.example", "hoster.net")
+    assert isinstance(lease, DomainLease), lease
+    return lease
+
+
+async def test_a_provider_that_says_too_fast_is_paused_though_the_backups_places_are_taken(
+    database: DatabaseDsns,
+) -> None:
+    servers = Servers({"mx1.bigmail.net": TOO_FAST, "mx2.hoster.net": REFUSES})
+    admin = await asyncpg.connect(database.admin)
+    async with worker(database, ("mx1.bigmail.net", "mx2.hoster.net"), servers) as gate:
+        others = [await _taken(gate, n) for n in range(3)]
+        company = origin()
+        gate.domains[company.outreach_id] = "acme.example"
+        result: Any = await gate.go_on(company, None)
+        assert isinstance(result, Wait)
+        waits, seen = [result.reason], [servers.connections]
+        for n in range(6):  # a session at the backup ends, and the next event of Kafka takes its place at once
+            await others.pop(0).release(talked=True)
+            others.append(await _taken(gate, 10 + n))
+            for resumed in await gate.passes.claim_due(10):
+                result = await gate.go_on(resumed.origin, resumed)
+                waits.append(result.reason)
+            seen.append(servers.connections)
+        paused = await admin.fetchval("SELECT state FROM outreach.ct_guardrails WHERE key = 'provider:bigmail.net'")
+        noted = await admin.fetchval("SELECT count(*) FROM outreach.ct_refusals")
+    await admin.close()
+    assert (paused, noted, seen[-1]) == ("paused", 1, 1), (seen, waits)
+
+
+async def test_a_dead_first_host_is_not_asked_again_for_each_place_that_comes_free(database: DatabaseDsns) -> None:
+    """Units of the daily cap that a company burns while the backup's places are taken."""
+    servers = Servers({"mx2.hoster.net": REFUSES})
+    admin = await asyncpg.connect(database.admin)
+    async with worker(database, ("mx1.acme.example", "mx2.hoster.net"), servers) as gate:
+        others = [await _taken(gate, n) for n in range(3)]
+        company = origin()
+        gate.domains[company.outreach_id] = "acme.example"
+        await gate.go_on(company, None)
+        used = "SELECT used FROM outreach.ct_usage WHERE tool_id = 'TOOL-005'"
+        by_others, burnt = 3, [await admin.fetchval(used) - 3]
+        for n in range(10):
+            await others.pop(0).release(talked=True)
+            others.append(await _taken(gate, 10 + n))
+            by_others += 1
+            for resumed in await gate.passes.claim_due(10):
+                await gate.go_on(resumed.origin, resumed)
+            burnt.append(await admin.fetchval(used) - by_others)
+    await admin.close()
+    assert burnt[-1] <= 2, f"sessions of the daily cap that one company used, nothing learnt: {burnt}"
+
+
+async def test_who_refuses_us_at_mail_has_not_talked_well_where_the_backup_makes_the_pass_wait(
+    database: DatabaseDsns,
+) -> None:
+    """The provider is closed (three were refused). Its one try is refused, too; the backup's places are taken."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 hello ESMTP\r\n")
+        while line := await reader.readline():
+            word = line[:4].upper()
+            writer.write(REFUSES if word == b"MAIL" else b"221 bye\r\n" if word == b"QUIT" else b"250 ok\r\n")
+            if word == b"QUIT":
+                break
+        writer.close()
+
+    lookup = Servers({})
+    lookup.ips = {"mx1.bigmail.net": f"127.{NET}.9.2"}
+    server = await asyncio.start_server(serve, f"127.{NET}.9.2", 0)
+    admin = await asyncpg.connect(database.admin)
+    async with opened(database.gate) as db:
+        mx = ("mx1.bigmail.net", "mx2.hoster.net")
+        gate = Gate(db, "one", mx, lookup, server.sockets[0].getsockname()[1], 600.0)
+        async with running(*gate.limits.batches, gate.passes.park):
+            for n in range(3):
+                await gate.guardrails._note("bigmail.net", f"other{n}.example", "refused", "mx1.bigmail.net", "blocked")
+            await gate.guardrails.set_state("provider:bigmail.net", "closed", "three were refused", 600.0)
+            await admin.execute("UPDATE outreach.ct_guardrails SET next_try_at = now() - interval '1 second'")
+            for n in range(3):
+                await _taken(gate, n)
+            company = origin()
+            gate.domains[company.outreach_id] = "acme.example"
+            result: Any = await gate.go_on(company, None)
+            await gate.gate.farewells.wait()
+            assert (result.reason, result.waits_on) == (WaitReason.REFUSED, "provider:bigmail.net")
+            state = await admin.fetchval("SELECT state FROM outreach.ct_guardrails WHERE key = 'provider:bigmail.net'")
+            talked = [r["provider"] for r in await admin.fetch(
+                "SELECT provider FROM outreach.ct_domains WHERE talked_at IS NOT NULL")]  # fmt: skip
+            refusals = await admin.fetchval("SELECT count(*) FROM outreach.ct_refusals WHERE domain = 'acme.example'")
+    await admin.close()
+    server.close()
+    assert (state, talked, refusals) == ("closed", [], 1)
+
+
+async def test_a_good_talk_with_the_first_provider_outlasts_the_move_to_the_next(database: DatabaseDsns) -> None:
+    """It greets us well, says "later" at MAIL, and the backup answers: that is a good talk between, as ever."""
+
+    async def serve(first: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 hello ESMTP\r\n")
+        while line := await reader.readline():
+            word = line[:4].upper()
+            if word == b"MAIL" and first:
+                writer.write(b"451 4.3.2 Try again later\r\n")
+            elif word == b"RCPT":
+                writer.write(b"550 5.1.1 User unknown\r\n")
+            elif word == b"QUIT":
+                writer.write(b"221 bye\r\n")
+                break
+            else:
+                writer.write(b"250 ok\r\n")
+        writer.close()
+
+    lookup = Servers({})
+    lookup.ips = {"mx1.bigmail.net": f"127.{NET}.9.2", "mx2.hoster.net": f"127.{NET}.9.3"}
+    server = await asyncio.start_server(partial(serve, True), f"127.{NET}.9.2", 0)
+    port = server.sockets[0].getsockname()[1]
+    second = await asyncio.start_server(partial(serve, False), f"127.{NET}.9.3", port)
+    admin = await asyncpg.connect(database.admin)
+    state = "SELECT state FROM outreach.ct_guardrails WHERE key = 'provider:bigmail.net'"
+    async with opened(database.gate) as db:
+        gate = Gate(db, "one", tuple(lookup.ips), lookup, port, 600.0)
+        async with running(*gate.limits.batches, gate.passes.park):
+            for n in range(3):
+                await gate.guardrails.silent("bigmail.net", f"other{n}.example")
+            await gate.guardrails.set_state("provider:bigmail.net", "closed", "three were silent", 600.0)
+            await admin.execute("UPDATE outreach.ct_guardrails SET next_try_at = now() - interval '1 second'")
+            company = origin()
+            gate.domains[company.outreach_id] = "acme.example"
+            result: Any = await gate.go_on(company, None)
+            await gate.gate.farewells.wait()
+            opened_again = await admin.fetchval(state)
+            await gate.guardrails.silent("bigmail.net", "one-more.example")  # one company alone, after the good talk
+            wait = await gate.guardrails.unreached("bigmail.net", 700.0)
+            after = await admin.fetchval(state)
+    await admin.close()
+    server.close()
+    second.close()
+    assert isinstance(result, Failed), result
+    assert opened_again == "open"
+    assert (wait, after) == (None, "open"), f"one silence after the good talk, and it is {after}: {wait}"
+
+
+async def test_a_provider_that_our_deadline_cut_off_was_not_silent(database: DatabaseDsns) -> None:
+    """Three companies' own hosts eat the pass deadline; the shared backup greets well, in 0.4 s, and is given 0.2 s."""
+
+    async def serve(delay_s: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await reader.readline()
+                writer.close()
+                return
+        writer.write(b"220 hello ESMTP\r\n")
+        await reader.readline()
+        writer.close()
+
+    admin = await asyncpg.connect(database.admin)
+    became = []
+    own = await asyncio.start_server(partial(serve, 30.0), f"127.{NET}.9.2", 0)
+    port = own.sockets[0].getsockname()[1]
+    shared = await asyncio.start_server(partial(serve, 0.4), f"127.{NET}.9.3", port)
+    async with opened(database.gate) as db:
+        for n in range(3):
+            lookup = Servers({})
+            hosts = (f"mx1.company{n}.example", "mx2.hoster.net")
+            lookup.ips = {hosts[0]: f"127.{NET}.9.2", hosts[1]: f"127.{NET}.9.3"}
+            gate = Gate(db, "one", hosts, lookup, port, 0.0)
+            gate.gate._parts.pass_deadline_s = 1.2  # type: ignore[misc]  # a SimpleNamespace
+            async with running(*gate.limits.batches, gate.passes.park):
+                company = origin()
+                gate.domains[company.outreach_id] = f"company{n}.example"
+                became.append(await gate.go_on(company, None))
+                await gate.gate.farewells.wait()
+        noted = [tuple(r) for r in await admin.fetch("SELECT provider, kind FROM outreach.ct_refusals")]
+        wait = await gate.guardrails.unreached("hoster.net", 700.0)
+    await admin.close()
+    own.close()
+    shared.close()
+    assert (noted, wait) == ([], None), f"{noted}; {wait}"
+
+
+async def test_each_provider_that_speaks_about_us_is_judged(database: DatabaseDsns) -> None:
+    """The first one refuses us, the second one finds us too fast: it is to be left alone for a minute."""
+    servers = Servers(
+        {"mx1.bigmail.net": REFUSES, "mx2.hoster.net": b"421 4.7.0 Too many connections from your IP\r\n"}
+    )
+    admin = await asyncpg.connect(database.admin)
+    async with worker(database, tuple(servers.banners), servers) as gate:
+        company = origin()
+        gate.domains[company.outreach_id] = "acme.example"
+        await gate.go_on(company, None)
+        state = await admin.fetchval("SELECT state FROM outreach.ct_guardrails WHERE key = 'provider:hoster.net'")
+        noted = [tuple(r) for r in await admin.fetch("SELECT provider, kind FROM outreach.ct_refusals")]
+    await admin.close()
+    assert state == "paused", f"{state}; noted {noted}"
+
+
+async def test_a_spent_cap_takes_no_try(database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The day's sessions end between the first host and the closed provider's one try."""
+    one = Limits(mx_per_second=1000.0, mx_per_day=1000, smtp_per_day=1, smtp_domain_pause_s=0.0, smtp_per_provider=3)
+    monkeypatch.setattr(two, "FAST", one)
+    servers = Servers({"mx2.hoster.net": REFUSES})
+    admin = await asyncpg.connect(database.admin)
+    async with worker(database, ("mx1.acme.example", "mx2.hoster.net"), servers) as gate:
+        await gate.guardrails.set_state("provider:hoster.net", "closed", "three were silent", 600.0)
+        await admin.execute("UPDATE outreach.ct_guardrails SET next_try_at = now() - interval '1 second'")
+        company = origin()
+        gate.domains[company.outreach_id] = "acme.example"
+        result: Any = await gate.go_on(company, None)
+        tries = await admin.fetchval("SELECT tries FROM outreach.ct_guardrails WHERE key = 'provider:hoster.net'")
+    await admin.close()
+    assert isinstance(result, Wait)
+    assert result.reason is WaitReason.DAILY_CAP
+    assert (tries, servers.connections) == (0, 0), f"{tries} tries spent, {servers.connections} connections made"
+
+
+async def test_between_two_shared_providers_a_company_comes_back_ever_more_seldom(database: DatabaseDsns) -> None:
+    """Both cannot be held at once: the first one is asked again each time."""
+    admin = await asyncpg.connect(database.admin)
+    async with worker(database, ("mx1.bigmail.net", "mx2.hoster.net"), Servers({})) as gate:
+        for n in range(3):
+            await _taken(gate, n)
+        company = origin()
+        gate.domains[company.outreach_id] = "acme.example"
+        waits: list[Any] = [await gate.go_on(company, None)]
+        for hours in (1, 100):
+            await admin.execute(
+                "UPDATE outreach.ct_passes SET not_before = now(), since = now() - $1 * interval '1 hour'", hours
+            )
+            [resumed] = await gate.passes.claim_due(10)
+            waits.append(await gate.go_on(resumed.origin, resumed))
+    await admin.close()
+    assert {(wait.reason, wait.waits_on) for wait in waits} == {(WaitReason.PROVIDER_BUSY, "")}
+    assert waits[0].after_s == 60.0
+    assert 3600 <= waits[1].after_s < 3700
+    assert waits[2].after_s == 21_600.0
