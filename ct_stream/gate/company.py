@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Known:
     is_paid: bool = False  #: its one Tier-2 attempt is spent, or under way
     recalled: str | None = None  #: the domain that `memory` is of
     memory: Memory | None = None  #: what that domain has answered to others, at the same moment
+    looked_up_at: float = -inf  #: that moment, by the monotonic clock of this process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

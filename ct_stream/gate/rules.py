@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ct_stream.gate.patterns import PATTERNS, Pattern, ProbeName
 
 #: Counted up whenever `replies`, `input_stage` or `middle_stage` would decide some transcript differently.
-DECISION_VERSION = "3"
+DECISION_VERSION = "4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

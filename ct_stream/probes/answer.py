@@ -210,17 +210,17 @@ class PassDriver:
         if isinstance(answer, TurnedOff):
             self._turn_off(answer.because)
             return None
-        if isinstance(answer, MailboxAnswer) and not _is_random(question):
-            self._refused += refusals(answer)
+        if isinstance(answer, MailboxAnswer):
+            self._refused += _about_us(question, answer)
         self._play.answer(answer, asked=_asked(question), at=rfc3339(datetime.now(UTC)))
         return None
 
     def _cut_off(self) -> list[Held]:
         """Return the replies about us to a question that came to no answer."""
         question = self._play.question
-        if self._prober is None or question is None or _is_random(question) or not self._prober.heard:
+        if self._prober is None or question is None or not self._prober.heard:
             return []
-        return refusals(MailboxAnswer(attempts=tuple(self._prober.heard)))
+        return _about_us(question, MailboxAnswer(attempts=tuple(self._prober.heard)))
 
     async def _wait_between(self, question: ProbeMailbox, wait: Wait) -> Wait:
         """Return the wait for a question that a limit of ours cut off between two hosts.
@@ -353,9 +353,12 @@ def _to_judge(helds: Sequence[Held], domain: str) -> list[Held]:
     return [first, *others]
 
 
-def _is_random(question: Question) -> bool:
-    """Tell if a question only asks for a mailbox that cannot exist, after a yes: a refusal of it costs nobody."""
-    return isinstance(question, ProbeMailbox) and question.pattern == RANDOM
+def _about_us(question: Question, answer: MailboxAnswer) -> list[Held]:
+    """Return the replies about us that count: after a yes a refusal of the random address costs nobody anything."""
+    helds = refusals(answer)
+    if isinstance(question, ProbeMailbox) and question.pattern == RANDOM:
+        return [held for held in helds if held.by is HeldBy.RATE]
+    return helds
 
 
 def _is_of(exchange: Exchange, hosts: Sequence[str]) -> bool:

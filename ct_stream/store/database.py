@@ -96,8 +96,12 @@ class Database:
         if ahead_s > _JUMP_S:
             log.warning("Postgres's clock was set %.0f s ahead", ahead_s, extra={"action": "postgres_clock_ahead"})
             self._jumps.append((now, ahead_s))
-        elif ahead_s < -_JUMP_S:  # set back: jumps from which it comes back are undone
-            self._jumps = deque((jump for jump in self._jumps if jump[0] <= now), maxlen=self._jumps.maxlen)
+        back_s = -ahead_s
+        while back_s > _JUMP_S and self._jumps:  # set back: it comes back from its last jumps
+            after, seconds = self._jumps.pop()
+            if seconds > back_s:
+                self._jumps.append((min(after, now), seconds - back_s))
+            back_s -= seconds
         self._clock_base = (now, time.monotonic())
 
     def saw_ordinal(self, ordinal: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,7 @@ class Ledger:
         return int(rows[0]["unpublished"])
 
     async def _look_up(self, ids: Sequence[UUID]) -> list[Known]:
+        now = time.monotonic()
         rows = await self._database.fetch("look_up", list(set(ids)), self._rules_version, PASS_KEPT, FAIL_KEPT, MX_KEPT)
         known = {
             row["outreach_id"]: Known(
@@ -81,6 +83,7 @@ class Ledger:
                 is_paid=row["is_paid"],
                 recalled=row["recalled"] if row["outcome"] is None else None,
                 memory=read_memory(row) if row["outcome"] is None and row["recalled"] is not None else None,
+                looked_up_at=now,
             )
             for row in rows
         }

@@ -89,11 +89,18 @@ class SharedLimits:
             return DomainLease(self, domain)
         return _wait(begun, domain, provider, self.limits)
 
-    async def enter_provider(self, domain: str, provider: str, *, is_own: bool) -> Wait | None:
+    async def enter_provider(self, domain: str, provider: str, *, is_own: bool, is_known: bool) -> Wait | None:
         """Go on at another provider for a domain that is ours: see ct_enter_provider."""
         limits = self.limits
         rows = await self._database.persist(
-            "enter_provider", self._owner, domain, provider, is_own, limits.smtp_per_day, limits.smtp_per_provider
+            "enter_provider",
+            self._owner,
+            domain,
+            provider,
+            is_own,
+            is_known,
+            limits.smtp_per_day,
+            limits.smtp_per_provider,
         )
         begun = Begun(**rows[0])
         return None if begun.answer == "granted" else _wait(begun, domain, provider, limits)
@@ -170,9 +177,12 @@ class DomainLease:
         self._ended_at = time.monotonic()
         self._released = False
 
-    async def enter(self, provider: str, *, is_own: bool = False) -> Wait | None:
-        """Take a place at another provider for the one that is held; a company's own servers need none."""
-        return await self._shared.enter_provider(self._domain, provider, is_own=is_own)
+    async def enter(self, provider: str, *, is_own: bool = False, is_known: bool = False) -> Wait | None:
+        """Take a place at another provider for the one that is held; a company's own servers need none.
+
+        `is_known`: its rail has let this lease in before, so that its one try is ours.
+        """
+        return await self._shared.enter_provider(self._domain, provider, is_own=is_own, is_known=is_known)
 
     async def next_session(self) -> Wait | None:
         """Take the next session's unit, and come back when the domain's pause is over."""

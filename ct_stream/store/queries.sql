@@ -267,7 +267,7 @@ SELECT b.place, b.answer, b.retry_s, b.detail FROM outreach.ct_begin_probes($1, 
 
 -- name: enter_provider
 -- See ct_enter_provider.
-SELECT e.answer, e.retry_s, e.detail FROM outreach.ct_enter_provider($1, $2, $3, $4, $5, $6) AS e;
+SELECT e.answer, e.retry_s, e.detail FROM outreach.ct_enter_provider($1, $2, $3, $4, $5, $6, $7) AS e;
 
 -- name: note_talk
 -- See ct_note_talk.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ct_stream.gate.company import FailedAt
 from ct_stream.gate.domains import canonical_domain
 from ct_stream.gate.middle_stage import refusals
-from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, MxAnswer, SpineAnswer, Trouble
+from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer, Trouble
 from ct_stream.gate.replies import Stage
 from ct_stream.gate.transcript import (
     Exchange,
@@ -24,7 +24,6 @@ from ct_stream.gate.transcript import (
 from ct_stream.gate.verdicts import HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
-from ct_stream.probes.mailbox import MAX_HOSTS
 from ct_stream.probes.providers import is_own_server, provider_of, registrable_domain
 from ct_stream.probes.world import Met
 from ct_stream.store.controls import control_wait
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SPINE_POLL_S = 30.0
+PLACE_S, _PLACE_POLL_S = 5.0, 0.25  #: for which a pass waits itself for a place at its next host's provider
 _AGAIN_S, _AGAIN_MOST_S = 60.0, 21_600.0  #: between two tries of a company that waits at its second provider
 _LOOKED_UP_S = 0.5  #: a look at the memory that came with the company's row is good for so long
 _LOOKS = 1  #: how often silence is looked at again once our own way is proven
@@ -235,7 +235,6 @@ class CompanyPass:
         self.pending: Exchange | None = resumed.pending if resumed and kept.wait else None
         self._wait = kept.wait
         self._domain = resumed.domain if resumed else None
-        self._waited_for = resumed.waits_on if resumed else ""
         world = World(
             spine=self,
             memory=self,
@@ -376,7 +375,7 @@ class CompanyPass:
     def _looked_up(self, domain: str) -> Memory | None:
         """Return what was looked up with the company, once, and only while it is about as good as a look of now."""
         known, self._known = self._known, replace(self._known, memory=None)
-        is_fresh = time.monotonic() - self._begun_at < _LOOKED_UP_S
+        is_fresh = time.monotonic() - known.looked_up_at < _LOOKED_UP_S
         return known.memory if is_fresh and known.recalled == domain else None
 
     async def mx_lookup(self) -> Wait | None:
@@ -388,29 +387,12 @@ class CompanyPass:
 
     async def begin_probe(self, domain: str, provider: str) -> Lease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit."""
-        place = self._awaited(domain, provider)
-        granted = self._parts.own_trouble() or await self._parts.limits.begin_probe(domain, place)
+        granted = self._parts.own_trouble() or await self._parts.limits.begin_probe(domain, provider)
         if isinstance(granted, Wait):
             return granted
         self._parts.metrics.tool_calls.labels(tool="TOOL-005").inc()
         waited_s = (self._parts.now() - self._since).total_seconds()
-        lease = Lease(self._parts, self._farewells, granted, domain, place, waited_s)
-        wait = await lease.enter(provider)
-        if wait is not None:
-            await lease.release(met={}, refused=())
-        return wait or lease
-
-    def _awaited(self, domain: str, provider: str) -> str:
-        """Return the provider whose place is taken first: that of a later host, where this company has waited for it.
-
-        Its own servers come before it and need no place: taken only after them it might be gone again each time, and
-        they would be asked again for each place that comes free.
-        """
-        kind, _, name = self._waited_for.partition(":")
-        mx = next((e.answer for e in self._driver.exchanges if isinstance(e.answer, MxAnswer)), None)
-        if kind not in ("places", "provider") or mx is None or provider != registrable_domain(domain):
-            return provider
-        return name if name in {provider_of(host, domain) for host in mx.hosts[:MAX_HOSTS]} else provider
+        return Lease(self._parts, self._farewells, granted, domain, provider, waited_s)
 
     async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
         """Return a proof that was begun after this pass's last failed answer."""
@@ -487,21 +469,34 @@ class Lease:
         self._domain = domain
         self._own = registrable_domain(domain)
         self._place = place  # the provider at which it counts as a session
+        self._entered = {place}  # whose rails let it in
         self._waited_s = waited_s
         self._begun_at = time.monotonic()
         self._sessions = 0
 
     async def enter(self, provider: str) -> Wait | None:
-        """Go on at a host of another provider, once there is a place; its own servers leave the place as it is."""
+        """Go on at a host of another provider, once there is a place; its own servers leave the place as it is.
+
+        For a place it waits a moment. Where there is none, or the provider is closed, it comes back by time, each time
+        later: the hosts before are asked again then, and must not be for each place that comes free.
+        """
         if provider == self._place:
             return None
-        wait = await self._lease.enter(provider, is_own=provider == self._own)
-        if wait is None:
-            self._place = self._place if provider == self._own else provider
-        elif self._place != self._own and wait.reason in (WaitReason.PROVIDER_BUSY, WaitReason.PROVIDER_CLOSED):
-            # Two providers cannot be held at once, so the first one is asked again each time: ever more seldom.
-            after_s = min(max(_AGAIN_S, self._waited_s, wait.after_s or 0.0), _AGAIN_MOST_S)
-            wait = replace(wait, waits_on="", after_s=after_s)
+        until = time.monotonic() + PLACE_S
+        while True:
+            wait = await self._lease.enter(provider, is_own=provider == self._own, is_known=provider in self._entered)
+            if wait is None:
+                self._entered.add(provider)
+                self._place = self._place if provider == self._own else provider
+                return None
+            is_busy = wait.reason is WaitReason.PROVIDER_BUSY
+            if not is_busy or time.monotonic() > until:
+                break
+            await asyncio.sleep(_PLACE_POLL_S)
+        if is_busy or wait.reason is WaitReason.PROVIDER_CLOSED:
+            after_s = min(max(_AGAIN_S, self._waited_s), _AGAIN_MOST_S)
+            # A provider that opens wakes it before; a place that comes free at another one does not.
+            wait = replace(wait, waits_on="" if is_busy else wait.waits_on, after_s=after_s)
         return wait
 
     async def next_session(self) -> Wait | None:

@@ -393,4 +393,4 @@ def test_the_random_address_is_the_same_for_each_reading_of_a_company() -> None:
     first = random_address(COMPANY, "acme.example")
     assert first == random_address(COMPANY, "acme.example")
     assert first.local_part not in {"info", "contact"}
-    assert RULES.version.startswith("3+")
+    assert RULES.version.startswith("4+")

@@ -97,6 +97,17 @@ def test_a_clock_that_was_put_right_again_ages_what_comes_after_it(ahead: timede
     assert wait.after_s == 600.0, "not a year"
 
 
+def test_of_a_jump_that_is_taken_back_in_part_the_rest_counts() -> None:
+    db = Database("")
+    db._watched_since = time.monotonic() - 86_400
+    noon = datetime(2026, 1, 7, 12, tzinfo=UTC)
+    db.saw_clock(noon)
+    db.saw_clock(noon + timedelta(hours=1))
+    db.saw_clock(noon + timedelta(minutes=30))
+    assert db.age_s(noon - timedelta(seconds=10)) < 12
+    assert db.age_s(db.now() - timedelta(seconds=1)) < 3
+
+
 async def test_close_waits_for_connections_that_are_on_their_way_back(database: DatabaseDsns) -> None:
     db = Database(database.gate, pool_size=2)
     await db.open()

@@ -181,7 +181,9 @@ async def test_a_dead_workers_domain_is_free_once_its_lease_is_over(database: Da
 async def test_entering_a_provider_and_beginning_probes_do_not_deadlock(database: DatabaseDsns) -> None:
     """Another worker's batch of begins: the same domain at its first provider, then somebody at the second one."""
     begin = "SELECT answer FROM outreach.ct_begin_probes($1, $2, $3, 20, 1000000, 10)"
-    enter = "SELECT answer FROM outreach.ct_enter_provider('one', 'acme.example', 'bbb.example', false, 1000000, 10)"
+    enter = (
+        "SELECT answer FROM outreach.ct_enter_provider('one', 'acme.example', 'bbb.example', false, false, 1000000, 10)"
+    )
     one, two, blocker = [await asyncpg.connect(database.gate) for _ in range(3)]
     await one.fetch(begin, "one", ["acme.example"], ["aaa.example"])
     async with blocker.transaction():  # holds the second provider for a moment, so that both stand behind it

@@ -8,20 +8,27 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import pytest
 
-from ct_stream.gate.verdicts import Failed
+from ct_stream.gate.questions import ControlKind
+from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.limits import DomainLease, Limits
+from ct_stream.wiring import world
 from tests.store.parts import opened, origin, running
 from tests.wiring import test_two_providers as two
 from tests.wiring.test_two_providers import NET, REFUSES, Gate, Servers, worker
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests.conftest import DatabaseDsns
 
 TOO_FAST = b"421 4.7.0 Too many connections from your IP\r\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places come free between two passes only."""
+    monkeypatch.setattr(world, "PLACE_S", 0.0)
 
 
 async def _taken(gate: Gate, n: int) -> DomainLease:
@@ -260,3 +267,155 @@ async def test_between_two_shared_providers_a_company_comes_back_ever_more_seldo
     assert waits[0].after_s == 60.0
     assert 3600 <= waits[1].after_s < 3700
     assert waits[2].after_s == 21_600.0
+
+
+async def _mail(rcpt: list[bytes], _reader: Any, writer: Any) -> None:
+    writer.write(b"220 hello ESMTP\r\n")
+    while line := await _reader.readline():
+        word = line[:4].upper()
+        if word == b"RCPT":
+            writer.write(rcpt.pop(0) if len(rcpt) > 1 else rcpt[0])
+        elif word == b"QUIT":
+            writer.write(b"221 bye\r\n")
+            break
+        else:
+            writer.write(b"250 ok\r\n")
+    writer.close()
+
+
+async def test_companies_whose_own_servers_are_back_do_not_use_up_the_closed_backups_tries(
+    database: DatabaseDsns,
+) -> None:
+    """Three companies wait at a closed backup; their own servers, preferred, answer again."""
+    admin = await asyncpg.connect(database.admin)
+    own = await asyncio.start_server(partial(_mail, [b"550 5.1.1 User unknown\r\n"]), f"127.{NET}.9.2", 0)
+    port = own.sockets[0].getsockname()[1]
+    asked: list[int] = []
+
+    async def hoster(_reader: Any, writer: Any) -> None:
+        asked.append(1)
+        writer.write(b"220 hello ESMTP\r\n")
+        writer.close()
+
+    shared = await asyncio.start_server(hoster, f"127.{NET}.9.3", port)
+    became: list[Any] = []
+    async with opened(database.gate) as db:
+        gates: dict[Any, Gate] = {}
+        for n in range(3):
+            lookup = Servers({})  # its own server is down: connection refused
+            hosts = (f"mx1.company{n}.example", "mx2.hoster.net")
+            lookup.ips = {hosts[1]: f"127.{NET}.9.3"}
+            gate = Gate(db, "one", hosts, lookup, port, 0.0)
+            async with running(*gate.limits.batches, gate.passes.park):
+                if n == 0:
+                    await gate.guardrails.set_state("provider:hoster.net", "closed", "three were silent", 600.0)
+                company = origin()
+                gate.domains[company.outreach_id] = f"company{n}.example"
+                wait: Any = await gate.go_on(company, None)
+                assert wait.waits_on == "provider:hoster.net"
+                gates[company.outreach_id] = gate
+                lookup.ips[hosts[0]] = f"127.{NET}.9.2"  # and now it is up
+        for _ in range(6):  # the time that they wait for has come
+            await admin.execute("UPDATE outreach.ct_passes SET not_before = now()")
+            for resumed in await next(iter(gates.values())).passes.claim_due(10):
+                gate = gates[resumed.origin.outreach_id]
+                async with running(*gate.limits.batches, gate.passes.park):
+                    result = await gate.go_on(resumed.origin, resumed)
+                    await gate.gate.farewells.wait()
+                    if isinstance(result, Failed | Passed):
+                        became.append(result)
+                        await admin.execute(
+                            "DELETE FROM outreach.ct_passes WHERE outreach_id = $1", resumed.origin.outreach_id
+                        )
+        tries = await admin.fetchval("SELECT tries FROM outreach.ct_guardrails WHERE key = 'provider:hoster.net'")
+    await admin.close()
+    own.close()
+    shared.close()
+    assert (len(became), tries, asked) == (3, 0, [])
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        pytest.param(("mx1.bigmail.net", "mx2.bigmail-backup.com", "mx3.bigmail.net"), id="a hoster with two names"),
+        pytest.param(("mx1.acme.example", "mx2.hoster.net", "mx3.acme.example"), id="own, backup, own"),
+    ],
+)
+async def test_a_paused_provider_is_not_closed_to_the_very_company_that_has_its_try(
+    database: DatabaseDsns, hosts: tuple[str, ...]
+) -> None:
+    """The first two hosts are dead, the third one talks. Its provider, the first one's too, is paused; a try is due."""
+    admin = await asyncpg.connect(database.admin)
+    server = await asyncio.start_server(partial(_mail, [b"550 5.1.1 User unknown\r\n"]), f"127.{NET}.9.2", 0)
+    lookup = Servers({})
+    lookup.ips = {hosts[2]: f"127.{NET}.9.2"}
+    provider = ".".join(hosts[0].split(".")[1:])
+    seen = []
+    result: Any = None
+    async with opened(database.gate) as db:
+        gate = Gate(db, "one", hosts, lookup, server.sockets[0].getsockname()[1], 0.0)
+        async with running(*gate.limits.batches, gate.passes.park):
+            for kind in ControlKind:
+                await gate.controls.succeeded(kind, db.now(), "works")
+            await gate.guardrails.set_state(f"provider:{provider}", "paused", "too fast", 60.0)
+            company = origin()
+            gate.domains[company.outreach_id] = "acme.example"
+            result = await gate.go_on(company, None)
+            for _ in range(8):  # hours go by: whatever waits for time is due, the provider's next try too
+                await gate.prove()
+                await admin.execute("UPDATE outreach.ct_guardrails SET next_try_at = now() - interval '1 second'")
+                await admin.execute("UPDATE outreach.ct_passes SET not_before = now()")
+                for resumed in await gate.passes.claim_due(10):
+                    result = await gate.go_on(resumed.origin, resumed)
+                    seen.append(getattr(result, "reason", result))
+                if isinstance(result, Failed | Passed):
+                    break
+        tries = await admin.fetchval("SELECT tries FROM outreach.ct_guardrails WHERE key = $1", f"provider:{provider}")
+        used = await admin.fetchval("SELECT used FROM outreach.ct_usage WHERE tool_id = 'TOOL-005'")
+    await admin.close()
+    server.close()
+    assert isinstance(result, Failed | Passed), f"{[str(s) for s in seen]}; tries {tries}, units {used}; {result}"
+
+
+async def test_who_finds_us_too_fast_at_the_random_address_is_left_alone(database: DatabaseDsns) -> None:
+    """A paused provider's one try: it takes the first mailbox, and to the next question says that we ask too fast."""
+    admin = await asyncpg.connect(database.admin)
+    rcpt = [b"250 ok\r\n", b"450 4.7.1 Too many connections from your IP, slow down\r\n"]
+    server = await asyncio.start_server(partial(_mail, rcpt), f"127.{NET}.9.2", 0)
+    lookup = Servers({})
+    lookup.ips = {"mx1.bigmail.net": f"127.{NET}.9.2"}
+    state = "SELECT state FROM outreach.ct_guardrails WHERE key = 'provider:bigmail.net'"
+    async with opened(database.gate) as db:
+        gate = Gate(db, "one", ("mx1.bigmail.net",), lookup, server.sockets[0].getsockname()[1], 600.0)
+        async with running(*gate.limits.batches, gate.passes.park):
+            await gate.guardrails.set_state("provider:bigmail.net", "paused", "too fast", 60.0)
+            await gate.guardrails.refresh(now=True)
+            await admin.execute("UPDATE outreach.ct_guardrails SET next_try_at = now() - interval '1 second'")
+            company = origin()
+            gate.domains[company.outreach_id] = "acme.example"
+            result = await gate.go_on(company, None)
+            await gate.gate.farewells.wait()
+            became = await admin.fetchval(state)
+            noted = await admin.fetchval("SELECT count(*) FROM outreach.ct_refusals")
+    await admin.close()
+    server.close()
+    assert isinstance(result, Passed), result
+    assert (became, noted) == ("paused", 1), f"{became}, {noted} noted; {result.note}"
+
+
+async def test_a_pass_waits_a_moment_itself_for_a_place_at_its_next_provider(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world, "PLACE_S", 20.0)
+    servers = Servers({"mx2.hoster.net": TOO_FAST})
+    async with worker(database, ("mx1.acme.example", "mx2.hoster.net"), servers) as gate:
+        others = [await _taken(gate, n) for n in range(3)]
+        company = origin()
+        gate.domains[company.outreach_id] = "acme.example"
+        passing = asyncio.create_task(gate.go_on(company, None))
+        await asyncio.sleep(0.5)
+        assert not passing.done()
+        await others[0].release(talked=True)
+        wait = await asyncio.wait_for(passing, 10)
+    assert isinstance(wait, Wait)
+    assert wait.reason is WaitReason.OUR_RATE, "the second provider's word"

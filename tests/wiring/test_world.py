@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -311,8 +312,8 @@ async def test_what_was_looked_up_with_a_company_saves_one_look_at_the_memory(
 
     company = await resume({"spine": ABSENT["spine"]}, "", reason="rate_limit")
     company._parts = SimpleNamespace(memory=SimpleNamespace(recall=recall))  # type: ignore[assignment]
-    company._known = replace(company._known, recalled=recalled, memory=Memory())
-    company._begun_at -= waits_s
+    looked_up_at = time.monotonic() - waits_s
+    company._known = replace(company._known, recalled=recalled, memory=Memory(), looked_up_at=looked_up_at)
     assert await company.recall("acme.example") == Memory()
     assert await company.recall("acme.example") == Memory()
     assert len(asked) == looks

@@ -10,10 +10,11 @@ CREATE FUNCTION outreach.ct_note_talk(with_provider text, at_time timestamptz) R
 $$;
 
 -- Move a probe chain that holds its domain to another provider: its rail and a place there, or neither. A company's own
--- servers need no place, so that the one it holds is kept for its next host.
+-- servers need no place, so that the one it holds is kept for its next host. `is_known`: the rail let this chain in before.
 -- `answer`: granted, halted, cap, provider_closed, provider_busy. Locks in the order of ct_begin_probes.
 CREATE FUNCTION outreach.ct_enter_provider(
-    owner text, its_domain text, to_provider text, is_own boolean, per_day bigint, per_provider integer
+    owner text, its_domain text, to_provider text, is_own boolean, is_known boolean, per_day bigint,
+    per_provider integer
 ) RETURNS TABLE (answer text, retry_s double precision, detail text) LANGUAGE plpgsql AS $$
 DECLARE
     today date := outreach.ct_utc_day();
@@ -36,7 +37,7 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('ct:provider:' || to_provider, 0));
     moment := clock_timestamp();
     SELECT g.state, g.reason, g.next_try_at INTO rail FROM outreach.ct_guardrails AS g
-        WHERE g.key = 'provider:' || to_provider AND g.state <> 'open';
+        WHERE g.key = 'provider:' || to_provider AND g.state <> 'open' AND NOT is_known;
     IF FOUND AND (rail.next_try_at IS NULL OR rail.next_try_at > moment) THEN
         answer := 'provider_closed'; detail := rail.reason;
         retry_s := extract(epoch FROM rail.next_try_at - moment);
