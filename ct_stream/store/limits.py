@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ct_stream.gate.waits import Wait, WaitReason
@@ -103,7 +103,10 @@ class SharedLimits:
             limits.smtp_per_provider,
         )
         begun = Begun(**rows[0])
-        return None if begun.answer == "granted" else _wait(begun, domain, provider, limits)
+        if begun.answer == "granted":
+            return None
+        wait = _wait(begun, domain, provider, limits)
+        return replace(wait, after_s=begun.retry_s) if begun.answer == "provider_closed" else wait
 
     # ---------------------------------------------------------------- batches
 

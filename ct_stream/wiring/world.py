@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SPINE_POLL_S = 30.0
-PLACE_S, _PLACE_POLL_S = 5.0, 0.25  #: for which a pass waits itself for a place at its next host's provider
+PLACE_PAUSES_S = (0.25, 0.5, 1.0, 2.0)  #: between the looks for a place at the next host's provider
 _AGAIN_S, _AGAIN_MOST_S = 60.0, 21_600.0  #: between two tries of a company that waits at its second provider
 _LOOKED_UP_S = 0.5  #: a look at the memory that came with the company's row is good for so long
 _LOOKS = 1  #: how often silence is looked at again once our own way is proven
@@ -478,25 +479,26 @@ class Lease:
         """Go on at a host of another provider, once there is a place; its own servers leave the place as it is.
 
         For a place it waits a moment. Where there is none, or the provider is closed, it comes back by time, each time
-        later: the hosts before are asked again then, and must not be for each place that comes free.
+        later, and is woken by nothing: the hosts before are asked again then, and must not be for each place that comes
+        free, or whenever a provider opens and closes.
         """
         if provider == self._place:
             return None
-        until = time.monotonic() + PLACE_S
-        while True:
-            wait = await self._lease.enter(provider, is_own=provider == self._own, is_known=provider in self._entered)
+        known = provider in self._entered
+        wait: Wait | None = None
+        for pause_s in (*PLACE_PAUSES_S, 0.0):
+            wait = await self._lease.enter(provider, is_own=provider == self._own, is_known=known)
             if wait is None:
                 self._entered.add(provider)
                 self._place = self._place if provider == self._own else provider
                 return None
-            is_busy = wait.reason is WaitReason.PROVIDER_BUSY
-            if not is_busy or time.monotonic() > until:
+            if wait.reason is not WaitReason.PROVIDER_BUSY:
                 break
-            await asyncio.sleep(_PLACE_POLL_S)
-        if is_busy or wait.reason is WaitReason.PROVIDER_CLOSED:
-            after_s = min(max(_AGAIN_S, self._waited_s), _AGAIN_MOST_S)
-            # A provider that opens wakes it before; a place that comes free at another one does not.
-            wait = replace(wait, waits_on="" if is_busy else wait.waits_on, after_s=after_s)
+            await asyncio.sleep(pause_s)
+        if wait is not None and wait.reason in (WaitReason.PROVIDER_BUSY, WaitReason.PROVIDER_CLOSED):
+            after_s = max(_AGAIN_S, self._waited_s, wait.after_s or 0.0)
+            # Spread, so that those who met the same moment do not meet again.
+            wait = replace(wait, waits_on="", after_s=min(after_s, _AGAIN_MOST_S) * random.uniform(1.0, 1.5))
         return wait
 
     async def next_session(self) -> Wait | None:
