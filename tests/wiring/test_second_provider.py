@@ -17,7 +17,7 @@ from ct_stream.store.limits import DomainLease, Limits
 from ct_stream.wiring import world
 from tests.store.parts import opened, origin, running
 from tests.wiring import test_two_providers as two
-from tests.wiring.test_two_providers import NET, REFUSES, Gate, Servers, worker
+from tests.wiring.test_two_providers import NET, REFUSES, Gate, Servers, converse, worker
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseDsns
@@ -89,18 +89,11 @@ async def test_who_refuses_us_at_mail_has_not_talked_well_where_the_backup_makes
 ) -> None:
     """The provider is closed (three were refused). Its one try is refused, too; the backup's places are taken."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"220 hello ESMTP\r\n")
-        while line := await reader.readline():
-            word = line[:4].upper()
-            writer.write(REFUSES if word == b"MAIL" else b"221 bye\r\n" if word == b"QUIT" else b"250 ok\r\n")
-            if word == b"QUIT":
-                break
-        writer.close()
-
     lookup = Servers({})
     lookup.ips = {"mx1.bigmail.net": f"127.{NET}.9.2"}
-    server = await asyncio.start_server(serve, f"127.{NET}.9.2", 0)
+    server = await asyncio.start_server(
+        partial(converse, lambda line: REFUSES if line[:4].upper() == b"MAIL" else None), f"127.{NET}.9.2", 0
+    )
     admin = await asyncpg.connect(database.admin)
     async with opened(database.gate) as db:
         mx = ("mx1.bigmail.net", "mx2.hoster.net")
@@ -129,26 +122,17 @@ async def test_who_refuses_us_at_mail_has_not_talked_well_where_the_backup_makes
 async def test_a_good_talk_with_the_first_provider_outlasts_the_move_to_the_next(database: DatabaseDsns) -> None:
     """It greets us well, says "later" at MAIL, and the backup answers: that is a good talk between, as ever."""
 
-    async def serve(first: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"220 hello ESMTP\r\n")
-        while line := await reader.readline():
-            word = line[:4].upper()
-            if word == b"MAIL" and first:
-                writer.write(b"451 4.3.2 Try again later\r\n")
-            elif word == b"RCPT":
-                writer.write(b"550 5.1.1 User unknown\r\n")
-            elif word == b"QUIT":
-                writer.write(b"221 bye\r\n")
-                break
-            else:
-                writer.write(b"250 ok\r\n")
-        writer.close()
+    def says(first: bool, line: bytes) -> bytes | None:
+        word = line[:4].upper()
+        if word == b"MAIL" and first:
+            return b"451 4.3.2 Try again later\r\n"
+        return b"550 5.1.1 User unknown\r\n" if word == b"RCPT" else None
 
     lookup = Servers({})
     lookup.ips = {"mx1.bigmail.net": f"127.{NET}.9.2", "mx2.hoster.net": f"127.{NET}.9.3"}
-    server = await asyncio.start_server(partial(serve, True), f"127.{NET}.9.2", 0)
+    server = await asyncio.start_server(partial(converse, partial(says, True)), f"127.{NET}.9.2", 0)
     port = server.sockets[0].getsockname()[1]
-    second = await asyncio.start_server(partial(serve, False), f"127.{NET}.9.3", port)
+    second = await asyncio.start_server(partial(converse, partial(says, False)), f"127.{NET}.9.3", port)
     admin = await asyncpg.connect(database.admin)
     state = "SELECT state FROM outreach.ct_guardrails WHERE key = 'provider:bigmail.net'"
     async with opened(database.gate) as db:
@@ -269,18 +253,13 @@ async def test_between_two_shared_providers_a_company_comes_back_ever_more_seldo
     assert 21_600.0 <= waits[2].after_s <= 32_400.0
 
 
-async def _mail(rcpt: list[bytes], _reader: Any, writer: Any) -> None:
-    writer.write(b"220 hello ESMTP\r\n")
-    while line := await _reader.readline():
-        word = line[:4].upper()
-        if word == b"RCPT":
-            writer.write(rcpt.pop(0) if len(rcpt) > 1 else rcpt[0])
-        elif word == b"QUIT":
-            writer.write(b"221 bye\r\n")
-            break
-        else:
-            writer.write(b"250 ok\r\n")
-    writer.close()
+async def _mail(rcpt: list[bytes], reader: asyncio.StreamReader, writer: Any) -> None:
+    def says(line: bytes) -> bytes | None:
+        if line[:4].upper() != b"RCPT":
+            return None
+        return rcpt.pop(0) if len(rcpt) > 1 else rcpt[0]
+
+    await converse(says, reader, writer)
 
 
 async def test_companies_whose_own_servers_are_back_do_not_use_up_the_closed_backups_tries(

@@ -33,7 +33,7 @@ from tests.gate.world import RULES
 from tests.store.parts import LIMITS, opened, origin, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from tests.conftest import DatabaseDsns
 
@@ -66,6 +66,17 @@ class Servers:
         yield port or 9
         for server in servers:
             server.close()
+
+
+async def converse(says: Callable[[bytes], bytes | None], reader: asyncio.StreamReader, writer: Any) -> None:
+    """Greet, and answer each command as `says` does, or with a plain yes."""
+    writer.write(b"220 hello ESMTP\r\n")
+    while line := await reader.readline():
+        if line[:4].upper() == b"QUIT":
+            writer.write(b"221 bye\r\n")
+            break
+        writer.write(says(line) or b"250 ok\r\n")
+    writer.close()
 
 
 class Gate:
@@ -284,24 +295,19 @@ async def test_a_refusal_of_us_is_evidence_also_where_a_backup_answers(
     hosts = {"mx1.bigmail.net": f"127.{NET}.9.2", "mx2.backup.org": f"127.{NET}.9.3"}
     first = [render(RULES.patterns[0], RULES.probe_name, "acme.example").local_part.encode()]
 
+    def says(refusing: bool, line: bytes) -> bytes | None:
+        word = line[:4].upper()
+        if word == b"MAIL" and refusing:
+            return REFUSES
+        unknown = word == b"RCPT" and (takes == "nobody" or first[0] not in line)
+        return b"550 5.1.1 User unknown\r\n" if unknown else None
+
     async def serve(refusing: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if refusing and stage == "banner":
             writer.write(REFUSES)
             writer.close()
             return
-        writer.write(b"220 hello ESMTP\r\n")
-        while line := await reader.readline():
-            word = line[:4].upper()
-            if word == b"MAIL" and refusing:
-                writer.write(REFUSES)
-            elif word == b"RCPT" and (takes == "nobody" or first[0] not in line):
-                writer.write(b"550 5.1.1 User unknown\r\n")
-            elif word == b"QUIT":
-                writer.write(b"221 bye\r\n")
-                break
-            else:
-                writer.write(b"250 ok\r\n")
-        writer.close()
+        await converse(partial(says, refusing), reader, writer)
 
     port, servers, lookup = 0, [], Servers({})
     lookup.ips = hosts
