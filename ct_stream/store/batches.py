@@ -21,6 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_BATCH = 500
+_UNCLAIMED_S = 1.0  #: a caller that was cancelled waits so long for what it would have to give back
 
 
 class Batches(Generic[Item, Result]):
@@ -58,12 +59,23 @@ class Batches(Generic[Item, Result]):
             future.cancel()
         self._queue.clear()
 
-    async def __call__(self, item: Item) -> Result:
-        """Return the item's own result. Cancelling the caller leaves the batch alone."""
+    async def __call__(self, item: Item, *, unclaimed: Callable[[Result], Awaitable[None]] | None = None) -> Result:
+        """Return the item's own result. Cancelling the caller leaves the batch alone.
+
+        `unclaimed` gets the result of a caller that was cancelled meanwhile, where it comes soon: to give back what
+        nobody will use.
+        """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.append((item, future))
         self._filled.set()
-        return await asyncio.shield(future)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if unclaimed is not None:
+                await asyncio.wait({future}, timeout=_UNCLAIMED_S)
+                if future.done() and not future.cancelled() and future.exception() is None:
+                    await unclaimed(future.result())
+            raise
 
     def __len__(self) -> int:
         return len(self._queue)

@@ -6,18 +6,22 @@ One call of a function in Postgres serves a whole batch; durations are by the da
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.batches import Batches
+from ct_stream.store.outage import AGAIN, OUTAGE
 from ct_stream.store.passes import LEASE_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ct_stream.store.database import Database
+
+log = logging.getLogger(__name__)
 
 #: A slot of the per-second rate is waited for in the task as long as it is near; else the company is put away.
 _MAX_SLOT_WAIT_S = 1.0
@@ -83,11 +87,38 @@ class SharedLimits:
 
     async def begin_probe(self, domain: str, provider: str) -> DomainLease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit, or none of them."""
-        begun = await self.begin((domain, provider))
-        if begun.answer == "granted":
+        asked_at = time.monotonic()
+
+        def granted() -> DomainLease:
             self.held.add(domain)
-            return DomainLease(self, domain)
-        return _wait(begun, domain, provider, self.limits)
+            return DomainLease(self, domain, unit_asked_at=asked_at)
+
+        async def unclaimed(begun: Begun) -> None:
+            if begun.answer == "granted":
+                await granted().release(talked=False)
+
+        begun = await self.begin((domain, provider), unclaimed=unclaimed)
+        return granted() if begun.answer == "granted" else _wait(begun, domain, provider, self.limits)
+
+    async def next_unit(self) -> Wait | None:
+        """Take one SMTPCheck unit for a further session."""
+        asked_at = time.monotonic()
+
+        async def unclaimed(slot: Slot) -> None:
+            if slot.wait is None:
+                await self.give_back(asked_at)
+
+        return (await self.take_smtp(None, unclaimed=unclaimed)).wait
+
+    async def give_back(self, asked_at: float) -> None:
+        """Give back an SMTPCheck unit with which no session was begun, asked for at that monotonic moment.
+
+        Tried once: of two tries both might count, and the servers would see a session more than the cap.
+        """
+        try:
+            await self._database.run("give_back_smtp", time.monotonic() - asked_at)
+        except (*AGAIN, *OUTAGE) as error:
+            log.info("A unit of TOOL-005 that was not used stays taken: %s", error, extra={"action": "unit_unused"})
 
     async def enter_provider(self, domain: str, provider: str, *, is_own: bool, is_known: bool) -> Wait | None:
         """Go on at another provider for a domain that is ours: see ct_enter_provider."""
@@ -173,10 +204,11 @@ class SharedLimits:
 class DomainLease:
     """The right to probe one domain, from the first session of a pass to its last."""
 
-    def __init__(self, shared: SharedLimits, domain: str) -> None:
+    def __init__(self, shared: SharedLimits, domain: str, *, unit_asked_at: float) -> None:
         self._shared = shared
         self._domain = domain
         self._sessions = 0
+        self._unit_asked_at: float | None = unit_asked_at  # of a unit with which no session was begun yet
         self._ended_at = time.monotonic()
         self._released = False
 
@@ -190,14 +222,16 @@ class DomainLease:
     async def next_session(self) -> Wait | None:
         """Take the next session's unit, and come back when the domain's pause is over."""
         self._sessions += 1
-        if self._sessions == 1:
-            return None
-        slot = await self._shared.take_smtp(None)
-        if slot.wait is not None:
-            return slot.wait
-        pause = self._ended_at + self._shared.limits.smtp_domain_pause_s - time.monotonic()
-        if pause > 0:
-            await asyncio.sleep(pause)
+        if self._sessions > 1:
+            asked_at = time.monotonic()
+            wait = await self._shared.next_unit()
+            if wait is not None:
+                return wait
+            self._unit_asked_at = asked_at
+            pause = self._ended_at + self._shared.limits.smtp_domain_pause_s - time.monotonic()
+            if pause > 0:
+                await asyncio.sleep(pause)
+        self._unit_asked_at = None
         return None
 
     def session_ended(self) -> None:
@@ -205,13 +239,15 @@ class DomainLease:
         self._ended_at = time.monotonic()
 
     async def release(self, *, talked: bool) -> None:
-        """Give the domain and the place back; the pause counts from the last session's end.
+        """Give the domain, the place and a unit that was not used back; the pause counts from the last session's end.
 
         `talked`: a server of the provider at which it has its place talked to us normally, which is evidence about it.
         """
         if not self._released:
             self._released = True
             self._shared.held.discard(self._domain)
+            if self._unit_asked_at is not None:
+                await self._shared.give_back(self._unit_asked_at)
             await self._shared.end((self._domain, self._ended_at, talked))
 
 
@@ -256,4 +292,5 @@ def _cap_wait(limits: Limits, retry_s: float | None) -> Wait:
         reason=WaitReason.DAILY_CAP,
         detail=f"all {limits.smtp_per_day} SMTP sessions of the UTC day (TOOL-005) are used up",
         after_s=retry_s,
+        waits_on="cap:TOOL-005",
     )

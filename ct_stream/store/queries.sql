@@ -261,6 +261,10 @@ SELECT t.granted, t.delay_s, t.refusal, t.retry_s FROM outreach.ct_take_mx($1, $
 -- See ct_take_smtp.
 SELECT t.granted, t.retry_s FROM outreach.ct_take_smtp($1, $2) AS t;
 
+-- name: give_back_smtp
+-- See ct_give_back_smtp.
+SELECT outreach.ct_give_back_smtp($1);
+
 -- name: begin_probes
 -- See ct_begin_probes.
 SELECT b.place, b.answer, b.retry_s, b.detail FROM outreach.ct_begin_probes($1, $2, $3, $4, $5, $6) AS b;

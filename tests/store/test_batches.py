@@ -116,3 +116,35 @@ async def test_cancelling_one_caller_leaves_the_batch_alone() -> None:
         with pytest.raises(asyncio.CancelledError):
             await first
     assert server.batches == [[1, 2]]
+
+
+async def test_what_nobody_claims_is_handed_over_where_it_comes_soon() -> None:
+    server = Server()
+    server.gate.clear()
+    queue = batches(server)
+    unclaimed: list[int] = []
+
+    async def hand_over(result: int) -> None:
+        unclaimed.append(result)
+
+    async with running(queue):
+        calls = [asyncio.create_task(queue(n, unclaimed=hand_over)) for n in (1, 2, 13)]
+        await asyncio.sleep(0)
+        for call in (calls[0], calls[2]):
+            call.cancel()
+        await asyncio.sleep(0)
+        server.gate.set()
+        assert [type(ended) for ended in await asyncio.gather(*calls, return_exceptions=True)] == [
+            asyncio.CancelledError, int, asyncio.CancelledError,
+        ]  # fmt: skip
+        assert unclaimed == [2]
+        server.gate.clear()
+        late = asyncio.create_task(queue(3, unclaimed=hand_over))
+        await asyncio.sleep(0)
+        late.cancel()
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(asyncio.CancelledError):
+            await late
+        assert asyncio.get_running_loop().time() - begun < 10, "an outage does not keep a drain from its end"
+        server.gate.set()
+    assert unclaimed == [2]

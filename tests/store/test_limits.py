@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import pytest
 
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.limits import DomainLease, Limits, SharedLimits
@@ -15,6 +16,7 @@ from ct_stream.store.passes import Passes
 from tests.store.parts import LIMITS, opened, parked, running
 
 if TYPE_CHECKING:
+    from ct_stream.store.database import Database
     from tests.conftest import DatabaseDsns
 
 
@@ -199,3 +201,81 @@ async def test_entering_a_provider_and_beginning_probes_do_not_deadlock(database
     assert [row["answer"] for row in begun] == ["domain_busy", "granted"]
     for connection in (one, two, blocker):
         await connection.close()
+
+
+async def used(db: Database) -> int:
+    """Return how many SMTPCheck units of the day are taken."""
+    async with db.connection() as connection:
+        taken: int = await connection.fetchval(
+            "SELECT coalesce(sum(used), 0) FROM outreach.ct_usage WHERE tool_id = 'TOOL-005'"
+        )
+    return taken
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_who_is_cancelled_before_the_answer_comes_takes_nothing(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        shared = SharedLimits(db, "worker", LIMITS)
+        async with running(*shared.batches):
+            beginning = asyncio.create_task(shared.begin_probe("acme.example", "acme.example"))
+            await asyncio.sleep(0)
+            await cancelled(beginning)
+            assert (await used(db), shared.held) == (0, set())
+            await asyncio.sleep(LIMITS.smtp_domain_pause_s)
+            lease = await shared.begin_probe("acme.example", "acme.example")
+            assert isinstance(lease, DomainLease), "the domain stayed taken"
+            assert await used(db) == 1
+
+
+async def test_a_further_session_that_is_cancelled_before_it_begins_takes_no_unit(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        shared = SharedLimits(db, "worker", limits(smtp_domain_pause_s=30.0))
+        async with running(*shared.batches):
+            lease = await shared.begin_probe("acme.example", "acme.example")
+            assert isinstance(lease, DomainLease)
+            assert await lease.next_session() is None
+            lease.session_ended()
+            at_the_server = asyncio.create_task(lease.next_session())
+            await asyncio.sleep(0)
+            await cancelled(at_the_server)
+            assert await used(db) == 1
+            in_the_pause = asyncio.create_task(lease.next_session())
+            for _ in range(1000):
+                if await used(db) == 2:
+                    break
+                await asyncio.sleep(0.01)
+            await cancelled(in_the_pause)
+            await lease.release(talked=False)
+            assert await used(db) == 1
+
+
+async def test_a_lease_that_began_no_session_gives_its_unit_to_one_that_waits_for_midnight(
+    database: DatabaseDsns,
+) -> None:
+    async with opened(database.gate) as db:
+        shared, passes = SharedLimits(db, "worker", limits(smtp_per_day=1)), Passes(db, "worker", "test")
+        async with running(*shared.batches, passes.park):
+            lease = await shared.begin_probe("acme.example", "acme.example")
+            capped = await shared.begin_probe("other.example", "other.example")
+            assert isinstance(lease, DomainLease)
+            assert isinstance(capped, Wait)
+            assert (capped.reason, capped.waits_on) == (WaitReason.DAILY_CAP, "cap:TOOL-005")
+            await passes.park(parked(after_s=capped.after_s, waits_on=capped.waits_on))
+            assert await passes.claim_due(10) == []
+            await lease.release(talked=False)
+            assert len(await passes.claim_due(10)) == 1
+            assert isinstance(await shared.begin_probe("other.example", "other.example"), DomainLease)
+
+
+async def test_a_unit_of_before_midnight_is_not_given_to_the_new_day(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        shared = SharedLimits(db, "worker", LIMITS)
+        async with running(*shared.batches):
+            assert isinstance(await shared.begin_probe("acme.example", "acme.example"), DomainLease)
+            await shared.give_back(time.monotonic() - 86_400)
+            assert await used(db) == 1
