@@ -37,7 +37,7 @@ test-trouble: $(READY)  ## meet troubles of our own that take their time: refusa
 soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kafka: MINUTES=30 SEED=7
 	@$(PYTHON) -m tests.soak.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
-outages: $(READY)  ## break network and database in turn under a stream (root, nft): MINUTES=5 each
+outages: $(READY)  ## break network and database in turn under a stream (root, nft, ip): MINUTES=5 each
 	@$(PYTHON) -m tests.soak.outages --minutes $(or $(MINUTES),5)
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e

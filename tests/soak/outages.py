@@ -2,8 +2,9 @@
 
     make outages MINUTES=5          # of each outage; five outages and the repairs between them
 
-Runs in a network namespace of its own (root, nft), where packets are really dropped or refused. Everything listens on
-that namespace's loopback. Prints what it measured, and exits with 1 where something does not hold.
+Runs in a network namespace of its own (root, Debian's nftables and iproute2), where packets are really dropped or
+refused. Everything listens on that namespace's loopback. Prints what it measured, and exits with 1 where something does
+not hold.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -243,6 +245,9 @@ def main() -> int:
     if not options.inside:
         if os.geteuid() != 0:
             sys.exit("a network namespace needs root")
+        for program, package in (("unshare", "util-linux"), ("ip", "iproute2"), ("nft", "nftables")):
+            if shutil.which(program) is None:
+                sys.exit(f"{program} is not installed: apt-get install {package}")
         inside = [
             "sh",
             "-c",
