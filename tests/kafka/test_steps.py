@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from tests.faults.harness import Stack
 from tests.faults.steps import BATCH_STEPS, STEPS
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
     from uuid import UUID
 
@@ -18,6 +20,7 @@ COMPANIES = 60  #: for each step
 TIMES = 20  #: how often a step is passed before the kill
 BATCHES = 4  #: the same of a step that many companies pass at once: how many depends on the machine
 PAUSE_S = 0.2
+MORE_S = 0.25  #: between the few that come on after them
 
 
 def strike(step: str, times: int, how: signal.Signals = signal.SIGKILL) -> str:
@@ -32,6 +35,21 @@ async def produce(stack: Stack, name: str, companies: int) -> dict[UUID, str | N
     return dict(zip(ids, domains, strict=True))
 
 
+async def produce_while(stack: Stack, name: str, worker: subprocess.Popen[bytes]) -> dict[UUID, str | None]:
+    """Produce a few more again and again while the worker lives, for at most 60 s: so that the kill finds work.
+
+    The first ones of a partition may wait for the leases of the worker that was killed before, and hold all acks up for
+    longer than the rest takes.
+    """
+    companies: dict[UUID, str | None] = {}
+    for number in range(int(60 / MORE_S)):
+        if worker.poll() is not None:
+            break
+        companies |= await produce(stack, f"{name}y{number}", 4)
+        await asyncio.sleep(MORE_S)
+    return companies
+
+
 async def test_a_kill_at_each_step_leaves_one_outcome_for_each_company(tmp_path: Path) -> None:
     async with Stack(tmp_path, reply_delay_s=0.05, pause_s=PAUSE_S) as stack:
         companies: dict[UUID, str | None] = {}
@@ -40,6 +58,7 @@ async def test_a_kill_at_each_step_leaves_one_outcome_for_each_company(tmp_path:
             times = BATCHES if step in BATCH_STEPS else TIMES
             victim = stack.start_worker(prelude=strike(step, times))
             companies |= await produce(stack, f"s{number}", COMPANIES)
+            companies |= await produce_while(stack, f"s{number}", victim)
             assert await stack.wait_end(victim, 90) == -signal.SIGKILL, f"{step}: {stack.worker_log()[-3000:]}"
             assert f"STRUCK at {step!r}" in stack.worker_log()
             seen.append(await invariants.ledger_hashes(stack))

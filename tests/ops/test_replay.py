@@ -28,7 +28,7 @@ async def test_each_record_comes_with_its_outcome(tmp_path: Path, database: Data
         settings = Settings(kafka_bootstrap=bootstrap, postgres_ops_dsn=database.ops)
         await create_topics(settings)
         await publish(settings, read_events([str(outcome.outreach_id), undecided], ids=True))
-        async with AIOKafkaProducer(bootstrap_servers=bootstrap) as producer:
+        async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer:
             await producer.send_and_wait(SPINE_CREATED, b"\xff not JSON")
             await producer.send_and_wait(outcome.topic, outcome.value, outcome.key, headers=list(outcome.headers))
         told = {str(record["outreach_id"]): record async for record in replay(settings)}
