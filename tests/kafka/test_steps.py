@@ -20,7 +20,7 @@ COMPANIES = 60  #: for each step
 TIMES = 20  #: how often a step is passed before the kill
 BATCHES = 4  #: the same of a step that many companies pass at once: how many depends on the machine
 PAUSE_S = 0.2
-MORE_S = 0.25  #: between the few that come on after them
+MORE_S = 0.25  #: between those that come one by one after them
 
 
 def strike(step: str, times: int, how: signal.Signals = signal.SIGKILL) -> str:
@@ -36,7 +36,7 @@ async def produce(stack: Stack, name: str, companies: int) -> dict[UUID, str | N
 
 
 async def produce_while(stack: Stack, name: str, worker: subprocess.Popen[bytes]) -> dict[UUID, str | None]:
-    """Produce a few more again and again while the worker lives, for at most 60 s: so that the kill finds work.
+    """Produce one more again and again while the worker lives, for at most 60 s: so that the kill finds work.
 
     The first ones of a partition may wait for the leases of the worker that was killed before, and hold all acks up for
     longer than the rest takes.
@@ -45,7 +45,10 @@ async def produce_while(stack: Stack, name: str, worker: subprocess.Popen[bytes]
     for number in range(int(60 / MORE_S)):
         if worker.poll() is not None:
             break
-        companies |= await produce(stack, f"{name}y{number}", 4)
+        domain = f"contact-{name}y{number}.example"
+        [company] = await stack.mint([domain])
+        await stack.publish([company])
+        companies[company] = domain
         await asyncio.sleep(MORE_S)
     return companies
 
