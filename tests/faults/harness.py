@@ -299,3 +299,11 @@ class Stack:
 
 
 _ROOT = Path(__file__).resolve().parents[2]
+
+
+async def said(stack: Stack, number: int, words: str, within_s: float = 40) -> None:
+    """Wait until a worker has said something."""
+    deadline = time.monotonic() + within_s
+    while words not in stack.worker_log(number):
+        assert time.monotonic() < deadline, f"worker {number} did not say {words!r}: {stack.worker_log(number)[-2000:]}"
+        await asyncio.sleep(0.1)

@@ -84,9 +84,9 @@ ROWS: tuple[Row, ...] = (
         behaviour="abandoned work cannot overwrite",
         tests=(
             "kafka/test_steps.py::test_a_frozen_worker_whose_companies_others_took_over_changes_nothing",
-            "faults/test_takeover.py::test_a_worker_that_hangs_is_replaced_and_cannot_overwrite_when_it_goes_on",
+            "kafka/test_takeover.py::test_a_worker_that_hangs_is_replaced_and_cannot_overwrite_when_it_goes_on",
             _MACHINE + "test_a_worker_that_is_stopped_for_longer_than_a_server_is_waited_for_blames_no_server",
-            "faults/test_takeover.py::test_a_second_worker_takes_half_of_the_partitions_and_gives_them_back",
+            "kafka/test_takeover.py::test_a_second_worker_takes_half_of_the_partitions_and_gives_them_back",
         ),
     ),
     Row(

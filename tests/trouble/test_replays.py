@@ -9,8 +9,7 @@ from aiokafka import AIOKafkaProducer
 
 from ct_stream.stream.topology import SPINE_CREATED
 from tests.faults import invariants
-from tests.faults.harness import Stack
-from tests.faults.test_takeover import said
+from tests.faults.harness import Stack, said
 
 if TYPE_CHECKING:
     from pathlib import Path

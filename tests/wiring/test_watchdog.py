@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 import subprocess
 import sys
 import time
 from math import inf
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,10 +18,6 @@ from ct_stream.settings import load_settings, variable
 from ct_stream.wiring.ending import StopSignals
 from ct_stream.wiring.watchdog import EXIT_CODE, Commits, Hang, Senses, Thresholds, Watch, Watchdog, describe
 from ct_stream.wiring.worker import Worker
-from tests.faults.harness import Stack
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 LIMITS = Thresholds(unacked_s=100.0, commit_s=60.0, blocked_s=30.0)
 PLACE = "spine.created[3] offset 7"
@@ -302,42 +296,3 @@ async def test_a_worker_excuses_each_known_trouble_a_drain_and_a_halted_input() 
     assert excused() >= now, "a rebalance"
     agent.unassigned_since = time.monotonic() - 200
     assert excused() < now, "no rebalance takes so long"
-
-
-QUICK = """
-from ct_stream.wiring import watchdog
-watchdog.Thresholds.of = classmethod(lambda cls, _: cls(unacked_s=600.0, blocked_s=3.0))
-"""
-BLOCKS = (
-    QUICK
-    + """
-import time
-import ct_stream.wiring.world as world
-run, passes = world.CompanyPass.run, 0
-async def block(self):
-    global passes
-    passes += 1
-    if passes == 20:
-        time.sleep(600)
-    return await run(self)
-world.CompanyPass.run = block
-"""
-)
-
-
-async def test_a_worker_whose_loop_is_blocked_ends_and_says_where_and_loses_nothing(tmp_path: Path) -> None:
-    async with Stack(tmp_path) as stack:
-        worker = stack.start_worker(prelude=BLOCKS)
-        assert await stack.wait_said("Ready", 60)
-        await stack.publish(await stack.mint([f"info-{n}.example" for n in range(40)]))
-        assert await asyncio.to_thread(worker.wait, 30) == EXIT_CODE
-        assert re.search(r"blocked for 3 s \(at most 3 s\) in spine\.created\[\d+\] offset \d+;", stack.worker_log())
-        assert "in block" in stack.worker_log(), "it does not say where"
-        frozen = stack.start_worker(prelude=QUICK)
-        assert await stack.wait_decided(40, 60) == 40, stack.worker_log()[-2000:]
-        frozen.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(5)
-        frozen.send_signal(signal.SIGCONT)
-        await stack.publish(await stack.mint(["info-again.example"]))
-        assert await stack.wait_decided(41, 60) == 41, "a process that was frozen as a whole is not blocked"
-        assert stack.end_worker(frozen) == 0

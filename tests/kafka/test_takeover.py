@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import time
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from tests.faults.harness import Stack
+from tests.faults.harness import Stack, said
 from tests.faults.test_recovery_race import DELAY
 
 if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
-
-
-async def said(stack: Stack, number: int, words: str, within_s: float = 40) -> None:
-    """Wait until a worker has said something."""
-    deadline = time.monotonic() + within_s
-    while words not in stack.worker_log(number):
-        assert time.monotonic() < deadline, f"worker {number} did not say {words!r}: {stack.worker_log(number)[-2000:]}"
-        await asyncio.sleep(0.1)
 
 
 async def each_published_once_or_alike(stack: Stack, ids: list[UUID]) -> None:
