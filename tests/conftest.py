@@ -83,7 +83,7 @@ class DatabaseDsns:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """Run one Postgres for the session, with a migrated template database and logins for the gate and for people."""
-    server = EmbeddedPostgres(durable=False)
+    server = EmbeddedPostgres(durable=False, autovacuum=False)
     asyncio.run(_start(server))
     try:
         yield server

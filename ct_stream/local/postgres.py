@@ -37,14 +37,18 @@ class EmbeddedPostgres:
 
     A `data_dir` that exists is started again, also after a crash. Without `data_dir` the cluster lives in a temporary
     directory that is removed at the end. `durable=False` gives up crash safety for speed: for tests only.
+    `autovacuum=False` leaves tables alone, for a server of databases that live for seconds: one that grows needs it.
     """
 
-    def __init__(self, data_dir: Path | None = None, port: int | None = None, *, durable: bool = True) -> None:
+    def __init__(
+        self, data_dir: Path | None = None, port: int | None = None, *, durable: bool = True, autovacuum: bool = True
+    ) -> None:
         self._temporary = data_dir is None
         self._data_dir = data_dir
         self.port = port or free_port()
         self._may_move = port is None  # until its first start
         self._durable = durable
+        self._autovacuum = autovacuum
         self._home: Path | None = None
         self._password = ""
         self._child: ChildProcess | None = None
@@ -155,7 +159,9 @@ class EmbeddedPostgres:
             "log_timezone": "UTC",
         }
         if not self._durable:
-            options |= {"fsync": "off", "full_page_writes": "off", "autovacuum_naptime": "1h"}
+            options |= {"fsync": "off", "full_page_writes": "off"}
+        if not self._autovacuum:
+            options["autovacuum_naptime"] = "1h"
         return [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
 
     async def _execute(self, statement: str) -> None:

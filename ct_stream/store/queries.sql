@@ -189,7 +189,8 @@ UPDATE outreach.ct_passes AS p SET
     END
 WHERE p.outreach_id IN (
     SELECT q.outreach_id FROM outreach.ct_passes AS q
-    WHERE q.state = 'waiting' AND q.not_before <= clock_timestamp()
+    -- statement_timestamp: with a time that may change meanwhile the index would be read to its end, over all that wait.
+    WHERE q.state = 'waiting' AND q.not_before <= statement_timestamp()
         AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
     ORDER BY q.not_before LIMIT $2 FOR UPDATE SKIP LOCKED
 )

@@ -41,6 +41,7 @@ async def test_a_second_worker_takes_half_of_the_partitions_and_gives_them_back(
         assert before < 900, "the rebalance did not fall into the middle of the work"
         assert await stack.wait_decided(before + 100, 40) >= before + 100, "nothing goes on after the rebalance"
         assert stack.end_worker(second) == 0
+        await stack.farm.set_reply_delay(0.0)
         assert await stack.wait_decided(900, 90, by=first) == 900, stack.worker_log(0)[-3000:]
         assert await stack.wait_published(40) == 0
         await each_published_once_or_alike(stack, ids)

@@ -108,11 +108,15 @@ BEGIN
             answer := 'halted'; detail := tool.reason;
             RETURN NEXT; CONTINUE;
         END IF;
-        IF tool.state = 'trial' AND EXISTS (
-            SELECT 1 FROM outreach.ct_domains AS d WHERE d.lease_owner IS NOT NULL AND d.lease_until > moment
-        ) THEN
-            answer := 'trial'; detail := outreach.ct_trial_talks() || ' of 3 providers have talked normally';
-            RETURN NEXT; CONTINUE;
+        -- By itself: behind an AND it would be looked up for a tool that is open too (its state is NULL then, and NULL
+        -- does not settle an AND), for each company, in a table of all domains of the day.
+        IF tool.state = 'trial' THEN
+            IF EXISTS (
+                SELECT 1 FROM outreach.ct_domains AS d WHERE d.lease_owner IS NOT NULL AND d.lease_until > moment
+            ) THEN
+                answer := 'trial'; detail := outreach.ct_trial_talks() || ' of 3 providers have talked normally';
+                RETURN NEXT; CONTINUE;
+            END IF;
         END IF;
         IF item.provider <> locked_provider THEN
             PERFORM pg_advisory_xact_lock(hashtextextended('ct:provider:' || item.provider, 0));
