@@ -258,6 +258,12 @@ async def _gate_database(connection: asyncpg.Connection[Any]) -> list[Check]:
             "a standby or read-only" if row["in_recovery"] or row["read_only"] == "on" else "it is one",
             action="name the primary in CT_POSTGRES_DSN",
         ),
+        _check(
+            "autovacuum",
+            row["autovacuum"],
+            "on" if row["autovacuum"] else "off: statements grow slower as tables grow and change",
+            action="set autovacuum and track_counts to on in postgresql.conf, and reload it",
+        ),
     ]
     missing = [role for role in ROLES if role not in row["roles"]]
     checks.append(

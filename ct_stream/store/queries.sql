@@ -596,6 +596,7 @@ FROM outreach.ct_outcomes AS o LEFT JOIN outreach.company_target AS t USING (out
 SELECT session_user AS login,
     pg_is_in_recovery() AS in_recovery,
     current_setting('transaction_read_only') AS read_only,
+    current_setting('autovacuum') = 'on' AND current_setting('track_counts') = 'on' AS autovacuum,
     ARRAY(SELECT r.rolname::text FROM pg_roles AS r WHERE r.rolname LIKE 'ct\_%') AS roles,
     s.oid IS NOT NULL AS spine,
     coalesce(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path  # noqa: TC003 - pytest reads the annotation
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,25 @@ async def test_a_gate_login_that_sees_too_much_is_a_problem(database: DatabaseDs
     checks = by_name(await examine({"CT_POSTGRES_DSN": database.gate, "CT_DNS_SERVERS": "127.0.0.1:1"}))
     assert checks["sovereign_id"].ok is False
     assert checks["CL schema"].ok is False
+
+
+async def test_a_server_that_leaves_its_tables_alone_is_a_problem(database: DatabaseDsns) -> None:
+    async def looked_at(*, ok: bool) -> Check:
+        for _ in range(100):  # the server's first process reads its settings anew when it comes to it
+            check = by_name(await examine({"CT_POSTGRES_DSN": database.gate}))["autovacuum"]
+            if check.ok is ok:
+                return check
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"{check} after 10 s")
+
+    await execute(database.admin, "ALTER SYSTEM SET autovacuum = off")
+    try:
+        await execute(database.admin, "SELECT pg_reload_conf()")
+        assert (await looked_at(ok=False)).action.startswith("set autovacuum")
+    finally:
+        await execute(database.admin, "ALTER SYSTEM RESET autovacuum")
+        await execute(database.admin, "SELECT pg_reload_conf()")
+    await looked_at(ok=True)
 
 
 async def test_a_database_that_was_never_migrated_names_the_command(database: DatabaseDsns) -> None:
