@@ -40,4 +40,5 @@ class Wait:
     reason: WaitReason
     detail: str  #: one sentence
     after_s: float | None = None  #: look again in so many seconds; None: something named by `waits_on` ends it
-    waits_on: str = ""  #: such as "provider:bigmail.example", "domain:acme.example", "control:smtp", "tool:TOOL-005"
+    #: Such as "provider:bigmail.example", "domain:acme.example", "control:smtp", "tool:TOOL-005", "cap:TOOL-005".
+    waits_on: str = ""

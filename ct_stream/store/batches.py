@@ -62,19 +62,27 @@ class Batches(Generic[Item, Result]):
     async def __call__(self, item: Item, *, unclaimed: Callable[[Result], Awaitable[None]] | None = None) -> Result:
         """Return the item's own result. Cancelling the caller leaves the batch alone.
 
-        `unclaimed` gets the result of a caller that was cancelled meanwhile, where it comes soon: to give back what
-        nobody will use.
+        With `unclaimed` the item of a caller that is cancelled is not sent any more; where it was, `unclaimed` gets
+        its result, if that comes soon: to give back what nobody will use.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.append((item, future))
+        entry = (item, future)
+        self._queue.append(entry)
         self._filled.set()
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            if unclaimed is not None:
-                await asyncio.wait({future}, timeout=_UNCLAIMED_S)
-                if future.done() and not future.cancelled() and future.exception() is None:
+            if unclaimed is None:
+                raise
+            if entry in self._queue:
+                self._queue.remove(entry)
+                raise
+            await asyncio.wait({future}, timeout=_UNCLAIMED_S)
+            if future.done() and not future.cancelled() and future.exception() is None:
+                try:
                     await unclaimed(future.result())
+                except Exception as error:  # the cancellation counts; what was taken runs out by itself
+                    log.warning("Batch %s: nothing was given back: %s", self.name, error, extra={"action": "unclaimed"})
             raise
 
     def __len__(self) -> int:

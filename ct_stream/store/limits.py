@@ -6,22 +6,19 @@ One call of a function in Postgres serves a whole batch; durations are by the da
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.batches import Batches
-from ct_stream.store.outage import AGAIN, OUTAGE
 from ct_stream.store.passes import LEASE_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import date
 
     from ct_stream.store.database import Database
-
-log = logging.getLogger(__name__)
 
 #: A slot of the per-second rate is waited for in the task as long as it is near; else the company is put away.
 _MAX_SLOT_WAIT_S = 1.0
@@ -40,10 +37,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """When a granted look-up may go, or why it may not."""
+    """When what was granted may go, or why it may not."""
 
     delay_s: float = 0.0
     wait: Wait | None = None
+    day: date | None = None  #: as in Begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +51,7 @@ class Begun:
     answer: str  #: granted, halted, trial, provider_closed, provider_busy, domain_busy, cap
     retry_s: float | None
     detail: str | None
+    day: date | None = None  #: to which the unit goes back when it is not used
 
 
 class SharedLimits:
@@ -69,8 +68,8 @@ class SharedLimits:
         self.begin: Batches[tuple[str, str], Begun] = Batches(
             "begin-probes", self._begin, order=lambda pair: (pair[1], pair[0]), retrying=retrying
         )
-        self.end: Batches[tuple[str, float, bool], None] = Batches(
-            "end-probes", self._end, order=lambda ended: ended[0], retrying=retrying
+        self.end: Batches[_Ended, None] = Batches(
+            "end-probes", self._end, order=lambda ended: ended.domain, retrying=retrying
         )
 
     @property
@@ -87,38 +86,21 @@ class SharedLimits:
 
     async def begin_probe(self, domain: str, provider: str) -> DomainLease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit, or none of them."""
-        asked_at = time.monotonic()
 
-        def granted() -> DomainLease:
+        def granted(begun: Begun) -> DomainLease:
             self.held.add(domain)
-            return DomainLease(self, domain, unit_asked_at=asked_at)
+            return DomainLease(self, domain, unused=begun.day)
 
         async def unclaimed(begun: Begun) -> None:
             if begun.answer == "granted":
-                await granted().release(talked=False)
+                await granted(begun).release(talked=False)
 
         begun = await self.begin((domain, provider), unclaimed=unclaimed)
-        return granted() if begun.answer == "granted" else _wait(begun, domain, provider, self.limits)
-
-    async def next_unit(self) -> Wait | None:
-        """Take one SMTPCheck unit for a further session."""
-        asked_at = time.monotonic()
-
-        async def unclaimed(slot: Slot) -> None:
-            if slot.wait is None:
-                await self.give_back(asked_at)
-
-        return (await self.take_smtp(None, unclaimed=unclaimed)).wait
-
-    async def give_back(self, asked_at: float) -> None:
-        """Give back an SMTPCheck unit with which no session was begun, asked for at that monotonic moment.
-
-        Tried once: of two tries both might count, and the servers would see a session more than the cap.
-        """
-        try:
-            await self._database.run("give_back_smtp", time.monotonic() - asked_at)
-        except (*AGAIN, *OUTAGE) as error:
-            log.info("A unit of TOOL-005 that was not used stays taken: %s", error, extra={"action": "unit_unused"})
+        if begun.answer == "granted":
+            return granted(begun)
+        wait = _wait(begun, domain, provider, self.limits)
+        # Who waits between two hosts is not woken for a unit: the first one would be asked again for each.
+        return replace(wait, waits_on="cap:TOOL-005") if begun.answer == "cap" else wait
 
     async def enter_provider(self, domain: str, provider: str, *, is_own: bool, is_known: bool) -> Wait | None:
         """Go on at another provider for a domain that is ours: see ct_enter_provider."""
@@ -170,7 +152,8 @@ class SharedLimits:
         row = await self._database.fetch_one("take_smtp", len(wanted), self.limits.smtp_per_day)
         assert row is not None
         refused = Slot(wait=_cap_wait(self.limits, row["retry_s"]))
-        return [Slot() if n < row["granted"] else refused for n in range(len(wanted))]
+        granted = Slot(day=row["day"])
+        return [granted if n < row["granted"] else refused for n in range(len(wanted))]
 
     async def _begin(self, pairs: Sequence[tuple[str, str]]) -> list[Begun]:
         rows = await self._database.fetch(
@@ -184,31 +167,42 @@ class SharedLimits:
         )
         begun = {row["place"]: row for row in rows}
         return [
-            Begun(answer=begun[n]["answer"], retry_s=begun[n]["retry_s"], detail=begun[n]["detail"])
+            Begun(**{name: begun[n][name] for name in ("answer", "retry_s", "detail", "day")})
             for n in range(1, len(pairs) + 1)
         ]
 
-    async def _end(self, ended: Sequence[tuple[str, float, bool]]) -> list[None]:
+    async def _end(self, ended: Sequence[_Ended]) -> list[None]:
         now = time.monotonic()
         await self._database.run(
             "end_probes",
             self._owner,
-            [domain for domain, _, _ in ended],
-            [now - ended_at for _, ended_at, _ in ended],
-            [talked for _, _, talked in ended],
+            [one.domain for one in ended],
+            [now - one.ended_at for one in ended],
+            [one.talked for one in ended],
+            [one.unused for one in ended],
             self.limits.smtp_domain_pause_s,
         )
         return [None] * len(ended)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ended:
+    """The end of a lease; `ended_at` is that of its last session, in monotonic seconds."""
+
+    domain: str
+    ended_at: float
+    talked: bool
+    unused: date | None
+
+
 class DomainLease:
     """The right to probe one domain, from the first session of a pass to its last."""
 
-    def __init__(self, shared: SharedLimits, domain: str, *, unit_asked_at: float) -> None:
+    def __init__(self, shared: SharedLimits, domain: str, *, unused: date | None) -> None:
         self._shared = shared
         self._domain = domain
         self._sessions = 0
-        self._unit_asked_at: float | None = unit_asked_at  # of a unit with which no session was begun yet
+        self._unused = unused  # the day of a unit with which no session was begun yet
         self._ended_at = time.monotonic()
         self._released = False
 
@@ -223,16 +217,19 @@ class DomainLease:
         """Take the next session's unit, and come back when the domain's pause is over."""
         self._sessions += 1
         if self._sessions > 1:
-            asked_at = time.monotonic()
-            wait = await self._shared.next_unit()
-            if wait is not None:
-                return wait
-            self._unit_asked_at = asked_at
+            slot = await self._shared.take_smtp(None, unclaimed=self._keep)
+            if slot.wait is not None:
+                return slot.wait
+            await self._keep(slot)
             pause = self._ended_at + self._shared.limits.smtp_domain_pause_s - time.monotonic()
             if pause > 0:
                 await asyncio.sleep(pause)
-        self._unit_asked_at = None
+        self._unused = None
         return None
+
+    async def _keep(self, slot: Slot) -> None:
+        """Have a unit, until a session begins with it."""
+        self._unused = slot.day
 
     def session_ended(self) -> None:
         """Start the domain's pause."""
@@ -246,9 +243,9 @@ class DomainLease:
         if not self._released:
             self._released = True
             self._shared.held.discard(self._domain)
-            if self._unit_asked_at is not None:
-                await self._shared.give_back(self._unit_asked_at)
-            await self._shared.end((self._domain, self._ended_at, talked))
+            await self._shared.end(
+                _Ended(domain=self._domain, ended_at=self._ended_at, talked=talked, unused=self._unused)
+            )
 
 
 def _wait(begun: Begun, domain: str, provider: str, limits: Limits) -> Wait:
@@ -292,5 +289,4 @@ def _cap_wait(limits: Limits, retry_s: float | None) -> Wait:
         reason=WaitReason.DAILY_CAP,
         detail=f"all {limits.smtp_per_day} SMTP sessions of the UTC day (TOOL-005) are used up",
         after_s=retry_s,
-        waits_on="cap:TOOL-005",
     )

@@ -259,16 +259,13 @@ SELECT outreach.ct_tidy();
 SELECT t.granted, t.delay_s, t.refusal, t.retry_s FROM outreach.ct_take_mx($1, $2, $3, $4) AS t;
 
 -- name: take_smtp
--- See ct_take_smtp.
-SELECT t.granted, t.retry_s FROM outreach.ct_take_smtp($1, $2) AS t;
-
--- name: give_back_smtp
--- See ct_give_back_smtp.
-SELECT outreach.ct_give_back_smtp($1);
+-- See ct_take_smtp. `day`: to which an unused unit goes back; no later than the one that was charged.
+SELECT t.granted, t.retry_s, (statement_timestamp() AT TIME ZONE 'UTC')::date AS day FROM outreach.ct_take_smtp($1, $2) AS t;
 
 -- name: begin_probes
--- See ct_begin_probes.
-SELECT b.place, b.answer, b.retry_s, b.detail FROM outreach.ct_begin_probes($1, $2, $3, $4, $5, $6) AS b;
+-- See ct_begin_probes. `day` as in take_smtp.
+SELECT b.place, b.answer, b.retry_s, b.detail, (statement_timestamp() AT TIME ZONE 'UTC')::date AS day
+FROM outreach.ct_begin_probes($1, $2, $3, $4, $5, $6) AS b;
 
 -- name: enter_provider
 -- See ct_enter_provider.
@@ -280,7 +277,7 @@ SELECT outreach.ct_note_talk($1, clock_timestamp());
 
 -- name: end_probes
 -- See ct_end_probes.
-SELECT outreach.ct_end_probes($1, $2, $3, $4, $5);
+SELECT outreach.ct_end_probes($1, $2, $3, $4, $5::date[], $6);
 
 -- name: take_tier2
 -- See ct_take_tier2.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
 from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.store import batches
 from ct_stream.store.limits import DomainLease, Limits, SharedLimits
 from ct_stream.store.passes import Passes
 from tests.store.parts import LIMITS, opened, parked, running
@@ -218,12 +220,34 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
         await task
 
 
-async def test_who_is_cancelled_before_the_answer_comes_takes_nothing(database: DatabaseDsns) -> None:
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let who is cancelled wait for a slow Postgres."""
+    monkeypatch.setattr(batches, "_UNCLAIMED_S", 60.0)
+
+
+async def at_the_server(queue: batches.Batches[Any, Any]) -> None:
+    """Come back when what was queued is under way."""
+    await asyncio.sleep(0)
+    assert len(queue) == 1
+    for _ in range(10):
+        if not len(queue):
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("nothing was sent")
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("is_sent", [True, False])
+async def test_who_is_cancelled_before_the_answer_comes_takes_nothing(database: DatabaseDsns, is_sent: bool) -> None:
     async with opened(database.gate) as db:
         shared = SharedLimits(db, "worker", LIMITS)
         async with running(*shared.batches):
             beginning = asyncio.create_task(shared.begin_probe("acme.example", "acme.example"))
-            await asyncio.sleep(0)
+            if is_sent:
+                await at_the_server(shared.begin)
+            else:
+                await asyncio.sleep(0)
             await cancelled(beginning)
             assert (await used(db), shared.held) == (0, set())
             await asyncio.sleep(LIMITS.smtp_domain_pause_s)
@@ -232,26 +256,33 @@ async def test_who_is_cancelled_before_the_answer_comes_takes_nothing(database: 
             assert await used(db) == 1
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_further_session_that_is_cancelled_before_it_begins_takes_no_unit(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
         shared = SharedLimits(db, "worker", limits(smtp_domain_pause_s=30.0))
         async with running(*shared.batches):
-            lease = await shared.begin_probe("acme.example", "acme.example")
-            assert isinstance(lease, DomainLease)
-            assert await lease.next_session() is None
-            lease.session_ended()
-            at_the_server = asyncio.create_task(lease.next_session())
-            await asyncio.sleep(0)
-            await cancelled(at_the_server)
-            assert await used(db) == 1
-            in_the_pause = asyncio.create_task(lease.next_session())
+            leases = []
+            for domain in ("acme.example", "other.example"):
+                lease = await shared.begin_probe(domain, domain)
+                assert isinstance(lease, DomainLease)
+                assert await lease.next_session() is None
+                lease.session_ended()
+                leases.append(lease)
+            going_on = asyncio.create_task(leases[0].next_session())
+            await at_the_server(shared.take_smtp)
+            await cancelled(going_on)
+            assert await used(db) == 3
+            in_the_pause = asyncio.create_task(leases[1].next_session())
             for _ in range(1000):
-                if await used(db) == 2:
+                if await used(db) == 4:
                     break
                 await asyncio.sleep(0.01)
+            else:
+                raise AssertionError("no unit was taken")
             await cancelled(in_the_pause)
-            await lease.release(talked=False)
-            assert await used(db) == 1
+            for lease in leases:
+                await lease.release(talked=False)
+            assert await used(db) == 2, "a unit that nobody used stays taken"
 
 
 async def test_a_lease_that_began_no_session_gives_its_unit_to_one_that_waits_for_midnight(
@@ -272,10 +303,34 @@ async def test_a_lease_that_began_no_session_gives_its_unit_to_one_that_waits_fo
             assert isinstance(await shared.begin_probe("other.example", "other.example"), DomainLease)
 
 
-async def test_a_unit_of_before_midnight_is_not_given_to_the_new_day(database: DatabaseDsns) -> None:
+async def test_who_meets_the_cap_between_two_hosts_is_not_woken_for_a_unit(database: DatabaseDsns) -> None:
+    """Its first host would be asked again each time, with the unit."""
     async with opened(database.gate) as db:
-        shared = SharedLimits(db, "worker", LIMITS)
+        shared = SharedLimits(db, "worker", limits(smtp_per_day=1))
         async with running(*shared.batches):
-            assert isinstance(await shared.begin_probe("acme.example", "acme.example"), DomainLease)
-            await shared.give_back(time.monotonic() - 86_400)
-            assert await used(db) == 1
+            lease = await shared.begin_probe("acme.example", "acme.example")
+            assert isinstance(lease, DomainLease)
+            assert await lease.next_session() is None
+            for wait in (await lease.enter("backup.example"), await lease.next_session()):
+                assert wait is not None
+                assert (wait.reason, wait.waits_on) == (WaitReason.DAILY_CAP, "")
+
+
+END = "SELECT outreach.ct_end_probes('worker', ARRAY['acme.example'], ARRAY[0.0], ARRAY[false], ARRAY[$1::date], 0.0)"
+
+
+async def test_a_unit_goes_back_once_and_to_its_own_day(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db, opened(database.gate) as other:
+        shared, quick = SharedLimits(db, "worker", LIMITS), SharedLimits(other, "quick", LIMITS)
+        async with running(*shared.batches, *quick.batches), db.connection() as connection:
+            today = await connection.fetchval("SELECT outreach.ct_utc_day()")
+            for day, left in ((today, 1), (today - timedelta(days=1), 3)):
+                await connection.execute("UPDATE outreach.ct_domains SET free_at = now()")
+                assert isinstance(await shared.begin_probe("acme.example", "acme.example"), DomainLease)
+                assert isinstance(await quick.begin_probe(f"{left}.example", f"{left}.example"), DomainLease)
+                for _ in range(2):  # the answer to the first was lost
+                    await connection.execute(END, day)
+                assert await used(db) == left, "the new day has not paid for a unit of before midnight"
+            await connection.execute("UPDATE outreach.ct_domains SET lease_owner = 'quick' WHERE lease_owner IS NULL")
+            await connection.execute(END, today)
+            assert await used(db) == 3, "a lease that ran out is another worker's, with its unit"

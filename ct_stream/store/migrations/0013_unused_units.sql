@@ -1,17 +1,48 @@
 -- A worker that must let go of a company between the unit and the session gives the unit back, so that the day's cap is
 -- reached by sessions that servers saw.
 
--- Give back one SMTPCheck unit that was asked for `asked_s` seconds ago and never used, and wake a company for it. One of
--- before midnight stays taken: the new day has not paid for it.
-CREATE FUNCTION outreach.ct_give_back_smtp(asked_s double precision) RETURNS void LANGUAGE plpgsql AS $$
+-- End probe chains, as the function of five arguments does. `unused`: the day of a unit with which no session was begun,
+-- or NULL; it goes back to that day, and a company that waits for midnight is woken for it. Only under a lease that is
+-- still the owner's: so a batch that runs again after a lost answer gives nothing back twice.
+-- Locks in the order of ct_begin_probes: the day's units, then domains.
+CREATE FUNCTION outreach.ct_end_probes(
+    owner text, ended_domains text[], ended_s double precision[], talked boolean[], unused date[],
+    pause_s double precision
+) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    moment timestamptz := clock_timestamp();
+    moment timestamptz;
     today date := outreach.ct_utc_day();
+    come_back integer := 0;
+    ended record;
 BEGIN
-    UPDATE outreach.ct_usage SET used = used - 1
-        WHERE tool_id = 'TOOL-005' AND span = 'day' AND begins = today AND used > 0
-            AND begins <= ((moment - (asked_s + 1) * interval '1 second') AT TIME ZONE 'UTC')::date;
-    IF FOUND THEN
-        PERFORM outreach.ct_wake('cap:TOOL-005', 1, moment);
+    IF num_nonnulls(VARIADIC unused) > 0 THEN
+        PERFORM 1 FROM outreach.ct_usage AS u
+            WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = ANY (unused) ORDER BY u.begins FOR UPDATE;
+    END IF;
+    PERFORM 1 FROM outreach.ct_domains AS d WHERE d.domain = ANY (ended_domains) ORDER BY d.domain FOR UPDATE;
+    moment := clock_timestamp();
+    FOR ended IN
+        UPDATE outreach.ct_domains AS d
+            SET lease_owner = NULL, lease_until = NULL, free_at = moment + (pause_s - i.s) * interval '1 second',
+                talked_at = CASE WHEN i.t THEN moment ELSE d.talked_at END
+            FROM unnest(ended_domains, ended_s, talked, unused) AS i (d, s, t, u)
+            WHERE d.domain = i.d AND d.lease_owner = owner
+            RETURNING d.domain, d.provider, d.free_at, i.u AS unused
+    LOOP
+        PERFORM outreach.ct_wake('domain:' || ended.domain, 1, ended.free_at);
+        IF ended.provider <> ended.domain THEN
+            PERFORM outreach.ct_wake('places:' || ended.provider, 1, moment);
+        END IF;
+        IF ended.unused IS NOT NULL THEN
+            UPDATE outreach.ct_usage AS u SET used = u.used - 1
+                WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = ended.unused AND u.used > 0;
+            come_back := come_back + (FOUND AND ended.unused = today)::integer;
+        END IF;
+    END LOOP;
+    IF come_back > 0 THEN
+        PERFORM outreach.ct_wake('cap:TOOL-005', come_back, moment);
+    END IF;
+    IF EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005' AND g.state = 'trial') THEN
+        PERFORM outreach.ct_wake('tool:TOOL-005', 1, moment);
     END IF;
 END $$;
