@@ -47,6 +47,7 @@ from ct_stream.stream.waits import Scheduler
 from ct_stream.wiring.alerts import Alerts, alerting
 from ct_stream.wiring.descriptors import LEAST, Room, raise_limit, room
 from ct_stream.wiring.ending import EXIT_BUG, EXIT_REFUSED, StopSignals, run_to_the_end
+from ct_stream.wiring.garbage import collect_seldom
 from ct_stream.wiring.health import health_server
 from ct_stream.wiring.probing import Probing, make_probing
 from ct_stream.wiring.pulse import Pulse
@@ -93,6 +94,7 @@ def run_worker(settings: Settings, *, first_start: bool = False) -> int:
     settings.require("kafka_bootstrap", "postgres_dsn", "smtp_helo", "smtp_mail_from")
     toolbox = load_toolbox(settings.toolbox)
     connection.install()
+    collect_seldom()
     return run_to_the_end(_main(settings, toolbox, first_start=first_start), uvloop.new_event_loop)
 
 
