@@ -266,24 +266,25 @@ class Resolver:
             raise
 
     async def _ask_twice(self, server: str, name: str, kind: str) -> _Records:
-        tasks = {asyncio.create_task(self._ask_once(server, name, kind))}
-        done: set[asyncio.Task[_Records]] = set()
+        """Return the first answer. The futures are c-ares' own: a task for each costs two rounds of the loop."""
+        asked: set[asyncio.Future[pycares.DNSResult]] = set()
         try:
-            done, _ = await asyncio.wait(tasks, timeout=self._again_s)
-            if not done:
-                tasks.add(asyncio.create_task(self._ask_once(server, name, kind)))
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return next(iter(done)).result()
+            async with self._channel(server) as first:
+                asked.add(first.query_dns(name, kind))
+                done, _ = await asyncio.wait(asked, timeout=self._again_s)
+                if not done:
+                    async with self._channel(server) as second:
+                        asked.add(second.query_dns(name, kind))
+                        done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                return next(iter(done)).result().answer
         finally:
-            if len(tasks) > 1 or not done:  # else there is nothing to end
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            for future in asked:
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # of two answers one is read
 
-    async def _ask_once(self, server: str, name: str, kind: str) -> _Records:
+    def _channel(self, server: str) -> _Channel:
         # One try: c-ares drops the answer to an earlier datagram once it has sent a later one.
-        async with _Channel([server], flags=_FLAGS, timeout=self._timeout_s * 2, tries=1, lookups="b") as channel:
-            return (await channel.query_dns(name, kind)).answer
+        return _Channel([server], flags=_FLAGS, timeout=self._timeout_s * 2, tries=1, lookups="b")
 
 
 async def _both(questions: Iterable[Coroutine[Any, Any, _Answer]]) -> list[_Answer]:
