@@ -121,6 +121,10 @@ class SharedLimits:
         wait = _wait(begun, domain, provider, limits)
         return replace(wait, after_s=begun.retry_s) if begun.answer == "provider_closed" else wait
 
+    async def wake_capped(self) -> None:
+        """Wake who waits for midnight, as far as units are left: see ct_wake_capped."""
+        await self._database.persist("wake_capped", self.limits.smtp_per_day)
+
     # ---------------------------------------------------------------- batches
 
     async def _take_mx(self, wanted: Sequence[None]) -> list[Slot]:

@@ -250,6 +250,10 @@ GROUP BY p.state, p.reason;
 -- See ct_wake_sleepers.
 SELECT outreach.ct_wake_sleepers($1);
 
+-- name: wake_capped
+-- See ct_wake_capped.
+SELECT outreach.ct_wake_capped($1);
+
 -- name: tidy
 -- See ct_tidy.
 SELECT outreach.ct_tidy();

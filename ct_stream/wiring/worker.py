@@ -730,6 +730,7 @@ class _Leases:
 
     async def wake_sleepers(self) -> None:
         await self.passes.wake_sleepers(self.limits.limits.smtp_per_provider)
+        await self.limits.wake_capped()
 
     async def tidy(self) -> None:
         await self.memory.tidy()

@@ -303,6 +303,23 @@ async def test_a_lease_that_began_no_session_gives_its_unit_to_one_that_waits_fo
             assert isinstance(await shared.begin_probe("other.example", "other.example"), DomainLease)
 
 
+async def test_who_waits_for_midnight_is_woken_when_the_cap_is_raised(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        shared, passes = SharedLimits(db, "worker", limits(smtp_per_day=1)), Passes(db, "worker", "test")
+        raised = SharedLimits(db, "worker", limits(smtp_per_day=3))
+        async with running(*shared.batches, passes.park):
+            await raised.wake_capped()  # before the first unit of the day
+            assert isinstance(await shared.begin_probe("acme.example", "acme.example"), DomainLease)
+            for number in range(4):
+                capped = await shared.begin_probe(f"{number}.example", f"{number}.example")
+                assert isinstance(capped, Wait)
+                await passes.park(parked(after_s=capped.after_s, waits_on=capped.waits_on))
+            await shared.wake_capped()
+            assert await passes.claim_due(10) == [], "the cap is as it was"
+            await raised.wake_capped()
+            assert len(await passes.claim_due(10)) == 2, "as many as the day has units left"
+
+
 async def test_who_meets_the_cap_between_two_hosts_is_not_woken_for_a_unit(database: DatabaseDsns) -> None:
     """Its first host would be asked again each time, with the unit."""
     async with opened(database.gate) as db:

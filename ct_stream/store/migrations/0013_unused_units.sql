@@ -46,3 +46,14 @@ BEGIN
         PERFORM outreach.ct_wake('tool:TOOL-005', 1, moment);
     END IF;
 END $$;
+
+-- Wake as many companies that wait for midnight as the day has SMTPCheck units left: a unit that came back may have woken
+-- one that then met another wait, and the toolbox may allow more than it did. Run every few seconds by some worker.
+CREATE FUNCTION outreach.ct_wake_capped(per_day bigint) RETURNS void LANGUAGE sql AS $$
+    SELECT outreach.ct_wake(
+        'cap:TOOL-005', least(per_day - coalesce(max(u.used), 0), 500)::integer, clock_timestamp()
+    )
+    FROM outreach.ct_usage AS u
+    WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = outreach.ct_utc_day()
+    HAVING per_day > coalesce(max(u.used), 0)
+$$;
