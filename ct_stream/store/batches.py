@@ -94,6 +94,8 @@ class Batches(Generic[Item, Result]):
             batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
             if not self._queue:
                 self._filled.clear()
+            if not batch:
+                continue  # who queued it was cancelled
             if self._order is not None:
                 order = self._order
                 batch.sort(key=lambda pair: order(pair[0]))  # type: ignore[arg-type, return-value]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.batches import Batches
+from ct_stream.store.outage import AGAIN, OUTAGE
 from ct_stream.store.passes import LEASE_S
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class SharedLimits:
         self._owner = owner
         self.limits = limits
         self.held: set[str] = set()  #: domains that passes of this worker are probing
+        #: Domains whose lease ends, until the database said so: an end that runs again after a lost answer would end
+        #: the next lease too, because both are this worker's.
+        self._ending: set[str] = set()
         retrying = database.retrying
         self.take_mx: Batches[None, Slot] = Batches("take-mx", self._take_mx, retrying=retrying)
         self.take_smtp: Batches[None, Slot] = Batches("take-smtp", self._take_smtp, retrying=retrying)
@@ -95,7 +99,10 @@ class SharedLimits:
             if begun.answer == "granted":
                 await granted(begun).release(talked=False)
 
-        begun = await self.begin((domain, provider), unclaimed=unclaimed)
+        if domain not in self._ending:
+            begun = await self.begin((domain, provider), unclaimed=unclaimed)
+        if domain in self._ending:  # meanwhile too: then the end that is under way may have taken this lease with it
+            begun = Begun(answer="domain_busy", retry_s=None, detail=None)
         if begun.answer == "granted":
             return granted(begun)
         wait = _wait(begun, domain, provider, self.limits)
@@ -120,6 +127,11 @@ class SharedLimits:
             return None
         wait = _wait(begun, domain, provider, limits)
         return replace(wait, after_s=begun.retry_s) if begun.answer == "provider_closed" else wait
+
+    def ends(self, domain: str) -> None:
+        """Begin no probe of a domain before the end of its lease is on record."""
+        self.held.discard(domain)
+        self._ending.add(domain)
 
     async def wake_capped(self) -> None:
         """Wake who waits for midnight, as far as units are left: see ct_wake_capped."""
@@ -177,6 +189,18 @@ class SharedLimits:
 
     async def _end(self, ended: Sequence[_Ended]) -> list[None]:
         now = time.monotonic()
+        try:
+            await self._run_end(now, ended)
+        except (*AGAIN, *OUTAGE):
+            raise  # it runs again
+        except Exception:
+            if len(ended) == 1:  # for good; of several each runs alone
+                self._ending.discard(ended[0].domain)
+            raise
+        self._ending.difference_update(one.domain for one in ended)
+        return [None] * len(ended)
+
+    async def _run_end(self, now: float, ended: Sequence[_Ended]) -> None:
         await self._database.run(
             "end_probes",
             self._owner,
@@ -186,7 +210,6 @@ class SharedLimits:
             [one.unused for one in ended],
             self.limits.smtp_domain_pause_s,
         )
-        return [None] * len(ended)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +269,7 @@ class DomainLease:
         """
         if not self._released:
             self._released = True
-            self._shared.held.discard(self._domain)
+            self._shared.ends(self._domain)
             await self._shared.end(
                 _Ended(domain=self._domain, ended_at=self._ended_at, talked=talked, unused=self._unused)
             )

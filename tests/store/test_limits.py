@@ -317,6 +317,7 @@ async def test_who_waits_for_midnight_is_woken_when_the_cap_is_raised(database: 
             await shared.wake_capped()
             assert await passes.claim_due(10) == [], "the cap is as it was"
             await raised.wake_capped()
+            await raised.wake_capped()  # of another worker
             assert len(await passes.claim_due(10)) == 2, "as many as the day has units left"
 
 
@@ -351,3 +352,29 @@ async def test_a_unit_goes_back_once_and_to_its_own_day(database: DatabaseDsns) 
             await connection.execute("UPDATE outreach.ct_domains SET lease_owner = 'quick' WHERE lease_owner IS NULL")
             await connection.execute(END, today)
             assert await used(db) == 3, "a lease that ran out is another worker's, with its unit"
+
+
+async def test_no_probe_begins_before_the_end_of_the_lease_before_is_on_record(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An end whose answer was lost runs again: it would end the next lease of this worker, and give its unit back."""
+    async with opened(database.gate) as db:
+        shared = SharedLimits(db, "worker", limits(smtp_domain_pause_s=0.0))
+        run, meanwhile = db.run, list[DomainLease | Wait]()
+
+        async def lost(name: str, *args: Any) -> None:
+            await run(name, *args)
+            if name == "end_probes" and not meanwhile:
+                meanwhile.append(await shared.begin_probe("acme.example", "acme.example"))
+                raise ConnectionResetError("its answer was lost")
+
+        monkeypatch.setattr(db, "run", lost)
+        async with running(*shared.batches):
+            first = await shared.begin_probe("acme.example", "acme.example")
+            assert isinstance(first, DomainLease)
+            await first.release(talked=False)
+            [busy] = meanwhile
+            assert isinstance(busy, Wait)
+            assert (busy.reason, busy.waits_on) == (WaitReason.DOMAIN_BUSY, "domain:acme.example")
+            assert await used(db) == 0
+            assert isinstance(await shared.begin_probe("acme.example", "acme.example"), DomainLease)

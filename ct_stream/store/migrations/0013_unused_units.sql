@@ -3,8 +3,8 @@
 
 -- End probe chains, as the function of five arguments does. `unused`: the day of a unit with which no session was begun,
 -- or NULL; it goes back to that day, and a company that waits for midnight is woken for it. Only under a lease that is
--- still the owner's: so a batch that runs again after a lost answer gives nothing back twice.
--- Locks in the order of ct_begin_probes: the day's units, then domains.
+-- still the owner's: a batch that runs again after a lost answer gives nothing back twice, if the owner begins no probe
+-- of these domains before the answer. Where units come back it locks the day's units before domains, as begins do.
 CREATE FUNCTION outreach.ct_end_probes(
     owner text, ended_domains text[], ended_s double precision[], talked boolean[], unused date[],
     pause_s double precision
@@ -47,13 +47,22 @@ BEGIN
     END IF;
 END $$;
 
--- Wake as many companies that wait for midnight as the day has SMTPCheck units left: a unit that came back may have woken
--- one that then met another wait, and the toolbox may allow more than it did. Run every few seconds by some worker.
-CREATE FUNCTION outreach.ct_wake_capped(per_day bigint) RETURNS void LANGUAGE sql AS $$
-    SELECT outreach.ct_wake(
-        'cap:TOOL-005', least(per_day - coalesce(max(u.used), 0), 500)::integer, clock_timestamp()
-    )
-    FROM outreach.ct_usage AS u
-    WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = outreach.ct_utc_day()
-    HAVING per_day > coalesce(max(u.used), 0)
-$$;
+-- Wake as many companies that wait for midnight as the day has SMTPCheck units left, less those that are awake and not
+-- begun: a unit that came back may have woken one that then met another wait, and the toolbox may allow more than it did.
+-- Run every few seconds by each worker.
+CREATE FUNCTION outreach.ct_wake_capped(per_day bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    moment timestamptz := clock_timestamp();
+    units bigint;
+BEGIN
+    SELECT per_day - coalesce(max(u.used), 0) INTO units FROM outreach.ct_usage AS u
+        WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = outreach.ct_utc_day();
+    IF units > 0 THEN
+        SELECT units - count(*) INTO units FROM outreach.ct_passes AS p
+            WHERE p.waits_on = 'cap:TOOL-005' AND p.state = 'waiting' AND p.not_before <= moment
+                AND (p.lease_until IS NULL OR p.lease_until < moment);
+    END IF;
+    IF units > 0 THEN
+        PERFORM outreach.ct_wake('cap:TOOL-005', least(units, 500)::integer, moment);
+    END IF;
+END $$;
