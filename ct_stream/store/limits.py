@@ -190,7 +190,15 @@ class SharedLimits:
     async def _end(self, ended: Sequence[_Ended]) -> list[None]:
         now = time.monotonic()
         try:
-            await self._run_end(now, ended)
+            await self._database.run(
+                "end_probes",
+                self._owner,
+                [one.domain for one in ended],
+                [now - one.ended_at for one in ended],
+                [one.talked for one in ended],
+                [one.unused for one in ended],
+                self.limits.smtp_domain_pause_s,
+            )
         except (*AGAIN, *OUTAGE):
             raise  # it runs again
         except Exception:
@@ -199,17 +207,6 @@ class SharedLimits:
             raise
         self._ending.difference_update(one.domain for one in ended)
         return [None] * len(ended)
-
-    async def _run_end(self, now: float, ended: Sequence[_Ended]) -> None:
-        await self._database.run(
-            "end_probes",
-            self._owner,
-            [one.domain for one in ended],
-            [now - one.ended_at for one in ended],
-            [one.talked for one in ended],
-            [one.unused for one in ended],
-            self.limits.smtp_domain_pause_s,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
