@@ -318,6 +318,46 @@ async def test_answers_that_come_together_halt_it_at_the_fifth(database: Databas
             assert (await storing).halted is not None
 
 
+async def test_an_attempt_is_reserved_between_answers_and_not_beside_one(database: DatabaseDsns, admin: Admin) -> None:
+    async with opened(database.gate) as db:
+        attempts = PaidAttempts(db, "reacher", MANY)
+        async with running(attempts.take):
+            first = wanted()
+            assert (await attempts.take(first)).answer == "granted"
+            async with admin.transaction():
+                await admin.execute(
+                    "SELECT outreach.ct_answer_tier2($1, $2, 'no_answer', '', 'a wrong key', 5, 5)",
+                    first.outreach_id,
+                    first.token,
+                )
+                taking = asyncio.create_task(attempts.take(wanted()))
+                done, _ = await asyncio.wait({taking}, timeout=0.5)
+                assert not done, "it might see that the first one has ended, and not that the tool is halted"
+            assert (await taking).answer == "halted"
+
+
+async def test_no_second_company_pays_for_a_wrong_key_however_densely_they_come(
+    database: DatabaseDsns, admin: Admin
+) -> None:
+    async def until_halted(attempts: PaidAttempts) -> Counter[str]:
+        seen: Counter[str] = Counter()
+        while not seen["halted"]:
+            seen[(await attempts.take(wanted())).answer] += 1
+        return seen
+
+    async with opened(database.gate) as db:
+        workers = [PaidAttempts(db, "reacher", MANY) for _ in range(4)]
+        async with running(*(one.take for one in workers)):
+            for _ in range(100):
+                first = wanted()
+                assert (await workers[0].take(first)).answer == "granted"
+                others = [asyncio.create_task(until_halted(one)) for one in workers]
+                await workers[0].store(first, NO_USE, halt="a wrong key")
+                seen = sum(await asyncio.gather(*others), Counter[str]())
+                assert not seen["granted"]
+                await admin.execute("SELECT outreach.resume_guardrail('tool:TOOL-019', 'a new key')")
+
+
 async def test_resuming_it_leaves_the_evidence_about_mail_servers_alone(admin: Admin) -> None:
     await admin.execute(
         "INSERT INTO outreach.ct_refusals (provider, domain, kind) VALUES ('a.example', 'b.example', 'refused')"
