@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -19,10 +18,12 @@ from ct_stream.gate.failures import FailureCode
 from ct_stream.local.farm import SCENARIOS
 from ct_stream.store.ledger import headers_from_json
 from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED
+from tests.faults.pauses import pauses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ct_stream.local.farm.log import Session
     from tests.faults.harness import Stack
 
 _SLACK_S = 0.01  #: two processes' looks at one monotonic clock
@@ -197,7 +198,7 @@ async def check_farm(
     log = await stack.farm.log()
     asked: Counter[str] = Counter()
     refused: set[str] = set()
-    sessions: dict[str, list[tuple[float, float, float | None]]] = defaultdict(list)
+    sessions: dict[str, list[Session]] = defaultdict(list)
     for session in log.sessions():
         recipients = session.recipients
         for recipient, reply in recipients:
@@ -206,8 +207,7 @@ async def check_farm(
             if reply.startswith("55"):
                 refused.add(recipient.rpartition("@")[2])
         if recipients and session.domain is not None:
-            last_word = max(command.at for command in session.commands)
-            sessions[session.domain].append((session.opened, last_word, session.closed))
+            sessions[session.domain].append(session)
     # 7: a FAIL of stage M has its cause in what a server or a resolver really said.
     absent = {q.name for q in log.queries() if q.rtype == "MX" and q.answer in ("NXDOMAIN", "nodata", "answer")}
     for i, row in rows.items():
@@ -225,11 +225,8 @@ async def check_farm(
     found.expect(not often, 9, f"{len(often)} mailboxes were asked for too often: {often[:3]}")
     found.figures["mailboxes asked again"] = sum(1 for n in asked.values() if n > 1)
     # 8: one session at a domain at a time, and a pause after each.
-    for domain, times in sessions.items() if pause_s is not None else ():
-        times.sort(key=lambda session: session[0])
-        for (_, last_word, closed), (opened, _, _) in pairwise(times):
-            # The farm's loop may see a close late, and then the pause looks short; its last word came before it.
-            gap = opened - last_word if closed is not None and closed <= opened else 0.0
+    for domain, some in sessions.items() if pause_s is not None else ():
+        for gap in pauses(some):
             found.expect(
                 gap >= (pause_s or 0.0) - _SLACK_S, 8, f"{domain}: two sessions {gap:.3f} s apart, not {pause_s} s"
             )
