@@ -15,6 +15,7 @@ from ct_stream.gate.questions import MxAnswer, MxStatus, VerifyAnswer, VerifySta
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from ct_stream.gate.transcript import Exchange
 
@@ -29,6 +30,7 @@ class Memory:
 
     answers: tuple[Exchange, ...] = ()  #: of a whole decided pass, from MX on
     mx: tuple[Exchange, ...] = ()  #: the MX hosts alone
+    answered_at: datetime | None = None  #: of what is on record, however old; None when nothing is
     is_busy: bool = False  #: a company of the domain is being probed now
     has_begun: bool = False  #: a company of the domain has begun, and waits for something else than the domain
 

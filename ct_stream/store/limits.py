@@ -8,21 +8,25 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
 
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.batches import Batches
-from ct_stream.store.outage import AGAIN, OUTAGE
 from ct_stream.store.passes import LEASE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import date
+
+    import asyncpg
 
     from ct_stream.store.database import Database
 
 #: A slot of the per-second rate is waited for in the task as long as it is near; else the company is put away.
 _MAX_SLOT_WAIT_S = 1.0
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +46,31 @@ class Slot:
 
     delay_s: float = 0.0
     wait: Wait | None = None
-    day: date | None = None  #: as in Begun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looked:
+    """What a pass saw in the domain memory: where there is more by now, it has nothing to ask (ADR-CT-IMO-014)."""
+
+    rules_version: str
+    answered_at: datetime | None  #: None: nothing was remembered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A domain that a pass wants to begin with, or to go on with, and the name of its lease there."""
+
+    domain: str
+    provider: str
+    lease: UUID
+    looked: Looked | None = None  #: None: it did not look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """The database's answer to the begin of a probe chain."""
+    """The database's answer to the begin of a probe chain, or of a further session."""
 
-    answer: str  #: granted, halted, trial, provider_closed, provider_busy, domain_busy, cap
+    answer: str  #: granted, halted, trial, provider_closed, provider_busy, domain_busy, answered, cap
     retry_s: float | None
     detail: str | None
     day: date | None = None  #: to which the unit goes back when it is not used
@@ -62,15 +83,14 @@ class SharedLimits:
         self._database = database
         self._owner = owner
         self.limits = limits
-        self.held: set[str] = set()  #: domains that passes of this worker are probing
-        #: Domains whose lease ends, until the database said so: an end that runs again after a lost answer would end
-        #: the next lease too, because both are this worker's.
-        self._ending: set[str] = set()
+        self.held: dict[UUID, str] = {}  #: the domains that passes of this worker are probing, by lease
         retrying = database.retrying
         self.take_mx: Batches[None, Slot] = Batches("take-mx", self._take_mx, retrying=retrying)
-        self.take_smtp: Batches[None, Slot] = Batches("take-smtp", self._take_smtp, retrying=retrying)
-        self.begin: Batches[tuple[str, str], Begun] = Batches(
-            "begin-probes", self._begin, order=lambda pair: (pair[1], pair[0]), retrying=retrying
+        self.begin: Batches[Wanted, Begun] = Batches(
+            "begin-probes", self._begin, order=lambda wanted: (wanted.provider, wanted.domain), retrying=retrying
+        )
+        self.go_on: Batches[Wanted, Begun] = Batches(
+            "go-on", self._go_on, order=lambda wanted: wanted.domain, retrying=retrying
         )
         self.end: Batches[_Ended, None] = Batches(
             "end-probes", self._end, order=lambda ended: ended.domain, retrying=retrying
@@ -79,7 +99,7 @@ class SharedLimits:
     @property
     def batches(self) -> tuple[Batches[Any, Any], ...]:
         """Return the queues, to be started and stopped with the program."""
-        return (self.take_mx, self.take_smtp, self.begin, self.end)
+        return (self.take_mx, self.begin, self.go_on, self.end)
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit; None when the look-up may go now."""
@@ -88,34 +108,36 @@ class SharedLimits:
             await asyncio.sleep(slot.delay_s)
         return slot.wait
 
-    async def begin_probe(self, domain: str, provider: str) -> DomainLease | Wait:
-        """Take the domain's slot, a place at the provider and one SMTPCheck unit, or none of them."""
+    async def begin_probe(self, domain: str, provider: str, looked: Looked | None = None) -> DomainLease | Wait:
+        """Take the domain's slot, a place at the provider and one SMTPCheck unit, or none of them.
+
+        None of them either where the domain has answered to another company since this one `looked`.
+        """
+        wanted = Wanted(domain=domain, provider=provider, lease=uuid4(), looked=looked)
 
         def granted(begun: Begun) -> DomainLease:
-            self.held.add(domain)
-            return DomainLease(self, domain, unused=begun.day)
+            self.held[wanted.lease] = domain
+            return DomainLease(self, wanted, unused=begun.day)
 
         async def unclaimed(begun: Begun) -> None:
             if begun.answer == "granted":
                 await granted(begun).release(talked=False)
 
-        if domain not in self._ending:
-            begun = await self.begin((domain, provider), unclaimed=unclaimed)
-        if domain in self._ending:  # meanwhile too: then the end that is under way may have taken this lease with it
-            begun = Begun(answer="domain_busy", retry_s=None, detail=None)
+        begun = await self.begin(wanted, unclaimed=unclaimed)
         if begun.answer == "granted":
             return granted(begun)
         wait = _wait(begun, domain, provider, self.limits)
         # Who waits between two hosts is not woken for a unit: the first one would be asked again for each.
         return replace(wait, waits_on="cap:TOOL-005") if begun.answer == "cap" else wait
 
-    async def enter_provider(self, domain: str, provider: str, *, is_own: bool, is_known: bool) -> Wait | None:
-        """Go on at another provider for a domain that is ours: see ct_enter_provider."""
+    async def enter_provider(self, held: Wanted, provider: str, *, is_own: bool, is_known: bool) -> Wait | None:
+        """Go on at another provider for a domain that is held: see ct_enter_provider."""
         limits = self.limits
         rows = await self._database.persist(
             "enter_provider",
             self._owner,
-            domain,
+            held.lease,
+            held.domain,
             provider,
             is_own,
             is_known,
@@ -125,13 +147,13 @@ class SharedLimits:
         begun = Begun(**rows[0])
         if begun.answer == "granted":
             return None
-        wait = _wait(begun, domain, provider, limits)
+        wait = _wait(begun, held.domain, provider, limits)
         return replace(wait, after_s=begun.retry_s) if begun.answer == "provider_closed" else wait
 
-    def ends(self, domain: str) -> None:
-        """Begin no probe of a domain before the end of its lease is on record."""
-        self.held.discard(domain)
-        self._ending.add(domain)
+    async def next_session(self, held: Wanted, unclaimed: Callable[[Begun], Awaitable[None]]) -> Begun | Wait:
+        """Take the unit of a further session under a lease, if it is held yet: see ct_go_on."""
+        begun = await self.go_on(held, unclaimed=unclaimed)
+        return begun if begun.answer == "granted" else _wait(begun, held.domain, held.provider, self.limits)
 
     async def wake_capped(self) -> None:
         """Wake who waits for midnight, as far as units are left: see ct_wake_capped."""
@@ -164,49 +186,52 @@ class SharedLimits:
             slots.append(Slot(wait=wait))
         return slots
 
-    async def _take_smtp(self, wanted: Sequence[None]) -> list[Slot]:
-        row = await self._database.fetch_one("take_smtp", len(wanted), self.limits.smtp_per_day)
-        assert row is not None
-        refused = Slot(wait=_cap_wait(self.limits, row["retry_s"]))
-        granted = Slot(day=row["day"])
-        return [granted if n < row["granted"] else refused for n in range(len(wanted))]
-
-    async def _begin(self, pairs: Sequence[tuple[str, str]]) -> list[Begun]:
+    async def _begin(self, wanted: Sequence[Wanted]) -> list[Begun]:
         rows = await self._database.fetch(
             "begin_probes",
             self._owner,
-            [domain for domain, _ in pairs],
-            [provider for _, provider in pairs],
+            [one.domain for one in wanted],
+            [one.provider for one in wanted],
+            [one.lease for one in wanted],
+            [one.looked and one.looked.rules_version for one in wanted],
+            [one.looked and (one.looked.answered_at or _NEVER) for one in wanted],
             LEASE_S,
             self.limits.smtp_per_day,
             self.limits.smtp_per_provider,
         )
-        begun = {row["place"]: row for row in rows}
-        return [
-            Begun(**{name: begun[n][name] for name in ("answer", "retry_s", "detail", "day")})
-            for n in range(1, len(pairs) + 1)
-        ]
+        return _in_order(rows)
+
+    async def _go_on(self, wanted: Sequence[Wanted]) -> list[Begun]:
+        rows = await self._database.fetch(
+            "go_on",
+            self._owner,
+            [one.domain for one in wanted],
+            [one.lease for one in wanted],
+            LEASE_S,
+            self.limits.smtp_per_day,
+        )
+        return _in_order(rows)
 
     async def _end(self, ended: Sequence[_Ended]) -> list[None]:
         now = time.monotonic()
-        try:
-            await self._database.run(
-                "end_probes",
-                self._owner,
-                [one.domain for one in ended],
-                [now - one.ended_at for one in ended],
-                [one.talked for one in ended],
-                [one.unused for one in ended],
-                self.limits.smtp_domain_pause_s,
-            )
-        except (*AGAIN, *OUTAGE):
-            raise  # it runs again
-        except Exception:
-            if len(ended) == 1:  # for good; of several each runs alone
-                self._ending.discard(ended[0].domain)
-            raise
-        self._ending.difference_update(one.domain for one in ended)
+        await self._database.run(
+            "end_probes",
+            self._owner,
+            [one.domain for one in ended],
+            [one.lease for one in ended],
+            [now - one.ended_at for one in ended],
+            [one.talked for one in ended],
+            [one.unused for one in ended],
+            self.limits.smtp_domain_pause_s,
+        )
         return [None] * len(ended)
+
+
+def _in_order(rows: Sequence[asyncpg.Record]) -> list[Begun]:
+    return [
+        Begun(**{name: row[name] for name in ("answer", "retry_s", "detail", "day")})
+        for row in sorted(rows, key=lambda row: row["place"])
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +239,7 @@ class _Ended:
     """The end of a lease; `ended_at` is that of its last session, in monotonic seconds."""
 
     domain: str
+    lease: UUID
     ended_at: float
     talked: bool
     unused: date | None
@@ -222,38 +248,46 @@ class _Ended:
 class DomainLease:
     """The right to probe one domain, from the first session of a pass to its last."""
 
-    def __init__(self, shared: SharedLimits, domain: str, *, unused: date | None) -> None:
+    def __init__(self, shared: SharedLimits, held: Wanted, *, unused: date | None) -> None:
         self._shared = shared
-        self._domain = domain
+        self._held = held
         self._sessions = 0
         self._unused = unused  # the day of a unit with which no session was begun yet
         self._ended_at = time.monotonic()
         self._released = False
+
+    @property
+    def lease(self) -> UUID:
+        """Return its name, which no other lease has."""
+        return self._held.lease
 
     async def enter(self, provider: str, *, is_own: bool = False, is_known: bool = False) -> Wait | None:
         """Take a place at another provider for the one that is held; a company's own servers need none.
 
         `is_known`: its rail has let this lease in before, so that its one try is ours.
         """
-        return await self._shared.enter_provider(self._domain, provider, is_own=is_own, is_known=is_known)
+        return await self._shared.enter_provider(self._held, provider, is_own=is_own, is_known=is_known)
 
     async def next_session(self) -> Wait | None:
-        """Take the next session's unit, and come back when the domain's pause is over."""
+        """Take the next session's unit, and come back when the domain's pause is over.
+
+        After an outage or a freeze that outlasted the lease another pass may have the domain: then nothing is taken.
+        """
         self._sessions += 1
         if self._sessions > 1:
-            slot = await self._shared.take_smtp(None, unclaimed=self._keep)
-            if slot.wait is not None:
-                return slot.wait
-            await self._keep(slot)
+            begun = await self._shared.next_session(self._held, self._keep)
+            if isinstance(begun, Wait):
+                return begun
+            await self._keep(begun)
             pause = self._ended_at + self._shared.limits.smtp_domain_pause_s - time.monotonic()
             if pause > 0:
                 await asyncio.sleep(pause)
         self._unused = None
         return None
 
-    async def _keep(self, slot: Slot) -> None:
+    async def _keep(self, begun: Begun) -> None:
         """Have a unit, until a session begins with it."""
-        self._unused = slot.day
+        self._unused = begun.day
 
     def session_ended(self) -> None:
         """Start the domain's pause."""
@@ -266,9 +300,16 @@ class DomainLease:
         """
         if not self._released:
             self._released = True
-            self._shared.ends(self._domain)
+            held = self._held
+            self._shared.held.pop(held.lease, None)
             await self._shared.end(
-                _Ended(domain=self._domain, ended_at=self._ended_at, talked=talked, unused=self._unused)
+                _Ended(
+                    domain=held.domain,
+                    lease=held.lease,
+                    ended_at=self._ended_at,
+                    talked=talked,
+                    unused=self._unused,
+                )
             )
 
 
@@ -302,6 +343,12 @@ def _wait(begun: Begun, domain: str, provider: str, limits: Limits) -> Wait:
                 detail=f"another company of {domain} is being probed, or was just now",
                 after_s=begun.retry_s,
                 waits_on=f"domain:{domain}",
+            )
+        case "answered":
+            return Wait(
+                reason=WaitReason.DOMAIN_BUSY,
+                detail=f"another company of {domain} has just been decided; its answers will serve",
+                after_s=0.0,
             )
         case "cap":
             return _cap_wait(limits, begun.retry_s)

@@ -44,6 +44,7 @@ def read_memory(row: asyncpg.Record) -> Memory:
     return Memory(
         answers=exchanges if row["is_current"] else (),
         mx=mx_alone(exchanges) if row["is_mx_current"] else (),
+        answered_at=row["answered_at"],
         is_busy=row["is_busy"],
         has_begun=row["has_begun"],
     )

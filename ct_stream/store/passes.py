@@ -12,7 +12,7 @@ from ct_stream.gate.transcript import from_json, to_json
 from ct_stream.store.batches import Batches
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -36,9 +36,11 @@ class Passes:
         """Lease up to `limit` companies whose wait is over."""
         return [_resumed(row) for row in await self._database.persist("claim_due", self._owner, limit, LEASE_S)]
 
-    async def renew_leases(self, ids: Collection[UUID], domains: Collection[str]) -> None:
-        """Keep the leases of these companies, and of these domains with their places, where this worker has them."""
-        await self._database.persist("renew_leases", self._owner, LEASE_S, list(ids), list(domains))
+    async def renew_leases(self, ids: Collection[UUID], leases: Mapping[UUID, str]) -> None:
+        """Keep the leases of these companies, and these leases of domains and places, where they are held yet."""
+        await self._database.persist(
+            "renew_leases", self._owner, LEASE_S, list(ids), list(leases.values()), list(leases)
+        )
 
     async def give_back(self, ids: Sequence[UUID]) -> None:
         """End leases without a change."""

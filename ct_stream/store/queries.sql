@@ -24,7 +24,7 @@ SELECT i.id AS outreach_id,
     (s.outreach_id IS NOT NULL) AS in_spine,
     s.domain,
     lower(s.domain) AS recalled,
-    m.answers, m.is_current, m.is_mx_current, m.is_busy, m.has_begun
+    m.answers, m.answered_at, m.is_current, m.is_mx_current, m.is_busy, m.has_begun
 FROM unnest($1::uuid[]) AS i (id)
 LEFT JOIN outreach.ct_outcomes AS o ON o.outreach_id = i.id
 LEFT JOIN outreach.ct_passes AS p ON p.outreach_id = i.id
@@ -98,7 +98,7 @@ SELECT w.outreach_id, w.ordinal FROM won AS w;
 
 -- name: recall
 -- See ct_recall.
-SELECT i.domain, m.answers, m.is_current, m.is_mx_current, m.is_busy, m.has_begun
+SELECT i.domain, m.answers, m.answered_at, m.is_current, m.is_mx_current, m.is_busy, m.has_begun
 FROM unnest($1::text[]) AS i (domain)
 CROSS JOIN LATERAL outreach.ct_recall(i.domain, $2, $3, $4, $5) AS m;
 
@@ -214,7 +214,7 @@ WITH passes AS (
     WHERE lease_owner = $1 AND outreach_id = ANY ($3::uuid[])
 )
 UPDATE outreach.ct_domains SET lease_until = clock_timestamp() + $2 * interval '1 second'
-WHERE lease_owner = $1 AND domain = ANY ($4::text[]);
+WHERE lease_owner = $1 AND domain = ANY ($4::text[]) AND lease = ANY ($5::uuid[]);
 
 -- name: give_back
 -- End this worker's leases of these companies without a change: they are due again at once.
@@ -262,18 +262,19 @@ SELECT outreach.ct_tidy();
 -- See ct_take_mx.
 SELECT t.granted, t.delay_s, t.refusal, t.retry_s FROM outreach.ct_take_mx($1, $2, $3, $4) AS t;
 
--- name: take_smtp
--- See ct_take_smtp. `day`: to which an unused unit goes back; no later than the one that was charged.
-SELECT t.granted, t.retry_s, (statement_timestamp() AT TIME ZONE 'UTC')::date AS day FROM outreach.ct_take_smtp($1, $2) AS t;
-
 -- name: begin_probes
--- See ct_begin_probes. `day` as in take_smtp.
+-- See ct_begin_probes. `day`: to which an unused unit goes back; no later than the one that was charged.
 SELECT b.place, b.answer, b.retry_s, b.detail, (statement_timestamp() AT TIME ZONE 'UTC')::date AS day
-FROM outreach.ct_begin_probes($1, $2, $3, $4, $5, $6) AS b;
+FROM outreach.ct_begin_probes($1, $2, $3, $4, $5::text[], $6::timestamptz[], $7, $8, $9) AS b;
+
+-- name: go_on
+-- See ct_go_on. `day` as in begin_probes.
+SELECT g.place, g.answer, g.retry_s, NULL AS detail, (statement_timestamp() AT TIME ZONE 'UTC')::date AS day
+FROM outreach.ct_go_on($1, $2, $3, $4, $5) AS g;
 
 -- name: enter_provider
 -- See ct_enter_provider.
-SELECT e.answer, e.retry_s, e.detail FROM outreach.ct_enter_provider($1, $2, $3, $4, $5, $6, $7) AS e;
+SELECT e.answer, e.retry_s, e.detail FROM outreach.ct_enter_provider($1, $2, $3, $4, $5, $6, $7, $8) AS e;
 
 -- name: note_talk
 -- See ct_note_talk.
@@ -281,7 +282,7 @@ SELECT outreach.ct_note_talk($1, clock_timestamp());
 
 -- name: end_probes
 -- See ct_end_probes.
-SELECT outreach.ct_end_probes($1, $2, $3, $4, $5::date[], $6);
+SELECT outreach.ct_end_probes($1, $2, $3, $4, $5, $6::date[], $7);
 
 -- name: take_tier2
 -- See ct_take_tier2.
@@ -472,7 +473,7 @@ SELECT pg_is_in_recovery() AS in_recovery,
 WITH passes AS (
     UPDATE outreach.ct_passes SET lease_owner = NULL, lease_until = NULL WHERE lease_owner = $1
 )
-UPDATE outreach.ct_domains SET lease_owner = NULL, lease_until = NULL,
+UPDATE outreach.ct_domains SET lease_owner = NULL, lease = NULL, lease_until = NULL,
     free_at = greatest(free_at, clock_timestamp() + $2 * interval '1 second')
 WHERE lease_owner = $1;
 

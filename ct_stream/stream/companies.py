@@ -117,6 +117,14 @@ class Companies:
         begun_at = resumed.since if resumed else self._ledger.now()
         running = await self._gate.begin(origin, event_at, known, resumed)
         try:
+            return await self._run(running, origin, event_at, begun_at)
+        finally:
+            running.leave()
+
+    async def _run(
+        self, running: RunningPass, origin: Origin, event_at: datetime | None, begun_at: datetime
+    ) -> str | None:
+        try:
             result = await running.run()
         except asyncio.CancelledError:
             self._park_answers(origin, event_at, running)

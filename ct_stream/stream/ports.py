@@ -84,6 +84,9 @@ class RunningPass(Protocol):
     async def run(self) -> Passed | Failed | Wait:
         """Go on until there is a verdict, or a wait."""
 
+    def leave(self) -> None:
+        """Let go of its domain, once what it came to is on record."""
+
     @property
     def exchanges(self) -> Sequence[Exchange]:
         """Return the answers so far."""

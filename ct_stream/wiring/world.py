@@ -28,6 +28,7 @@ from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.providers import is_own_server, provider_of, registrable_domain
 from ct_stream.probes.world import Met
 from ct_stream.store.controls import control_wait
+from ct_stream.store.limits import Looked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -221,6 +222,7 @@ class CompanyPass:
         self._known = known
         self._event_at = event_at
         self._is_new = resumed is None
+        self._looked: Looked | None = None
         self._since = resumed.since if resumed else parts.now()
         self._asked_at, self._failed_at = kept.asked_at, kept.failed_at
         self._farewells = farewells
@@ -268,14 +270,15 @@ class CompanyPass:
         """Go on until there is a verdict, or a wait."""
         if self._wait is not None:
             return self._wait
+        result: Passed | Failed | Waiting | None = None
         try:
             result = await self._driver.run()
         except asyncio.CancelledError:
             self._note_failure()
             raise
         finally:
-            if self._domain is not None and self._chains.get(self._domain) is self:
-                del self._chains[self._domain]
+            if result is None or isinstance(result, Waiting):
+                self.leave()
         if isinstance(result, Waiting):
             self.pending = result.pending
             self._note_failure()
@@ -286,6 +289,11 @@ class CompanyPass:
                 self.failed = FailedAt.NONE  # a provider's word: asked again, and settled by its next talk
             return result.wait
         return result
+
+    def leave(self) -> None:
+        """Let another company ask the domain; after a verdict, once it is on record with the answers that serve."""
+        if self._domain is not None and self._chains.get(self._domain) is self:
+            del self._chains[self._domain]
 
     def _note_failure(self) -> None:
         """See that no proof from before an answer of this run that failed counts for it."""
@@ -361,6 +369,7 @@ class CompanyPass:
         Without this, all companies of a domain that come together would each look up its MX.
         """
         memory = self._looked_up(domain) or await self._parts.memory.recall(domain)
+        self._looked = Looked(rules_version=self._parts.rules.version, answered_at=memory.answered_at)
         if memory.answers:
             return memory
         asker = self._chains.setdefault(domain, self)
@@ -388,7 +397,7 @@ class CompanyPass:
 
     async def begin_probe(self, domain: str, provider: str) -> Lease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit."""
-        granted = self._parts.own_trouble() or await self._parts.limits.begin_probe(domain, provider)
+        granted = self._parts.own_trouble() or await self._parts.limits.begin_probe(domain, provider, self._looked)
         if isinstance(granted, Wait):
             return granted
         self._parts.metrics.tool_calls.labels(tool="TOOL-005").inc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,11 @@ async def test_one_chain_serves_all_companies_of_a_domain_and_says_so(tmp_path: 
         known, unknown = await stack.mint(["info-many.example", "info-new.example"])
         await stack.publish([known, unknown])
         assert await stack.wait_decided(everyone + 1, 20) == everyone + 1
-        reasons = await stack.admin.fetch("SELECT outreach_id, reason FROM outreach.ct_passes")
+        for _ in range(200):  # its wait is recorded on its own
+            reasons = await stack.admin.fetch("SELECT outreach_id, reason FROM outreach.ct_passes")
+            if reasons:
+                break
+            await asyncio.sleep(0.1)
         assert [(row["outreach_id"], row["reason"]) for row in reasons] == [(unknown, "daily_cap")]
+        assert await stack.count_decided() == everyone + 1
         assert stack.end_worker(worker) == 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -184,18 +187,20 @@ async def test_a_dead_workers_domain_is_free_once_its_lease_is_over(database: Da
 
 async def test_entering_a_provider_and_beginning_probes_do_not_deadlock(database: DatabaseDsns) -> None:
     """Another worker's batch of begins: the same domain at its first provider, then somebody at the second one."""
-    begin = "SELECT answer FROM outreach.ct_begin_probes($1, $2, $3, 20, 1000000, 10)"
+    begin = "SELECT answer FROM outreach.ct_begin_probes($1, $2, $3, $4, NULL, NULL, 20, 1000000, 10)"
     enter = (
-        "SELECT answer FROM outreach.ct_enter_provider('one', 'acme.example', 'bbb.example', false, false, 1000000, 10)"
+        "SELECT answer FROM outreach.ct_enter_provider("
+        "'one', $1, 'acme.example', 'bbb.example', false, false, 1000000, 10)"
     )
+    lease = uuid4()
     one, two, blocker = [await asyncpg.connect(database.gate) for _ in range(3)]
-    await one.fetch(begin, "one", ["acme.example"], ["aaa.example"])
+    await one.fetch(begin, "one", ["acme.example"], ["aaa.example"], [lease])
     async with blocker.transaction():  # holds the second provider for a moment, so that both stand behind it
         await blocker.execute("SELECT pg_advisory_xact_lock(hashtextextended('ct:provider:bbb.example', 0))")
-        entering = asyncio.create_task(one.fetch(enter))
+        entering = asyncio.create_task(one.fetch(enter, lease))
         await asyncio.sleep(0.1)
         beginning = asyncio.create_task(
-            two.fetch(begin, "two", ["acme.example", "x.example"], ["aaa.example", "bbb.example"])
+            two.fetch(begin, "two", ["acme.example", "x.example"], ["aaa.example", "bbb.example"], [uuid4(), uuid4()])
         )
         await asyncio.sleep(0.1)
     entered, begun = await asyncio.gather(entering, beginning)
@@ -249,7 +254,7 @@ async def test_who_is_cancelled_before_the_answer_comes_takes_nothing(database: 
             else:
                 await asyncio.sleep(0)
             await cancelled(beginning)
-            assert (await used(db), shared.held) == (0, set())
+            assert (await used(db), shared.held) == (0, {})
             await asyncio.sleep(LIMITS.smtp_domain_pause_s)
             lease = await shared.begin_probe("acme.example", "acme.example")
             assert isinstance(lease, DomainLease), "the domain stayed taken"
@@ -269,7 +274,7 @@ async def test_a_further_session_that_is_cancelled_before_it_begins_takes_no_uni
                 lease.session_ended()
                 leases.append(lease)
             going_on = asyncio.create_task(leases[0].next_session())
-            await at_the_server(shared.take_smtp)
+            await at_the_server(shared.go_on)
             await cancelled(going_on)
             assert await used(db) == 3
             in_the_pause = asyncio.create_task(leases[1].next_session())
@@ -334,7 +339,10 @@ async def test_who_meets_the_cap_between_two_hosts_is_not_woken_for_a_unit(datab
                 assert (wait.reason, wait.waits_on) == (WaitReason.DAILY_CAP, "")
 
 
-END = "SELECT outreach.ct_end_probes('worker', ARRAY['acme.example'], ARRAY[0.0], ARRAY[false], ARRAY[$1::date], 0.0)"
+END = (
+    "SELECT outreach.ct_end_probes("
+    "'worker', ARRAY['acme.example'], ARRAY[$2::uuid], ARRAY[0.0], ARRAY[false], ARRAY[$1::date], 0.0)"
+)
 
 
 async def test_a_unit_goes_back_once_and_to_its_own_day(database: DatabaseDsns) -> None:
@@ -345,19 +353,22 @@ async def test_a_unit_goes_back_once_and_to_its_own_day(database: DatabaseDsns) 
             for day, left in ((today, 1), (today - timedelta(days=1), 3)):
                 await connection.execute("UPDATE outreach.ct_domains SET free_at = now()")
                 assert isinstance(await shared.begin_probe("acme.example", "acme.example"), DomainLease)
+                lease = await connection.fetchval("SELECT lease FROM outreach.ct_domains WHERE domain = 'acme.example'")
                 assert isinstance(await quick.begin_probe(f"{left}.example", f"{left}.example"), DomainLease)
                 for _ in range(2):  # the answer to the first was lost
-                    await connection.execute(END, day)
+                    await connection.execute(END, day, lease)
                 assert await used(db) == left, "the new day has not paid for a unit of before midnight"
-            await connection.execute("UPDATE outreach.ct_domains SET lease_owner = 'quick' WHERE lease_owner IS NULL")
-            await connection.execute(END, today)
+            await connection.execute(
+                "UPDATE outreach.ct_domains SET lease_owner = 'quick', lease = $1 WHERE lease_owner IS NULL", lease
+            )
+            await connection.execute(END, today, lease)
             assert await used(db) == 3, "a lease that ran out is another worker's, with its unit"
 
 
-async def test_no_probe_begins_before_the_end_of_the_lease_before_is_on_record(
+async def test_an_end_whose_answer_was_lost_leaves_the_next_lease_of_the_same_worker_alone(
     database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An end whose answer was lost runs again: it would end the next lease of this worker, and give its unit back."""
+    """It runs again: the next lease of the domain would end with it, and a unit would come back twice."""
     async with opened(database.gate) as db:
         shared = SharedLimits(db, "worker", limits(smtp_domain_pause_s=0.0))
         run, meanwhile = db.run, list[DomainLease | Wait]()
@@ -373,8 +384,115 @@ async def test_no_probe_begins_before_the_end_of_the_lease_before_is_on_record(
             first = await shared.begin_probe("acme.example", "acme.example")
             assert isinstance(first, DomainLease)
             await first.release(talked=False)
-            [busy] = meanwhile
-            assert isinstance(busy, Wait)
-            assert (busy.reason, busy.waits_on) == (WaitReason.DOMAIN_BUSY, "domain:acme.example")
-            assert await used(db) == 0
-            assert isinstance(await shared.begin_probe("acme.example", "acme.example"), DomainLease)
+            [second] = meanwhile
+            assert isinstance(second, DomainLease)
+            assert await used(db) == 1
+            busy = await shared.begin_probe("acme.example", "acme.example")
+            assert isinstance(busy, Wait), "the second lease ended with the first"
+            assert await second.next_session() is None
+            second.session_ended()
+            assert await second.next_session() is None
+
+
+async def test_a_begin_whose_answer_was_lost_finds_its_lease_and_pays_no_second_unit(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(database.gate) as db:
+        shared = SharedLimits(db, "worker", LIMITS)
+        fetch, begins = db.fetch, 0
+
+        async def lost(name: str, *args: Any) -> list[asyncpg.Record]:
+            nonlocal begins
+            rows = await fetch(name, *args)
+            begins += name == "begin_probes"
+            if name == "begin_probes" and begins == 1:
+                raise ConnectionResetError("its answer was lost")
+            return rows
+
+        monkeypatch.setattr(db, "fetch", lost)
+        async with running(*shared.batches):
+            begun = await asyncio.gather(*(shared.begin_probe("acme.example", "acme.example") for _ in range(2)))
+            assert sorted(type(one).__name__ for one in begun) == ["DomainLease", "Wait"]
+            assert (begins, await used(db)) == (2, 1)
+
+
+@pytest.mark.parametrize("taken_by", ["other", "worker"])
+async def test_a_pass_that_lost_its_domain_in_an_outage_begins_no_session_beside_the_one_that_has_it(
+    database: DatabaseDsns, taken_by: str
+) -> None:
+    """A worker that was frozen, or whose Postgres was away, for longer than its lease."""
+    async with opened(database.gate) as db, db.connection() as connection:
+        shared, other = SharedLimits(db, "worker", LIMITS), SharedLimits(db, "other", LIMITS)
+        takers = {"worker": shared, "other": other}
+        passes = Passes(db, "worker", "test")
+        async with running(*shared.batches, *other.batches):
+            late = await shared.begin_probe("acme.example", "acme.example")
+            assert isinstance(late, DomainLease)
+            assert await late.next_session() is None
+            late.session_ended()
+            await connection.execute("UPDATE outreach.ct_domains SET lease_until = now() - interval '1 s'")
+            holder = await takers[taken_by].begin_probe("acme.example", "acme.example")
+            assert isinstance(holder, DomainLease)
+            assert await holder.next_session() is None
+            for wait in (await late.next_session(), await late.enter("backup.example")):
+                assert wait is not None
+                assert (wait.reason, wait.waits_on) == (WaitReason.DOMAIN_BUSY, "domain:acme.example")
+            assert await used(db) == 2, "nothing is paid for a session that does not begin"
+            await connection.execute("UPDATE outreach.ct_domains SET lease_until = now() + interval '1 s'")
+            await passes.renew_leases([], {late.lease: "acme.example"})
+            await late.release(talked=True)
+            row = await connection.fetchrow(
+                "SELECT lease_owner, provider, talked_at, lease_until < now() + interval '2 s' AS as_it_was"
+                " FROM outreach.ct_domains"
+            )
+            assert tuple(row or ()) == (taken_by, "acme.example", None, True), (
+                "its end and its renewal are not the holder's"
+            )
+            holder.session_ended()
+            assert await holder.next_session() is None
+            holder.session_ended()
+            await holder.release(talked=False)
+            paused = await shared.begin_probe("acme.example", "acme.example")
+            assert isinstance(paused, Wait)
+            assert (paused.after_s or 0) > 0
+
+
+async def test_a_lease_that_ran_out_and_was_taken_by_nobody_goes_on(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db, db.connection() as connection:
+        shared = SharedLimits(db, "worker", LIMITS)
+        async with running(*shared.batches):
+            lease = await shared.begin_probe("acme.example", "acme.example")
+            assert isinstance(lease, DomainLease)
+            assert await lease.next_session() is None
+            lease.session_ended()
+            await connection.execute("UPDATE outreach.ct_domains SET lease_until = now() - interval '1 s'")
+            assert await lease.next_session() is None
+            assert await connection.fetchval("SELECT lease_until > now() + interval '10 s' FROM outreach.ct_domains")
+
+
+async def test_begins_and_ends_of_the_same_domains_do_not_deadlock(
+    database: DatabaseDsns, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Begins go by provider, ends by domain: in two orders, where companies share providers."""
+    together = [(f"{n}.example", f"{7 - n}.shared.example") for n in range(8)]
+
+    async def over_and_over(shared: SharedLimits) -> None:
+        for _ in range(60):
+            for begun in await asyncio.gather(*(shared.begin_probe(*pair) for pair in together)):
+                if isinstance(begun, DomainLease):
+                    await begun.next_session()
+                    endings.append(asyncio.create_task(begun.release(talked=False)))
+            await asyncio.sleep(0)
+
+    endings: list[asyncio.Task[None]] = []
+    free = limits(smtp_domain_pause_s=0.0, smtp_per_provider=100)
+    async with AsyncExitStack() as stack:
+        workers = []
+        for number in range(4):
+            db = await stack.enter_async_context(opened(database.gate))
+            workers.append(SharedLimits(db, f"worker-{number}", free))
+            await stack.enter_async_context(running(*workers[-1].batches))
+        with caplog.at_level(logging.INFO):
+            await asyncio.gather(*(over_and_over(one) for one in workers))
+            await asyncio.gather(*endings)
+    assert "deadlock" not in caplog.text

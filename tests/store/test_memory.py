@@ -16,8 +16,9 @@ from ct_stream.gate.memory import Memory, recalled
 from ct_stream.gate.output_stage import Outcome, output_stage
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed
+from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.ledger import Ledger
-from ct_stream.store.limits import DomainLease, SharedLimits
+from ct_stream.store.limits import DomainLease, Looked, SharedLimits
 from ct_stream.store.memory import DomainMemory
 from ct_stream.store.passes import Passes
 from tests.gate.world import NO, YES
@@ -208,3 +209,32 @@ async def test_what_nobody_may_use_any_more_is_removed(database: DatabaseDsns) -
     rows = await admin.fetch("SELECT domain FROM outreach.ct_memory")
     await admin.close()
     assert [row["domain"] for row in rows] == ["acme.example"]
+
+
+async def test_who_looked_before_the_domain_answered_begins_no_probe(database: DatabaseDsns) -> None:
+    """Its own MX and address look-ups took so long that another company asked the domain meanwhile, to the end."""
+    async with opened(database.gate) as db:
+        ledger, memory, shared = Ledger(db), DomainMemory(db, VERSION), SharedLimits(db, "worker", LIMITS)
+        async with running(*ledger.batches, memory.recall, *shared.batches):
+
+            async def look() -> Looked:
+                return Looked(rules_version=VERSION, answered_at=(await memory.recall("acme.example")).answered_at)
+
+            early = await look()
+            assert early.answered_at is None
+            assert await ledger.record(decided(NO_PATTERN, ago=timedelta(minutes=11)))
+            old = await look()
+            assert await ledger.record(decided())
+            for looked in (early, old):
+                wait = await shared.begin_probe("acme.example", "acme.example", looked)
+                assert isinstance(wait, Wait)
+                assert (wait.reason, wait.after_s, wait.waits_on) == (WaitReason.DOMAIN_BUSY, 0.0, "")
+            async with db.connection() as connection:
+                assert not await connection.fetchval("SELECT sum(used) FROM outreach.ct_usage")
+            other_rules = Looked(rules_version="2+test", answered_at=None)
+            for domain, looked in (("acme.example", await look()), ("other.example", early)):
+                lease = await shared.begin_probe(domain, domain, looked)
+                assert isinstance(lease, DomainLease), "what it saw it could not use"
+                await lease.release(talked=False)
+            await asyncio.sleep(LIMITS.smtp_domain_pause_s)
+            assert isinstance(await shared.begin_probe("acme.example", "acme.example", other_rules), DomainLease)

@@ -12,7 +12,7 @@ from ct_stream.gate.company import FailedAt
 from ct_stream.gate.output_stage import Origin
 from ct_stream.gate.waits import WaitReason
 from ct_stream.store.ledger import Ledger
-from ct_stream.store.limits import SharedLimits
+from ct_stream.store.limits import DomainLease, SharedLimits
 from ct_stream.store.passes import Passes
 from tests.store.parts import EXCHANGES, LIMITS, opened, outcome, parked, running
 
@@ -170,11 +170,11 @@ async def test_a_lease_that_its_worker_does_not_know_of_runs_out(database: Datab
             for company in (known, unknown):
                 await one.park(company)
             await one.claim_due(10)
-            for domain in ("known.example", "unknown.example"):
-                await limits.begin_probe(domain, domain)
+            leases = [await limits.begin_probe(domain, domain) for domain in ("known.example", "unknown.example")]
+            assert isinstance(leases[0], DomainLease)
             for table in ("ct_passes", "ct_domains"):
                 await admin.execute(f"UPDATE outreach.{table} SET lease_until = now() + interval '0.2 s'")
-            await one.renew_leases([known.origin.outreach_id], {"known.example"})
+            await one.renew_leases([known.origin.outreach_id], {leases[0].lease: "known.example"})
             await asyncio.sleep(0.25)
             assert [resumed.origin for resumed in await other.claim_due(10)] == [unknown.origin]
             kept = await admin.fetch("SELECT domain FROM outreach.ct_domains WHERE lease_until > now()")

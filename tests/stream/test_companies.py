@@ -40,6 +40,7 @@ class Parts:
 
     def __init__(self, result: Any = PASSED) -> None:
         self.steps: list[str] = []
+        self.left: list[str] = []  # the last step before a pass let go of its domain
         self.known = [UNKNOWN]
         self.result = result
         self.wins = True
@@ -101,7 +102,8 @@ class Parts:
             return self.result
 
         return SimpleNamespace(
-            run=run, exchanges=(Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example")),),
+            run=run, leave=lambda: self.left.append(self.steps[-1]),
+            exchanges=(Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example")),),
             pending=None, domain="acme.example", spent_s=0.5, asked_at=NOW, failed=FailedAt.NONE, looks=0,
         )  # fmt: skip
 
@@ -114,6 +116,7 @@ async def test_a_new_company_is_asked_recorded_published_and_then_may_be_acked()
     parts = Parts()
     assert await parts.companies.from_event(origin(), None) == "PASS"
     assert parts.steps == ["look up", "ask", "record", "publish"]
+    assert parts.left == ["publish"], "before its answers are on record another company would ask the domain again"
 
 
 async def test_a_decided_company_is_neither_asked_nor_published_again() -> None:

@@ -311,7 +311,8 @@ async def test_what_was_looked_up_with_a_company_saves_one_look_at_the_memory(
         return Memory()
 
     company = await resume({"spine": ABSENT["spine"]}, "", reason="rate_limit")
-    company._parts = SimpleNamespace(memory=SimpleNamespace(recall=recall))  # type: ignore[assignment]
+    rules = SimpleNamespace(version="1+test")
+    company._parts = SimpleNamespace(memory=SimpleNamespace(recall=recall), rules=rules)  # type: ignore[assignment]
     looked_up_at = time.monotonic() - waits_s
     company._known = replace(company._known, recalled=recalled, memory=Memory(), looked_up_at=looked_up_at)
     assert await company.recall("acme.example") == Memory()

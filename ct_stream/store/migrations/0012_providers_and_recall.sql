@@ -1,4 +1,8 @@
--- A company's hosts may stand at several providers: each has its own rail and its own places (ADR-CT-IMO-019).
+-- A company's hosts may stand at several providers: each has its own rail and its own places (ADR-CT-IMO-019). Each lease
+-- of a domain has a name of its own: a pass that was frozen, or whose Postgres was away, for longer than its lease finds
+-- that another has the domain now, also another one of its own worker (ADR-CT-IMO-006).
+
+ALTER TABLE outreach.ct_domains ADD COLUMN lease uuid;  -- chosen by the pass that holds it
 
 -- A good talk stays with the provider that it was with, also when its domain is asked at another one next: then it is
 -- kept under a name that no domain has.
@@ -9,11 +13,18 @@ CREATE FUNCTION outreach.ct_note_talk(with_provider text, at_time timestamptz) R
             free_at = greatest(d.free_at, excluded.free_at)
 $$;
 
+-- In how many seconds may a domain be asked, where its pause says so? NULL under a lease: its end wakes the next company.
+CREATE FUNCTION outreach.ct_free_in(its_domain text) RETURNS double precision LANGUAGE sql STABLE AS $$
+    SELECT extract(epoch FROM d.free_at - clock_timestamp())::double precision FROM outreach.ct_domains AS d
+    WHERE d.domain = its_domain AND d.lease_owner IS NULL
+$$;
+
 -- Move a probe chain that holds its domain to another provider: its rail and a place there, or neither. A company's own
 -- servers need no place, so that the one it holds is kept for its next host. `is_known`: the rail let this chain in before.
--- `answer`: granted, halted, cap, provider_closed, provider_busy. Locks in the order of ct_begin_probes.
+-- `answer`: granted, halted, domain_busy (another has the domain now), cap, provider_closed, provider_busy. Locks in the
+-- order of ct_begin_probes.
 CREATE FUNCTION outreach.ct_enter_provider(
-    owner text, its_domain text, to_provider text, is_own boolean, is_known boolean, per_day bigint,
+    owner text, its_lease uuid, its_domain text, to_provider text, is_own boolean, is_known boolean, per_day bigint,
     per_provider integer
 ) RETURNS TABLE (answer text, retry_s double precision, detail text) LANGUAGE plpgsql AS $$
 DECLARE
@@ -36,6 +47,13 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('ct:provider:' || to_provider, 0));
     moment := clock_timestamp();
+    IF NOT EXISTS (
+        SELECT 1 FROM outreach.ct_domains AS d
+        WHERE d.domain = its_domain AND d.lease_owner = owner AND d.lease = its_lease
+    ) THEN
+        answer := 'domain_busy'; retry_s := outreach.ct_free_in(its_domain);
+        RETURN NEXT; RETURN;
+    END IF;
     SELECT g.state, g.reason, g.next_try_at INTO rail FROM outreach.ct_guardrails AS g
         WHERE g.key = 'provider:' || to_provider AND g.state <> 'open' AND NOT is_known;
     IF FOUND AND (rail.next_try_at IS NULL OR rail.next_try_at > moment) THEN
@@ -56,8 +74,8 @@ BEGIN
             RETURN NEXT; RETURN;
         END IF;
         SELECT d.provider, d.talked_at INTO was FROM outreach.ct_domains AS d
-            WHERE d.domain = its_domain AND d.lease_owner = owner AND d.provider <> to_provider FOR UPDATE;
-        IF FOUND THEN  -- else the lease ran out meanwhile, and whoever has it now keeps its provider
+            WHERE d.domain = its_domain AND d.provider <> to_provider FOR UPDATE;
+        IF FOUND THEN
             UPDATE outreach.ct_domains SET provider = to_provider, talked_at = NULL WHERE domain = its_domain;
             IF was.talked_at IS NOT NULL THEN
                 PERFORM outreach.ct_note_talk(was.provider, was.talked_at);
@@ -75,10 +93,14 @@ BEGIN
     RETURN NEXT;
 END $$;
 
--- Begin probe chains: for each (domain, provider) the domain's slot, a place at the provider and one SMTPCheck unit,
--- or none of them. A talk on record stays with the provider that it was with. `answer`: granted, halted, trial, provider_closed, provider_busy, domain_busy, cap.
-CREATE OR REPLACE FUNCTION outreach.ct_begin_probes(
-    owner text, domains text[], providers text[], lease_s double precision, per_day bigint, per_provider integer
+-- Begin probe chains: for each (domain, provider) the domain's slot under a new lease, a place at the provider and one
+-- SMTPCheck unit, or none of them. A talk on record stays with the provider that it was with. A batch that runs again
+-- after a lost answer finds its own leases, and takes nothing for them. `versions` and `seen` are of passes that looked at
+-- the domain memory: where it holds newer answers than `seen` by now, they serve. NULL: it did not look. `answer`: granted,
+-- halted, trial, provider_closed, provider_busy, domain_busy, answered, cap. (Without `leases` it is the function of workers before this version.)
+CREATE FUNCTION outreach.ct_begin_probes(
+    owner text, domains text[], providers text[], leases uuid[], versions text[], seen timestamptz[],
+    lease_s double precision, per_day bigint, per_provider integer
 ) RETURNS TABLE (place integer, answer text, retry_s double precision, detail text) LANGUAGE plpgsql AS $$
 DECLARE
     today date := outreach.ct_utc_day();
@@ -88,22 +110,42 @@ DECLARE
     tool record;
     item record;
     rail record;
-    slot record;
     locked_provider text := '';
     busy integer;
+    begun uuid[];
 BEGIN
     INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-005', 'day', today) ON CONFLICT DO NOTHING;
     -- This lock makes one caller wait for the other, so that "one at a time" and the cap are exact.
     SELECT u.used INTO already FROM outreach.ct_usage AS u
         WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = today FOR UPDATE;
+    -- In the order of ct_end_probes: below they come by provider.
+    PERFORM 1 FROM outreach.ct_domains AS d WHERE d.domain = ANY (domains) ORDER BY d.domain FOR UPDATE;
+    WITH again AS (
+        UPDATE outreach.ct_domains AS d SET lease_until = clock_timestamp() + lease_s * interval '1 second'
+            FROM unnest(domains, leases) AS i (d, l) WHERE d.domain = i.d AND d.lease = i.l AND d.lease_owner = owner
+            RETURNING d.lease
+    )
+    SELECT array_agg(a.lease) INTO begun FROM again AS a;
     SELECT g.state, g.reason INTO tool FROM outreach.ct_guardrails AS g
         WHERE g.key = 'tool:TOOL-005' AND g.state IN ('halted', 'trial');
     FOR item IN
-        SELECT i.d AS domain, i.p AS provider, i.n::integer AS n
-        FROM unnest(domains, providers) WITH ORDINALITY AS i (d, p, n) ORDER BY i.p, i.d
+        SELECT i.d AS domain, i.p AS provider, i.l AS lease, i.v AS version, i.s AS seen, i.n::integer AS n
+        FROM unnest(domains, providers, leases, versions, seen) WITH ORDINALITY AS i (d, p, l, v, s, n)
+        ORDER BY i.p, i.d
     LOOP
         place := item.n; retry_s := NULL; detail := NULL;
         moment := clock_timestamp();
+        IF item.lease = ANY (begun) THEN
+            answer := 'granted';
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF EXISTS (
+            SELECT 1 FROM outreach.ct_memory AS m
+            WHERE m.domain = item.domain AND m.rules_version = item.version AND m.answered_at > item.seen
+        ) THEN
+            answer := 'answered';
+            RETURN NEXT; CONTINUE;
+        END IF;
         IF tool.state = 'halted' THEN
             answer := 'halted'; detail := tool.reason;
             RETURN NEXT; CONTINUE;
@@ -143,17 +185,15 @@ BEGIN
         END IF;
         PERFORM outreach.ct_note_talk(d.provider, d.talked_at) FROM outreach.ct_domains AS d
             WHERE d.domain = item.domain AND d.provider <> item.provider AND d.talked_at IS NOT NULL;
-        INSERT INTO outreach.ct_domains AS d (domain, provider, lease_owner, lease_until, free_at)
-            VALUES (item.domain, item.provider, owner, moment + lease_s * interval '1 second', '-infinity')
+        INSERT INTO outreach.ct_domains AS d (domain, provider, lease_owner, lease, lease_until, free_at)
+            VALUES (item.domain, item.provider, owner, item.lease, moment + lease_s * interval '1 second', '-infinity')
             ON CONFLICT (domain) DO UPDATE
-                SET provider = excluded.provider, lease_owner = excluded.lease_owner, lease_until = excluded.lease_until,
+                SET provider = excluded.provider, lease_owner = excluded.lease_owner, lease = excluded.lease,
+                    lease_until = excluded.lease_until,
                     talked_at = CASE WHEN d.provider = excluded.provider THEN d.talked_at END
                 WHERE (d.lease_owner IS NULL OR d.lease_until <= moment) AND d.free_at <= moment;
         IF NOT FOUND THEN
-            -- Within its pause the domain is free at a known time; under a lease its end wakes the next company.
-            SELECT CASE WHEN d.lease_owner IS NULL THEN d.free_at END AS free_at INTO slot
-                FROM outreach.ct_domains AS d WHERE d.domain = item.domain;
-            answer := 'domain_busy'; retry_s := extract(epoch FROM slot.free_at - moment);
+            answer := 'domain_busy'; retry_s := outreach.ct_free_in(item.domain);
             RETURN NEXT; CONTINUE;
         END IF;
         IF rail.state IS NOT NULL THEN
@@ -172,14 +212,60 @@ BEGIN
     END IF;
 END $$;
 
+-- Go on with a further session under each lease: one SMTPCheck unit, where the lease is still the caller's. One that ran
+-- out goes on too, if nobody took the domain meanwhile. `answer`: granted, domain_busy, cap.
+CREATE FUNCTION outreach.ct_go_on(
+    owner text, domains text[], leases uuid[], lease_s double precision, per_day bigint
+) RETURNS TABLE (place integer, answer text, retry_s double precision) LANGUAGE plpgsql AS $$
+DECLARE
+    today date := outreach.ct_utc_day();
+    already bigint;
+    taken bigint := 0;
+    held uuid[];
+    item record;
+BEGIN
+    INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-005', 'day', today) ON CONFLICT DO NOTHING;
+    SELECT u.used INTO already FROM outreach.ct_usage AS u
+        WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = today FOR UPDATE;
+    PERFORM 1 FROM outreach.ct_domains AS d WHERE d.domain = ANY (domains) ORDER BY d.domain FOR UPDATE;
+    WITH still AS (
+        UPDATE outreach.ct_domains AS d
+            SET lease_until = greatest(d.lease_until, clock_timestamp() + lease_s * interval '1 second')
+            FROM unnest(domains, leases) AS i (d, l) WHERE d.domain = i.d AND d.lease = i.l AND d.lease_owner = owner
+            RETURNING d.lease
+    )
+    SELECT array_agg(s.lease) INTO held FROM still AS s;
+    FOR item IN
+        SELECT i.d AS domain, i.l AS lease, i.n::integer AS n
+        FROM unnest(domains, leases) WITH ORDINALITY AS i (d, l, n)
+    LOOP
+        place := item.n; retry_s := NULL;
+        IF (item.lease = ANY (held)) IS NOT TRUE THEN
+            answer := 'domain_busy'; retry_s := outreach.ct_free_in(item.domain);
+        ELSIF already + taken >= per_day THEN
+            answer := 'cap';
+            retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - clock_timestamp());
+        ELSE
+            answer := 'granted'; taken := taken + 1;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+    IF taken > 0 THEN
+        UPDATE outreach.ct_usage SET used = used + taken
+            WHERE tool_id = 'TOOL-005' AND span = 'day' AND begins = today;
+    END IF;
+END $$;
+
 -- What a domain answered lately: all of a pass where it is current (a PASS for pass_kept, a FAIL for fail_kept), the MX
 -- hosts for mx_kept; whether a company of it is being probed now, and whether one has begun and waits for something else.
 -- Of a form that Postgres inlines.
 CREATE FUNCTION outreach.ct_recall(
     its_domain text, version text, pass_kept interval, fail_kept interval, mx_kept interval
-) RETURNS TABLE (answers jsonb, is_current boolean, is_mx_current boolean, is_busy boolean, has_begun boolean)
+) RETURNS TABLE (
+    answers jsonb, answered_at timestamptz, is_current boolean, is_mx_current boolean, is_busy boolean, has_begun boolean
+)
 LANGUAGE sql STABLE AS $$
-    SELECT m.answers,
+    SELECT m.answers, m.answered_at,
         coalesce(m.answered_at > statement_timestamp() - CASE m.outcome WHEN 'PASS' THEN pass_kept ELSE fail_kept END,
             false),
         coalesce(m.mx_at > statement_timestamp() - mx_kept, false),

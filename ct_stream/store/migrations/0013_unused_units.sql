@@ -1,12 +1,12 @@
 -- A worker that must let go of a company between the unit and the session gives the unit back, so that the day's cap is
 -- reached by sessions that servers saw.
 
--- End probe chains, as the function of five arguments does. `unused`: the day of a unit with which no session was begun,
--- or NULL; it goes back to that day, and a company that waits for midnight is woken for it. Only under a lease that is
--- still the owner's: a batch that runs again after a lost answer gives nothing back twice, if the owner begins no probe
--- of these domains before the answer. Where units come back it locks the day's units before domains, as begins do.
+-- End probe chains. `unused`: the day of a unit with which no session was begun, or NULL; it goes back to that day, and a
+-- company that waits for midnight is woken for it. Only under the caller's own lease: a batch that runs again after a lost
+-- answer ends nothing twice. Where units come back it locks the day's units before domains, as begins do.
+-- (Without `leases` it is the function of workers before this version.)
 CREATE FUNCTION outreach.ct_end_probes(
-    owner text, ended_domains text[], ended_s double precision[], talked boolean[], unused date[],
+    owner text, ended_domains text[], leases uuid[], ended_s double precision[], talked boolean[], unused date[],
     pause_s double precision
 ) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -23,10 +23,10 @@ BEGIN
     moment := clock_timestamp();
     FOR ended IN
         UPDATE outreach.ct_domains AS d
-            SET lease_owner = NULL, lease_until = NULL, free_at = moment + (pause_s - i.s) * interval '1 second',
+            SET lease_owner = NULL, lease = NULL, lease_until = NULL, free_at = moment + (pause_s - i.s) * interval '1 second',
                 talked_at = CASE WHEN i.t THEN moment ELSE d.talked_at END
-            FROM unnest(ended_domains, ended_s, talked, unused) AS i (d, s, t, u)
-            WHERE d.domain = i.d AND d.lease_owner = owner
+            FROM unnest(ended_domains, leases, ended_s, talked, unused) AS i (d, l, s, t, u)
+            WHERE d.domain = i.d AND d.lease = i.l AND d.lease_owner = owner
             RETURNING d.domain, d.provider, d.free_at, i.u AS unused
     LOOP
         PERFORM outreach.ct_wake('domain:' || ended.domain, 1, ended.free_at);
