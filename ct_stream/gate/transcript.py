@@ -147,23 +147,6 @@ def answered(exchanges: Sequence[Exchange]) -> list[Exchange]:
     ]
 
 
-def is_unanswered(exchanges: Sequence[Exchange]) -> bool:
-    """Tell if the last question, controls aside, met silence: no resolver and no server gave an answer.
-
-    A refusal of a name (NXDOMAIN) or of a mailbox is an answer, and never asked again (law 2).
-    """
-    for exchange in reversed(exchanges):
-        answer = exchange.answer
-        if isinstance(answer, ControlAnswer):
-            continue
-        if isinstance(answer, MxAnswer):
-            return answer.status is MxStatus.UNAVAILABLE
-        return isinstance(answer, MailboxAnswer) and all(
-            attempt.reply is None and attempt.stage is not Stage.RCPT for attempt in answer.attempts
-        )
-    return False
-
-
 def to_json(exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:
     """Return the exchanges as JSON values; `from_json` is its inverse."""
     return [

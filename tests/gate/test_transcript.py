@@ -16,7 +16,7 @@ from ct_stream.gate.questions import (
     VerifyStatus,
 )
 from ct_stream.gate.replies import Stage
-from ct_stream.gate.transcript import Exchange, from_json, is_unanswered, to_json, tools_used, without_trouble
+from ct_stream.gate.transcript import Exchange, from_json, to_json, tools_used, without_trouble
 from tests.gate.world import GREY, NO, YES, mx, said, trouble
 
 SPINE = Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example"))
@@ -82,20 +82,3 @@ def test_controls_are_no_tools() -> None:
     control = Exchange(key="control:dns", answer=ControlAnswer(detail="works"))
     probe = Exchange(key="rcpt:info", answer=NO)
     assert tools_used([SPINE, MX, control, probe]) == ["TOOL-004", "TOOL-005"]
-
-
-@pytest.mark.parametrize(
-    ("exchange", "silence"),
-    [
-        (Exchange(key="mx", answer=MxAnswer(status=MxStatus.UNAVAILABLE)), True),
-        (Exchange(key="mx", answer=MxAnswer(status=MxStatus.NXDOMAIN)), False),
-        (Exchange(key="rcpt:info", answer=trouble(Trouble.TIMEOUT)), True),
-        (Exchange(key="rcpt:info", answer=trouble(Trouble.CLOSED, stage=Stage.RCPT)), False),
-        (Exchange(key="rcpt:info", answer=said(554, "", "no", stage=Stage.BANNER)), False),
-        (Exchange(key="rcpt:info", answer=NO), False),
-    ],
-)
-def test_silence_is_no_answer_and_a_refusal_is_one(exchange: Exchange, silence: bool) -> None:
-    control = Exchange(key="control:smtp", answer=ControlAnswer(detail="works"))
-    assert is_unanswered([SPINE, MX, exchange]) is silence
-    assert is_unanswered([SPINE, MX, exchange, control]) is silence
