@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 #: A slot of the per-second rate is waited for in the task as long as it is near; else the company is put away.
 _MAX_SLOT_WAIT_S = 1.0
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+_SURE_S = LEASE_S - 5.0  #: after its grant a session may begin for so long: a server is slow to take a connection, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,7 @@ class Wanted:
     domain: str
     provider: str
     lease: UUID
+    session: int = 1  #: which one of the lease
     looked: Looked | None = None  #: None: it did not look
 
 
@@ -73,7 +75,8 @@ class Begun:
     answer: str  #: granted, halted, trial, provider_closed, provider_busy, domain_busy, answered, cap
     retry_s: float | None
     detail: str | None
-    day: date | None = None  #: to which the unit goes back when it is not used
+    day: date | None = None  #: when granted: to which the unit goes back when it is not used
+    asked_at: float = 0.0  #: by our monotonic clock: the lease ends no earlier than LEASE_S after it
 
 
 class SharedLimits:
@@ -117,7 +120,7 @@ class SharedLimits:
 
         def granted(begun: Begun) -> DomainLease:
             self.held[wanted.lease] = domain
-            return DomainLease(self, wanted, unused=begun.day)
+            return DomainLease(self, wanted, begun)
 
         async def unclaimed(begun: Begun) -> None:
             if begun.answer == "granted":
@@ -153,7 +156,9 @@ class SharedLimits:
     async def next_session(self, held: Wanted, unclaimed: Callable[[Begun], Awaitable[None]]) -> Begun | Wait:
         """Take the unit of a further session under a lease, if it is held yet: see ct_go_on."""
         begun = await self.go_on(held, unclaimed=unclaimed)
-        return begun if begun.answer == "granted" else _wait(begun, held.domain, held.provider, self.limits)
+        if begun.answer != "granted":
+            return _wait(begun, held.domain, held.provider, self.limits)
+        return begun
 
     async def wake_capped(self) -> None:
         """Wake who waits for midnight, as far as units are left: see ct_wake_capped."""
@@ -187,6 +192,7 @@ class SharedLimits:
         return slots
 
     async def _begin(self, wanted: Sequence[Wanted]) -> list[Begun]:
+        asked_at = time.monotonic()
         rows = await self._database.fetch(
             "begin_probes",
             self._owner,
@@ -199,18 +205,21 @@ class SharedLimits:
             self.limits.smtp_per_day,
             self.limits.smtp_per_provider,
         )
-        return _in_order(rows)
+        return _in_order(rows, asked_at)
 
     async def _go_on(self, wanted: Sequence[Wanted]) -> list[Begun]:
+        asked_at = time.monotonic()
         rows = await self._database.fetch(
             "go_on",
             self._owner,
             [one.domain for one in wanted],
             [one.lease for one in wanted],
+            [one.session for one in wanted],
             LEASE_S,
             self.limits.smtp_per_day,
+            self.limits.smtp_per_provider,
         )
-        return _in_order(rows)
+        return _in_order(rows, asked_at)
 
     async def _end(self, ended: Sequence[_Ended]) -> list[None]:
         now = time.monotonic()
@@ -227,9 +236,9 @@ class SharedLimits:
         return [None] * len(ended)
 
 
-def _in_order(rows: Sequence[asyncpg.Record]) -> list[Begun]:
+def _in_order(rows: Sequence[asyncpg.Record], asked_at: float) -> list[Begun]:
     return [
-        Begun(**{name: row[name] for name in ("answer", "retry_s", "detail", "day")})
+        Begun(**{name: row[name] for name in ("answer", "retry_s", "detail", "day")}, asked_at=asked_at)
         for row in sorted(rows, key=lambda row: row["place"])
     ]
 
@@ -248,11 +257,12 @@ class _Ended:
 class DomainLease:
     """The right to probe one domain, from the first session of a pass to its last."""
 
-    def __init__(self, shared: SharedLimits, held: Wanted, *, unused: date | None) -> None:
+    def __init__(self, shared: SharedLimits, held: Wanted, begun: Begun) -> None:
         self._shared = shared
         self._held = held
+        self._granted = begun
         self._sessions = 0
-        self._unused = unused  # the day of a unit with which no session was begun yet
+        self._unused = begun.day  # the day of a unit with which no session was begun yet
         self._ended_at = time.monotonic()
         self._released = False
 
@@ -269,25 +279,32 @@ class DomainLease:
         return await self._shared.enter_provider(self._held, provider, is_own=is_own, is_known=is_known)
 
     async def next_session(self) -> Wait | None:
-        """Take the next session's unit, and come back when the domain's pause is over.
+        """Come back when the domain's pause is over, with the unit of a session that may begin at once.
 
         After an outage or a freeze that outlasted the lease another pass may have the domain: then nothing is taken.
         """
         self._sessions += 1
         if self._sessions > 1:
-            begun = await self._shared.next_session(self._held, self._keep)
-            if isinstance(begun, Wait):
-                return begun
-            await self._keep(begun)
             pause = self._ended_at + self._shared.limits.smtp_domain_pause_s - time.monotonic()
             if pause > 0:
                 await asyncio.sleep(pause)
+            begun = await self._shared.next_session(replace(self._held, session=self._sessions), self._keep)
+            if isinstance(begun, Wait):
+                return begun
+            await self._keep(begun)
+        if time.monotonic() - self._granted.asked_at > _SURE_S:
+            return Wait(
+                reason=WaitReason.OUR_MACHINE,
+                detail=f"this process stood still after its turn at {self._held.domain} came, and it may be over",
+                after_s=0.0,
+            )
         self._unused = None
         return None
 
     async def _keep(self, begun: Begun) -> None:
         """Have a unit, until a session begins with it."""
-        self._unused = begun.day
+        if begun.answer == "granted":
+            self._granted, self._unused = begun, begun.day
 
     def session_ended(self) -> None:
         """Start the domain's pause."""

@@ -214,7 +214,11 @@ WITH passes AS (
     WHERE lease_owner = $1 AND outreach_id = ANY ($3::uuid[])
 )
 UPDATE outreach.ct_domains SET lease_until = clock_timestamp() + $2 * interval '1 second'
-WHERE lease_owner = $1 AND domain = ANY ($4::text[]) AND lease = ANY ($5::uuid[]);
+WHERE domain IN (
+    SELECT d.domain FROM outreach.ct_domains AS d
+    WHERE d.lease_owner = $1 AND d.domain = ANY ($4::text[]) AND d.lease = ANY ($5::uuid[])
+    ORDER BY d.domain FOR UPDATE
+);
 
 -- name: give_back
 -- End this worker's leases of these companies without a change: they are due again at once.
@@ -264,13 +268,15 @@ SELECT t.granted, t.delay_s, t.refusal, t.retry_s FROM outreach.ct_take_mx($1, $
 
 -- name: begin_probes
 -- See ct_begin_probes. `day`: to which an unused unit goes back; no later than the one that was charged.
-SELECT b.place, b.answer, b.retry_s, b.detail, (statement_timestamp() AT TIME ZONE 'UTC')::date AS day
+SELECT b.place, b.answer, b.retry_s, b.detail,
+    CASE WHEN b.answer = 'granted' THEN (statement_timestamp() AT TIME ZONE 'UTC')::date END AS day
 FROM outreach.ct_begin_probes($1, $2, $3, $4, $5::text[], $6::timestamptz[], $7, $8, $9) AS b;
 
 -- name: go_on
 -- See ct_go_on. `day` as in begin_probes.
-SELECT g.place, g.answer, g.retry_s, NULL AS detail, (statement_timestamp() AT TIME ZONE 'UTC')::date AS day
-FROM outreach.ct_go_on($1, $2, $3, $4, $5) AS g;
+SELECT g.place, g.answer, g.retry_s, NULL AS detail,
+    CASE WHEN g.answer = 'granted' THEN (statement_timestamp() AT TIME ZONE 'UTC')::date END AS day
+FROM outreach.ct_go_on($1, $2, $3, $4, $5, $6, $7) AS g;
 
 -- name: enter_provider
 -- See ct_enter_provider.
@@ -475,7 +481,9 @@ WITH passes AS (
 )
 UPDATE outreach.ct_domains SET lease_owner = NULL, lease = NULL, lease_until = NULL,
     free_at = greatest(free_at, clock_timestamp() + $2 * interval '1 second')
-WHERE lease_owner = $1;
+WHERE domain IN (
+    SELECT d.domain FROM outreach.ct_domains AS d WHERE d.lease_owner = $1 ORDER BY d.domain FOR UPDATE
+);
 
 -- name: has_own_outcomes
 -- Did a gate of ours ever decide a company here?

@@ -150,15 +150,16 @@ class Companies:
                     decided_at=decided_at,
                     duration_ms=max(0, round((decided_at - begun_at).total_seconds() * 1000)),
                 )
-                return await self._record(outcome)
+                return await self._record(outcome, running)
             case Wait():
                 await self._park(origin, event_at, running, result)
                 return None
         assert_never(result)
 
-    async def _record(self, outcome: Outcome) -> str | None:
+    async def _record(self, outcome: Outcome, running: RunningPass) -> str | None:
         asked_at = time.monotonic()
         won = await self._ledger.record(outcome)
+        running.leave()
         if won:
             self._count(outcome)
         is_fresh = won and time.monotonic() - asked_at < _FRESH_CLAIM_S

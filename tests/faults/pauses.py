@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 def last_sign(session: Session) -> float:
     """Return when a server last knew that the client was there, in monotonic seconds.
 
-    The end of a session is none: a loop may see it late, and then the pause looks short. Where the server ended the
-    session its last word came before; where the client did, it need not have waited for the reply to its last command.
+    The end of a session is none: a loop may see it late, and then the pause looks short. A reply that the client waited
+    for is one; that to QUIT it need not have waited for, least of all where it was told to stop.
     """
-    *before, last = session.commands
-    return max([last.at if session.ended_by == "server" else last.read_at, *(command.at for command in before)])
+    return max(command.read_at if command.text == "QUIT" else command.at for command in session.commands)
 
 
 def pauses(sessions: Sequence[Session]) -> Iterator[float]:

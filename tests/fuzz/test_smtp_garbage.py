@@ -172,8 +172,12 @@ _REPLY = re.compile(rb"(?:([2-5]\d\d)-[^\r\n]*\r?\n)*([2-5]\d\d)(?: [^\r\n]*)?\r
 
 
 def well_formed(said: bytes) -> int | None:
-    """Return the code of a single complete reply, or None."""
-    match = _REPLY.fullmatch(said)
+    """Return the code of the complete reply that this begins with, or None.
+
+    What follows a reply in the same breath is out of step, and the reply before it counts: Postfix says 421 right
+    behind the 550 that was one too many.
+    """
+    match = _REPLY.match(said)
     return int(match[2]) if match else None
 
 
@@ -204,7 +208,6 @@ def check(ending: Passed | Failed | Waiting, driver: PassDriver, garbler: Garble
             and exchange.answer.attempts[-1].reply.code in (250, 251)
         ]
         said = garbler.after_rcpt.get(accepted, [])
-        # What follows a reply in the same breath is out of step, and the reply before it counts.
         assert any(re.match(rb"25[01]", part) for part in said), f"an accept out of {said}"
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store import batches
+from ct_stream.store import limits as limits_module
 from ct_stream.store.limits import DomainLease, Limits, SharedLimits
 from ct_stream.store.passes import Passes
 from tests.store.parts import LIMITS, opened, parked, running
@@ -262,32 +263,58 @@ async def test_who_is_cancelled_before_the_answer_comes_takes_nothing(database: 
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_further_session_that_is_cancelled_before_it_begins_takes_no_unit(database: DatabaseDsns) -> None:
+@pytest.mark.parametrize(
+    ("cap", "when", "taken"),
+    [
+        pytest.param(9, "in its pause", 1, id="in its pause"),
+        pytest.param(9, "at the server", 1, id="while it takes its unit"),
+        pytest.param(1, "at the server", 1, id="while it is refused one"),
+    ],
+)
+async def test_a_further_session_that_is_cancelled_before_it_begins_takes_no_unit(
+    database: DatabaseDsns, cap: int, when: str, taken: int
+) -> None:
     async with opened(database.gate) as db:
-        shared = SharedLimits(db, "worker", limits(smtp_domain_pause_s=30.0))
+        pause_s = 30.0 if when == "in its pause" else 0.0
+        shared = SharedLimits(db, "worker", limits(smtp_domain_pause_s=pause_s, smtp_per_day=cap))
         async with running(*shared.batches):
-            leases = []
-            for domain in ("acme.example", "other.example"):
-                lease = await shared.begin_probe(domain, domain)
-                assert isinstance(lease, DomainLease)
-                assert await lease.next_session() is None
-                lease.session_ended()
-                leases.append(lease)
-            going_on = asyncio.create_task(leases[0].next_session())
-            await at_the_server(shared.go_on)
-            await cancelled(going_on)
-            assert await used(db) == 3
-            in_the_pause = asyncio.create_task(leases[1].next_session())
-            for _ in range(1000):
-                if await used(db) == 4:
-                    break
-                await asyncio.sleep(0.01)
+            lease = await shared.begin_probe("acme.example", "acme.example")
+            assert isinstance(lease, DomainLease)
+            assert await lease.next_session() is None
+            lease.session_ended()
+            going_on = asyncio.create_task(lease.next_session())
+            if when == "at the server":
+                await at_the_server(shared.go_on)
             else:
-                raise AssertionError("no unit was taken")
-            await cancelled(in_the_pause)
-            for lease in leases:
-                await lease.release(talked=False)
-            assert await used(db) == 2, "a unit that nobody used stays taken"
+                await asyncio.sleep(0)
+            await cancelled(going_on)
+            await lease.release(talked=False)
+            assert await used(db) == taken, "a session was had for a unit of another"
+
+
+async def test_a_further_session_whose_answer_was_lost_takes_one_unit(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(database.gate) as db:
+        shared = SharedLimits(db, "worker", limits(smtp_domain_pause_s=0.0))
+        fetch, lost = db.fetch, list[str]()
+
+        async def fetch_and_lose(name: str, *args: Any) -> list[asyncpg.Record]:
+            rows = await fetch(name, *args)
+            if name == "go_on" and not lost:
+                lost.append(name)
+                raise ConnectionResetError("its answer was lost")
+            return rows
+
+        monkeypatch.setattr(db, "fetch", fetch_and_lose)
+        async with running(*shared.batches):
+            lease = await shared.begin_probe("acme.example", "acme.example")
+            assert isinstance(lease, DomainLease)
+            for session in (1, 2, 3):
+                assert await lease.next_session() is None
+                assert await used(db) == session
+                lease.session_ended()
+        assert lost
 
 
 async def test_a_lease_that_began_no_session_gives_its_unit_to_one_that_waits_for_midnight(
@@ -470,17 +497,54 @@ async def test_a_lease_that_ran_out_and_was_taken_by_nobody_goes_on(database: Da
             assert await connection.fetchval("SELECT lease_until > now() + interval '10 s' FROM outreach.ct_domains")
 
 
-async def test_begins_and_ends_of_the_same_domains_do_not_deadlock(
+async def test_a_lease_that_ran_out_takes_no_place_that_another_has(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db, db.connection() as connection:
+        shared = SharedLimits(db, "worker", limits(smtp_per_provider=1, smtp_domain_pause_s=0.0))
+        async with running(*shared.batches):
+            late = await shared.begin_probe("a.example", "bigmail.example")
+            assert isinstance(late, DomainLease)
+            assert await late.next_session() is None
+            late.session_ended()
+            await connection.execute("UPDATE outreach.ct_domains SET lease_until = now() - interval '1 s'")
+            assert isinstance(await shared.begin_probe("b.example", "bigmail.example"), DomainLease)
+            wait = await late.next_session()
+            assert wait is not None
+            assert (wait.reason, wait.waits_on) == (WaitReason.PROVIDER_BUSY, "places:bigmail.example")
+
+
+@pytest.mark.parametrize("session", [1, 2])
+async def test_no_session_begins_when_the_grant_may_be_over(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch, session: int
+) -> None:
+    """This process was frozen between the grant and the connection: another may have the domain."""
+    async with opened(database.gate) as db:
+        shared = SharedLimits(db, "worker", limits(smtp_domain_pause_s=0.0))
+        async with running(*shared.batches):
+            lease = await shared.begin_probe("acme.example", "acme.example")
+            assert isinstance(lease, DomainLease)
+            if session == 2:
+                assert await lease.next_session() is None
+                lease.session_ended()
+            monkeypatch.setattr(limits_module, "_SURE_S", 0.0)
+            wait = await lease.next_session()
+            assert wait is not None
+            assert (wait.reason, wait.after_s) == (WaitReason.OUR_MACHINE, 0.0)
+            await lease.release(talked=False)
+            assert await used(db) == session - 1, "its unit comes back"
+
+
+async def test_begins_ends_and_renewals_of_the_same_domains_do_not_deadlock(
     database: DatabaseDsns, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Begins go by provider, ends by domain: in two orders, where companies share providers."""
     together = [(f"{n}.example", f"{7 - n}.shared.example") for n in range(8)]
 
-    async def over_and_over(shared: SharedLimits) -> None:
+    async def over_and_over(shared: SharedLimits, passes: Passes) -> None:
         for _ in range(60):
             for begun in await asyncio.gather(*(shared.begin_probe(*pair) for pair in together)):
                 if isinstance(begun, DomainLease):
                     await begun.next_session()
+                    await passes.renew_leases([], dict(shared.held))
                     endings.append(asyncio.create_task(begun.release(talked=False)))
             await asyncio.sleep(0)
 
@@ -490,9 +554,9 @@ async def test_begins_and_ends_of_the_same_domains_do_not_deadlock(
         workers = []
         for number in range(4):
             db = await stack.enter_async_context(opened(database.gate))
-            workers.append(SharedLimits(db, f"worker-{number}", free))
-            await stack.enter_async_context(running(*workers[-1].batches))
+            workers.append((SharedLimits(db, f"worker-{number}", free), Passes(db, f"worker-{number}", "test")))
+            await stack.enter_async_context(running(*workers[-1][0].batches))
         with caplog.at_level(logging.INFO):
-            await asyncio.gather(*(over_and_over(one) for one in workers))
+            await asyncio.gather(*(over_and_over(*one) for one in workers))
             await asyncio.gather(*endings)
     assert "deadlock" not in caplog.text

@@ -116,7 +116,7 @@ async def test_a_new_company_is_asked_recorded_published_and_then_may_be_acked()
     parts = Parts()
     assert await parts.companies.from_event(origin(), None) == "PASS"
     assert parts.steps == ["look up", "ask", "record", "publish"]
-    assert parts.left == ["publish"], "before its answers are on record another company would ask the domain again"
+    assert parts.left[0] == "record", "before its answers are on record another company would ask the domain again"
 
 
 async def test_a_decided_company_is_neither_asked_nor_published_again() -> None:

@@ -2,7 +2,9 @@
 -- of a domain has a name of its own: a pass that was frozen, or whose Postgres was away, for longer than its lease finds
 -- that another has the domain now, also another one of its own worker (ADR-CT-IMO-006).
 
-ALTER TABLE outreach.ct_domains ADD COLUMN lease uuid;  -- chosen by the pass that holds it
+ALTER TABLE outreach.ct_domains
+    ADD COLUMN lease uuid,       -- chosen by the pass that holds it
+    ADD COLUMN sessions integer; -- that it has units for
 
 -- A good talk stays with the provider that it was with, also when its domain is asked at another one next: then it is
 -- kept under a name that no domain has.
@@ -185,11 +187,13 @@ BEGIN
         END IF;
         PERFORM outreach.ct_note_talk(d.provider, d.talked_at) FROM outreach.ct_domains AS d
             WHERE d.domain = item.domain AND d.provider <> item.provider AND d.talked_at IS NOT NULL;
-        INSERT INTO outreach.ct_domains AS d (domain, provider, lease_owner, lease, lease_until, free_at)
-            VALUES (item.domain, item.provider, owner, item.lease, moment + lease_s * interval '1 second', '-infinity')
+        INSERT INTO outreach.ct_domains AS d (domain, provider, lease_owner, lease, sessions, lease_until, free_at)
+            VALUES (
+                item.domain, item.provider, owner, item.lease, 1, moment + lease_s * interval '1 second', '-infinity'
+            )
             ON CONFLICT (domain) DO UPDATE
                 SET provider = excluded.provider, lease_owner = excluded.lease_owner, lease = excluded.lease,
-                    lease_until = excluded.lease_until,
+                    sessions = 1, lease_until = excluded.lease_until,
                     talked_at = CASE WHEN d.provider = excluded.provider THEN d.talked_at END
                 WHERE (d.lease_owner IS NULL OR d.lease_until <= moment) AND d.free_at <= moment;
         IF NOT FOUND THEN
@@ -212,42 +216,58 @@ BEGIN
     END IF;
 END $$;
 
--- Go on with a further session under each lease: one SMTPCheck unit, where the lease is still the caller's. One that ran
--- out goes on too, if nobody took the domain meanwhile. `answer`: granted, domain_busy, cap.
+-- Go on with a further session under each lease, the `numbers`-th: one SMTPCheck unit, where the lease is still the
+-- caller's. One that ran out goes on too, if nobody took the domain meanwhile and its provider has a place. A batch that
+-- runs again after a lost answer takes no unit twice. `answer`: granted, domain_busy, provider_busy, cap. Locks in the
+-- order of ct_begin_probes.
 CREATE FUNCTION outreach.ct_go_on(
-    owner text, domains text[], leases uuid[], lease_s double precision, per_day bigint
+    owner text, domains text[], leases uuid[], numbers integer[], lease_s double precision, per_day bigint,
+    per_provider integer
 ) RETURNS TABLE (place integer, answer text, retry_s double precision) LANGUAGE plpgsql AS $$
 DECLARE
     today date := outreach.ct_utc_day();
     already bigint;
     taken bigint := 0;
-    held uuid[];
+    moment timestamptz;
     item record;
+    held record;
+    busy integer;
 BEGIN
     INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-005', 'day', today) ON CONFLICT DO NOTHING;
     SELECT u.used INTO already FROM outreach.ct_usage AS u
         WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = today FOR UPDATE;
     PERFORM 1 FROM outreach.ct_domains AS d WHERE d.domain = ANY (domains) ORDER BY d.domain FOR UPDATE;
-    WITH still AS (
-        UPDATE outreach.ct_domains AS d
-            SET lease_until = greatest(d.lease_until, clock_timestamp() + lease_s * interval '1 second')
-            FROM unnest(domains, leases) AS i (d, l) WHERE d.domain = i.d AND d.lease = i.l AND d.lease_owner = owner
-            RETURNING d.lease
-    )
-    SELECT array_agg(s.lease) INTO held FROM still AS s;
     FOR item IN
-        SELECT i.d AS domain, i.l AS lease, i.n::integer AS n
-        FROM unnest(domains, leases) WITH ORDINALITY AS i (d, l, n)
+        SELECT i.d AS domain, i.l AS lease, i.s AS number, i.n::integer AS n
+        FROM unnest(domains, leases, numbers) WITH ORDINALITY AS i (d, l, s, n)
     LOOP
         place := item.n; retry_s := NULL;
-        IF (item.lease = ANY (held)) IS NOT TRUE THEN
+        moment := clock_timestamp();
+        SELECT d.provider, d.sessions, d.lease_until INTO held FROM outreach.ct_domains AS d
+            WHERE d.domain = item.domain AND d.lease = item.lease AND d.lease_owner = owner;
+        IF NOT FOUND THEN
             answer := 'domain_busy'; retry_s := outreach.ct_free_in(item.domain);
-        ELSIF already + taken >= per_day THEN
-            answer := 'cap';
-            retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - clock_timestamp());
-        ELSE
-            answer := 'granted'; taken := taken + 1;
+            RETURN NEXT; CONTINUE;
         END IF;
+        IF held.lease_until <= moment AND held.provider <> item.domain THEN
+            SELECT count(*) INTO busy FROM outreach.ct_domains AS d
+                WHERE d.provider = held.provider AND d.lease_owner IS NOT NULL AND d.lease_until > moment;
+            IF busy >= per_provider THEN
+                answer := 'provider_busy';
+                RETURN NEXT; CONTINUE;
+            END IF;
+        END IF;
+        IF held.sessions < item.number THEN
+            IF already + taken >= per_day THEN
+                answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
+                RETURN NEXT; CONTINUE;
+            END IF;
+            taken := taken + 1;
+        END IF;
+        UPDATE outreach.ct_domains AS d
+            SET sessions = item.number, lease_until = greatest(d.lease_until, moment + lease_s * interval '1 second')
+            WHERE d.domain = item.domain;
+        answer := 'granted';
         RETURN NEXT;
     END LOOP;
     IF taken > 0 THEN
