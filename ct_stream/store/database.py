@@ -235,8 +235,8 @@ class Database:
         while True:
             try:
                 return await self.fetch(name, *args)
-            except AGAIN:
-                continue
+            except AGAIN as error:
+                log.info("%s runs again: %s", name, error, extra={"action": "query_again"})
             except OUTAGE as error:
                 await self.retrying(name, error)
 

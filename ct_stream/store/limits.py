@@ -17,8 +17,7 @@ from ct_stream.store.batches import Batches
 from ct_stream.store.passes import LEASE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-    from datetime import date
+    from collections.abc import Sequence
 
     import asyncpg
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 #: A slot of the per-second rate is waited for in the task as long as it is near; else the company is put away.
 _MAX_SLOT_WAIT_S = 1.0
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+_AGAIN_S = 5.0  #: a process that stood still is given time to come to itself
 _SURE_S = LEASE_S - 5.0  #: after its grant a session may begin for so long: a server is slow to take a connection, too
 
 
@@ -75,7 +75,6 @@ class Begun:
     answer: str  #: granted, halted, trial, provider_closed, provider_busy, domain_busy, answered, cap
     retry_s: float | None
     detail: str | None
-    day: date | None = None  #: when granted: to which the unit goes back when it is not used
     asked_at: float = 0.0  #: by our monotonic clock: the lease ends no earlier than LEASE_S after it
 
 
@@ -120,7 +119,7 @@ class SharedLimits:
 
         def granted(begun: Begun) -> DomainLease:
             self.held[wanted.lease] = domain
-            return DomainLease(self, wanted, begun)
+            return DomainLease(self, wanted, begun.asked_at)
 
         async def unclaimed(begun: Begun) -> None:
             if begun.answer == "granted":
@@ -153,12 +152,12 @@ class SharedLimits:
         wait = _wait(begun, held.domain, provider, limits)
         return replace(wait, after_s=begun.retry_s) if begun.answer == "provider_closed" else wait
 
-    async def next_session(self, held: Wanted, unclaimed: Callable[[Begun], Awaitable[None]]) -> Begun | Wait:
-        """Take the unit of a further session under a lease, if it is held yet: see ct_go_on."""
-        begun = await self.go_on(held, unclaimed=unclaimed)
+    async def next_session(self, held: Wanted) -> float | Wait:
+        """Take the unit of a further session under a lease, if it is held yet: see ct_go_on; return `asked_at`."""
+        begun = await self.go_on(held)
         if begun.answer != "granted":
             return _wait(begun, held.domain, held.provider, self.limits)
-        return begun
+        return begun.asked_at
 
     async def wake_capped(self) -> None:
         """Wake who waits for midnight, as far as units are left: see ct_wake_capped."""
@@ -230,7 +229,7 @@ class SharedLimits:
             [one.lease for one in ended],
             [now - one.ended_at for one in ended],
             [one.talked for one in ended],
-            [one.unused for one in ended],
+            [one.begun for one in ended],
             self.limits.smtp_domain_pause_s,
         )
         return [None] * len(ended)
@@ -238,7 +237,7 @@ class SharedLimits:
 
 def _in_order(rows: Sequence[asyncpg.Record], asked_at: float) -> list[Begun]:
     return [
-        Begun(**{name: row[name] for name in ("answer", "retry_s", "detail", "day")}, asked_at=asked_at)
+        Begun(answer=row["answer"], retry_s=row["retry_s"], detail=row["detail"], asked_at=asked_at)
         for row in sorted(rows, key=lambda row: row["place"])
     ]
 
@@ -251,18 +250,17 @@ class _Ended:
     lease: UUID
     ended_at: float
     talked: bool
-    unused: date | None
+    begun: int  #: sessions
 
 
 class DomainLease:
     """The right to probe one domain, from the first session of a pass to its last."""
 
-    def __init__(self, shared: SharedLimits, held: Wanted, begun: Begun) -> None:
+    def __init__(self, shared: SharedLimits, held: Wanted, granted_at: float) -> None:
         self._shared = shared
         self._held = held
-        self._granted = begun
-        self._sessions = 0
-        self._unused = begun.day  # the day of a unit with which no session was begun yet
+        self._granted_at = granted_at  # as Begun.asked_at
+        self._begun = 0
         self._ended_at = time.monotonic()
         self._released = False
 
@@ -276,35 +274,32 @@ class DomainLease:
 
         `is_known`: its rail has let this lease in before, so that its one try is ours.
         """
-        return await self._shared.enter_provider(self._held, provider, is_own=is_own, is_known=is_known)
+        wait = await self._shared.enter_provider(self._held, provider, is_own=is_own, is_known=is_known)
+        if wait is None and not is_own:
+            self._held = replace(self._held, provider=provider)
+        return wait
 
     async def next_session(self) -> Wait | None:
         """Come back when the domain's pause is over, with the unit of a session that may begin at once.
 
         After an outage or a freeze that outlasted the lease another pass may have the domain: then nothing is taken.
         """
-        self._sessions += 1
-        if self._sessions > 1:
+        if self._begun:
             pause = self._ended_at + self._shared.limits.smtp_domain_pause_s - time.monotonic()
             if pause > 0:
                 await asyncio.sleep(pause)
-            begun = await self._shared.next_session(replace(self._held, session=self._sessions), self._keep)
-            if isinstance(begun, Wait):
-                return begun
-            await self._keep(begun)
-        if time.monotonic() - self._granted.asked_at > _SURE_S:
+            granted_at = await self._shared.next_session(replace(self._held, session=self._begun + 1))
+            if isinstance(granted_at, Wait):
+                return granted_at
+            self._granted_at = granted_at
+        if time.monotonic() - self._granted_at > _SURE_S:
             return Wait(
                 reason=WaitReason.OUR_MACHINE,
                 detail=f"this process stood still after its turn at {self._held.domain} came, and it may be over",
-                after_s=0.0,
+                after_s=_AGAIN_S,
             )
-        self._unused = None
+        self._begun += 1
         return None
-
-    async def _keep(self, begun: Begun) -> None:
-        """Have a unit, until a session begins with it."""
-        if begun.answer == "granted":
-            self._granted, self._unused = begun, begun.day
 
     def session_ended(self) -> None:
         """Start the domain's pause."""
@@ -325,7 +320,7 @@ class DomainLease:
                     lease=held.lease,
                     ended_at=self._ended_at,
                     talked=talked,
-                    unused=self._unused,
+                    begun=self._begun,
                 )
             )
 

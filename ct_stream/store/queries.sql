@@ -267,15 +267,13 @@ SELECT outreach.ct_tidy();
 SELECT t.granted, t.delay_s, t.refusal, t.retry_s FROM outreach.ct_take_mx($1, $2, $3, $4) AS t;
 
 -- name: begin_probes
--- See ct_begin_probes. `day`: to which an unused unit goes back; no later than the one that was charged.
-SELECT b.place, b.answer, b.retry_s, b.detail,
-    CASE WHEN b.answer = 'granted' THEN (statement_timestamp() AT TIME ZONE 'UTC')::date END AS day
+-- See ct_begin_probes.
+SELECT b.place, b.answer, b.retry_s, b.detail
 FROM outreach.ct_begin_probes($1, $2, $3, $4, $5::text[], $6::timestamptz[], $7, $8, $9) AS b;
 
 -- name: go_on
--- See ct_go_on. `day` as in begin_probes.
-SELECT g.place, g.answer, g.retry_s, NULL AS detail,
-    CASE WHEN g.answer = 'granted' THEN (statement_timestamp() AT TIME ZONE 'UTC')::date END AS day
+-- See ct_go_on.
+SELECT g.place, g.answer, g.retry_s, NULL AS detail
 FROM outreach.ct_go_on($1, $2, $3, $4, $5, $6, $7) AS g;
 
 -- name: enter_provider
@@ -288,7 +286,7 @@ SELECT outreach.ct_note_talk($1, clock_timestamp());
 
 -- name: end_probes
 -- See ct_end_probes.
-SELECT outreach.ct_end_probes($1, $2, $3, $4, $5, $6::date[], $7);
+SELECT outreach.ct_end_probes($1, $2, $3, $4, $5, $6, $7);
 
 -- name: take_tier2
 -- See ct_take_tier2.

@@ -504,11 +504,15 @@ class Lease:
             if wait.reason is not WaitReason.PROVIDER_BUSY:
                 break
             await asyncio.sleep(pause_s)
-        if wait is not None and wait.reason in (WaitReason.PROVIDER_BUSY, WaitReason.PROVIDER_CLOSED):
-            after_s = max(_AGAIN_S, self._waited_s, wait.after_s or 0.0)
-            # Spread, so that those who met the same moment do not meet again.
-            wait = replace(wait, waits_on="", after_s=min(after_s, _AGAIN_MOST_S) * random.uniform(1.0, 1.5))
-        return wait
+        return self._by_time(wait)
+
+    def _by_time(self, wait: Wait | None) -> Wait | None:
+        """Have a company that waits for a provider behind another host come back by time."""
+        if wait is None or wait.reason not in (WaitReason.PROVIDER_BUSY, WaitReason.PROVIDER_CLOSED):
+            return wait
+        after_s = max(_AGAIN_S, self._waited_s, wait.after_s or 0.0)
+        # Spread, so that those who met the same moment do not meet again.
+        return replace(wait, waits_on="", after_s=min(after_s, _AGAIN_MOST_S) * random.uniform(1.0, 1.5))
 
     async def next_session(self) -> Wait | None:
         """Take the next session's unit and wait for the domain's slot."""
@@ -516,7 +520,7 @@ class Lease:
         wait = await self._lease.next_session()
         if wait is None and self._sessions > 1:
             self._parts.metrics.tool_calls.labels(tool="TOOL-005").inc()
-        return wait
+        return wait if len(self._entered) == 1 else self._by_time(wait)
 
     def greeted(self, begun_at: float) -> None:
         """Tell the controls, off the pass's way: a slow database must not try a server's patience."""

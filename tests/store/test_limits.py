@@ -286,7 +286,8 @@ async def test_a_further_session_that_is_cancelled_before_it_begins_takes_no_uni
             if when == "at the server":
                 await at_the_server(shared.go_on)
             else:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.3)
+                assert await used(db) == 1, "the unit is taken when the session may begin"
             await cancelled(going_on)
             await lease.release(talked=False)
             assert await used(db) == taken, "a session was had for a unit of another"
@@ -368,7 +369,7 @@ async def test_who_meets_the_cap_between_two_hosts_is_not_woken_for_a_unit(datab
 
 END = (
     "SELECT outreach.ct_end_probes("
-    "'worker', ARRAY['acme.example'], ARRAY[$2::uuid], ARRAY[0.0], ARRAY[false], ARRAY[$1::date], 0.0)"
+    "'worker', ARRAY['acme.example'], ARRAY[$1::uuid], ARRAY[0.0], ARRAY[false], ARRAY[0], 0.0)"
 )
 
 
@@ -382,13 +383,14 @@ async def test_a_unit_goes_back_once_and_to_its_own_day(database: DatabaseDsns) 
                 assert isinstance(await shared.begin_probe("acme.example", "acme.example"), DomainLease)
                 lease = await connection.fetchval("SELECT lease FROM outreach.ct_domains WHERE domain = 'acme.example'")
                 assert isinstance(await quick.begin_probe(f"{left}.example", f"{left}.example"), DomainLease)
+                await connection.execute("UPDATE outreach.ct_domains SET unit_day = $1 WHERE lease = $2", day, lease)
                 for _ in range(2):  # the answer to the first was lost
-                    await connection.execute(END, day, lease)
+                    await connection.execute(END, lease)
                 assert await used(db) == left, "the new day has not paid for a unit of before midnight"
             await connection.execute(
-                "UPDATE outreach.ct_domains SET lease_owner = 'quick', lease = $1 WHERE lease_owner IS NULL", lease
+                "UPDATE outreach.ct_domains SET lease_owner = 'worker', lease = $1 WHERE lease_owner IS NULL", lease
             )
-            await connection.execute(END, today, lease)
+            await connection.execute(END, uuid4())
             assert await used(db) == 3, "a lease that ran out is another worker's, with its unit"
 
 
@@ -507,6 +509,7 @@ async def test_a_lease_that_ran_out_takes_no_place_that_another_has(database: Da
             late.session_ended()
             await connection.execute("UPDATE outreach.ct_domains SET lease_until = now() - interval '1 s'")
             assert isinstance(await shared.begin_probe("b.example", "bigmail.example"), DomainLease)
+            await Passes(db, "worker", "test").renew_leases([], dict(shared.held))
             wait = await late.next_session()
             assert wait is not None
             assert (wait.reason, wait.waits_on) == (WaitReason.PROVIDER_BUSY, "places:bigmail.example")
@@ -525,10 +528,20 @@ async def test_no_session_begins_when_the_grant_may_be_over(
             if session == 2:
                 assert await lease.next_session() is None
                 lease.session_ended()
-            monkeypatch.setattr(limits_module, "_SURE_S", 0.0)
+            fetch = db.fetch
+
+            async def answer_late(name: str, *args: Any) -> list[asyncpg.Record]:
+                rows = await fetch(name, *args)
+                await asyncio.sleep(0.3)
+                return rows
+
+            monkeypatch.setattr(db, "fetch", answer_late)
+            monkeypatch.setattr(limits_module, "_SURE_S", 0.2)
+            if session == 1:
+                await asyncio.sleep(0.3)
             wait = await lease.next_session()
             assert wait is not None
-            assert (wait.reason, wait.after_s) == (WaitReason.OUR_MACHINE, 0.0)
+            assert (wait.reason, wait.waits_on) == (WaitReason.OUR_MACHINE, "")
             await lease.release(talked=False)
             assert await used(db) == session - 1, "its unit comes back"
 
@@ -543,6 +556,8 @@ async def test_begins_ends_and_renewals_of_the_same_domains_do_not_deadlock(
         for _ in range(60):
             for begun in await asyncio.gather(*(shared.begin_probe(*pair) for pair in together)):
                 if isinstance(begun, DomainLease):
+                    await begun.next_session()
+                    begun.session_ended()
                     await begun.next_session()
                     await passes.renew_leases([], dict(shared.held))
                     endings.append(asyncio.create_task(begun.release(talked=False)))

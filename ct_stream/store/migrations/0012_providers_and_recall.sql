@@ -4,7 +4,8 @@
 
 ALTER TABLE outreach.ct_domains
     ADD COLUMN lease uuid,       -- chosen by the pass that holds it
-    ADD COLUMN sessions integer; -- that it has units for
+    ADD COLUMN sessions integer, -- that it has units for
+    ADD COLUMN unit_day date;    -- that paid for the last of them
 
 -- A good talk stays with the provider that it was with, also when its domain is asked at another one next: then it is
 -- kept under a name that no domain has.
@@ -97,7 +98,7 @@ END $$;
 
 -- Begin probe chains: for each (domain, provider) the domain's slot under a new lease, a place at the provider and one
 -- SMTPCheck unit, or none of them. A talk on record stays with the provider that it was with. A batch that runs again
--- after a lost answer finds its own leases, and takes nothing for them. `versions` and `seen` are of passes that looked at
+-- after a lost answer finds its own leases, and takes nothing for those that have not run out. `versions` and `seen` are of passes that looked at
 -- the domain memory: where it holds newer answers than `seen` by now, they serve. NULL: it did not look. `answer`: granted,
 -- halted, trial, provider_closed, provider_busy, domain_busy, answered, cap. (Without `leases` it is the function of workers before this version.)
 CREATE FUNCTION outreach.ct_begin_probes(
@@ -124,7 +125,8 @@ BEGIN
     PERFORM 1 FROM outreach.ct_domains AS d WHERE d.domain = ANY (domains) ORDER BY d.domain FOR UPDATE;
     WITH again AS (
         UPDATE outreach.ct_domains AS d SET lease_until = clock_timestamp() + lease_s * interval '1 second'
-            FROM unnest(domains, leases) AS i (d, l) WHERE d.domain = i.d AND d.lease = i.l AND d.lease_owner = owner
+            FROM unnest(domains, leases) AS i (d, l)
+            WHERE d.domain = i.d AND d.lease = i.l AND d.lease_owner = owner AND d.lease_until > clock_timestamp()
             RETURNING d.lease
     )
     SELECT array_agg(a.lease) INTO begun FROM again AS a;
@@ -187,13 +189,16 @@ BEGIN
         END IF;
         PERFORM outreach.ct_note_talk(d.provider, d.talked_at) FROM outreach.ct_domains AS d
             WHERE d.domain = item.domain AND d.provider <> item.provider AND d.talked_at IS NOT NULL;
-        INSERT INTO outreach.ct_domains AS d (domain, provider, lease_owner, lease, sessions, lease_until, free_at)
+        INSERT INTO outreach.ct_domains AS d (
+            domain, provider, lease_owner, lease, sessions, unit_day, lease_until, free_at
+        )
             VALUES (
-                item.domain, item.provider, owner, item.lease, 1, moment + lease_s * interval '1 second', '-infinity'
+                item.domain, item.provider, owner, item.lease, 1, today, moment + lease_s * interval '1 second',
+                '-infinity'
             )
             ON CONFLICT (domain) DO UPDATE
                 SET provider = excluded.provider, lease_owner = excluded.lease_owner, lease = excluded.lease,
-                    sessions = 1, lease_until = excluded.lease_until,
+                    sessions = 1, unit_day = today, lease_until = excluded.lease_until,
                     talked_at = CASE WHEN d.provider = excluded.provider THEN d.talked_at END
                 WHERE (d.lease_owner IS NULL OR d.lease_until <= moment) AND d.free_at <= moment;
         IF NOT FOUND THEN
@@ -217,7 +222,7 @@ BEGIN
 END $$;
 
 -- Go on with a further session under each lease, the `numbers`-th: one SMTPCheck unit, where the lease is still the
--- caller's. One that ran out goes on too, if nobody took the domain meanwhile and its provider has a place. A batch that
+-- caller's. One that ran out goes on too, if nobody took the domain meanwhile, and its place at the provider. A batch that
 -- runs again after a lost answer takes no unit twice. `answer`: granted, domain_busy, provider_busy, cap. Locks in the
 -- order of ct_begin_probes.
 CREATE FUNCTION outreach.ct_go_on(
@@ -243,15 +248,16 @@ BEGIN
     LOOP
         place := item.n; retry_s := NULL;
         moment := clock_timestamp();
-        SELECT d.provider, d.sessions, d.lease_until INTO held FROM outreach.ct_domains AS d
+        SELECT d.provider, d.sessions INTO held FROM outreach.ct_domains AS d
             WHERE d.domain = item.domain AND d.lease = item.lease AND d.lease_owner = owner;
         IF NOT FOUND THEN
             answer := 'domain_busy'; retry_s := outreach.ct_free_in(item.domain);
             RETURN NEXT; CONTINUE;
         END IF;
-        IF held.lease_until <= moment AND held.provider <> item.domain THEN
+        IF held.provider <> item.domain THEN
             SELECT count(*) INTO busy FROM outreach.ct_domains AS d
-                WHERE d.provider = held.provider AND d.lease_owner IS NOT NULL AND d.lease_until > moment;
+                WHERE d.provider = held.provider AND d.lease_owner IS NOT NULL AND d.lease_until > moment
+                    AND d.domain <> item.domain;
             IF busy >= per_provider THEN
                 answer := 'provider_busy';
                 RETURN NEXT; CONTINUE;
@@ -265,7 +271,8 @@ BEGIN
             taken := taken + 1;
         END IF;
         UPDATE outreach.ct_domains AS d
-            SET sessions = item.number, lease_until = greatest(d.lease_until, moment + lease_s * interval '1 second')
+            SET sessions = item.number, unit_day = CASE WHEN d.sessions < item.number THEN today ELSE d.unit_day END,
+                lease_until = greatest(d.lease_until, moment + lease_s * interval '1 second')
             WHERE d.domain = item.domain;
         answer := 'granted';
         RETURN NEXT;
