@@ -11,7 +11,8 @@ KAFKA := $(PYTHON) -m ct_stream.local.kafka_background
 # What meets a broker, and tests/kafka: what only Apache Kafka can show.
 KAFKA_TESTS := tests/faults tests/kafka tests/contract tests/stream tests/ops/test_publish.py tests/ops/test_replay.py \
 	tests/ops/test_verify.py tests/ops/test_undecided.py tests/e2e/test_verify_at_work.py
-PYTEST := $(PYTHON) tools/no_orphans.py $(PYTHON) -m pytest
+CLEANLY := $(PYTHON) tools/no_orphans.py $(PYTHON)
+PYTEST := $(CLEANLY) -m pytest
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,10 +36,10 @@ test-trouble: $(READY)  ## meet troubles of our own that take their time: refusa
 	@$(PYTEST) --numprocesses 3 --dist worksteal tests/trouble
 
 soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kafka: MINUTES=30 SEED=7
-	@$(PYTHON) -m tests.soak.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
+	@$(CLEANLY) -m tests.soak.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
 outages: $(READY)  ## break network and database in turn under a stream (root, nft, ip): MINUTES=5 each
-	@$(PYTHON) -m tests.soak.outages --minutes $(or $(MINUTES),5)
+	@$(CLEANLY) -m tests.soak.outages --minutes $(or $(MINUTES),5)
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e
 	@$(PYTEST) tests/$*
