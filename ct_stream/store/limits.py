@@ -295,7 +295,7 @@ class DomainLease:
         if time.monotonic() - self._granted_at > _SURE_S:
             return Wait(
                 reason=WaitReason.OUR_MACHINE,
-                detail=f"this process stood still after its turn at {self._held.domain} came, and it may be over",
+                detail=f"its turn at {self._held.domain} may be over: our process stood still, or Postgres was late",
                 after_s=_AGAIN_S,
             )
         self._begun += 1

@@ -515,6 +515,21 @@ async def test_a_lease_that_ran_out_takes_no_place_that_another_has(database: Da
             assert (wait.reason, wait.waits_on) == (WaitReason.PROVIDER_BUSY, "places:bigmail.example")
 
 
+async def test_a_providers_own_company_stops_nobody_who_has_a_place_there(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        shared = SharedLimits(db, "worker", limits(smtp_per_provider=2, smtp_domain_pause_s=0.0))
+        async with running(*shared.batches):
+            leases = [
+                await shared.begin_probe(domain, "bigmail.example")
+                for domain in ("a.example", "b.example", "bigmail.example")
+            ]
+            for session in (1, 2):
+                for lease in leases:
+                    assert isinstance(lease, DomainLease)
+                    assert await lease.next_session() is None, session
+                    lease.session_ended()
+
+
 @pytest.mark.parametrize("session", [1, 2])
 async def test_no_session_begins_when_the_grant_may_be_over(
     database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch, session: int

@@ -255,9 +255,10 @@ BEGIN
             RETURN NEXT; CONTINUE;
         END IF;
         IF held.provider <> item.domain THEN
+            -- Also of one that has not run out: a renewal may have revived it. The provider's own company needs no place.
             SELECT count(*) INTO busy FROM outreach.ct_domains AS d
                 WHERE d.provider = held.provider AND d.lease_owner IS NOT NULL AND d.lease_until > moment
-                    AND d.domain <> item.domain;
+                    AND d.domain NOT IN (item.domain, d.provider);
             IF busy >= per_provider THEN
                 answer := 'provider_busy';
                 RETURN NEXT; CONTINUE;

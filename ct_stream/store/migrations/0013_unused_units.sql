@@ -4,7 +4,8 @@
 -- End probe chains. `begun`: how many sessions a pass really began; a unit that it has beyond them goes back to the day
 -- that paid for it, and a company that waits for midnight is woken for it. Only under the caller's own lease: a batch that
 -- runs again after a lost answer ends nothing twice. Where units come back it locks the days' units before domains, as
--- begins do. (Without `leases` it is the function of workers before this version.)
+-- begins do; that of a session which was still asked for when its pass was cancelled may come too late for that, and then
+-- one of two deadlocked statements runs again. (Without `leases` it is the function of workers before this version.)
 CREATE FUNCTION outreach.ct_end_probes(
     owner text, ended_domains text[], leases uuid[], ended_s double precision[], talked boolean[], begun integer[],
     pause_s double precision
