@@ -270,15 +270,15 @@ MEASURED: tuple[tuple[str, str], ...] = (
         "than 2.0 s",
     ),
     (
-        "`make soak MINUTES=30 SEED=20261130`, three brokers, two workers, 2026-11-27",
-        "37,780 companies, 29,469 of them with an SMTP dialogue, 90 kills, 87 of them with 200 or more in flight, 24 "
-        "at the late steps, 18 restarts of brokers and Postgres, 10 freezes, 5 third workers, 12 lies or outages of "
-        "resolvers and port 25, 734 duplicates, 155 pieces of junk: everything held, no answer from inside a fault was "
-        "believed, at rest 63 s after the last fault; 137 repeats on the topics, all identical",
+        "`make soak MINUTES=30 SEED=20261127`, three brokers, two workers, 2026-11-27",
+        "37,791 companies, 29,478 of them with an SMTP dialogue, 88 kills, 85 of them with 200 or more in flight, 24 "
+        "at the late steps, 18 restarts of brokers and Postgres, 8 freezes, 6 third workers, 12 lies or outages of "
+        "resolvers and port 25, 793 duplicates, 167 pieces of junk: everything held, no answer from inside a fault was "
+        "believed, at rest 91 s after the last fault; 424 repeats on the topics, all identical",
     ),
     (
-        "`make fuzz`, five minutes each",
-        "no crash, no hang, no FAIL from garbage",
+        "`make fuzz`, five minutes each, 2026-11-27",
+        "2,000 rounds of DNS answers and 3,000 of SMTP sessions: no crash, no hang, no FAIL from garbage",
     ),
     (
         "`python -m bench.verify`, one million outcomes",
