@@ -38,8 +38,8 @@ test-trouble: $(READY)  ## meet troubles of our own that take their time: refusa
 soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kafka: MINUTES=30 SEED=7
 	@$(CLEANLY) -m tests.soak.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
-outages: $(READY)  ## break network and database in turn under a stream (root, nft, ip): MINUTES=5 each
-	@$(CLEANLY) -m tests.soak.outages --minutes $(or $(MINUTES),5)
+outages: $(READY)  ## break network and database in turn under a stream (root, nft, ip): MINUTES=5 each, ONLY=Postgres
+	@$(CLEANLY) -m tests.soak.outages --minutes $(or $(MINUTES),5) $(if $(ONLY),--only '$(ONLY)')
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e
 	@$(PYTEST) tests/$*

@@ -152,8 +152,8 @@ async def rate(stack: Stack, for_s: float) -> float:
     return (await stack.count_decided() - before) / (time.monotonic() - begin)
 
 
-async def run(per_s: float, outage_s: float, folder: Path) -> int:
-    """Play all outages; return the exit code."""
+async def run(per_s: float, outage_s: float, only: str, folder: Path) -> int:
+    """Play the outages whose names begin with `only`; return the exit code."""
     broken: list[str] = []
     async with Stack(folder, reply_delay_s=0.02, pause_s=0.2, control_s=5.0, CT_PASS_DEADLINE_S="60") as stack:
         stack.start_worker()
@@ -174,6 +174,8 @@ async def run(per_s: float, outage_s: float, folder: Path) -> int:
             (Outage(name="Postgres down", codes=()), trouble.stop_postgres, trouble.start_postgres),
         ]  # fmt: skip
         print(f"{per_s:g} companies a second, outages of {outage_s:g} s", flush=True)
+        plan = [one for one in plan if one[0].name.startswith(only)]
+        assert plan, f"no outage has a name that begins with {only!r}"
         for outage, break_it, mend_it in plan:
             await asyncio.sleep(QUIET_S)
             outage.begin = await database_now(stack)
@@ -240,6 +242,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.outages", description=__doc__.splitlines()[0])
     parser.add_argument("--per-s", type=float, default=50.0)
     parser.add_argument("--minutes", type=float, default=5.0, help="of each outage")
+    parser.add_argument("--only", default="", metavar="NAME", help="those whose names begin so, such as Postgres")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.inside:
@@ -258,7 +261,7 @@ def main() -> int:
         ]
         return subprocess.run(["unshare", "--net", *inside, *sys.argv[1:]], check=False).returncode
     with tempfile.TemporaryDirectory(prefix="ct-stream-outages-") as folder:
-        return asyncio.run(run(options.per_s, options.minutes * 60, Path(folder)))
+        return asyncio.run(run(options.per_s, options.minutes * 60, options.only, Path(folder)))
 
 
 if __name__ == "__main__":
