@@ -363,13 +363,9 @@ def _wait(begun: Begun, domain: str, provider: str, limits: Limits) -> Wait:
                 after_s=0.0,
             )
         case "cap":
-            return _cap_wait(limits, begun.retry_s)
+            return Wait(
+                reason=WaitReason.DAILY_CAP,
+                detail=f"all {limits.smtp_per_day} SMTP sessions of the UTC day (TOOL-005) are used up",
+                after_s=begun.retry_s,
+            )
     raise AssertionError(begun.answer)
-
-
-def _cap_wait(limits: Limits, retry_s: float | None) -> Wait:
-    return Wait(
-        reason=WaitReason.DAILY_CAP,
-        detail=f"all {limits.smtp_per_day} SMTP sessions of the UTC day (TOOL-005) are used up",
-        after_s=retry_s,
-    )

@@ -98,9 +98,10 @@ END $$;
 
 -- Begin probe chains: for each (domain, provider) the domain's slot under a new lease, a place at the provider and one
 -- SMTPCheck unit, or none of them. A talk on record stays with the provider that it was with. A batch that runs again
--- after a lost answer finds its own leases, and takes nothing for those that have not run out. `versions` and `seen` are of passes that looked at
--- the domain memory: where it holds newer answers than `seen` by now, they serve. NULL: it did not look. `answer`: granted,
--- halted, trial, provider_closed, provider_busy, domain_busy, answered, cap. (Without `leases` it is the function of workers before this version.)
+-- after a lost answer finds its own leases, and takes nothing for those that have not run out. `versions` and `seen` are
+-- of passes that looked at the domain memory: where it holds newer answers than `seen` by now, they serve. NULL: it did not
+-- look. `answer`: granted, halted, trial, provider_closed, provider_busy, domain_busy, answered, cap. (Without `leases` it
+-- is the function of workers before this version.)
 CREATE FUNCTION outreach.ct_begin_probes(
     owner text, domains text[], providers text[], leases uuid[], versions text[], seen timestamptz[],
     lease_s double precision, per_day bigint, per_provider integer
