@@ -21,15 +21,15 @@ from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.verdicts import Held, Passed
 from ct_stream.probes.answer import PassDriver, World
 from ct_stream.probes.local_limits import NoMemory, NoSpine, Tier2Off
+from ct_stream.probes.probing import make_probing
 from ct_stream.probes.toolbox import load_toolbox
 from ct_stream.settings import load_settings
-from ct_stream.wiring.probing import make_probing
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
 
     from ct_stream.gate.waits import Wait
-    from ct_stream.probes.world import Met
+    from ct_stream.probes.needs import Met
 
 
 class NoLimits:

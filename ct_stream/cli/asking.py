@@ -33,8 +33,8 @@ def add_to(main: click.Group) -> None:
         share and obeys halts. Exits 0 for PASS, 1 for FAIL, 2 for HELD (something of ours stands in the way).
         """
         from ct_stream.ops import check as checking
+        from ct_stream.probes.probing import make_probing
         from ct_stream.probes.toolbox import load_toolbox
-        from ct_stream.wiring.probing import make_probing
 
         chosen = settings()
         chosen.require("smtp_helo", "smtp_mail_from")

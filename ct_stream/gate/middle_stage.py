@@ -10,6 +10,8 @@ from collections.abc import Collection, Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from ct_stream.gate.attempts import read_attempt, refusals
+from ct_stream.gate.evidence import proofs_needed
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.patterns import (
     CATCH_ALL_CONFIDENCE,
@@ -21,7 +23,6 @@ from ct_stream.gate.patterns import (
     render,
 )
 from ct_stream.gate.questions import (
-    NAME_TROUBLE,
     RANDOM,
     Answer,
     AskControl,
@@ -38,12 +39,13 @@ from ct_stream.gate.questions import (
     VerifyEmail,
     VerifyStatus,
 )
-from ct_stream.gate.replies import Meaning, Reading, Stage, read_reply
+from ct_stream.gate.replies import Meaning, Stage
 from ct_stream.gate.verdicts import Failed, Held, HeldBy, Passed, Verdict, VerifiedBy
 
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from ct_stream.gate.replies import Reading
     from ct_stream.gate.rules import Rules
 
 Flow: TypeAlias = Generator[Question, Answer, Verdict]
@@ -52,30 +54,6 @@ _NO_MX_REASONS = {
     MxStatus.NO_RECORDS: "the domain has no MX records",
     MxStatus.NXDOMAIN: "the domain does not exist (NXDOMAIN)",
     MxStatus.NULL_MX: "the domain says that it takes no mail (null MX, RFC 7505)",
-}
-# Trouble that may be our own way out, so that it counts only once an SMTP control succeeded after it.
-_CONNECTION_TROUBLE = frozenset(
-    {
-        Trouble.REFUSED,
-        Trouble.UNREACHABLE,
-        Trouble.TIMEOUT,
-        Trouble.CLOSED,
-        Trouble.DEADLINE,
-        Trouble.TLS,
-        Trouble.GARBLED,  # an inspecting firewall on our side garbles every session alike
-    }
-)
-_TROUBLE_SENTENCES = {
-    Trouble.NO_ADDRESS: "the MX host's name has no address",
-    Trouble.NAME_LOOKUP: "the MX host's address could not be looked up",
-    Trouble.UNROUTABLE: "MX is not publicly routable",
-    Trouble.REFUSED: "connection refused",
-    Trouble.UNREACHABLE: "network unreachable",
-    Trouble.TIMEOUT: "timeout",
-    Trouble.CLOSED: "the server closed the connection",
-    Trouble.GARBLED: "the server does not speak SMTP",
-    Trouble.TLS: "TLS failed",
-    Trouble.DEADLINE: "timeout: the pass deadline was reached",
 }
 
 
@@ -129,13 +107,8 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
             hosts = (step.attempt.host,)
         elif step.attempt.stage is not Stage.RCPT or step.attempt.trouble is Trouble.DEADLINE:
             break  # no host can be talked to: the remaining patterns stay unasked, which is inconclusive
-    # Every attempt counts, not only the last: a timeout at the first host may be our own blocked port whatever the
-    # second host said. It may be a backup that knows no mailboxes.
-    troubles = {attempt.trouble for step in asked for attempt in step.answer.troubled}
-    if troubles & NAME_TROUBLE:
-        yield AskControl(kind=ControlKind.DNS)
-    if troubles & _CONNECTION_TROUBLE:
-        yield AskControl(kind=ControlKind.SMTP)
+    for kind in proofs_needed(step.answer for step in asked):
+        yield AskControl(kind=kind)
     # Behind a host whose policy refuses us it may be a backup, which knows no mailboxes: that decides nothing.
     is_whole = not settled and len(asked) == len(rules.patterns)
     if is_whole and all(step.reading.meaning is Meaning.REJECT for step in asked):
@@ -162,37 +135,6 @@ def _probe(
             if held.by is HeldBy.RATE or not (answer.settled or held.host in settled):
                 return held
     return _Asked(pattern=pattern, answer=answer, reading=reading)
-
-
-def refusals(answer: MailboxAnswer) -> list[Held]:
-    """Return the holds that replies about us put on the pass, in the order of the hosts."""
-    return [held for held in map(_held, answer.attempts) if held is not None]
-
-
-def read_attempt(attempt: Attempt) -> Reading:
-    """Return what one attempt means; without a reply it is inconclusive, and its trouble is the cause."""
-    if attempt.reply is None:
-        assert attempt.trouble is not None
-        return Reading(
-            meaning=Meaning.INCONCLUSIVE,
-            rule=f"trouble-{attempt.trouble}",
-            cause=_TROUBLE_SENTENCES[attempt.trouble],
-        )
-    return read_reply(attempt.stage, attempt.reply)
-
-
-def _held(attempt: Attempt) -> Held | None:
-    """Return the hold that a reply about us puts on the pass."""
-    reading = read_attempt(attempt)
-    if reading.meaning is Meaning.ABOUT_US:
-        by = HeldBy.REFUSED
-    elif reading.meaning is Meaning.OUR_RATE:
-        by = HeldBy.RATE
-    else:
-        return None
-    assert attempt.reply is not None
-    reason = f"{attempt.host} at {attempt.stage}: {attempt.reply.code} {attempt.reply.enhanced} {attempt.reply.text}"
-    return Held(by=by, host=attempt.host, reason=reason[:300])
 
 
 def _accepted(outreach_id: UUID, domain: str, pattern: Pattern, host: str, *, refused: int) -> Flow:

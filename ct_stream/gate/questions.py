@@ -143,10 +143,6 @@ class Trouble(StrEnum):
     DEADLINE = "deadline"  #: the pass had no waiting time left
 
 
-#: What a resolver of ours may have made up.
-NAME_TROUBLE = frozenset({Trouble.NO_ADDRESS, Trouble.NAME_LOOKUP, Trouble.UNROUTABLE})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One try at one address of one host: a reply, or the trouble that stood in its place."""
@@ -172,18 +168,9 @@ class MailboxAnswer:
 
     @property
     def reached_rcpt(self) -> bool:
-        """Tell if a server answered the RCPT TO."""
+        """Return whether a server answered the RCPT TO."""
         last = self.attempts[-1]
         return last.stage is Stage.RCPT and last.reply is not None
-
-    @property
-    def troubled(self) -> tuple[Attempt, ...]:
-        """Return the attempts without a reply, but not those at the host that answered the RCPT TO in the end.
-
-        A backup's word stands for the company only where its first host was silent by itself: that may be our trouble.
-        """
-        spoke = self.attempts[-1].host if self.reached_rcpt else None
-        return tuple(attempt for attempt in self.attempts if attempt.reply is None and attempt.host != spoke)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

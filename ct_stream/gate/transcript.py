@@ -6,7 +6,6 @@ from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from ct_stream.gate.questions import (
-    NAME_TROUBLE,
     Answer,
     Attempt,
     ControlAnswer,
@@ -96,55 +95,6 @@ def tools_used(exchanges: Sequence[Exchange]) -> list[str]:
         if answers:
             tools.append(f"{tool}:memory" if all(exchange.remembered for exchange in answers) else tool)
     return tools
-
-
-def without_trouble(exchanges: Sequence[Exchange]) -> list[Exchange]:
-    """Return the exchanges without those that our own trouble may have made, and without what rests on them.
-
-    Called when a control failed around them: a timeout, a refused connection or a dead resolver then says nothing
-    about the company, and those questions count as unasked.
-    """
-    kept: list[Exchange] = []
-    for exchange in exchanges:
-        answer = exchange.answer
-        if isinstance(answer, MxAnswer) and answer.status is not MxStatus.FOUND:
-            break
-        if isinstance(answer, MailboxAnswer) and answer.troubled:
-            break  # what follows was asked of the hosts that this answer left
-        if isinstance(answer, ControlAnswer):
-            break
-        kept.append(exchange)
-    return kept
-
-
-def met_trouble(exchanges: Sequence[Exchange]) -> bool:
-    """Tell if anything but the other side's word stands in these answers, so that it may be our own trouble."""
-    return any(
-        answer.status is MxStatus.UNAVAILABLE
-        if isinstance(answer, MxAnswer)
-        else isinstance(answer, MailboxAnswer) and bool(answer.troubled)
-        for answer in (exchange.answer for exchange in exchanges)
-    )
-
-
-def met_name_trouble(exchanges: Sequence[Exchange]) -> bool:
-    """Tell if a mail host's name could not be looked up, so that it may be our resolvers' trouble."""
-    return any(
-        attempt.trouble in NAME_TROUBLE
-        for exchange in exchanges
-        if isinstance(exchange.answer, MailboxAnswer)
-        for attempt in exchange.answer.troubled
-    )
-
-
-def answered(exchanges: Sequence[Exchange]) -> list[Exchange]:
-    """Return those in which a server answered RCPT TO: its word holds, also where an answer before it is void.
-
-    Not where another host was silent before: that one is to be tried again.
-    """
-    return [
-        e for e in exchanges if isinstance(e.answer, MailboxAnswer) and e.answer.reached_rcpt and not e.answer.troubled
-    ]
 
 
 def to_json(exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:

@@ -1,12 +1,18 @@
 """Why does an undecided company wait, and what ends its wait?
 
-A wait is never an outcome: something of ours (a limit, a lease, a control, the spine's grace) stands in the way.
+A wait is never an outcome: something of ours (a limit, a lease, a control, the spine's grace) is in the way.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from ct_stream.gate.questions import ControlKind
 
 
 class WaitReason(StrEnum):
@@ -33,12 +39,78 @@ class WaitReason(StrEnum):
     DRAIN = "drain"  #: given up by a worker that was told to stop
 
 
+class WaitsOn(str):
+    """The name of what ends a wait. Made by these constructors alone; Postgres wakes companies by the same names.
+
+    `provider:`, `tool:` and the bare names are also the keys of guardrails: opening one ends the waits on it.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def provider(cls, provider: str) -> WaitsOn:
+        """Until the provider opens again, or its next try is due."""
+        return cls(f"provider:{provider}")
+
+    @classmethod
+    def place(cls, provider: str) -> WaitsOn:
+        """Until a session at the provider ends."""
+        return cls(f"places:{provider}")
+
+    @classmethod
+    def domain(cls, domain: str) -> WaitsOn:
+        """Until the company that asks this domain now is done."""
+        return cls(f"domain:{domain}")
+
+    @classmethod
+    def control(cls, kind: ControlKind) -> WaitsOn:
+        """Until a control of this kind succeeds."""
+        return cls(f"control:{kind}")
+
+    @classmethod
+    def tool(cls, tool_id: str) -> WaitsOn:
+        """Until a person resumes the tool."""
+        return cls(f"tool:{tool_id}")
+
+    @classmethod
+    def cap(cls, tool_id: str) -> WaitsOn:
+        """Until units of the day are left."""
+        return cls(f"cap:{tool_id}")
+
+    @classmethod
+    def paid_call(cls, outreach_id: UUID) -> WaitsOn:
+        """Until the company's one paid call has its answer."""
+        return cls(f"tier2:{outreach_id}")
+
+    @classmethod
+    def vendor(cls) -> WaitsOn:
+        """Until the vendor has shown that it works."""
+        return cls("tier2:turn")
+
+    @classmethod
+    def spine(cls) -> WaitsOn:
+        """Until a person resumes the spine check."""
+        return cls("spine")
+
+    @property
+    def is_control(self) -> bool:
+        """Return whether a control ends it."""
+        return self.startswith("control:")
+
+
+NOTHING = WaitsOn()  #: time alone ends the wait
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """What stands in the way, for a person, and when to look again."""
+    """What is in the way, for a person, and when to look again."""
 
     reason: WaitReason
     detail: str  #: one sentence
-    after_s: float | None = None  #: look again in so many seconds; None: something named by `waits_on` ends it
-    #: Such as "provider:bigmail.example", "domain:acme.example", "control:smtp", "tool:TOOL-005", "cap:TOOL-005".
-    waits_on: str = ""
+    after_s: float | None = None  #: look again in so many seconds; None: what `waits_on` names ends it
+    waits_on: WaitsOn = NOTHING
+
+
+def control_wait(kind: ControlKind, detail: str, *, after_s: float | None = None) -> Wait:
+    """Return the wait that a proof of `kind` ends, or time if that is sooner."""
+    return Wait(reason=WaitReason.CONTROL, detail=detail, after_s=after_s, waits_on=WaitsOn.control(kind))

@@ -10,13 +10,13 @@ from uuid import uuid4
 
 from ct_stream.gate.domains import NotADomain, canonical_domain
 from ct_stream.gate.middle_stage import middle_stage
+from ct_stream.gate.providers import registrable_domain
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput, postgres_answers
 from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.local_limits import LocalControls, LocalPermits, LocalRefusals, NoMemory, NoSpine, Tier2Off
-from ct_stream.probes.providers import registrable_domain
 from ct_stream.store.database import Database
 from ct_stream.store.limits import DomainLease, Limits, SharedLimits
 from ct_stream.store.outage import UnfitDatabase
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from ct_stream.probes.answer import Ending
     from ct_stream.probes.controls import SmtpControl
     from ct_stream.probes.mx import Resolver
+    from ct_stream.probes.needs import MailboxAsker, Met, Permits, ProbeLease
     from ct_stream.probes.stopwatch import Stopwatch
     from ct_stream.probes.toolbox import Toolbox
-    from ct_stream.probes.world import MailboxAsker, Met, Permits, ProbeLease
     from ct_stream.settings import Settings
 
 _SLACK_S = 120.0  #: for limits, leases and controls, which the pass deadline does not count

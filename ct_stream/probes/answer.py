@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never
 
-from ct_stream.gate.middle_stage import refusals
+from ct_stream.gate.attempts import refusals
+from ct_stream.gate.evidence import about_us, is_private, may_be_ours, serves_again, to_judge
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.gate.pipeline import single_pass
+from ct_stream.gate.providers import provider_of
 from ct_stream.gate.questions import (
-    RANDOM,
     Answer,
     AskControl,
     LookupMx,
@@ -26,11 +27,10 @@ from ct_stream.gate.questions import (
     VerifyEmail,
 )
 from ct_stream.gate.transcript import Exchange, OutOfStep, Play
-from ct_stream.gate.verdicts import Failed, Held, HeldBy, Passed, Verdict
+from ct_stream.gate.verdicts import Failed, Held, Passed, Verdict
 from ct_stream.gate.waits import Wait, WaitReason
-from ct_stream.probes.providers import is_own_server, provider_of
+from ct_stream.probes.needs import TurnedOff
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
-from ct_stream.probes.world import TurnedOff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -39,11 +39,10 @@ if TYPE_CHECKING:
     from ct_stream.gate.memory import Memory
     from ct_stream.gate.middle_stage import Flow
     from ct_stream.gate.rules import Rules
-    from ct_stream.probes.world import Controls, DomainMemory, MailboxAsker, Permits, Refusals, Spine, Tier2
+    from ct_stream.probes.needs import Controls, DomainMemory, MailboxAsker, Permits, Refusals, Spine, Tier2
 
 log = logging.getLogger(__name__)
 
-_SERVICE_CLOSES = 421  #: RFC 5321 section 3.8: a server that waited too long for us says so, and closes
 _RECALL_AGAIN_S = 1.0  #: a look at the memory is good for so long; less than a domain's pause
 
 
@@ -190,7 +189,7 @@ class PassDriver:
             if self._recall(memory):
                 return None
         known = self._answered.pop(question.key, None)
-        if known is not None and isinstance(question, ProbeMailbox) and _is_of(known, question.hosts):
+        if known is not None and isinstance(question, ProbeMailbox) and serves_again(known, question.hosts):
             self._play.answer(known.answer, asked=known.asked, at=known.at)
             return None
         begun_at, spent_s = time.monotonic(), self.spent_s
@@ -201,7 +200,7 @@ class PassDriver:
                 self._stopwatch.spent_s = spent_s
                 return await self._wait_between(question, answer)
             return answer
-        if _may_be_ours(answer) and (rest_s := self._stalled_since(begun_at)):
+        if not isinstance(answer, TurnedOff) and may_be_ours(answer) and (rest_s := self._stalled_since(begun_at)):
             return Wait(
                 reason=WaitReason.OUR_MACHINE,
                 detail=f"this process stood still while {_asked(question)} was asked, so its silence says nothing",
@@ -211,7 +210,7 @@ class PassDriver:
             self._turn_off(answer.because)
             return None
         if isinstance(answer, MailboxAnswer):
-            self._refused += _about_us(question, answer)
+            self._refused += about_us(question, answer)
         self._play.answer(answer, asked=_asked(question), at=rfc3339(datetime.now(UTC)))
         return None
 
@@ -220,7 +219,7 @@ class PassDriver:
         question = self._play.question
         if self._prober is None or question is None or not self._prober.heard:
             return []
-        return _about_us(question, MailboxAnswer(attempts=tuple(self._prober.heard)))
+        return about_us(question, MailboxAnswer(attempts=tuple(self._prober.heard)))
 
     async def _wait_between(self, question: ProbeMailbox, wait: Wait) -> Wait:
         """Return the wait for a question that a limit of ours cut off between two hosts.
@@ -233,7 +232,7 @@ class PassDriver:
             return wait
         self._refused += helds
         judged = await self._judge(helds, domain)
-        lasting = any(held.by is HeldBy.RATE or not is_own_server(held.host, domain) for held in helds)
+        lasting = not all(is_private(held, domain) for held in helds)
         return judged if judged is not None and lasting else wait
 
     def _turn_off(self, because: str) -> None:
@@ -308,7 +307,7 @@ class PassDriver:
         if not isinstance(verdict, Held):
             if isinstance(verdict, Passed) and self._refused and not self._is_judged:
                 # It changes nothing for this company, whose backup took us. It may for all others.
-                for held in _to_judge(self._refused, verdict.domain):
+                for held in to_judge(self._refused, verdict.domain):
                     await self._world.refusals.note(held, verdict.domain, provider_of(held.host, verdict.domain))
             return verdict
         *before, last = self._play.exchanges
@@ -326,57 +325,13 @@ class PassDriver:
     async def _judge(self, helds: Sequence[Held], domain: str) -> Wait | None:
         """Have replies about us judged, and return the wait of the first of them."""
         self._is_judged = True
-        first, *others = _to_judge(helds, domain)
+        first, *others = to_judge(helds, domain)
         for held in others:
             await self._world.refusals.note(held, domain, provider_of(held.host, domain))
         return await self._world.refusals.judge(first, domain, provider_of(first.host, domain))
 
     def _waiting(self, wait: Wait, pending: Exchange | None = None) -> Waiting:
         return Waiting(wait=wait, exchanges=self.exchanges, spent_s=self.spent_s, pending=pending)
-
-
-def _to_judge(helds: Sequence[Held], domain: str) -> list[Held]:
-    """Return the replies about us that are judged, the one whose wait counts first.
-
-    What is never the company's own policy comes first: a shared provider's word, and that we ask too fast. Only one
-    refusal: a company counts once towards a halt. Each provider that finds us too fast is left alone.
-    """
-    shared = [held for held in helds if not is_own_server(held.host, domain)]
-    too_fast = [held for held in helds if held.by is HeldBy.RATE]
-    first = next(iter([*shared, *too_fast, *helds]))
-    providers = {provider_of(first.host, domain)}
-    others: list[Held] = []
-    for held in too_fast:
-        if provider_of(held.host, domain) not in providers:
-            providers.add(provider_of(held.host, domain))
-            others.append(held)
-    return [first, *others]
-
-
-def _about_us(question: Question, answer: MailboxAnswer) -> list[Held]:
-    """Return the replies about us that count: after a yes a refusal of the random address costs nobody anything."""
-    helds = refusals(answer)
-    if isinstance(question, ProbeMailbox) and question.pattern == RANDOM:
-        return [held for held in helds if held.by is HeldBy.RATE]
-    return helds
-
-
-def _is_of(exchange: Exchange, hosts: Sequence[str]) -> bool:
-    return isinstance(exchange.answer, MailboxAnswer) and exchange.answer.attempts[-1].host in hosts
-
-
-def _may_be_ours(answer: Answer | TurnedOff) -> bool:
-    """Tell if a process that stood still may have made this answer: by a timeout, or a server that lost patience."""
-    if isinstance(answer, MxAnswer):
-        return answer.status is MxStatus.UNAVAILABLE
-    if not isinstance(answer, MailboxAnswer):
-        return False
-    last = answer.attempts[-1]  # an answer to RCPT TO holds, whatever came before it at the same host
-    return (
-        bool(answer.troubled)
-        or not answer.reached_rcpt
-        or (last.reply is not None and last.reply.code == _SERVICE_CLOSES)
-    )
 
 
 def _is_paid(exchanges: Sequence[Exchange]) -> bool:

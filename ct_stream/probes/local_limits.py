@@ -7,11 +7,11 @@ import time
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.memory import Memory
+from ct_stream.gate.providers import is_own_server
 from ct_stream.gate.questions import ControlAnswer, ControlKind, SpineAnswer
 from ct_stream.gate.verdicts import HeldBy
-from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.probes.controls import first_success
-from ct_stream.probes.providers import is_own_server
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ct_stream.gate.verdicts import Held
     from ct_stream.probes.controls import ControlResolver, SmtpControl
     from ct_stream.probes.mx import ControlResult
+    from ct_stream.probes.needs import Met
     from ct_stream.probes.toolbox import Toolbox
-    from ct_stream.probes.world import Met
 
 _RATE_PAUSE_S = 60.0  #: after a reply about our rate
 
@@ -84,7 +84,7 @@ class LocalPermits:
                 reason=WaitReason.DOMAIN_BUSY,
                 detail=f"{domain} is being asked, or was asked less than {self.pause_s:g} s ago",
                 after_s=max(pause_s, 0.0) or None,
-                waits_on=f"domain:{domain}",
+                waits_on=WaitsOn.domain(domain),
             )
         wait = self._no_place(provider) or self.take_session()
         if wait is not None:
@@ -100,7 +100,7 @@ class LocalPermits:
         return Wait(
             reason=WaitReason.PROVIDER_BUSY,
             detail=f"{places} sessions are open to {provider}",
-            waits_on=f"provider:{provider}",
+            waits_on=WaitsOn.provider(provider),
         )
 
     def move(self, provider: str, to_provider: str) -> Wait | None:
@@ -189,7 +189,7 @@ class LocalControls:
         return Wait(
             reason=WaitReason.RESOLVER if kind is ControlKind.DNS else WaitReason.CONTROL,
             detail=f"no control succeeds: {result.detail}",
-            waits_on=f"control:{kind}",
+            waits_on=WaitsOn.control(kind),
         )
 
 
@@ -207,7 +207,7 @@ class LocalRefusals:
                 reason=WaitReason.OUR_RATE,
                 detail=f"{provider} says that we ask too fast: {held.reason}",
                 after_s=_RATE_PAUSE_S,
-                waits_on=f"provider:{provider}",
+                waits_on=WaitsOn.provider(provider),
             )
 
         async def up_to_mail(control: str) -> ControlResult:
@@ -218,14 +218,14 @@ class LocalRefusals:
             return Wait(
                 reason=WaitReason.HALTED,
                 detail=f"a control does not take mail from us either: {result.detail}; first: {held.reason}",
-                waits_on="tool:TOOL-005",
+                waits_on=WaitsOn.tool("TOOL-005"),
             )
         if is_own_server(held.host, domain):
             return None
         return Wait(
             reason=WaitReason.PROVIDER_CLOSED,
             detail=f"{provider} refuses us while a control talks normally: {held.reason}",
-            waits_on=f"provider:{provider}",
+            waits_on=WaitsOn.provider(provider),
         )
 
     async def note(self, held: Held, domain: str, provider: str) -> None:
@@ -260,5 +260,5 @@ class NoSpine:
 
 def _daily_cap(tool: str, per_day: int) -> Wait:
     return Wait(
-        reason=WaitReason.DAILY_CAP, detail=f"{tool} has used its {per_day} of the day", waits_on=f"tool:{tool}"
+        reason=WaitReason.DAILY_CAP, detail=f"{tool} has used its {per_day} of the day", waits_on=WaitsOn.tool(tool)
     )

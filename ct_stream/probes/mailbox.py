@@ -6,22 +6,22 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from ct_stream.gate.providers import provider_of
 from ct_stream.gate.questions import Attempt, MailboxAnswer, Trouble
 from ct_stream.gate.replies import Stage, read_reply
 from ct_stream.gate.waits import Wait
 from ct_stream.probes.mx import NameTrouble
-from ct_stream.probes.providers import provider_of
+from ct_stream.probes.needs import Met
 from ct_stream.probes.routable import is_ip_literal
 from ct_stream.probes.smtp import MAX_RCPTS, SmtpSession, SmtpSettings
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
-from ct_stream.probes.world import Met
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ct_stream.gate.patterns import Address
     from ct_stream.gate.verdicts import Held
-    from ct_stream.probes.world import Permits, ProbeLease
+    from ct_stream.probes.needs import Permits, ProbeLease
 
 MAX_HOSTS = 3
 

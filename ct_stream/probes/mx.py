@@ -179,7 +179,7 @@ class Resolver:
         """Return why an absence that this resolver just told is not believed, or None: a lie covers all names alike.
 
         The question is put after the answer, and to its own cache mostly: a poisoned resolver that is mended before a
-        control of all workers sees it has still told this one (ADR-CT-IMO-023).
+        control of all workers sees it has still told this one (ADR-CT-IMO-024).
         """
         said: list[str] = []
         for domain in self._known:

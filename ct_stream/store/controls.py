@@ -1,60 +1,24 @@
-"""Did a control succeed after a company's last failed answer, and was our own way broken around it?
+"""What have controls shown of our own way, for all workers, and who may ask the next one?
 
-A failed answer counts only between proofs: the control that confirms it was begun after it, no control failed between
-the last proof before it and that one, and the proofs follow each other closely all the time (ADR-CT-IMO-023). An answer
-from inside a stretch of our own trouble, or from a time without proofs, is void.
+Postgres keeps the proofs, their chain and the last stretch of trouble; gate/evidence.py decides what they mean.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from ct_stream.gate.questions import ControlAnswer, ControlKind
-from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.gate.evidence import Way, confirmed, unproven
 
 if TYPE_CHECKING:
+    from ct_stream.gate.evidence import Window
+    from ct_stream.gate.questions import ControlAnswer, ControlKind
+    from ct_stream.gate.waits import Wait
     from ct_stream.store.database import Database
 
 _SIGN_EVERY_S = 1.0
 _CHAIN_SLACK_S = 3.0  #: beyond two intervals, for a poll and a slow statement
-
-_WAIT_SENTENCES = {
-    ControlKind.DNS: "our resolvers must prove that they work (control domain) before its DNS answer is believed",
-    ControlKind.SMTP: "our way out to port 25 must prove to work (control) before its silence is believed",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ControlState:
-    """The proofs and the last stretch of trouble of one kind, by the database's clock."""
-
-    ok_begun_at: datetime
-    ok_detail: str
-    failed_at: datetime
-    failed_detail: str
-    trouble_from: datetime
-    trouble_until: datetime
-    proven_since: datetime  #: since when proofs have followed each other without a gap, up to the last one
-
-    def proves(self, failed_at: datetime) -> bool:
-        """Tell if a proof was begun after an answer that failed at `failed_at`."""
-        return self.ok_begun_at > failed_at
-
-    def voids(self, asked_at: datetime, failed_at: datetime) -> bool:
-        """Tell if an answer asked and failed in this window met a stretch of our own trouble."""
-        return self.trouble_from < failed_at and asked_at < self.trouble_until
-
-    def unbroken(self, asked_at: datetime) -> bool:
-        """Tell if proofs have followed each other without a gap since before a question was put."""
-        return self.proven_since <= asked_at and self.failed_at < self.proven_since
-
-    @property
-    def is_failing(self) -> bool:
-        """Tell if the last control failed, with no proof since."""
-        return self.failed_at > self.ok_begun_at
 
 
 class ControlLedger:
@@ -67,11 +31,11 @@ class ControlLedger:
         self._most_apart_s = 2 * interval_s + _CHAIN_SLACK_S
         self._next: dict[str, float] = {}  # by kind of sign: when another is worth a statement
 
-    async def state(self, kind: ControlKind) -> ControlState:
+    async def state(self, kind: ControlKind) -> Way:
         """Return what is known of our own way of `kind`."""
         row = (await self._database.persist("control", kind.value))[0]
         self._database.saw_clock(row["now"])
-        return ControlState(
+        return Way(
             ok_begun_at=_utc(row["ok_begun_at"]),
             ok_detail=row["ok_detail"],
             failed_at=_utc(row["failed_at"]),
@@ -82,23 +46,12 @@ class ControlLedger:
         )
 
     async def confirm(
-        self, kind: ControlKind, asked: tuple[datetime, datetime] | None, *, in_chain: bool = False
+        self, kind: ControlKind, window: Window | None, *, in_chain: bool = False
     ) -> ControlAnswer | Wait:
-        """Return a proof begun after an answer that was asked for and failed at these moments; None: just now.
-
-        `in_chain`: that it lay in an unbroken chain was found before, and it has waited for something else since.
-        """
-        if asked is not None:
-            asked_at, failed_at = asked
-            state = await self.state(kind)
-            if state.proves(failed_at):
-                if in_chain or state.unbroken(asked_at):
-                    return ControlAnswer(detail=state.ok_detail)
-                sentence = f"{_WAIT_SENTENCES[kind]}; nothing proved that when it was asked, so it is asked again"
-                return control_wait(kind, sentence, after_s=0.0)
-            if state.is_failing:
-                return control_wait(kind, f"{_WAIT_SENTENCES[kind]}; the last one failed: {state.failed_detail}")
-        return control_wait(kind, _WAIT_SENTENCES[kind])
+        """Return the proof of an answer that failed in this window (None: just now), or the wait for one."""
+        if window is None:
+            return unproven(kind)
+        return confirmed(kind, await self.state(kind), window, in_chain=in_chain)
 
     async def begin(self, kind: ControlKind) -> datetime | None:
         """Take the right to ask a control now, when somebody waits for it; return when it was begun."""
@@ -114,7 +67,7 @@ class ControlLedger:
         await self._database.persist("control_failed", kind.value, detail)
 
     def is_due(self, sign: str) -> bool:
-        """Tell if a sign of this kind ("greeting", "good_talk") is worth a statement; at most one a second is."""
+        """Return whether a sign of this kind ("greeting", "good_talk") is worth a statement: one a second at most."""
         now = time.monotonic()
         if now < self._next.get(sign, 0.0):
             return False
@@ -139,8 +92,3 @@ class ControlLedger:
 def _utc(moment: datetime) -> datetime:
     """Return a moment that can be compared: asyncpg gives the infinities without a time zone."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def control_wait(kind: ControlKind, detail: str, *, after_s: float | None = None) -> Wait:
-    """Return the wait that a proof of `kind` ends, or time if that is sooner."""
-    return Wait(reason=WaitReason.CONTROL, detail=detail, after_s=after_s, waits_on=f"control:{kind}")

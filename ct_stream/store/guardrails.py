@@ -2,7 +2,7 @@
 
 Three companies of one provider that end within 24 hours in a refusal of us, in "too fast" or in silence, with no good
 talk between, close that provider; five of the last 20 providers halt the tool until a person resumes it. What concerns
-one company alone is settled by a control and by time: long enough for the others to show what it was (ADR-CT-IMO-019).
+one company alone is settled by a control and by time: long enough for the others to show what it was (ADR-CT-IMO-024).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.events import INPUT_WINDOW, too_many_unreadable
+from ct_stream.gate.evidence import Settling
 from ct_stream.gate.questions import ControlKind
 from ct_stream.gate.verdicts import Held, HeldBy
-from ct_stream.gate.waits import Wait, WaitReason
-from ct_stream.store.controls import control_wait
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -60,13 +60,13 @@ class Guardrails:
         if held.by is HeldBy.RATE:
             await self._note(provider, domain, "rate", held.host, held.reason)
             await self.set_state(
-                f"provider:{provider}", "paused", f"says that we ask too fast: {held.reason}", RATE_PAUSE_S
+                WaitsOn.provider(provider), "paused", f"says that we ask too fast: {held.reason}", RATE_PAUSE_S
             )
             await self._close_where_due(provider, held.reason)
             return Wait(
                 reason=WaitReason.OUR_RATE,
                 detail=f"{provider} says that we ask too fast: {held.reason}",
-                waits_on=f"provider:{provider}",
+                waits_on=WaitsOn.provider(provider),
             )
         await self._note(provider, domain, "refused", held.host, held.reason)
         rows = await self._database.persist("refusing_providers")
@@ -81,25 +81,12 @@ class Guardrails:
             reason=WaitReason.REFUSED,
             detail=f"{provider} refuses us: {held.reason}",
             after_s=FIRST_TRY_S,
-            waits_on=f"provider:{provider}",
+            waits_on=WaitsOn.provider(provider),
         )
 
-    def unsettled(self, age_s: float, what: str) -> Wait | None:
-        """Return why a refusal by one company's own server, so many seconds old, is not its private policy yet."""
-        if SMTP_RAIL in self.halted:
-            return Wait(
-                reason=WaitReason.HALTED,
-                detail=f"TOOL-005 is halted: {self.halted[SMTP_RAIL]}",
-                waits_on=SMTP_RAIL,
-            )
-        age_s = max(0.0, age_s)
-        if age_s >= self._settle_s:
-            return None
-        return Wait(
-            reason=WaitReason.REFUSED,
-            detail=f"{what}; counts as its own policy when others have not refused us for {self._settle_s:g} s",
-            after_s=self._settle_s - age_s,
-        )
+    def settling(self, age_s: float) -> Settling:
+        """Return what time and a halt, as last read, say about a failed answer of this age."""
+        return Settling(settle_s=self._settle_s, age_s=age_s, halted=self.halted.get(SMTP_RAIL))
 
     async def silent(self, provider: str, domain: str) -> None:
         """Record that no server of a shared provider could be reached for this company."""
@@ -111,17 +98,9 @@ class Guardrails:
             return Wait(
                 reason=WaitReason.PROVIDER_CLOSED,
                 detail=f"several companies at {provider} end without an answer: the provider, or its view of us",
-                waits_on=f"provider:{provider}",
+                waits_on=WaitsOn.provider(provider),
             )
-        age_s = max(0.0, age_s)
-        if age_s >= self._settle_s:
-            return None
-        return Wait(
-            reason=WaitReason.PROVIDER_SILENT,
-            detail=f"no server of {provider} could be reached; counts once {self._settle_s:g} s have shown that it is "
-            "not the provider as a whole",
-            after_s=self._settle_s - age_s,
-        )
+        return self.settling(age_s).silence(provider)
 
     async def note_talk(self, provider: str) -> None:
         """Record that a provider talked normally to a company that has its place at another one."""
@@ -131,7 +110,7 @@ class Guardrails:
         """Open a closed provider that talked normally; count the talk in a careful resume."""
         if provider in self._suspects:
             self._suspects.discard(provider)
-            await self.set_state(f"provider:{provider}", "open", "talks normally again", None)
+            await self.set_state(WaitsOn.provider(provider), "open", "talks normally again", None)
         if self._on_trial and (await self._database.persist("end_trial"))[0]["opened"]:
             self._on_trial = False
             say_guardrail(SMTP_RAIL, "open", "three providers have talked normally")
@@ -174,7 +153,7 @@ class Guardrails:
         if rows[0]["companies"] < CLOSE_AFTER_COMPANIES:
             return False
         why = f"{rows[0]['companies']} companies within 24 h and no good talk between, the last one: {reason}"
-        await self.set_state(f"provider:{provider}", "closed", why, FIRST_TRY_S)
+        await self.set_state(WaitsOn.provider(provider), "closed", why, FIRST_TRY_S)
         return True
 
 

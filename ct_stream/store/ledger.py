@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 
 import orjson
 
-from ct_stream.gate.company import Known, Publication
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.memory import FAIL_KEPT, MX_KEPT, PASS_KEPT, is_unpaid, memorable
+from ct_stream.gate.records import Known, Publication
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Passed
 from ct_stream.store.batches import Batches

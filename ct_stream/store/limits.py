@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.store.batches import Batches
 from ct_stream.store.passes import LEASE_S
 
@@ -130,7 +130,7 @@ class SharedLimits:
             return granted(begun)
         wait = _wait(begun, domain, provider, self.limits)
         # Who waits between two hosts is not woken for a unit: the first one would be asked again for each.
-        return replace(wait, waits_on="cap:TOOL-005") if begun.answer == "cap" else wait
+        return replace(wait, waits_on=WaitsOn.cap("TOOL-005")) if begun.answer == "cap" else wait
 
     async def enter_provider(self, held: Wanted, provider: str, *, is_own: bool, is_known: bool) -> Wait | None:
         """Go on at another provider for a domain that is held: see ct_enter_provider."""
@@ -329,32 +329,34 @@ def _wait(begun: Begun, domain: str, provider: str, limits: Limits) -> Wait:
     match begun.answer:
         case "halted":
             return Wait(
-                reason=WaitReason.HALTED, detail=f"TOOL-005 is halted: {begun.detail}", waits_on="tool:TOOL-005"
+                reason=WaitReason.HALTED,
+                detail=f"TOOL-005 is halted: {begun.detail}",
+                waits_on=WaitsOn.tool("TOOL-005"),
             )
         case "trial":
             return Wait(
                 reason=WaitReason.HALTED,
                 detail=f"TOOL-005 comes back carefully, one company at a time: {begun.detail}",
-                waits_on="tool:TOOL-005",
+                waits_on=WaitsOn.tool("TOOL-005"),
             )
         case "provider_closed":
             return Wait(
                 reason=WaitReason.PROVIDER_CLOSED,
                 detail=f"provider {provider} is closed: {begun.detail}",
-                waits_on=f"provider:{provider}",
+                waits_on=WaitsOn.provider(provider),
             )
         case "provider_busy":
             return Wait(
                 reason=WaitReason.PROVIDER_BUSY,
                 detail=f"all sessions allowed at provider {provider} are open",
-                waits_on=f"places:{provider}",
+                waits_on=WaitsOn.place(provider),
             )
         case "domain_busy":
             return Wait(
                 reason=WaitReason.DOMAIN_BUSY,
                 detail=f"another company of {domain} is being probed, or was just now",
                 after_s=begun.retry_s,
-                waits_on=f"domain:{domain}",
+                waits_on=WaitsOn.domain(domain),
             )
         case "answered":
             return Wait(

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ct_stream.gate.company import Parked, Resumed
 from ct_stream.gate.output_stage import Origin
+from ct_stream.gate.records import Parked, Resumed
 from ct_stream.gate.transcript import from_json, to_json
+from ct_stream.gate.waits import WaitsOn
 from ct_stream.store.batches import Batches
 
 if TYPE_CHECKING:
@@ -140,5 +141,5 @@ def _resumed(row: Any) -> Resumed:
         since=row["since"],
         exceptions=row["exceptions"],
         looks=row["looks"],
-        waits_on=row["waits_on"] or "",
+        waits_on=WaitsOn(row["waits_on"] or ""),
     )

@@ -13,8 +13,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING, assert_never
 
-from ct_stream.gate.company import Known, Parked, Publication, Resumed
 from ct_stream.gate.output_stage import Origin, Outcome, output_stage
+from ct_stream.gate.records import Known, Parked, Publication, Resumed
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 

@@ -26,7 +26,7 @@ from ct_stream.stream.topology import kafka_options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ct_stream.gate.company import Publication
+    from ct_stream.gate.records import Publication
     from ct_stream.metrics import Health, Metrics
     from ct_stream.settings import Settings
     from ct_stream.stream.ports import LedgerPort

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from ct_stream.gate.company import FailedAt, Known, Parked, Publication, Resumed
     from ct_stream.gate.output_stage import Origin, Outcome
+    from ct_stream.gate.records import FailedAt, Known, Parked, Publication, Resumed
     from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Failed, Passed
     from ct_stream.gate.waits import Wait

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
 from ct_stream.gate.questions import VerifyAnswer, VerifyStatus
-from ct_stream.gate.waits import Wait, WaitReason
-from ct_stream.probes.world import TurnedOff
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
+from ct_stream.probes.needs import TurnedOff
 from ct_stream.store.guardrails import TIER2_RAIL, say_guardrail
 from ct_stream.store.tier2 import PaidAttempts, Taken, Wanted
 
@@ -135,20 +135,24 @@ class PaidCalls:
                 self._spent = (taken.detail, time.monotonic() + taken.retry_s)
                 return TurnedOff(because=taken.detail)
             case "halted":
-                return Wait(reason=WaitReason.HALTED, detail=f"TOOL-019 is halted: {taken.detail}", waits_on=TIER2_RAIL)
+                return Wait(
+                    reason=WaitReason.HALTED,
+                    detail=f"TOOL-019 is halted: {taken.detail}",
+                    waits_on=WaitsOn.tool("TOOL-019"),
+                )
             case "under_way":
                 return Wait(
                     reason=WaitReason.TIER2,
                     detail="its one paid call is under way in another worker",
                     after_s=taken.retry_s,
-                    waits_on=f"tier2:{wanted.outreach_id}",
+                    waits_on=WaitsOn.paid_call(wanted.outreach_id),
                 )
             case "turn":
                 return Wait(
                     reason=WaitReason.TIER2,
                     detail="others go first: the vendor has not given a usable answer lately",
                     after_s=taken.retry_s,
-                    waits_on="tier2:turn",
+                    waits_on=WaitsOn.vendor(),
                 )
             case "rate":
                 return Wait(

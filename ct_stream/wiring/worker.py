@@ -19,11 +19,13 @@ import uvloop
 from aiokafka.errors import KafkaError
 
 from ct_stream.gate.questions import ControlKind
+from ct_stream.gate.waits import control_wait
 from ct_stream.metrics import Health, Metrics
+from ct_stream.probes.probing import Probing, make_probing
 from ct_stream.probes.tier2 import VendorClient
 from ct_stream.probes.tier2_vendors import make_vendor
 from ct_stream.probes.toolbox import Toolbox, load_toolbox
-from ct_stream.store.controls import ControlLedger, control_wait
+from ct_stream.store.controls import ControlLedger
 from ct_stream.store.database import Database
 from ct_stream.store.exits import WATCHDOG_RAIL, Exit, hung_again, record_exit
 from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, InputControl, SpineControl
@@ -49,7 +51,6 @@ from ct_stream.wiring.descriptors import LEAST, Room, raise_limit, room
 from ct_stream.wiring.ending import EXIT_BUG, EXIT_REFUSED, StopSignals, run_to_the_end
 from ct_stream.wiring.garbage import collect_seldom
 from ct_stream.wiring.health import health_server
-from ct_stream.wiring.probing import Probing, make_probing
 from ct_stream.wiring.pulse import Pulse
 from ct_stream.wiring.tier2 import PaidCalls
 from ct_stream.wiring.watchdog import MOST_EXITS, Senses, Thresholds, Watchdog
@@ -62,8 +63,8 @@ if TYPE_CHECKING:
 
     from faust.types import TP
 
-    from ct_stream.gate.company import Known, Parked, Publication, Resumed
     from ct_stream.gate.output_stage import Origin, Outcome
+    from ct_stream.gate.records import Known, Parked, Publication, Resumed
     from ct_stream.gate.waits import Wait
     from ct_stream.settings import Settings
 

@@ -10,24 +10,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ct_stream.gate.company import FailedAt
 from ct_stream.gate.domains import canonical_domain
-from ct_stream.gate.middle_stage import refusals
-from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer, Trouble
-from ct_stream.gate.replies import Stage
-from ct_stream.gate.transcript import (
-    Exchange,
-    answered,
-    met_name_trouble,
-    met_trouble,
-    without_trouble,
-)
-from ct_stream.gate.verdicts import HeldBy
-from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.gate.evidence import Kept, Moments, nothing_failed, silent_providers, spent_s, weigh
+from ct_stream.gate.providers import is_own_server, provider_of, registrable_domain
+from ct_stream.gate.questions import ControlAnswer, ControlKind, SpineAnswer
+from ct_stream.gate.waits import NOTHING, Wait, WaitReason, WaitsOn
 from ct_stream.probes.answer import PassDriver, Waiting, World
-from ct_stream.probes.providers import is_own_server, provider_of, registrable_domain
-from ct_stream.probes.world import Met
-from ct_stream.store.controls import control_wait
+from ct_stream.probes.needs import Met
 from ct_stream.store.limits import Looked
 
 if TYPE_CHECKING:
@@ -35,20 +24,21 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from ct_stream.gate.company import Known, Resumed
     from ct_stream.gate.memory import Memory
     from ct_stream.gate.output_stage import Origin
     from ct_stream.gate.patterns import Address
     from ct_stream.gate.questions import VerifyAnswer
+    from ct_stream.gate.records import FailedAt, Known, Resumed
     from ct_stream.gate.rules import Rules
+    from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Failed, Held, Passed
     from ct_stream.metrics import Metrics
-    from ct_stream.probes.world import TurnedOff
+    from ct_stream.probes.needs import TurnedOff
+    from ct_stream.probes.probing import Probing
     from ct_stream.store.controls import ControlLedger
     from ct_stream.store.guardrails import Guardrails, SpineControl
     from ct_stream.store.limits import DomainLease, SharedLimits
     from ct_stream.store.memory import DomainMemory
-    from ct_stream.wiring.probing import Probing
     from ct_stream.wiring.tier2 import PaidCalls
 
 log = logging.getLogger(__name__)
@@ -57,7 +47,6 @@ _SPINE_POLL_S = 30.0
 PLACE_PAUSES_S = (0.25, 0.5, 1.0, 2.0)  #: between the looks for a place at the next host's provider
 _AGAIN_S, _AGAIN_MOST_S = 60.0, 21_600.0  #: between two tries of a company that waits at its second provider
 _LOOKED_UP_S = 0.5  #: a look at the memory that came with the company's row is good for so long
-_LOOKS = 1  #: how often silence is looked at again once our own way is proven
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,22 +68,6 @@ class GateParts:
     stalled_since: Callable[[float], float]  #: did this process stand still since (monotonic)? 0.0, or seconds to rest
     pass_deadline_s: float
     spine_grace_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """What an undecided company brings back from its wait."""
-
-    exchanges: Sequence[Exchange] = ()
-    answered: Sequence[Exchange] = ()  #: what servers said behind a void answer: not asked again
-    asked_at: datetime | None = None  #: a proof of our own way must have come before it
-    failed_at: datetime | None = None  #: and one must have begun after it
-    is_void: bool = False  #: some answers were dropped and are asked for anew
-    is_dropped: bool = False  #: an answer about us was, and is asked for anew
-    in_chain: bool = False  #: that they lay in a chain of proofs of port 25 was found before this wait
-    in_both_chains: bool = False  #: and in one of our resolvers, where that matters
-    looks: int = 0
-    wait: Wait | None = None  #: nothing may be asked yet: it waits on, with all that it has
 
 
 class Farewells:
@@ -138,69 +111,15 @@ class WorkerGate:
         return CompanyPass(self._parts, self._chains, self.farewells, origin, event_at, known, resumed, kept)
 
     async def _kept(self, resumed: Resumed) -> Kept:
-        """Return the answers that still count, and since when a proof is needed."""
-        kept, failed_at, asked_at = list(resumed.exchanges), resumed.failed_at, resumed.asked_at or resumed.since
-        is_dropped = resumed.pending is not None
-        if failed_at is None or (resumed.pending is None and len(without_trouble(kept)) == len(kept)):
-            # Nothing failed: it was put away while a control failed, before anything was asked.
-            return Kept(exchanges=kept, looks=resumed.looks, is_dropped=is_dropped)
-        states = {kind: await self._parts.controls.state(kind) for kind in ControlKind}
-        awaited = [state for kind, state in states.items() if resumed.waits_on == f"control:{kind}"]
-        if any(state.voids(asked_at, failed_at) for state in states.values()):
-            # Our own way was broken around these answers: they say nothing about the company.
-            return _void(resumed)
-        if resumed.looks < _LOOKS and met_trouble(kept if resumed.pending is None else [*kept, resumed.pending]):
-            # Silence is believed between two proofs only: an outage that came and went between two controls looks
-            # just like a dead server (ADR-CT-IMO-013), and one that broke a session like one that hung up.
-            return _void(resumed, looks=resumed.looks + 1)
-        if any(state.proves(failed_at) and not state.unbroken(asked_at) for state in awaited):
-            # Nothing proved our own way shortly before (ADR-CT-IMO-023): they may be of a time in which it was broken.
-            return _void(resumed)
-        if resumed.reason == WaitReason.PROVIDER_CLOSED and met_trouble(kept):
-            # The one try of a closed provider has to ask: its silence was heard before it closed.
-            return _void(resumed)
-        if resumed.pending is not None and states[ControlKind.SMTP].proves(failed_at):
-            dns = states[ControlKind.DNS]
-            if resumed.reason != WaitReason.REFUSED and met_name_trouble([*kept, resumed.pending]):
-                # Found now: in the long wait until it is settled nobody asks for proofs.
-                if not dns.proves(failed_at):
-                    wait = control_wait(ControlKind.DNS, "its first host's name may be silent by our resolvers' fault")
-                    return Kept(exchanges=kept, asked_at=asked_at, failed_at=failed_at, looks=resumed.looks, wait=wait)
-                if not dns.unbroken(asked_at):
-                    return _void(resumed)
-            # Its own server refuses us while others talk to us: its private policy, inconclusive (domain scope).
-            answer = resumed.pending.answer
-            assert isinstance(answer, MailboxAnswer)
-            helds = refusals(answer)  # none by rules that are newer than the answer
-            own = [h for h in helds if h.by is HeldBy.REFUSED and is_own_server(h.host, resumed.domain or "")]
-            if not helds or own != helds:
-                return Kept(exchanges=kept, looks=resumed.looks, is_dropped=True)  # a provider is asked again
-            await self._parts.guardrails.refresh(now=True)  # another worker may have halted the tool just now
-            age_s = self._parts.age_s(failed_at)
-            unsettled = self._parts.guardrails.unsettled(age_s, f"{helds[0].host} refuses us")
-            if unsettled is not None:
-                return Kept(exchanges=kept, asked_at=asked_at, failed_at=failed_at, looks=resumed.looks, wait=unsettled)
-            kept.append(replace(resumed.pending, answer=replace(answer, settled=True)))
-            is_dropped = False
-        return Kept(
-            exchanges=kept,
-            asked_at=asked_at,
-            failed_at=failed_at,
-            looks=resumed.looks,
-            is_dropped=is_dropped,
-            in_chain=resumed.reason == WaitReason.PROVIDER_SILENT,
-            in_both_chains=resumed.reason == WaitReason.REFUSED and resumed.pending is not None,
-        )
-
-
-def _void(resumed: Resumed, looks: int | None = None) -> Kept:
-    """Return what is left of answers that say nothing about the company."""
-    return Kept(
-        exchanges=without_trouble(resumed.exchanges),
-        answered=answered(resumed.exchanges),
-        is_void=True,
-        looks=resumed.looks if looks is None else looks,
-    )
+        """Return the answers that still count; the proofs and the guardrails are read only where something failed."""
+        parts = self._parts
+        if nothing_failed(resumed):
+            return weigh(resumed, {}, parts.guardrails.settling(0.0))
+        ways = {kind: await parts.controls.state(kind) for kind in ControlKind}
+        if resumed.pending is not None:
+            await parts.guardrails.refresh(now=True)  # another worker may have halted the tool just now
+        assert resumed.failed_at is not None
+        return weigh(resumed, ways, parts.guardrails.settling(parts.age_s(resumed.failed_at)))
 
 
 class CompanyPass:
@@ -224,16 +143,9 @@ class CompanyPass:
         self._is_new = resumed is None
         self._looked: Looked | None = None
         self._since = resumed.since if resumed else parts.now()
-        self._asked_at, self._failed_at = kept.asked_at, kept.failed_at
         self._farewells = farewells
         self._begun_at = time.monotonic()
-        self._kept = len(kept.exchanges)
-        self._in_chain, self._in_both_chains = kept.in_chain, kept.in_both_chains
-        # Kept answers that failed keep their age; where all is well so far, or void, what fails is of this run.
-        has_failed = kept.wait is not None or len(without_trouble(kept.exchanges)) < len(kept.exchanges)
-        self._is_aged = has_failed and resumed is not None and resumed.asked_at is not None
         self._is_repeat = resumed is not None and resumed.reason == WaitReason.SPINE_CONTROL
-        self.failed = FailedAt.NONE if kept.failed_at is None else FailedAt.ON_RECORD
         self.looks = kept.looks
         self.pending: Exchange | None = resumed.pending if resumed and kept.wait else None
         self._wait = kept.wait
@@ -253,18 +165,14 @@ class CompanyPass:
             parts.rules,
             world,
             deadline_s=parts.pass_deadline_s,
-            spent_s=_spent_s(resumed, kept),
+            spent_s=spent_s(resumed, kept),
             kept=kept.exchanges,
             answered=kept.answered,
             see_off=farewells.take,
             stalled_since=parts.stalled_since,
         )
-        if len(self._driver.exchanges) < self._kept:
-            # They were given under other rules: all is asked anew, and nothing is on record about that.
-            self._kept = len(self._driver.exchanges)
-            self._asked_at = self._failed_at = None
-            self._is_aged = False
-            self.failed = FailedAt.NONE
+        self._moments = Moments.of(resumed, kept, taken=len(self._driver.exchanges))
+        self._ended_by: Wait | None = None
 
     async def run(self) -> Passed | Failed | Wait:
         """Go on until there is a verdict, or a wait."""
@@ -273,20 +181,12 @@ class CompanyPass:
         result: Passed | Failed | Waiting | None = None
         try:
             result = await self._driver.run()
-        except asyncio.CancelledError:
-            self._note_failure()
-            raise
         finally:
             if result is None or isinstance(result, Waiting):
                 self.leave()
         if isinstance(result, Waiting):
             self.pending = result.pending
-            self._note_failure()
-            if result.wait.waits_on.startswith("control:"):
-                if self._is_fresh():
-                    self.failed = FailedAt.NOW
-            elif self.pending is not None:
-                self.failed = FailedAt.NONE  # a provider's word: asked again, and settled by its next talk
+            self._ended_by = result.wait
             return result.wait
         return result
 
@@ -295,10 +195,10 @@ class CompanyPass:
         if self._domain is not None and self._chains.get(self._domain) is self:
             del self._chains[self._domain]
 
-    def _note_failure(self) -> None:
-        """See that no proof from before an answer of this run that failed counts for it."""
-        if self._failed_at is not None and met_trouble(self._driver.exchanges[self._kept :]):
-            self.failed = FailedAt.NOW
+    @property
+    def failed(self) -> FailedAt:
+        """Return when its last failed answer came."""
+        return self._moments.failed(self.exchanges, self._ended_by, self.pending)
 
     @property
     def exchanges(self) -> Sequence[Exchange]:
@@ -318,14 +218,11 @@ class CompanyPass:
     @property
     def asked_at(self) -> datetime | None:
         """Return when its first question was put, or None when that is on record."""
-        return None if self._is_aged else self._parts.now() - timedelta(seconds=time.monotonic() - self._begun_at)
+        return (
+            None if self._moments.is_aged else self._parts.now() - timedelta(seconds=time.monotonic() - self._begun_at)
+        )
 
-    def _is_fresh(self) -> bool:
-        """Tell if the last failed answer is of this run, so that only a proof from now on counts."""
-        answers = [e for e in self._driver.exchanges[self._kept :] if not isinstance(e.answer, ControlAnswer)]
-        return self._failed_at is None or bool(answers) or self.pending is not None
-
-    # ---------------------------------------------------------------- the world's protocols (probes/world.py)
+    # ---------------------------------------------------------------- the world's protocols (probes/needs.py)
 
     async def lookup(self, outreach_id: UUID) -> SpineAnswer | Wait:
         """Return the spine row that was read with the company, or why its absence cannot be believed yet."""
@@ -354,7 +251,7 @@ class CompanyPass:
                 reason=WaitReason.SPINE_CONTROL,
                 detail=f"a missing spine row is not believed: {trouble}",
                 after_s=None if halted else _SPINE_POLL_S,
-                waits_on=parts.spine_control.RAIL,
+                waits_on=WaitsOn.spine(),
             )
         return SpineAnswer(found=known.in_spine, domain=known.domain)
 
@@ -378,7 +275,7 @@ class CompanyPass:
             return Wait(
                 reason=WaitReason.DOMAIN_BUSY,
                 detail=f"another company of {domain} is asking it; its answers will serve",
-                waits_on=f"domain:{domain}",
+                waits_on=WaitsOn.domain(domain),
             )
         return memory
 
@@ -406,34 +303,18 @@ class CompanyPass:
 
     async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
         """Return a proof that was begun after this pass's last failed answer."""
-        asked = None
-        if self._asked_at is not None and self._failed_at is not None and not self._is_fresh():
-            asked = (self._asked_at, self._failed_at)
-        in_chain = self._in_both_chains or (self._in_chain and kind is ControlKind.SMTP)
-        answer = await self._parts.controls.confirm(kind, asked, in_chain=in_chain)
+        moments = self._moments
+        answer = await self._parts.controls.confirm(
+            kind, moments.window(self.exchanges), in_chain=moments.is_in_chain(kind)
+        )
         if isinstance(answer, Wait) or kind is not ControlKind.SMTP:
             return answer
-        for provider in sorted(self._silent_providers()):
-            assert self._failed_at is not None  # a proof was begun after it
-            wait = await self._parts.guardrails.unreached(provider, self._parts.age_s(self._failed_at))
+        for provider in sorted(silent_providers(self.exchanges)):
+            assert moments.failed_at is not None  # a proof was begun after it
+            wait = await self._parts.guardrails.unreached(provider, self._parts.age_s(moments.failed_at))
             if wait is not None:
                 return wait
         return answer
-
-    def _silent_providers(self) -> set[str]:
-        """Return the shared providers of which no server said a word to this pass, whatever other servers said."""
-        silent: set[str] = set()
-        talking: set[str] = set()
-        for exchange in self._driver.exchanges:
-            if not isinstance(exchange.answer, MailboxAnswer):
-                continue
-            domain = exchange.asked.rpartition("@")[2]
-            for attempt in exchange.answer.attempts:
-                if not attempt.ip or attempt.trouble is Trouble.DEADLINE or is_own_server(attempt.host, domain):
-                    continue
-                said = attempt.reply is not None or attempt.stage not in (Stage.CONNECT, Stage.BANNER)
-                (talking if said else silent).add(provider_of(attempt.host, domain))
-        return silent - talking
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:
         """Record a reply about us and return the wait that follows."""
@@ -453,18 +334,6 @@ class CompanyPass:
         brought = await self._parts.paid_calls.verify(outreach_id, address)
         self._driver.count_waiting(brought.waited_s)
         return brought.result
-
-
-def _spent_s(resumed: Resumed | None, kept: Kept) -> float:
-    """Return how much of its pass deadline a company has used up.
-
-    Nothing of it by answers that are void or about us, and nothing by sessions that a drain or a stop of ours broke
-    off: the time for which servers are waited for once more is our fault, and would fail the company in the end.
-    """
-    is_ours = kept.is_void or kept.is_dropped
-    if resumed is None or is_ours or resumed.reason in (WaitReason.DRAIN, WaitReason.OUR_MACHINE):
-        return 0.0
-    return resumed.spent_s
 
 
 class Lease:
@@ -512,7 +381,7 @@ class Lease:
             return wait
         after_s = max(_AGAIN_S, self._waited_s, wait.after_s or 0.0)
         # Spread, so that those who met the same moment do not meet again.
-        return replace(wait, waits_on="", after_s=min(after_s, _AGAIN_MOST_S) * random.uniform(1.0, 1.5))
+        return replace(wait, waits_on=NOTHING, after_s=min(after_s, _AGAIN_MOST_S) * random.uniform(1.0, 1.5))
 
     async def next_session(self) -> Wait | None:
         """Take the next session's unit and wait for the domain's slot."""

@@ -12,9 +12,9 @@ import orjson
 
 from ct_stream.ops.check import Checked, check
 from ct_stream.ops.troubles import ServiceTrouble
+from ct_stream.probes.probing import make_probing
 from ct_stream.probes.toolbox import load_toolbox
 from ct_stream.settings import load_settings
-from ct_stream.wiring.probing import make_probing
 
 
 async def main(domains: list[str]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ct_stream.gate.attempts import read_attempt
 from ct_stream.gate.failures import FailureCode
-from ct_stream.gate.middle_stage import middle_stage, read_attempt
+from ct_stream.gate.middle_stage import middle_stage
 from ct_stream.gate.questions import (
     Answer,
     AskControl,

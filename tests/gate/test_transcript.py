@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ct_stream.gate.evidence import without_trouble
 from ct_stream.gate.questions import (
     Answer,
     ControlAnswer,
@@ -16,7 +17,7 @@ from ct_stream.gate.questions import (
     VerifyStatus,
 )
 from ct_stream.gate.replies import Stage
-from ct_stream.gate.transcript import Exchange, from_json, to_json, tools_used, without_trouble
+from ct_stream.gate.transcript import Exchange, from_json, to_json, tools_used
 from tests.gate.world import GREY, NO, YES, mx, said, trouble
 
 SPINE = Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example"))

@@ -9,9 +9,9 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from ct_stream.gate.company import Parked
 from ct_stream.gate.output_stage import Origin, Outcome, output_stage
 from ct_stream.gate.questions import Attempt, MailboxAnswer, MxAnswer, MxStatus, SpineAnswer
+from ct_stream.gate.records import Parked
 from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy

@@ -11,9 +11,9 @@ import pytest
 from ct_stream.local.farm import MailFarm
 from ct_stream.ops.check import check
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput
+from ct_stream.probes.probing import make_probing
 from ct_stream.probes.toolbox import load_toolbox
 from ct_stream.settings import Settings, load_settings
-from ct_stream.wiring.probing import make_probing
 from tests.ops.rows import execute
 
 if TYPE_CHECKING:

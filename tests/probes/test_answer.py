@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from ct_stream.gate.evidence import answered, met_trouble, without_trouble
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.memory import Memory, memorable, recalled
 from ct_stream.gate.middle_stage import middle_stage
@@ -28,19 +29,11 @@ from ct_stream.gate.questions import (
 )
 from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.rules import Rules
-from ct_stream.gate.transcript import (
-    Exchange,
-    answered,
-    from_json,
-    met_trouble,
-    to_json,
-    tools_used,
-    without_trouble,
-)
+from ct_stream.gate.transcript import Exchange, from_json, to_json, tools_used
 from ct_stream.gate.verdicts import Failed, Held, Passed, VerifiedBy
-from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.probes.answer import PassDriver, Waiting, World
-from ct_stream.probes.world import TurnedOff
+from ct_stream.probes.needs import TurnedOff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -235,7 +228,7 @@ async def test_no_backup_fails_a_company_whose_first_host_may_be_silent_by_our_f
     code: int, trouble: Trouble, kind: ControlKind
 ) -> None:
     answers = [by_backup(code, trouble), *(by_backup(code) for _ in RULES.patterns[1:])]
-    wait = Wait(reason=WaitReason.CONTROL, detail="scripted", waits_on=f"control:{kind}")
+    wait = Wait(reason=WaitReason.CONTROL, detail="scripted", waits_on=WaitsOn.control(kind))
     scripted = Scripted(SPINE, None, BOTH, *answers, wait)
     ending = await driver(scripted).run()
     assert isinstance(ending, Waiting)

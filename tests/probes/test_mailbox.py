@@ -15,9 +15,9 @@ from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.mailbox import MailboxProber
 from ct_stream.probes.mx import NameTrouble
+from ct_stream.probes.needs import Met
 from ct_stream.probes.smtp import SmtpSettings
 from ct_stream.probes.stopwatch import Stopwatch
-from ct_stream.probes.world import Met
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from ct_stream.probes.providers import is_own_server, provider_of
+from ct_stream.gate.providers import is_own_server, provider_of
 from ct_stream.probes.routable import is_ip_literal, is_routable
 
 DROPPED = [

@@ -61,7 +61,7 @@ _AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, a
 #: as a living one's. Half a second is left at its begin, for what had come before and was read late.
 #: A port 25 that is closed for less than SEEN_S may fall between two proofs: two intervals and 3 s may lie between,
 #: and a connection that is begun in it comes through by TCP's own repeats within 3 s more. Then only the two looks at
-#: each company guard, and that no living one failed is all that is asked (ADR-CT-IMO-013, -023).
+#: each company guard, and that no living one failed is all that is asked (ADR-CT-IMO-024).
 _BELIEVED = """
     SELECT DISTINCT o.domain, o.recorded_at, a.said FROM outreach.ct_outcomes AS o
     CROSS JOIN LATERAL jsonb_array_elements(o.transcript) AS a (said)

@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from ct_stream.gate.company import Parked
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.output_stage import Origin, Outcome, output_stage
 from ct_stream.gate.questions import MxAnswer, MxStatus, SpineAnswer
+from ct_stream.gate.records import Parked
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy
-from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.store.database import Database
 from ct_stream.store.limits import Limits
 
@@ -52,7 +52,9 @@ def outcome(outreach_id: UUID | None = None, verdict: Passed | Failed = PASSED, 
 def parked(
     outreach_id: UUID | None = None, *, after_s: float | None = 0.0, waits_on: str = "", **fields: Any
 ) -> Parked:
-    wait = Wait(reason=fields.pop("reason", WaitReason.RATE_LIMIT), detail="why", after_s=after_s, waits_on=waits_on)
+    wait = Wait(
+        reason=fields.pop("reason", WaitReason.RATE_LIMIT), detail="why", after_s=after_s, waits_on=WaitsOn(waits_on)
+    )
     return Parked(
         origin=origin(outreach_id), event_at=None, wait=wait, domain="acme.example", exchanges=EXCHANGES, **fields
     )

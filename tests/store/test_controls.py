@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from ct_stream.gate.company import FailedAt
+from ct_stream.gate.evidence import Way
 from ct_stream.gate.questions import ControlAnswer, ControlKind
+from ct_stream.gate.records import FailedAt
 from ct_stream.gate.waits import Wait, WaitReason
-from ct_stream.store.controls import ControlLedger, ControlState
+from ct_stream.store.controls import ControlLedger
 from ct_stream.store.passes import Passes
 from tests.store.parts import opened, parked, running
 
@@ -33,8 +34,8 @@ def at(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def state(ok: float, trouble: tuple[float, float]) -> ControlState:
-    return ControlState(
+def state(ok: float, trouble: tuple[float, float]) -> Way:
+    return Way(
         ok_begun_at=at(ok), ok_detail="", failed_at=at(0), failed_detail="", trouble_from=at(trouble[0]),
         trouble_until=at(trouble[1]), proven_since=at(0),
     )  # fmt: skip
@@ -111,7 +112,7 @@ async def test_a_failed_control_marks_the_stretch_back_to_the_last_proof(databas
         assert not mended.voids(mended.trouble_until, mended.trouble_until + timedelta(seconds=1))
 
 
-# ---------------------------------------------------------------- the chain of proofs (ADR-CT-IMO-023)
+# ---------------------------------------------------------------- the chain of proofs (ADR-CT-IMO-024)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ async def test_a_failed_control_marks_the_stretch_back_to_the_last_proof(databas
 def test_a_chain_covers_what_was_asked_after_it_began(
     since: float, failed: float, asked: float, unbroken: bool
 ) -> None:
-    chain = ControlState(
+    chain = Way(
         ok_begun_at=at(10), ok_detail="", failed_at=at(failed), failed_detail="", trouble_from=at(-100),
         trouble_until=at(-100), proven_since=at(since),
     )  # fmt: skip

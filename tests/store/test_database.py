@@ -92,7 +92,7 @@ def test_a_clock_that_was_put_right_again_ages_what_comes_after_it(ahead: timede
     db.saw_clock(noon + timedelta(seconds=5))
     db._clock_base = (noon + timedelta(seconds=5), time.monotonic() - 705)  # 705 s later
     assert 699 < db.age_s(noon + timedelta(seconds=10)) < 702, "a refusal of after all that"
-    wait = Guardrails(db, 600.0).unsettled(db.age_s(in_the_future), "its own server refuses us")
+    wait = Guardrails(db, 600.0).settling(db.age_s(in_the_future)).refusal("its own server refuses us")
     assert wait is not None
     assert wait.after_s == 600.0, "not a year"
 

@@ -217,7 +217,7 @@ async def test_the_fifth_refusing_provider_of_the_last_20_halts_the_tool_for_all
             await p.one.judge(held, f"bad{n}.example", f"bad{n}.example", is_own_server=True)
         assert await p.state(SMTP_RAIL) == "halted"
         await p.two.refresh()
-        halted = p.two.unsettled(SETTLE_S * 2, "mx.bad0.example refuses us")
+        halted = p.two.settling(SETTLE_S * 2).refusal("mx.bad0.example refuses us")
         assert halted is not None
         assert halted.reason is WaitReason.HALTED, "what looked like five private policies is about us"
         refused = await p.limits.begin_probe("other.example", "other.example")
@@ -227,10 +227,10 @@ async def test_the_fifth_refusing_provider_of_the_last_20_halts_the_tool_for_all
 
 async def test_one_companys_refusal_is_its_own_policy_only_after_a_while(database: DatabaseDsns) -> None:
     async with parts(database) as p:
-        wait = p.one.unsettled(10.0, "mx.acme.example refuses us")
+        wait = p.one.settling(10.0).refusal("mx.acme.example refuses us")
         assert wait is not None
         assert (wait.reason, wait.after_s) == (WaitReason.REFUSED, SETTLE_S - 10.0)
-        assert p.one.unsettled(SETTLE_S, "mx.acme.example refuses us") is None
+        assert p.one.settling(SETTLE_S).refusal("mx.acme.example refuses us") is None
 
 
 async def test_a_resumed_tool_tries_one_company_at_a_time_until_three_providers_talk(database: DatabaseDsns) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from ct_stream.gate.company import FailedAt
 from ct_stream.gate.output_stage import Origin
+from ct_stream.gate.records import FailedAt
 from ct_stream.gate.waits import WaitReason
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import DomainLease, SharedLimits

@@ -11,12 +11,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from ct_stream.gate.company import FailedAt, Known, Parked, Publication, Resumed
 from ct_stream.gate.output_stage import Origin, Outcome
 from ct_stream.gate.questions import SpineAnswer
+from ct_stream.gate.records import FailedAt, Known, Parked, Publication, Resumed
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy
-from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.gate.waits import NOTHING, Wait, WaitReason, WaitsOn
 from ct_stream.metrics import Metrics
 from ct_stream.stream.companies import Companies
 
@@ -141,7 +141,9 @@ async def test_a_company_whose_wait_is_on_record_is_left_to_the_scheduler() -> N
 
 
 async def test_a_wait_is_recorded_with_its_answers_before_the_ack() -> None:
-    parts = Parts(Wait(reason=WaitReason.PROVIDER_CLOSED, detail="closed", waits_on="provider:bigmail.example"))
+    parts = Parts(
+        Wait(reason=WaitReason.PROVIDER_CLOSED, detail="closed", waits_on=WaitsOn.provider("bigmail.example"))
+    )
     assert await parts.companies.from_event(origin(), None) is None
     assert parts.steps == ["look up", "ask", "park provider_closed"]
     assert len(parts.parked[0].exchanges) == 1
@@ -222,7 +224,7 @@ async def test_two_events_of_one_company_at_once_ask_once() -> None:
 def resumed(company: Origin) -> Resumed:
     return Resumed(
         origin=company, event_at=None, domain=None, reason="control", exchanges=(), pending=None, spent_s=0.0,
-        asked_at=None, failed_at=None, since=NOW, exceptions=0, looks=0, waits_on="",
+        asked_at=None, failed_at=None, since=NOW, exceptions=0, looks=0, waits_on=NOTHING,
     )  # fmt: skip
 
 

@@ -14,10 +14,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from ct_stream.gate.evidence import without_trouble
 from ct_stream.gate.patterns import PATTERNS
 from ct_stream.gate.pipeline import single_pass
 from ct_stream.gate.questions import Answer, AskControl, MxStatus, SpineAnswer, Trouble
-from ct_stream.gate.transcript import Play, from_json, to_json, without_trouble
+from ct_stream.gate.transcript import Play, from_json, to_json
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.stream.ack_gate import AckGates, Cell
 from tests.gate.world import CONTROLS, GREY, NO, RULES, TIER2_OFF, YES, mx, no_mx, trouble

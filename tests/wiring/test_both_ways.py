@@ -10,9 +10,10 @@ import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ct_stream.gate.company import Known, Parked
+from ct_stream.gate.evidence import Settling
 from ct_stream.gate.memory import Memory
 from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, MxAnswer, MxStatus, Trouble
+from ct_stream.gate.records import Known, Parked
 from ct_stream.gate.replies import Stage
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait
@@ -26,8 +27,8 @@ from tests.store.parts import opened, origin, running
 if TYPE_CHECKING:
     import pytest
 
-    from ct_stream.gate.company import Resumed
     from ct_stream.gate.output_stage import Origin
+    from ct_stream.gate.records import Resumed
     from tests.conftest import DatabaseDsns
 
 SCALE = 20
@@ -83,12 +84,15 @@ def parts(controls: ControlLedger, prober: Prober, now: Any) -> Any:
         limits=SimpleNamespace(mx_lookup=nothing),
         own_trouble=lambda: None,
         metrics=SimpleNamespace(tool_calls=count),
-        guardrails=SimpleNamespace(unreached=nothing, halted={}, refresh=nothing),
+        guardrails=SimpleNamespace(
+            unreached=nothing, refresh=nothing, settling=lambda age_s: Settling(settle_s=600.0, age_s=age_s)
+        ),
         spine_control=SimpleNamespace(saw=lambda **_: None),
         pass_deadline_s=90.0,
         spine_grace_s=1.0,
         stalled_since=lambda _: 0.0,
         now=now,
+        age_s=lambda moment: (now() - moment).total_seconds(),
     )
 
 

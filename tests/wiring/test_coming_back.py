@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ct_stream.gate.company import FailedAt, Known, Resumed
 from ct_stream.gate.memory import Memory
 from ct_stream.gate.output_stage import Origin
 from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, SpineAnswer, Trouble
+from ct_stream.gate.records import FailedAt, Known, Resumed
 from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, HeldBy, Passed
-from ct_stream.gate.waits import Wait, WaitReason
-from ct_stream.store.controls import ControlState, control_wait
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
 from ct_stream.wiring.world import WorkerGate
 from tests.gate.world import RULES, mx
 from tests.wiring.test_world import ASKED, FAILED, GOOD, ID, LATER, PATTERN, Controls, proven
 
 if TYPE_CHECKING:
+    from ct_stream.gate.evidence import Way
     from ct_stream.probes.stopwatch import Stopwatch
 
 OWN = ("mx1.acme.example", "mx2.acme.example")
@@ -51,7 +51,7 @@ class Company:
         self.asked = 0
         self.judged: list[str] = []
         self.rates = 0
-        self.ways: dict[ControlKind, ControlState] = {ControlKind.DNS: GOOD, ControlKind.SMTP: GOOD}
+        self.ways: dict[ControlKind, Way] = {ControlKind.DNS: GOOD, ControlKind.SMTP: GOOD}
         self.settles_at_once = True
         self.takes_s = 0.1
         self.then: MailboxAnswer | None = None  #: what the shared server says once it is asked alone
@@ -63,7 +63,7 @@ class Company:
                 Exchange(key="mx", answer=mx(*hosts)),
                 *((Exchange(key=f"rcpt:{PATTERN}", answer=last),) if last else ()),
             ),
-            "pending": None, "looks": 0, "reason": "control", "waits_on": "control:smtp", "asked_at": ASKED,
+            "pending": None, "looks": 0, "reason": "control", "waits_on": WaitsOn("control:smtp"), "asked_at": ASKED,
             "failed_at": FAILED, "spent_s": 5.0,
         } | put_away  # fmt: skip
 
@@ -86,12 +86,12 @@ class Company:
         self.judged.append(provider)
         self.rates += held.by is HeldBy.RATE
         if held.by is HeldBy.RATE:
-            return Wait(reason=WaitReason.OUR_RATE, detail="too fast", waits_on=f"provider:{provider}")
+            return Wait(reason=WaitReason.OUR_RATE, detail="too fast", waits_on=WaitsOn.provider(provider))
         if is_own_server:
             return control_wait(ControlKind.SMTP, f"{held.host} refuses us")
-        return Wait(reason=WaitReason.REFUSED, detail="refuses us", after_s=600.0, waits_on=f"provider:{provider}")
+        return Wait(reason=WaitReason.REFUSED, detail="refuses us", after_s=600.0, waits_on=WaitsOn.provider(provider))
 
-    def _unsettled(self, *_: object) -> Wait | None:
+    def _refusal(self, *_: object) -> Wait | None:
         if self.settles_at_once or self.row["reason"] == WaitReason.REFUSED:
             return None
         return Wait(reason=WaitReason.REFUSED, detail="ten minutes", after_s=600.0)
@@ -106,7 +106,8 @@ class Company:
             memory=SimpleNamespace(recall=self._recall), own_trouble=lambda: None,
             limits=SimpleNamespace(mx_lookup=self._nothing), rules=RULES, controls=Controls(self.ways),
             guardrails=SimpleNamespace(
-                refresh=self._nothing, unsettled=self._unsettled, unreached=self._nothing, judge=self._judge, halted={}
+                refresh=self._nothing, settling=lambda _: SimpleNamespace(refusal=self._refusal),
+                unreached=self._nothing, judge=self._judge,
             ),
             probing=SimpleNamespace(resolver=None, prober=prober),
             paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,
@@ -162,7 +163,7 @@ async def test_a_providers_refusal_makes_no_silence_count_that_nothing_proved() 
 @pytest.mark.parametrize("reason", [WaitReason.PROVIDER_BUSY, WaitReason.DOMAIN_BUSY, WaitReason.RATE_LIMIT])
 async def test_a_provider_that_opened_again_is_asked_however_often_its_company_has_to_wait(reason: WaitReason) -> None:
     """Its silence was heard before it closed. Woken by a good talk, the company finds all places taken."""
-    says = Wait(reason=reason, detail="no place is free", waits_on="places:bigmail.example")
+    says = Wait(reason=reason, detail="no place is free", waits_on=WaitsOn.place("bigmail.example"))
     last = MailboxAnswer(attempts=(attempt(SHARED[0]),))
     company = Company(SHARED, says, last=last, looks=1, reason="provider_closed", waits_on="provider:bigmail.example")
     assert isinstance(await company.come_back(), Wait)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from ct_stream.gate.company import Known, Parked
 from ct_stream.gate.memory import Memory
 from ct_stream.gate.patterns import render
 from ct_stream.gate.questions import ControlKind, MxAnswer, MxStatus
+from ct_stream.gate.records import Known, Parked
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.mailbox import MailboxProber

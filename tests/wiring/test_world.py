@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from ct_stream.gate.company import FailedAt, Known, Resumed
+from ct_stream.gate.evidence import Way
 from ct_stream.gate.memory import Memory
 from ct_stream.gate.output_stage import Origin
 from ct_stream.gate.questions import (
@@ -24,12 +24,13 @@ from ct_stream.gate.questions import (
     SpineAnswer,
     Trouble,
 )
+from ct_stream.gate.records import FailedAt, Known, Resumed
 from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed
-from ct_stream.gate.waits import Wait, WaitReason
-from ct_stream.probes.world import Met
-from ct_stream.store.controls import ControlLedger, ControlState
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
+from ct_stream.probes.needs import Met
+from ct_stream.store.controls import ControlLedger
 from ct_stream.wiring.world import CompanyPass, Farewells, Lease, WorkerGate
 from tests.gate.world import NO, RULES, mx, no_mx, said, trouble
 
@@ -44,10 +45,10 @@ LONG_AGO = ASKED - timedelta(days=1)
 PATTERN = RULES.patterns[0].name
 
 
-def proven(*, since_s: float, until_s: float, trouble_s: tuple[float, float] = (-9000, -8000)) -> ControlState:
+def proven(*, since_s: float, until_s: float, trouble_s: tuple[float, float] = (-9000, -8000)) -> Way:
     """Return a way that proofs show to work from `since_s` to `until_s`, in seconds after the question."""
     at = [ASKED + timedelta(seconds=s) for s in (until_s, *trouble_s, since_s)]
-    return ControlState(
+    return Way(
         ok_begun_at=at[0], ok_detail="", failed_at=LONG_AGO, failed_detail="", trouble_from=at[1], trouble_until=at[2],
         proven_since=at[3],
     )  # fmt: skip
@@ -59,11 +60,11 @@ GOOD = proven(since_s=-60, until_s=5)
 class Controls(ControlLedger):
     """The controls of a way that is known."""
 
-    def __init__(self, ways: dict[ControlKind, ControlState]) -> None:
+    def __init__(self, ways: dict[ControlKind, Way]) -> None:
         super().__init__(cast("Any", None), 30.0)
         self._ways = ways
 
-    async def state(self, kind: ControlKind) -> ControlState:
+    async def state(self, kind: ControlKind) -> Way:
         return self._ways[kind]
 
 
@@ -73,8 +74,8 @@ async def resume(
     *,
     reason: str = "control",
     looks: int = 1,
-    dns: ControlState = GOOD,
-    smtp: ControlState = GOOD,
+    dns: Way = GOOD,
+    smtp: Way = GOOD,
     pending: Answer | None = None,
     says: Sequence[Answer] = (),
     unsettled: Wait | None = None,
@@ -101,7 +102,7 @@ async def resume(
     parts: Any = SimpleNamespace(
         memory=SimpleNamespace(recall=recall), own_trouble=lambda: None,
         limits=SimpleNamespace(mx_lookup=mx_lookup),
-        guardrails=SimpleNamespace(refresh=refresh, unsettled=lambda *_: unsettled, halted={}),
+        guardrails=SimpleNamespace(refresh=refresh, settling=lambda _: SimpleNamespace(refusal=lambda _: unsettled)),
         rules=RULES, controls=Controls({ControlKind.DNS: dns, ControlKind.SMTP: smtp}),
         probing=SimpleNamespace(resolver=None, prober=lambda *_: prober),
         paid_calls=SimpleNamespace(off_because=lambda: "off"),
@@ -113,7 +114,7 @@ async def resume(
     resumed = Resumed(
         origin=origin, event_at=None, domain="acme.example", reason=reason, exchanges=kept,
         pending=Exchange(key=f"rcpt:{PATTERN}", answer=pending) if pending else None, spent_s=80.0, asked_at=ASKED,
-        failed_at=FAILED, since=ASKED, exceptions=0, looks=looks, waits_on=waits_on,
+        failed_at=FAILED, since=ASKED, exceptions=0, looks=looks, waits_on=WaitsOn(waits_on),
     )  # fmt: skip
     known = Known(outcome=None, is_settled=False, pass_state="waiting", in_spine=True, domain="acme.example")
     return await WorkerGate(parts).begin(origin, None, known, resumed)
@@ -200,7 +201,7 @@ async def test_an_answer_found_in_a_chain_needs_none_after_a_long_wait_for_somet
         await waited._parts.controls.confirm(ControlKind.SMTP, (ASKED, FAILED), in_chain=True), ControlAnswer
     )
     assert isinstance(await waited._parts.controls.confirm(ControlKind.SMTP, (ASKED, FAILED)), Wait)
-    assert waited._in_chain
+    assert waited._moments.in_chain
 
 
 async def test_silence_in_the_middle_is_looked_at_again_and_what_was_answered_behind_it_is_not() -> None:

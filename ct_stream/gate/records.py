@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ct_stream.gate.memory import Memory
     from ct_stream.gate.output_stage import Headers, Origin, Outcome
     from ct_stream.gate.transcript import Exchange
-    from ct_stream.gate.waits import Wait
+    from ct_stream.gate.waits import Wait, WaitsOn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,4 +97,4 @@ class Resumed:
     since: datetime
     exceptions: int
     looks: int
-    waits_on: str  #: what ended its wait, as gate/waits.py names it
+    waits_on: WaitsOn  #: what ended its wait

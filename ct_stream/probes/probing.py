@@ -14,8 +14,8 @@ from ct_stream.probes.smtp import SmtpSettings
 
 if TYPE_CHECKING:
     from ct_stream.probes.mx import ControlResult
+    from ct_stream.probes.needs import Permits
     from ct_stream.probes.stopwatch import Stopwatch
-    from ct_stream.probes.world import Permits
     from ct_stream.settings import Settings
 
 

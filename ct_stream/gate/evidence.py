@@ -1,0 +1,637 @@
+"""Does a failed answer count against the company?
+
+Silence, a refused connection, an absent MX or a reply about us may be our own fault: our resolver, our network, our
+address. A FAIL is for ever, so such an answer counts only where our own way to the world is proven around it
+(ADR-CT-IMO-024). `ROWS` is the decision, as a table: what becomes of the answers that a waiting company brings back.
+docs/decision.md is generated from it. How proofs follow each other is kept by store/functions/controls.sql; what they
+mean for an answer is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from ct_stream.gate.attempts import refusals
+from ct_stream.gate.providers import is_own_server, provider_of
+from ct_stream.gate.questions import (
+    RANDOM,
+    ControlAnswer,
+    ControlKind,
+    MailboxAnswer,
+    MxAnswer,
+    MxStatus,
+    ProbeMailbox,
+    Trouble,
+)
+from ct_stream.gate.records import FailedAt
+from ct_stream.gate.replies import Stage
+from ct_stream.gate.verdicts import HeldBy
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from ct_stream.gate.questions import Answer, Attempt, Question
+    from ct_stream.gate.records import Resumed
+    from ct_stream.gate.transcript import Exchange
+    from ct_stream.gate.verdicts import Held
+
+LOOKS = 1  #: how often silence is looked at again once our own way is proven
+_SERVICE_CLOSES = 421  #: RFC 5321 section 3.8: a server that waited too long for us says so, and closes
+
+#: Trouble that a resolver of ours may have made up.
+_NAME_TROUBLE = frozenset({Trouble.NO_ADDRESS, Trouble.NAME_LOOKUP, Trouble.UNROUTABLE})
+#: Trouble that a broken way out may have made: all other kinds (an inspecting firewall of ours garbles every session).
+_CONNECTION_TROUBLE = frozenset(Trouble) - _NAME_TROUBLE
+
+_CONTROL_SENTENCES = {
+    ControlKind.DNS: "our resolvers must prove that they work (control domain) before its DNS answer is believed",
+    ControlKind.SMTP: "our way out to port 25 must prove to work (control) before its silence is believed",
+}
+
+#: When a failed answer was asked for, and when it came.
+Window: TypeAlias = "tuple[datetime, datetime]"
+
+
+# ---------------------------------------------------------------- our own way
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """What controls have shown of our own way of one kind: its proofs and its last stretch of trouble.
+
+    By the database's clock.
+    """
+
+    ok_begun_at: datetime
+    ok_detail: str
+    failed_at: datetime
+    failed_detail: str
+    trouble_from: datetime
+    trouble_until: datetime
+    proven_since: datetime  #: since when proofs have followed each other without a gap, up to the last one
+
+    def proves(self, failed_at: datetime) -> bool:
+        """Return whether a proof was begun after an answer that failed at `failed_at`."""
+        return self.ok_begun_at > failed_at
+
+    def voids(self, asked_at: datetime, failed_at: datetime) -> bool:
+        """Return whether an answer asked and failed in this window met a stretch of our own trouble."""
+        return self.trouble_from < failed_at and asked_at < self.trouble_until
+
+    def unbroken(self, asked_at: datetime) -> bool:
+        """Return whether proofs have followed each other without a gap since before a question was put."""
+        return self.proven_since <= asked_at and self.failed_at < self.proven_since
+
+    @property
+    def is_failing(self) -> bool:
+        """Return whether the last control failed, with no proof since."""
+        return self.failed_at > self.ok_begun_at
+
+
+def confirmed(kind: ControlKind, way: Way, window: Window, *, in_chain: bool) -> ControlAnswer | Wait:
+    """Return the proof of an answer that was asked for and failed at these moments, or the wait for one.
+
+    `in_chain`: that it lay in an unbroken chain was found before, and it has waited for something else since.
+    """
+    asked_at, failed_at = window
+    if way.proves(failed_at):
+        if in_chain or way.unbroken(asked_at):
+            return ControlAnswer(detail=way.ok_detail)
+        sentence = f"{_CONTROL_SENTENCES[kind]}; nothing proved that when it was asked, so it is asked again"
+        return control_wait(kind, sentence, after_s=0.0)
+    if way.is_failing:
+        return control_wait(kind, f"{_CONTROL_SENTENCES[kind]}; the last one failed: {way.failed_detail}")
+    return unproven(kind)
+
+
+def unproven(kind: ControlKind) -> Wait:
+    """Return the wait of an answer that failed just now: no proof can have begun after it."""
+    return control_wait(kind, _CONTROL_SENTENCES[kind])
+
+
+# ---------------------------------------------------------------- what failed in answers
+
+
+def troubled(answer: MailboxAnswer) -> tuple[Attempt, ...]:
+    """Return the attempts without a reply, but not those at the host that answered the RCPT TO in the end.
+
+    A backup's word counts for the company only where its first host was silent by itself: that may be our trouble.
+    """
+    spoke = answer.attempts[-1].host if answer.reached_rcpt else None
+    return tuple(attempt for attempt in answer.attempts if attempt.reply is None and attempt.host != spoke)
+
+
+def proofs_needed(answers: Iterable[MailboxAnswer]) -> list[ControlKind]:
+    """Return which of our own ways must be proven before these answers may fail a company.
+
+    Every attempt counts, not only the last: a timeout at the first host may be our own blocked port, whatever the
+    second host said. It may be a backup that knows no mailboxes.
+    """
+    troubles = {attempt.trouble for answer in answers for attempt in troubled(answer)}
+    needed = []
+    if troubles & _NAME_TROUBLE:
+        needed.append(ControlKind.DNS)
+    if troubles & _CONNECTION_TROUBLE:
+        needed.append(ControlKind.SMTP)
+    return needed
+
+
+def without_trouble(exchanges: Sequence[Exchange]) -> list[Exchange]:
+    """Return the exchanges without those that our own trouble may have made, and without what rests on them.
+
+    Called when a control failed around them: a timeout, a refused connection or a dead resolver then says nothing
+    about the company, and those questions count as unasked.
+    """
+    kept: list[Exchange] = []
+    for exchange in exchanges:
+        answer = exchange.answer
+        if isinstance(answer, MxAnswer) and answer.status is not MxStatus.FOUND:
+            break
+        if isinstance(answer, MailboxAnswer) and troubled(answer):
+            break  # what follows was asked of the hosts that this answer left
+        if isinstance(answer, ControlAnswer):
+            break
+        kept.append(exchange)
+    return kept
+
+
+def met_trouble(exchanges: Iterable[Exchange]) -> bool:
+    """Return whether anything but the other side's word is in these answers, so that it may be our own trouble."""
+    return any(
+        answer.status is MxStatus.UNAVAILABLE
+        if isinstance(answer, MxAnswer)
+        else isinstance(answer, MailboxAnswer) and bool(troubled(answer))
+        for answer in (exchange.answer for exchange in exchanges)
+    )
+
+
+def met_name_trouble(exchanges: Iterable[Exchange]) -> bool:
+    """Return whether a mail host's name could not be looked up, so that it may be our resolvers' trouble."""
+    return any(
+        attempt.trouble in _NAME_TROUBLE
+        for exchange in exchanges
+        if isinstance(exchange.answer, MailboxAnswer)
+        for attempt in troubled(exchange.answer)
+    )
+
+
+def answered(exchanges: Iterable[Exchange]) -> list[Exchange]:
+    """Return those in which a server answered RCPT TO: its word holds even if an answer before it is void.
+
+    Not where another host was silent before: that one is to be tried again.
+    """
+    return [
+        e for e in exchanges if isinstance(e.answer, MailboxAnswer) and e.answer.reached_rcpt and not troubled(e.answer)
+    ]
+
+
+def serves_again(exchange: Exchange, hosts: Sequence[str]) -> bool:
+    """Return whether what a server said behind a void answer holds for the same question, now put to these hosts."""
+    return isinstance(exchange.answer, MailboxAnswer) and exchange.answer.attempts[-1].host in hosts
+
+
+def may_be_ours(answer: Answer) -> bool:
+    """Return whether a process that was stopped for a while may have made this answer.
+
+    By a timeout, or by a server that lost patience.
+    """
+    if isinstance(answer, MxAnswer):
+        return answer.status is MxStatus.UNAVAILABLE
+    if not isinstance(answer, MailboxAnswer):
+        return False
+    last = answer.attempts[-1]  # an answer to RCPT TO holds, whatever came before it at the same host
+    return (
+        bool(troubled(answer))
+        or not answer.reached_rcpt
+        or (last.reply is not None and last.reply.code == _SERVICE_CLOSES)
+    )
+
+
+def silent_providers(exchanges: Iterable[Exchange]) -> set[str]:
+    """Return the shared providers of which no server said a word to this pass, whatever other servers said."""
+    silent: set[str] = set()
+    talking: set[str] = set()
+    for exchange in exchanges:
+        if not isinstance(exchange.answer, MailboxAnswer):
+            continue
+        domain = exchange.asked.rpartition("@")[2]
+        for attempt in exchange.answer.attempts:
+            if not attempt.ip or attempt.trouble is Trouble.DEADLINE or is_own_server(attempt.host, domain):
+                continue
+            said = attempt.reply is not None or attempt.stage not in (Stage.CONNECT, Stage.BANNER)
+            (talking if said else silent).add(provider_of(attempt.host, domain))
+    return silent - talking
+
+
+# ---------------------------------------------------------------- replies about us
+
+
+def about_us(question: Question, answer: MailboxAnswer) -> list[Held]:
+    """Return the replies about us that count: after a yes a refusal of the random address costs nobody anything."""
+    helds = refusals(answer)
+    if isinstance(question, ProbeMailbox) and question.pattern == RANDOM:
+        return [held for held in helds if held.by is HeldBy.RATE]
+    return helds
+
+
+def is_private(held: Held, domain: str) -> bool:
+    """Return whether a reply about us may be this one company's own policy: its own server refuses us."""
+    return held.by is HeldBy.REFUSED and is_own_server(held.host, domain)
+
+
+def to_judge(helds: Sequence[Held], domain: str) -> list[Held]:
+    """Return the replies about us that are judged, the one whose wait counts first.
+
+    What is never the company's own policy comes first: a shared provider's word, and that we ask too fast. Only one
+    refusal: a company counts once towards a halt. Each provider that finds us too fast is left alone.
+    """
+    shared = [held for held in helds if not is_own_server(held.host, domain)]
+    too_fast = [held for held in helds if held.by is HeldBy.RATE]
+    first = next(iter([*shared, *too_fast, *helds]))
+    providers = {provider_of(first.host, domain)}
+    others: list[Held] = []
+    for held in too_fast:
+        if provider_of(held.host, domain) not in providers:
+            providers.add(provider_of(held.host, domain))
+            others.append(held)
+    return [first, *others]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settling:
+    """What time, and a halt, have to say about what concerns one company alone (ADR-CT-IMO-024)."""
+
+    settle_s: float  #: how long others must not have shown that it concerns them too
+    age_s: float  #: of the failed answer; no more than this process has lived through
+    halted: str | None = None  #: why TOOL-005 is halted
+
+    def refusal(self, what: str) -> Wait | None:
+        """Return why a refusal by one company's own server is not its private policy yet."""
+        if self.halted is not None:
+            return Wait(
+                reason=WaitReason.HALTED,
+                detail=f"TOOL-005 is halted: {self.halted}",
+                waits_on=WaitsOn.tool("TOOL-005"),
+            )
+        if self._left_s <= 0:
+            return None
+        return Wait(
+            reason=WaitReason.REFUSED,
+            detail=f"{what}; counts as its own policy when others have not refused us for {self.settle_s:g} s",
+            after_s=self._left_s,
+        )
+
+    def silence(self, provider: str) -> Wait | None:
+        """Return why a shared provider's silence is not its company's failure yet."""
+        if self._left_s <= 0:
+            return None
+        return Wait(
+            reason=WaitReason.PROVIDER_SILENT,
+            detail=f"no server of {provider} could be reached; counts once {self.settle_s:g} s have shown that it is "
+            "not the provider as a whole",
+            after_s=self._left_s,
+        )
+
+    @property
+    def _left_s(self) -> float:
+        return self.settle_s - max(0.0, self.age_s)
+
+
+# ---------------------------------------------------------------- what a waiting company brings back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What an undecided company brings back from its wait."""
+
+    exchanges: Sequence[Exchange] = ()
+    answered: Sequence[Exchange] = ()  #: what servers said behind a void answer: not asked again
+    asked_at: datetime | None = None  #: a proof of our own way must have come before it
+    failed_at: datetime | None = None  #: and one must have begun after it
+    gives_time_back: bool = False  #: some answers were dropped and are asked for again: their time was our fault
+    in_chain: bool = False  #: an unbroken chain of port-25 proofs around them was established before this wait
+    in_both_chains: bool = False  #: and one of our resolvers, where that matters
+    looks: int = 0
+    wait: Wait | None = None  #: nothing may be asked yet: it waits on, with all that it has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """All that decides about the answers of one company that comes back."""
+
+    resumed: Resumed
+    ways: Mapping[ControlKind, Way]
+    settling: Settling
+
+    @property
+    def asked_at(self) -> datetime:
+        """Return when the first of its questions was put."""
+        return self.resumed.asked_at or self.resumed.since
+
+    @property
+    def failed_at(self) -> datetime:
+        """Return when the last failed answer came; only for a company that has one (`nothing_failed`)."""
+        assert self.resumed.failed_at is not None
+        return self.resumed.failed_at
+
+    @property
+    def everything(self) -> list[Exchange]:
+        """Return its answers with the reply about us that is not settled."""
+        pending = self.resumed.pending
+        return [*self.resumed.exchanges, *([] if pending is None else [pending])]
+
+    @property
+    def refuses_us(self) -> list[Held]:
+        """Return what its servers said about us; nothing by rules that are newer than the answer."""
+        pending = self.resumed.pending
+        assert pending is not None
+        assert isinstance(pending.answer, MailboxAnswer)
+        return refusals(pending.answer)
+
+    @property
+    def is_proven_about_us(self) -> bool:
+        """Return whether a reply about us is pending and a proof of port 25 came after it: it can be settled."""
+        return self.resumed.pending is not None and self.ways[ControlKind.SMTP].proves(self.failed_at)
+
+    @property
+    def needs_names(self) -> bool:
+        """Return whether a reply about us came behind a host whose name could not be looked up.
+
+        Asked once, before its long wait to be settled: in that wait nobody asks for proofs.
+        """
+        is_new = self.resumed.reason != WaitReason.REFUSED
+        return is_new and self.is_proven_about_us and met_name_trouble(self.everything)
+
+    def _keep(
+        self,
+        *,
+        with_moments: bool = True,
+        drops_pending: bool = False,
+        wait: Wait | None = None,
+        settled: Exchange | None = None,
+    ) -> Kept:
+        resumed = self.resumed
+        by_chain = with_moments and wait is None
+        return Kept(
+            exchanges=[*resumed.exchanges, *([] if settled is None else [settled])],
+            asked_at=self.asked_at if with_moments else None,
+            failed_at=resumed.failed_at if with_moments else None,
+            gives_time_back=drops_pending,
+            in_chain=by_chain and resumed.reason == WaitReason.PROVIDER_SILENT,
+            in_both_chains=by_chain and resumed.reason == WaitReason.REFUSED and resumed.pending is not None,
+            looks=resumed.looks,
+            wait=wait,
+        )
+
+    # The columns of the table, in the order of its rows: when a row holds, and what it keeps.
+
+    def nothing_failed(self) -> bool:
+        return nothing_failed(self.resumed)
+
+    def keep_all(self) -> Kept:
+        # It was put away while a control failed, before anything was asked; a provider's word is asked again.
+        return self._keep(with_moments=False, drops_pending=self.resumed.pending is not None)
+
+    def own_way_was_broken(self) -> bool:
+        return any(way.voids(self.asked_at, self.failed_at) for way in self.ways.values())
+
+    def void(self) -> Kept:
+        return Kept(
+            exchanges=without_trouble(self.resumed.exchanges),
+            answered=answered(self.resumed.exchanges),
+            gives_time_back=True,
+            looks=self.resumed.looks,
+        )
+
+    def was_not_looked_at_twice(self) -> bool:
+        # An outage that came and went between two controls looks just like a dead server.
+        return self.resumed.looks < LOOKS and met_trouble(self.everything)
+
+    def void_for_one_more_look(self) -> Kept:
+        return replace(self.void(), looks=self.resumed.looks + 1)
+
+    def has_no_chain(self) -> bool:
+        # Nothing proved our own way shortly before: the answers may be of a time in which it was broken.
+        waited_for = [way for kind, way in self.ways.items() if self.resumed.waits_on == WaitsOn.control(kind)]
+        names = [self.ways[ControlKind.DNS]] if self.needs_names else []
+        return any(way.proves(self.failed_at) and not way.unbroken(self.asked_at) for way in [*waited_for, *names])
+
+    def is_a_closed_providers_silence(self) -> bool:
+        # The one try of a closed provider has to ask: its silence was heard before it closed.
+        return self.resumed.reason == WaitReason.PROVIDER_CLOSED and met_trouble(self.resumed.exchanges)
+
+    def lacks_a_proof_of_names(self) -> bool:
+        return self.needs_names and not self.ways[ControlKind.DNS].proves(self.failed_at)
+
+    def wait_for_names(self) -> Kept:
+        sentence = "its first host's name may be silent by our resolvers' fault"
+        return self._keep(wait=control_wait(ControlKind.DNS, sentence))
+
+    def is_a_providers_word(self) -> bool:
+        if not self.is_proven_about_us:
+            return False
+        helds, domain = self.refuses_us, self.resumed.domain or ""
+        return not helds or not all(is_private(held, domain) for held in helds)
+
+    def drop_and_ask_the_provider(self) -> Kept:
+        return self._keep(with_moments=False, drops_pending=True)
+
+    def _unsettled(self) -> Wait | None:
+        return self.settling.refusal(f"{self.refuses_us[0].host} refuses us")
+
+    def is_not_settled(self) -> bool:
+        return self.is_proven_about_us and self._unsettled() is not None
+
+    def wait_until_settled(self) -> Kept:
+        return self._keep(wait=self._unsettled())
+
+    def is_settled(self) -> bool:
+        return self.is_proven_about_us
+
+    def keep_as_policy(self) -> Kept:
+        # Its own server refuses us while others talk to us: inconclusive (domain scope).
+        pending = self.resumed.pending
+        assert pending is not None
+        assert isinstance(pending.answer, MailboxAnswer)
+        return self._keep(settled=replace(pending, answer=replace(pending.answer, settled=True)))
+
+    def is_anything_else(self) -> bool:
+        return True
+
+    def keep_with_moments(self) -> Kept:
+        return self._keep(drops_pending=self.resumed.pending is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row of the table: when it holds, and what becomes of the answers then."""
+
+    id: str
+    holds: str  #: for docs/decision.md
+    then: str
+    when: Callable[[Case], bool]
+    keep: Callable[[Case], Kept]
+
+
+ROWS = (
+    Row(
+        id="nothing failed",
+        holds="nothing failed in them",
+        then="all kept",
+        when=Case.nothing_failed,
+        keep=Case.keep_all,
+    ),
+    Row(
+        id="own way broken",
+        holds="our own way was broken around them (resolvers or port 25)",
+        then="void: what failed, and what rests on it",
+        when=Case.own_way_was_broken,
+        keep=Case.void,
+    ),
+    Row(
+        id="first look",
+        holds="trouble, and not looked at twice yet",
+        then="void, and one look more",
+        when=Case.was_not_looked_at_twice,
+        keep=Case.void_for_one_more_look,
+    ),
+    Row(
+        id="no chain",
+        holds="a proof came after them, but no unbroken chain of proofs before",
+        then="void",
+        when=Case.has_no_chain,
+        keep=Case.void,
+    ),
+    Row(
+        id="closed provider",
+        holds="the company waited for a closed provider, and met silence",
+        then="void: its one try must ask",
+        when=Case.is_a_closed_providers_silence,
+        keep=Case.void,
+    ),
+    Row(
+        id="names unproven",
+        holds="a reply about us, port 25 proven; a host's name was in trouble, and DNS is not proven",
+        then="waits for the DNS control",
+        when=Case.lacks_a_proof_of_names,
+        keep=Case.wait_for_names,
+    ),
+    Row(
+        id="provider's word",
+        holds="a reply about us, port 25 proven, not all from the company's own servers",
+        then="that answer is dropped, and its provider asked again",
+        when=Case.is_a_providers_word,
+        keep=Case.drop_and_ask_the_provider,
+    ),
+    Row(
+        id="not settled",
+        holds="a reply about us, port 25 proven, not settled for `settle_s`, or TOOL-005 is halted",
+        then="waits",
+        when=Case.is_not_settled,
+        keep=Case.wait_until_settled,
+    ),
+    Row(
+        id="private policy",
+        holds="a reply about us, port 25 proven, and settled",
+        then="kept as the company's private policy: inconclusive",
+        when=Case.is_settled,
+        keep=Case.keep_as_policy,
+    ),
+    Row(
+        id="else",
+        holds="anything else",
+        then="kept, with their moments; a reply about us that nothing proves yet is asked again",
+        when=Case.is_anything_else,
+        keep=Case.keep_with_moments,
+    ),
+)
+
+
+def weigh(resumed: Resumed, ways: Mapping[ControlKind, Way], settling: Settling) -> Kept:
+    """Return what still counts of the answers that a waiting company brings back: the first row that holds."""
+    case = Case(resumed=resumed, ways=ways, settling=settling)
+    return next(row for row in ROWS if row.when(case)).keep(case)
+
+
+def nothing_failed(resumed: Resumed) -> bool:
+    """Return whether a waiting company has no failed answer on record: then no proof decides about it."""
+    if resumed.failed_at is None:
+        return True
+    return resumed.pending is None and len(without_trouble(resumed.exchanges)) == len(resumed.exchanges)
+
+
+def spent_s(resumed: Resumed | None, kept: Kept) -> float:
+    """Return how much of its pass deadline a company has used up.
+
+    Nothing of it by answers that are void or about us, and nothing by sessions that a drain or a stop of ours broke
+    off: the time for which servers are waited for once more is our fault, and would fail the company in the end.
+    """
+    if resumed is None or kept.gives_time_back or resumed.reason in (WaitReason.DRAIN, WaitReason.OUR_MACHINE):
+        return 0.0
+    return resumed.spent_s
+
+
+# ---------------------------------------------------------------- the moments of a running pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """When the failed answers of a running pass were asked for and came: as on record, or in this run.
+
+    A proof from before an answer of this run counts nothing for it.
+    """
+
+    kept: int = 0  #: how many answers the pass went on from
+    asked_at: datetime | None = None
+    failed_at: datetime | None = None
+    is_aged: bool = False  #: kept answers failed, and keep their age; else what fails is of this run
+    in_chain: bool = False
+    in_both_chains: bool = False
+
+    @classmethod
+    def of(cls, resumed: Resumed | None, kept: Kept, *, taken: int) -> Moments:
+        """Return those of a pass that took so many of the kept answers: fewer, if they were given under other rules.
+
+        Then everything is asked anew, and nothing on record is about that.
+        """
+        if taken < len(kept.exchanges):
+            return cls(kept=taken, in_chain=kept.in_chain, in_both_chains=kept.in_both_chains)
+        has_failed = kept.wait is not None or len(without_trouble(kept.exchanges)) < len(kept.exchanges)
+        return cls(
+            kept=taken,
+            asked_at=kept.asked_at,
+            failed_at=kept.failed_at,
+            is_aged=has_failed and resumed is not None and resumed.asked_at is not None,
+            in_chain=kept.in_chain,
+            in_both_chains=kept.in_both_chains,
+        )
+
+    def is_fresh(self, exchanges: Sequence[Exchange], pending: Exchange | None = None) -> bool:
+        """Return whether the last failed answer is of this run, so that only a proof from now on counts."""
+        answers = [e for e in exchanges[self.kept :] if not isinstance(e.answer, ControlAnswer)]
+        return self.failed_at is None or bool(answers) or pending is not None
+
+    def window(self, exchanges: Sequence[Exchange]) -> Window | None:
+        """Return the window of the failed answers on record; None when the last one failed just now."""
+        if self.asked_at is None or self.failed_at is None or self.is_fresh(exchanges):
+            return None
+        return (self.asked_at, self.failed_at)
+
+    def is_in_chain(self, kind: ControlKind) -> bool:
+        """Return whether a chain of proofs of this kind around them was established before this wait."""
+        return self.in_both_chains or (self.in_chain and kind is ControlKind.SMTP)
+
+    def failed(
+        self, exchanges: Sequence[Exchange], ended_by: Wait | None = None, pending: Exchange | None = None
+    ) -> FailedAt:
+        """Return what to record as the moment of the last failed answer, for a pass that ends in this wait."""
+        if ended_by is not None and ended_by.waits_on.is_control and self.is_fresh(exchanges, pending):
+            return FailedAt.NOW
+        if ended_by is not None and not ended_by.waits_on.is_control and pending is not None:
+            return FailedAt.NONE  # a provider's word: asked again, and settled by its next talk
+        if self.failed_at is None:
+            return FailedAt.NONE
+        return FailedAt.NOW if met_trouble(exchanges[self.kept :]) else FailedAt.ON_RECORD
