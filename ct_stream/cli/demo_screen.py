@@ -17,8 +17,8 @@ from rich.text import Text
 
 from ct_stream.cli.shared import Exit, print_table, safe
 from ct_stream.gate.failures import FAILURE_MEANINGS, FailureCode
-from ct_stream.local.companies import make_plan
 from ct_stream.local.demo import PASS_DEADLINE_S, SPINE_GRACE_S, Demo, toolbox
+from ct_stream.local.demo_companies import make_plan
 from ct_stream.local.stack import export_lines
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-from ct_stream.cli import asking, demo, kafka, local, replies, reports, rules, running, verifying
+from ct_stream.cli import asking, classifying, demo_command, kafka, local, recomputing, reporting, running, verifying
 from ct_stream.cli.shared import EXIT_CODES, Program
 
 
@@ -26,5 +26,5 @@ def main() -> None:
     """
 
 
-for module in (demo, local, running, kafka, asking, replies, reports, rules, verifying):
+for module in (demo_command, local, running, kafka, asking, classifying, reporting, recomputing, verifying):
     module.add_to(main)

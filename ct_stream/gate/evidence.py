@@ -456,7 +456,7 @@ class Case:
         pending = self.resumed.pending
         assert pending is not None
         assert isinstance(pending.answer, MailboxAnswer)
-        return self._keep(settled=replace(pending, answer=replace(pending.answer, settled=True)))
+        return self._keep(settled=replace(pending, answer=replace(pending.answer, is_private_policy=True)))
 
     def is_anything_else(self) -> bool:
         return True

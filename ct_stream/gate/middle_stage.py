@@ -88,15 +88,15 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
 
     asked: list[_Asked] = []
     hosts = mx.hosts
-    settled: set[str] = set()  # hosts whose policy towards us is known: saying so again is no news
+    refusing: set[str] = set()  # hosts whose policy towards us is known: saying so again is no news
     for pattern in rules.patterns:
         address = render(pattern, rules.probe_name, domain)
-        step = yield from _probe(pattern, address, hosts, settled)
+        step = yield from _probe(pattern, address, hosts, refusing)
         if isinstance(step, Held):
             return step
         asked.append(step)
-        if step.answer.settled:
-            settled |= {held.host for held in refusals(step.answer)}
+        if step.answer.is_private_policy:
+            refusing |= {held.host for held in refusals(step.answer)}
         if step.reading.meaning is Meaning.ACCEPT:
             refused = [earlier for earlier in asked if earlier.reading.meaning is Meaning.REJECT]
             return (yield from _accepted(outreach_id, domain, pattern, step.attempt.host, refused=len(refused)))
@@ -110,7 +110,7 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
     for kind in proofs_needed(step.answer for step in asked):
         yield AskControl(kind=kind)
     # Behind a host whose policy refuses us it may be a backup, which knows no mailboxes: that decides nothing.
-    is_whole = not settled and len(asked) == len(rules.patterns)
+    is_whole = not refusing and len(asked) == len(rules.patterns)
     if is_whole and all(step.reading.meaning is Meaning.REJECT for step in asked):
         reason = f"{asked[0].attempt.host} refused all {len(asked)} patterns as unknown mailboxes"
         return Failed(code=FailureCode.NO_PATTERN, reason=reason, domain=domain)
@@ -118,7 +118,7 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
 
 
 def _probe(
-    pattern: Pattern | None, address: Address, hosts: tuple[str, ...], settled: Collection[str]
+    pattern: Pattern | None, address: Address, hosts: tuple[str, ...], refusing: Collection[str]
 ) -> Generator[Question, Answer, _Asked | Held]:
     """Ask about one mailbox; a reply about us that is not settled as the company's private policy holds the pass.
 
@@ -132,7 +132,7 @@ def _probe(
     if not (last.stage is Stage.RCPT and reading.meaning is Meaning.ACCEPT):
         for held in refusals(answer):
             # That we ask too fast is nobody's policy: it is waited for, whatever else is settled.
-            if held.by is HeldBy.RATE or not (answer.settled or held.host in settled):
+            if held.by is HeldBy.RATE or not (answer.is_private_policy or held.host in refusing):
                 return held
     return _Asked(pattern=pattern, answer=answer, reading=reading)
 
@@ -219,7 +219,7 @@ def _causes(asked: list[_Asked]) -> list[str]:
     """Return each distinct cause with the host and reply that showed it, in the order met, at most three."""
     causes: dict[str, str] = {}
     for step in asked:
-        refused = {held.host for held in refusals(step.answer)} if step.answer.settled else set()
+        refused = {held.host for held in refusals(step.answer)} if step.answer.is_private_policy else set()
         for attempt in step.answer.attempts:
             if attempt.host not in refused and (attempt is not step.attempt or step.reading.meaning is Meaning.REJECT):
                 continue

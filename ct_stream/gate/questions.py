@@ -159,12 +159,12 @@ class Attempt:
 class MailboxAnswer:
     """All attempts at one question in order; the last one is the answer.
 
-    `settled` is true when replies about us in it were found to be this one company's private policy (domain scope):
-    only then may they count as inconclusive.
+    `is_private_policy`: replies about us in it were found to be this one company's own policy (domain scope); only then
+    may they count as inconclusive.
     """
 
     attempts: tuple[Attempt, ...]
-    settled: bool = False
+    is_private_policy: bool = False
 
     @property
     def reached_rcpt(self) -> bool:

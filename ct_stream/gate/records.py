@@ -25,10 +25,10 @@ class Known:
     """What the database knows of one company at one moment."""
 
     outcome: str | None  #: "PASS" or "FAIL"
-    is_settled: bool  #: published, or never to be
     pass_state: str | None  #: "waiting" or "stuck"
     in_spine: bool
     domain: str | None
+    needs_publishing: bool = False  #: its outcome is recorded, and its event is not published yet
     is_paid: bool = False  #: its one Tier-2 attempt is spent, or under way
     recalled: str | None = None  #: the domain that `memory` is of
     memory: Memory | None = None  #: what that domain has answered to others, at the same moment

@@ -151,7 +151,10 @@ def _answer(key: str, v: dict[str, Any]) -> Answer:
                 resolver=v.get("resolver", ""),
             )
         case "rcpt":
-            return MailboxAnswer(attempts=tuple(_attempt(a) for a in v["attempts"]), settled=v.get("settled", False))
+            return MailboxAnswer(
+                attempts=tuple(_attempt(a) for a in v["attempts"]),
+                is_private_policy=v.get("is_private_policy", False),
+            )
         case "control":
             return ControlAnswer(detail=v.get("detail", ""))
         case "verify":

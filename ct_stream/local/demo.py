@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
-    from ct_stream.local.companies import Plan, Planned, Record
+    from ct_stream.local.demo_companies import Plan, Planned, Record
     from ct_stream.local.stack import StackState
 
 PASS_DEADLINE_S = 10  #: in place of 90: the silent servers of the demo would keep everybody waiting

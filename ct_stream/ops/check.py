@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Held
     from ct_stream.probes.answer import Ending
-    from ct_stream.probes.controls import SmtpControl
+    from ct_stream.probes.control_probe import SmtpControl
     from ct_stream.probes.mx import Resolver
     from ct_stream.probes.needs import MailboxAsker, Met, Permits, ProbeLease
     from ct_stream.probes.stopwatch import Stopwatch

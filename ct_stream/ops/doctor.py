@@ -16,7 +16,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
 from ct_stream.ops.troubles import ServiceTrouble, kafka_answers, postgres_answers
-from ct_stream.probes.controls import SmtpControl
+from ct_stream.probes.control_probe import SmtpControl
 from ct_stream.probes.mx import NameTrouble, Resolver
 from ct_stream.probes.smtp import SmtpSettings
 from ct_stream.probes.tier2_vendors import make_vendor

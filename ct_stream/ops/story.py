@@ -146,9 +146,9 @@ def _answer_lines(exchange: Exchange) -> list[str]:
         case MxAnswer(status=status, hosts=hosts, detail=detail, resolver=resolver):
             parts = [status.value, ", ".join(hosts), detail, f"(resolver {resolver})" if resolver else ""]
             return [" ".join(part for part in parts if part)]
-        case MailboxAnswer(attempts=attempts, settled=settled):
+        case MailboxAnswer(attempts=attempts, is_private_policy=is_private_policy):
             lines = [_attempt_line(attempt) for attempt in attempts]
-            return [*lines, "this domain's own policy: others talk to us"] if settled else lines
+            return [*lines, "this domain's own policy: others talk to us"] if is_private_policy else lines
         case ControlAnswer(detail=detail):
             return [f"yes, {detail}" if detail else "yes"]
         case VerifyAnswer(status=status, detail=detail):

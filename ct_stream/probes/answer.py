@@ -319,7 +319,7 @@ class PassDriver:
         self._play = play
         if wait is not None:
             return self._waiting(wait, pending=last)
-        play.answer(replace(last.answer, settled=True), asked=last.asked, at=last.at)
+        play.answer(replace(last.answer, is_private_policy=True), asked=last.asked, at=last.at)
         return None
 
     async def _judge(self, helds: Sequence[Held], domain: str) -> Wait | None:

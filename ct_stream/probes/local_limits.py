@@ -11,7 +11,7 @@ from ct_stream.gate.providers import is_own_server
 from ct_stream.gate.questions import ControlAnswer, ControlKind, SpineAnswer
 from ct_stream.gate.verdicts import HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
-from ct_stream.probes.controls import first_success
+from ct_stream.probes.control_probe import first_success
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ct_stream.gate.patterns import Address
     from ct_stream.gate.questions import VerifyAnswer
     from ct_stream.gate.verdicts import Held
-    from ct_stream.probes.controls import ControlResolver, SmtpControl
+    from ct_stream.probes.control_probe import ControlResolver, SmtpControl
     from ct_stream.probes.mx import ControlResult
     from ct_stream.probes.needs import Met
     from ct_stream.probes.toolbox import Toolbox

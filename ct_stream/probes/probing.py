@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.questions import ControlKind
-from ct_stream.probes.controls import SmtpControl, first_success
+from ct_stream.probes.control_probe import SmtpControl, first_success
 from ct_stream.probes.mailbox import MailboxProber
 from ct_stream.probes.mx import MAX_ASKING, Resolver
 from ct_stream.probes.smtp import SmtpSettings

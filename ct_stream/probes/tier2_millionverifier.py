@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from ct_stream.gate.questions import VerifyStatus
-from ct_stream.probes.tier2 import VENDOR_S, Request, Said, by_status, cleaned, is_same_address, json_object, no_answer
+from ct_stream.probes.vendor_client import (
+    VENDOR_S,
+    Request,
+    Said,
+    by_status,
+    cleaned,
+    is_same_address,
+    json_object,
+    no_answer,
+)
 
 if TYPE_CHECKING:
     from ct_stream.gate.patterns import Address

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ct_stream.gate.questions import VerifyStatus
-from ct_stream.probes.tier2 import Request, Said, by_status, cleaned, is_same_address, json_object, no_answer
+from ct_stream.probes.vendor_client import Request, Said, by_status, cleaned, is_same_address, json_object, no_answer
 
 if TYPE_CHECKING:
     from ct_stream.gate.patterns import Address

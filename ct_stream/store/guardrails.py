@@ -157,7 +157,7 @@ class Guardrails:
         return True
 
 
-class InputControl:
+class InputCheck:
     """May unreadable records be put on `ct.rejected`?
 
     Not when most of the last ones are: an upstream that changed its format would empty the topic into it. A person
@@ -196,7 +196,7 @@ class InputControl:
             return reason
 
 
-class SpineControl:
+class SpineCheck:
     """May a missing spine row be believed?
 
     Not when too many of the last look-ups missed: a wrong database, a lagging replica or a lost grant looks just

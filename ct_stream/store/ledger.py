@@ -17,7 +17,7 @@ from ct_stream.gate.records import Known, Publication
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Passed
 from ct_stream.store.batches import Batches
-from ct_stream.store.memory import read_memory
+from ct_stream.store.domain_memory import read_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,7 @@ class Ledger:
         known = {
             row["outreach_id"]: Known(
                 outcome=row["outcome"],
-                is_settled=bool(row["settled"]) and row["outcome"] is not None,
+                needs_publishing=row["outcome"] is not None and not row["settled"],
                 pass_state=row["pass_state"],
                 in_spine=row["in_spine"],
                 domain=row["domain"],

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.store.batches import Batches
-from ct_stream.store.passes import LEASE_S
+from ct_stream.store.parked import LEASE_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -48,7 +48,7 @@ class GateAgent:
         producer: Producer,
         guard: OffsetGuard,
         table: DedupeTable,
-        input_control: InputPort,
+        input_check: InputPort,
         metrics: Metrics,
         health: Health,
         in_flight: int,
@@ -62,7 +62,7 @@ class GateAgent:
         self._producer = producer
         self._guard = guard
         self._table = table
-        self._input = input_control
+        self._input = input_check
         self._metrics = metrics
         self._health = health
         self._in_flight = in_flight

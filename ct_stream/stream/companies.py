@@ -65,7 +65,7 @@ class Companies:
         return list(self._running)
 
     async def from_event(self, origin: Origin, event_at: datetime | None) -> str | None:
-        """Bring a company to where its event may be acked; return its outcome ("PASS", "FAIL") if one is settled now.
+        """Bring a company to where its event may be acked; return its outcome, PASS or FAIL, if published.
 
         Never raises but CancelledError.
         """
@@ -83,7 +83,7 @@ class Companies:
                         known.outcome,
                         extra={"action": "already_processed", "outreach_id": str(origin.outreach_id)},
                     )
-                    return await self._settle(origin.outreach_id, known)
+                    return await self._see_published(origin.outreach_id, known)
                 if known.pass_state is not None:
                     return None  # its wait is on record; the scheduler goes on with it
                 return await self._pass(origin, event_at, known, None)
@@ -102,7 +102,7 @@ class Companies:
             try:
                 known = await self._ledger.look_up(origin.outreach_id)
                 if known.outcome is not None:
-                    await self._settle(origin.outreach_id, known)
+                    await self._see_published(origin.outreach_id, known)
                     await self._passes.forget(origin.outreach_id)
                     return
                 await self._pass(origin, resumed.event_at, known, resumed)
@@ -165,11 +165,11 @@ class Companies:
         is_fresh = won and time.monotonic() - asked_at < _FRESH_CLAIM_S
         if is_fresh and await self._outbox.publish(Publication.of(outcome)):
             return "PASS" if isinstance(outcome.verdict, Passed) else "FAIL"
-        return await self._settle(outcome.outreach_id, await self._ledger.look_up(outcome.outreach_id))
+        return await self._see_published(outcome.outreach_id, await self._ledger.look_up(outcome.outreach_id))
 
-    async def _settle(self, outreach_id: UUID, known: Known) -> str | None:
+    async def _see_published(self, outreach_id: UUID, known: Known) -> str | None:
         """See a recorded outcome published and stamped, by whoever holds the claim, and return it."""
-        while not known.is_settled:
+        while known.needs_publishing:
             publication = await self._ledger.claim(outreach_id)
             if publication is not None and await self._outbox.publish(publication):
                 break

@@ -18,14 +18,14 @@ from ct_stream.gate.questions import VerifyAnswer, VerifyStatus
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.probes.needs import TurnedOff
 from ct_stream.store.guardrails import TIER2_RAIL, say_guardrail
-from ct_stream.store.tier2 import PaidAttempts, Taken, Wanted
+from ct_stream.store.paid_attempts import PaidAttempts, Taken, Wanted
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from ct_stream.gate.patterns import Address
     from ct_stream.metrics import Metrics
-    from ct_stream.probes.tier2 import VendorClient
+    from ct_stream.probes.vendor_client import VendorClient
 
 log = logging.getLogger(__name__)
 

@@ -22,19 +22,19 @@ from ct_stream.gate.questions import ControlKind
 from ct_stream.gate.waits import control_wait
 from ct_stream.metrics import Health, Metrics
 from ct_stream.probes.probing import Probing, make_probing
-from ct_stream.probes.tier2 import VendorClient
 from ct_stream.probes.tier2_vendors import make_vendor
 from ct_stream.probes.toolbox import Toolbox, load_toolbox
-from ct_stream.store.controls import ControlLedger
+from ct_stream.probes.vendor_client import VendorClient
+from ct_stream.store.control_ledger import ControlLedger
 from ct_stream.store.database import Database
+from ct_stream.store.domain_memory import DomainMemory
 from ct_stream.store.exits import WATCHDOG_RAIL, Exit, hung_again, record_exit
-from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, InputControl, SpineControl
+from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, InputCheck, SpineCheck
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import Limits, SharedLimits
-from ct_stream.store.memory import DomainMemory
 from ct_stream.store.outage import OUTAGE, UnfitDatabase
-from ct_stream.store.passes import Passes
-from ct_stream.store.tier2 import PaidAttempts, PaidLimits
+from ct_stream.store.paid_attempts import PaidAttempts, PaidLimits
+from ct_stream.store.parked import ParkedCompanies
 from ct_stream.stream import connection
 from ct_stream.stream.agents import GateAgent
 from ct_stream.stream.app import GateApp, make_app
@@ -135,7 +135,7 @@ class Worker:
         self._scheduler: Scheduler | None = None
         self._delivery: Delivery | None = None
         self._app: GateApp | None = None
-        self._input_control: InputControl | None = None
+        self._input_control: InputCheck | None = None
         self.pulse = Pulse()
         self.thresholds = Thresholds.of(settings.pass_deadline_s)
         self.watchdog = Watchdog(SPINE_CREATED, self.thresholds, self._senses())
@@ -257,7 +257,7 @@ class Worker:
         probing = make_probing(settings, asking=self._fits.asking)
         rules = self.toolbox.rules()
         ledger = Ledger(database, rules.version)
-        passes = Passes(database, self.owner, self.version)
+        passes = ParkedCompanies(database, self.owner, self.version)
         limits = SharedLimits(database, self.owner, _limits(self.toolbox))
         memory = DomainMemory(database, rules.version)
         vendor = make_vendor(settings.tier2_provider, settings.tier2_url, settings.tier2_api_key)
@@ -277,7 +277,7 @@ class Worker:
                 memory=memory,
                 controls=controls,
                 guardrails=guardrails,
-                spine_control=SpineControl(database, guardrails),
+                spine_check=SpineCheck(database, guardrails),
                 paid_calls=paid_calls,
                 metrics=self.metrics,
                 now=database.now,
@@ -311,9 +311,9 @@ class Worker:
         # The embedded broker (the one without idempotent producers) answers a JoinGroup after half the session timeout.
         short = None if self.producer.is_idempotent else _EMBEDDED_TIMEOUT_S
         app = make_app(settings, session_timeout_s=short, rebalance_timeout_s=short)
-        input_control = InputControl(guardrails)
-        agent = self._make_agent(app, companies, ledger_port, scheduler, input_control)
-        self._agent, self._input_control, self._scheduler, self._app = agent, input_control, scheduler, app
+        input_check = InputCheck(guardrails)
+        agent = self._make_agent(app, companies, ledger_port, scheduler, input_check)
+        self._agent, self._input_control, self._scheduler, self._app = agent, input_check, scheduler, app
         await passes.retry_stuck()
 
         background = [
@@ -361,7 +361,7 @@ class Worker:
         companies: Companies,
         ledger_port: _LedgerPort,
         scheduler: Scheduler,
-        input_control: InputControl,
+        input_check: InputCheck,
     ) -> GateAgent:
         guard = OffsetGuard(
             app,
@@ -378,11 +378,11 @@ class Worker:
             table=DedupeTable(app, self._partitions),
             metrics=self.metrics,
             health=self.health,
-            input_control=input_control,
+            input_check=input_check,
             in_flight=self._fits.in_flight,
             others_running=lambda: scheduler.running,
             may_pull=lambda: (
-                (self._own_trouble is None or self._undecided < self._fits.in_flight) and not input_control.is_halted
+                (self._own_trouble is None or self._undecided < self._fits.in_flight) and not input_check.is_halted
             ),
             drain_s=self.settings.drain_s,
             on_fatal=self._fatal,
@@ -542,7 +542,7 @@ class Worker:
             await asyncio.sleep(_DATABASE_EVERY_S)
 
     async def _gauges(
-        self, agent: GateAgent, scheduler: Scheduler, passes: Passes, ledger: Ledger, guardrails: Guardrails
+        self, agent: GateAgent, scheduler: Scheduler, passes: ParkedCompanies, ledger: Ledger, guardrails: Guardrails
     ) -> None:
         known: set[tuple[str, str]] = set()
         while True:
@@ -612,7 +612,7 @@ class Worker:
             await guardrails.set_state(SMTP_RAIL, "halted", f"a control refuses us: {result.detail}", None)
         return result.ok, result.detail
 
-    async def _watch_stuck(self, passes: Passes) -> None:
+    async def _watch_stuck(self, passes: ParkedCompanies) -> None:
         if await passes.stuck_lately() >= _STUCK_AN_HOUR:
             self._fatal(f"{_STUCK_AN_HOUR} companies became stuck within an hour: this version has a bug")
 
@@ -698,7 +698,7 @@ class _LedgerPort:
 
 @dataclass(frozen=True, slots=True)
 class _PassesPort:
-    passes: Passes
+    passes: ParkedCompanies
     database: Database
 
     async def park(self, parked: Parked, /) -> None:
@@ -722,7 +722,7 @@ class _PassesPort:
 @dataclass(frozen=True, slots=True)
 class _Leases:
     companies: Companies
-    passes: Passes
+    passes: ParkedCompanies
     limits: SharedLimits
     memory: DomainMemory
 

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from ct_stream.metrics import Metrics
     from ct_stream.probes.needs import TurnedOff
     from ct_stream.probes.probing import Probing
-    from ct_stream.store.controls import ControlLedger
-    from ct_stream.store.guardrails import Guardrails, SpineControl
+    from ct_stream.store.control_ledger import ControlLedger
+    from ct_stream.store.domain_memory import DomainMemory
+    from ct_stream.store.guardrails import Guardrails, SpineCheck
     from ct_stream.store.limits import DomainLease, SharedLimits
-    from ct_stream.store.memory import DomainMemory
     from ct_stream.wiring.tier2 import PaidCalls
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class GateParts:
     memory: DomainMemory
     controls: ControlLedger
     guardrails: Guardrails
-    spine_control: SpineControl
+    spine_check: SpineCheck
     paid_calls: PaidCalls
     metrics: Metrics
     now: Callable[[], datetime]
@@ -244,9 +244,9 @@ class CompanyPass:
                     after_s=min(parts.spine_grace_s - age_s, max(1.0, age_s)),
                 )
         self._saw_spine(usable=False)
-        trouble = await parts.spine_control.trouble()
+        trouble = await parts.spine_check.trouble()
         if trouble is not None:
-            halted = parts.spine_control.RAIL in parts.guardrails.halted
+            halted = parts.spine_check.RAIL in parts.guardrails.halted
             return Wait(
                 reason=WaitReason.SPINE_CONTROL,
                 detail=f"a missing spine row is not believed: {trouble}",
@@ -258,7 +258,7 @@ class CompanyPass:
     def _saw_spine(self, *, usable: bool) -> None:
         """Count this company's look-up once, however often it comes back from waiting for the spine control."""
         if not self._is_repeat:
-            self._parts.spine_control.saw(usable=usable)
+            self._parts.spine_check.saw(usable=usable)
 
     async def recall(self, domain: str) -> Memory | Wait:
         """Return what is remembered of the domain; when nothing decides, be the one who asks it, or wait for that one.

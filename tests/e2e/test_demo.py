@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ct_stream.gate.failures import FailureCode
-from ct_stream.local.companies import LEAST, make_plan
+from ct_stream.local.demo_companies import LEAST, make_plan
 
 
 def start(tmp_path: Path, *args: str) -> subprocess.Popen[str]:

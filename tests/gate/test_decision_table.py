@@ -285,7 +285,7 @@ def test_a_backup_that_knows_no_mailbox_decides_nothing_while_the_first_host_spe
 def test_behind_a_refusal_that_is_settled_the_backup_is_asked_on() -> None:
     first = said(554, "5.7.1", "blocked using a list", stage=Stage.BANNER, host="a.example")
     backup = said(550, "5.1.1", "User unknown", host="b.example")
-    settled = MailboxAnswer(attempts=(*first.attempts, *backup.attempts), settled=True)
+    settled = MailboxAnswer(attempts=(*first.attempts, *backup.attempts), is_private_policy=True)
     yes = said(250, "2.1.5", "ok", host="b.example")
     verdict, asked = play([mx("a.example", "b.example"), settled, yes, NO])
     assert isinstance(verdict, Passed)
@@ -296,7 +296,7 @@ def test_behind_a_refusal_that_is_settled_the_backup_is_asked_on() -> None:
 def test_a_backup_that_knows_no_mailbox_is_no_proof_behind_a_host_whose_policy_refuses_us() -> None:
     first = said(554, "5.7.1", "blocked using a list", stage=Stage.BANNER, host="a.example")
     backup = said(550, "5.1.1", "User unknown", host="b.example")
-    settled = MailboxAnswer(attempts=(*first.attempts, *backup.attempts), settled=True)
+    settled = MailboxAnswer(attempts=(*first.attempts, *backup.attempts), is_private_policy=True)
     answers: list[Answer] = [mx("a.example", "b.example"), settled, *[backup] * (len(RULES.patterns) - 1)]
     reason = failed(play(answers)[0], FailureCode.SMTP_FAIL)
     assert "our address is listed (a.example at banner: 554 5.7.1 blocked using a list)" in reason
@@ -306,14 +306,14 @@ def test_a_backup_that_knows_no_mailbox_is_no_proof_behind_a_host_whose_policy_r
 
 
 def test_a_refusal_settled_as_this_companys_policy_is_inconclusive() -> None:
-    settled = MailboxAnswer(attempts=LISTED.attempts, settled=True)
+    settled = MailboxAnswer(attempts=LISTED.attempts, is_private_policy=True)
     verdict, asked = play([mx(), settled])
     assert "our address is listed" in failed(verdict, FailureCode.SMTP_FAIL)
     assert len(asked) == 2, "after a block the rest is unasked"
 
 
 def test_rejects_before_a_block_stay_evidence_and_the_rest_is_unasked() -> None:
-    settled = MailboxAnswer(attempts=LISTED.attempts, settled=True)
+    settled = MailboxAnswer(attempts=LISTED.attempts, is_private_policy=True)
     verdict, asked = play([mx(), *ALL_NO[:3], settled], tier2_off=None)
     assert verdict is None
     assert isinstance(asked[-1], VerifyEmail)
@@ -323,7 +323,7 @@ def test_rejects_before_a_block_stay_evidence_and_the_rest_is_unasked() -> None:
 def test_a_refusal_of_us_by_the_first_host_does_not_end_the_talk_with_the_second() -> None:
     both = MailboxAnswer(
         attempts=(*said(554, "5.7.1", "blocked using a list", stage=Stage.BANNER).attempts, *GREY.attempts),
-        settled=True,
+        is_private_policy=True,
     )
     assert passed(play([mx("a.example", "b.example"), both, YES, NO])[0]).method_type == "firstlast"
 

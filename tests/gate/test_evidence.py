@@ -224,7 +224,7 @@ def test_a_private_policy_is_marked_as_settled() -> None:
     back = TABLE["its own server refuses us, for ten minutes"]
     answer = weigh(back.resumed, back.ways, back.settling).exchanges[-1].answer
     assert isinstance(answer, MailboxAnswer)
-    assert answer.settled
+    assert answer.is_private_policy
 
 
 def test_without_a_failure_nobody_has_to_know_the_ways() -> None:

@@ -66,7 +66,7 @@ def answers_to(draw: st.DrawFn, question: Question) -> Answer:
             return MxAnswer(status=status, hosts=hosts)
         case ProbeMailbox():
             several = draw(st.lists(attempts(question.hosts), min_size=1, max_size=3))
-            return MailboxAnswer(attempts=tuple(several), settled=draw(st.booleans()))
+            return MailboxAnswer(attempts=tuple(several), is_private_policy=draw(st.booleans()))
         case AskControl():
             return CONTROLS[question.kind]
         case VerifyEmail():
@@ -91,7 +91,7 @@ def test_any_sequence_of_answers_ends_in_one_verdict_and_asks_nothing_twice(
     probes = [e.answer for e in game.exchanges if isinstance(e.answer, MailboxAnswer)]
     meanings = [read_attempt(answer.attempts[-1]).meaning for answer in probes]
     if isinstance(game.verdict, Failed):
-        first_settled = next((n for n, answer in enumerate(probes) if answer.settled), len(probes))
+        first_settled = next((n for n, answer in enumerate(probes) if answer.is_private_policy), len(probes))
         unsettled = probes[:first_settled]
         assert all(
             read_attempt(answer.attempts[-1]).meaning not in (Meaning.ABOUT_US, Meaning.OUR_RATE)

@@ -69,7 +69,10 @@ def test_a_control_is_not_kept_when_what_it_proved_is_void() -> None:
         ("spine", SpineAnswer(found=True, domain=None)),
         ("spine", SpineAnswer(found=False)),
         ("mx", mx("a.example", "b.example")),
-        ("rcpt:info", MailboxAnswer(attempts=(*trouble(Trouble.TIMEOUT).attempts, *YES.attempts), settled=True)),
+        (
+            "rcpt:info",
+            MailboxAnswer(attempts=(*trouble(Trouble.TIMEOUT).attempts, *YES.attempts), is_private_policy=True),
+        ),
         ("control:smtp", ControlAnswer(detail="control.example greets")),
         ("verify", VerifyAnswer(status=VerifyStatus.NO_ANSWER, detail="timeout")),
     ],

@@ -18,7 +18,7 @@ from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.database import Database
 from ct_stream.store.ledger import Ledger
-from ct_stream.store.passes import Passes
+from ct_stream.store.parked import ParkedCompanies
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -97,7 +97,7 @@ async def record(gate_dsn: str, *outcomes: Outcome, stamp: bool = True) -> None:
 async def park(gate_dsn: str, outreach_id: UUID, reason: WaitReason, detail: str) -> None:
     """Put a company away undecided, for an hour."""
     async with _database(gate_dsn) as database:
-        passes = Passes(database, "test/1", "1")
+        passes = ParkedCompanies(database, "test/1", "1")
         passes.park.start()
         wait = Wait(reason=reason, detail=detail, after_s=3600)
         await passes.park(

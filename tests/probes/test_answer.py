@@ -326,7 +326,7 @@ async def test_a_private_policy_is_settled_and_the_rest_unasked() -> None:
     assert verdict.code is FailureCode.SMTP_FAIL
     settled = run.exchanges[3].answer
     assert isinstance(settled, MailboxAnswer)
-    assert settled.settled
+    assert settled.is_private_policy
     assert scripted.asked[4:] == [f"jordanwhitfield of {MX}", "judge acme.example acme.example"]
 
 

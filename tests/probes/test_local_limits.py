@@ -15,7 +15,7 @@ from ct_stream.gate.rules import Rules
 from ct_stream.gate.verdicts import Failed, Held, HeldBy, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
-from ct_stream.probes.controls import SmtpControl
+from ct_stream.probes.control_probe import SmtpControl
 from ct_stream.probes.local_limits import (
     LocalControls,
     LocalLease,

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 
 from ct_stream.gate.patterns import Address
 from ct_stream.gate.questions import VerifyStatus
-from ct_stream.probes.tier2 import MAX_BODY, Said, VendorClient
 from ct_stream.probes.tier2_millionverifier import MillionVerifier
 from ct_stream.probes.tier2_reacher import Reacher
 from ct_stream.probes.tier2_vendors import make_vendor
+from ct_stream.probes.vendor_client import MAX_BODY, Said, VendorClient
 from tests.probes.vendors import KEY, Answer, VendorServer, millionverifier, reacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ct_stream.probes.tier2 import Vendor
+    from ct_stream.probes.vendor_client import Vendor
 
 EMAIL = "info@acme.example"
 FINE = b'{"result": "ok", "is_reachable": "safe"}'

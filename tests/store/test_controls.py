@@ -14,8 +14,8 @@ from ct_stream.gate.evidence import Way
 from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.records import FailedAt
 from ct_stream.gate.waits import Wait, WaitReason
-from ct_stream.store.controls import ControlLedger
-from ct_stream.store.passes import Passes
+from ct_stream.store.control_ledger import ControlLedger
+from ct_stream.store.parked import ParkedCompanies
 from tests.store.parts import opened, parked, running
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def test_a_control_proves_only_what_failed_before_it_began() -> None:
 
 async def test_a_control_is_asked_once_for_all_that_wait_and_wakes_them(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
-        passes, controls = Passes(db, "a", "test"), ControlLedger(db, interval_s=0.0)
+        passes, controls = ParkedCompanies(db, "a", "test"), ControlLedger(db, interval_s=0.0)
         async with running(passes.park):
             assert await controls.begin(ControlKind.DNS) is None, "nobody waits"
             before = db.now() - timedelta(seconds=1)
@@ -345,7 +345,7 @@ async def test_a_talk_from_before_a_failure_ends_no_trouble(database: DatabaseDs
 
 def test_a_sign_is_worth_a_statement_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("ct_stream.store.controls.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("ct_stream.store.control_ledger.time", SimpleNamespace(monotonic=lambda: now))
     controls = ControlLedger(cast("Any", None), 30.0)
     assert (controls.is_due("greeting"), controls.is_due("good_talk")) == (True, True), "each kind for itself"
     now = 100.9

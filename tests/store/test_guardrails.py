@@ -15,9 +15,9 @@ from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.exits import Exit, hung_again, record_exit
-from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, InputControl
+from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, InputCheck
 from ct_stream.store.limits import DomainLease, SharedLimits
-from ct_stream.store.passes import Passes
+from ct_stream.store.parked import ParkedCompanies
 from tests.store.parts import EXCHANGES, LIMITS, opened, parked, running
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ TOO_FAST = Held(by=HeldBy.RATE, host="mx1.bigmail.example", reason="421 4.7.0 to
 class Parts:
     """Two workers' guardrails and limits, and the administrator."""
 
-    def __init__(self, admin: asyncpg.Connection[Any], rails: list[Guardrails], limits: SharedLimits, passes: Passes):
+    def __init__(
+        self, admin: asyncpg.Connection[Any], rails: list[Guardrails], limits: SharedLimits, passes: ParkedCompanies
+    ):
         self.admin = admin
         self.one, self.two = rails
         self.limits = limits
@@ -68,7 +70,7 @@ class Parts:
 async def parts(database: DatabaseDsns) -> AsyncIterator[Parts]:
     admin = await asyncpg.connect(database.admin)
     async with opened(database.gate) as db, opened(database.gate) as other:
-        limits, passes = SharedLimits(db, "one", LIMITS), Passes(db, "one", "test")
+        limits, passes = SharedLimits(db, "one", LIMITS), ParkedCompanies(db, "one", "test")
         async with running(*limits.batches, passes.park):
             yield Parts(admin, [Guardrails(db, SETTLE_S), Guardrails(other, SETTLE_S)], limits, passes)
     await admin.close()
@@ -313,7 +315,7 @@ async def test_an_input_that_cannot_be_read_is_halted_for_all_workers_until_a_pe
     database: DatabaseDsns,
 ) -> None:
     async with parts(database) as p:
-        one, two = InputControl(p.one), InputControl(p.two)
+        one, two = InputCheck(p.one), InputCheck(p.two)
         now = datetime.now(UTC)
         for number in range(60):
             one.saw(now, readable=number % 2 == 0)

@@ -134,11 +134,11 @@ async def test_an_outcome_is_published_under_one_claim_and_never_again_once_stam
             assert await ledger.claim(company.outreach_id) is not None, "no claim holds so long: the clock was set back"
             await _end_claims(database, "now() + interval '1 hour'")
             assert len(await ledger.claim_unpublished(10)) == 1
-            assert not (await ledger.look_up(company.outreach_id)).is_settled
+            assert (await ledger.look_up(company.outreach_id)).needs_publishing
             await ledger.stamp(company.outreach_id)
             await _expire_claims(database)
             assert await ledger.claim_unpublished(10) == []
-            assert (await ledger.look_up(company.outreach_id)).is_settled
+            assert not (await ledger.look_up(company.outreach_id)).needs_publishing
 
 
 async def _expire_claims(database: DatabaseDsns) -> None:

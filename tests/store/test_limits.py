@@ -18,7 +18,7 @@ from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store import batches
 from ct_stream.store import limits as limits_module
 from ct_stream.store.limits import DomainLease, Limits, SharedLimits
-from ct_stream.store.passes import Passes
+from ct_stream.store.parked import ParkedCompanies
 from tests.store.parts import LIMITS, opened, parked, running
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ async def test_a_provider_has_so_many_places_over_all_workers_and_an_end_wakes_w
 ) -> None:
     async with opened(database.gate) as db, opened(database.gate) as other_db:
         shared, other = SharedLimits(db, "a", LIMITS), SharedLimits(other_db, "b", LIMITS)
-        passes = Passes(db, "a", "test")
+        passes = ParkedCompanies(db, "a", "test")
         async with running(*shared.batches, *other.batches, passes.park):
             begun = await asyncio.gather(
                 *((shared, other)[n % 2].begin_probe(f"c{n}.example", "bigmail.example") for n in range(10))
@@ -322,7 +322,7 @@ async def test_a_lease_that_began_no_session_gives_its_unit_to_one_that_waits_fo
     database: DatabaseDsns,
 ) -> None:
     async with opened(database.gate) as db:
-        shared, passes = SharedLimits(db, "worker", limits(smtp_per_day=1)), Passes(db, "worker", "test")
+        shared, passes = SharedLimits(db, "worker", limits(smtp_per_day=1)), ParkedCompanies(db, "worker", "test")
         async with running(*shared.batches, passes.park):
             lease = await shared.begin_probe("acme.example", "acme.example")
             capped = await shared.begin_probe("other.example", "other.example")
@@ -338,7 +338,7 @@ async def test_a_lease_that_began_no_session_gives_its_unit_to_one_that_waits_fo
 
 async def test_who_waits_for_midnight_is_woken_when_the_cap_is_raised(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
-        shared, passes = SharedLimits(db, "worker", limits(smtp_per_day=1)), Passes(db, "worker", "test")
+        shared, passes = SharedLimits(db, "worker", limits(smtp_per_day=1)), ParkedCompanies(db, "worker", "test")
         raised = SharedLimits(db, "worker", limits(smtp_per_day=3))
         async with running(*shared.batches, passes.park):
             await raised.wake_capped()  # before the first unit of the day
@@ -453,7 +453,7 @@ async def test_a_pass_that_lost_its_domain_in_an_outage_begins_no_session_beside
     async with opened(database.gate) as db, db.connection() as connection:
         shared, other = SharedLimits(db, "worker", LIMITS), SharedLimits(db, "other", LIMITS)
         takers = {"worker": shared, "other": other}
-        passes = Passes(db, "worker", "test")
+        passes = ParkedCompanies(db, "worker", "test")
         async with running(*shared.batches, *other.batches):
             late = await shared.begin_probe("acme.example", "acme.example")
             assert isinstance(late, DomainLease)
@@ -509,7 +509,7 @@ async def test_a_lease_that_ran_out_takes_no_place_that_another_has(database: Da
             late.session_ended()
             await connection.execute("UPDATE outreach.ct_domains SET lease_until = now() - interval '1 s'")
             assert isinstance(await shared.begin_probe("b.example", "bigmail.example"), DomainLease)
-            await Passes(db, "worker", "test").renew_leases([], dict(shared.held))
+            await ParkedCompanies(db, "worker", "test").renew_leases([], dict(shared.held))
             wait = await late.next_session()
             assert wait is not None
             assert (wait.reason, wait.waits_on) == (WaitReason.PROVIDER_BUSY, "places:bigmail.example")
@@ -567,7 +567,7 @@ async def test_begins_ends_and_renewals_of_the_same_domains_do_not_deadlock(
     """Begins go by provider, ends by domain: in two orders, where companies share providers."""
     together = [(f"{n}.example", f"{7 - n}.shared.example") for n in range(8)]
 
-    async def over_and_over(shared: SharedLimits, passes: Passes) -> None:
+    async def over_and_over(shared: SharedLimits, passes: ParkedCompanies) -> None:
         for _ in range(60):
             for begun in await asyncio.gather(*(shared.begin_probe(*pair) for pair in together)):
                 if isinstance(begun, DomainLease):
@@ -584,7 +584,9 @@ async def test_begins_ends_and_renewals_of_the_same_domains_do_not_deadlock(
         workers = []
         for number in range(4):
             db = await stack.enter_async_context(opened(database.gate))
-            workers.append((SharedLimits(db, f"worker-{number}", free), Passes(db, f"worker-{number}", "test")))
+            workers.append(
+                (SharedLimits(db, f"worker-{number}", free), ParkedCompanies(db, f"worker-{number}", "test"))
+            )
             await stack.enter_async_context(running(*workers[-1][0].batches))
         with caplog.at_level(logging.INFO):
             await asyncio.gather(*(over_and_over(*one) for one in workers))

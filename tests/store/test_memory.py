@@ -17,10 +17,10 @@ from ct_stream.gate.output_stage import Outcome, output_stage
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.store.domain_memory import DomainMemory
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import DomainLease, Looked, SharedLimits
-from ct_stream.store.memory import DomainMemory
-from ct_stream.store.passes import Passes
+from ct_stream.store.parked import ParkedCompanies
 from tests.gate.world import NO, YES
 from tests.store.parts import EXCHANGES, LIMITS, PASSED, opened, origin, parked, running
 
@@ -170,7 +170,7 @@ async def test_writers_in_any_order_do_not_stand_in_each_others_way(database: Da
 
 async def test_the_end_of_a_chain_wakes_all_who_wait_for_its_domain(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
-        passes, ledger = Passes(db, "a", "test"), Ledger(db)
+        passes, ledger = ParkedCompanies(db, "a", "test"), Ledger(db)
         async with running(passes.park, *ledger.batches):
             here = [parked(after_s=None, waits_on="domain:acme.example") for _ in range(30)]
             there = parked(after_s=None, waits_on="domain:other.example")
@@ -183,7 +183,7 @@ async def test_the_end_of_a_chain_wakes_all_who_wait_for_its_domain(database: Da
 
 async def test_a_fail_whose_answers_are_old_wakes_nobody_to_no_purpose(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
-        passes, ledger = Passes(db, "a", "test"), Ledger(db)
+        passes, ledger = ParkedCompanies(db, "a", "test"), Ledger(db)
         async with running(passes.park, *ledger.batches):
             await passes.park(parked(after_s=None, waits_on="domain:acme.example"))
             assert await ledger.record(decided(NO_PATTERN, ago=timedelta(minutes=30)))

@@ -13,7 +13,7 @@ from ct_stream.gate.records import FailedAt
 from ct_stream.gate.waits import WaitReason
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import DomainLease, SharedLimits
-from ct_stream.store.passes import Passes
+from ct_stream.store.parked import ParkedCompanies
 from tests.store.parts import EXCHANGES, LIMITS, opened, outcome, parked, running
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ async def test_a_company_comes_back_as_it_was_put_away(database: DatabaseDsns) -
     async with opened(database.gate) as db:
         asked_at = db.now() - timedelta(seconds=2)
         kept = parked(spent_s=1.5, looks=1, asked_at=asked_at, failed=FailedAt.NOW, pending=EXCHANGES[1])
-        passes = Passes(db, "a", "test")
+        passes = ParkedCompanies(db, "a", "test")
         async with running(passes.park):
             before = db.now()
             await passes.park(kept)
@@ -42,7 +42,7 @@ async def test_a_company_comes_back_as_it_was_put_away(database: DatabaseDsns) -
 async def test_a_wait_for_a_control_has_a_moment_that_a_proof_can_be_later_than(database: DatabaseDsns) -> None:
     """A frozen worker comes back with a wait as on a record that another worker has replaced meanwhile."""
     async with opened(database.gate) as db:
-        passes = Passes(db, "a", "test")
+        passes = ParkedCompanies(db, "a", "test")
         async with running(passes.park):
             await passes.park(parked(failed=FailedAt.ON_RECORD, reason=WaitReason.CONTROL))
             [back] = await passes.claim_due(10)
@@ -52,7 +52,7 @@ async def test_a_wait_for_a_control_has_a_moment_that_a_proof_can_be_later_than(
 async def test_when_it_was_asked_stays_on_record_until_it_is_asked_again(database: DatabaseDsns) -> None:
     """Else answers from inside our own trouble would grow younger than it by being put away twice."""
     async with opened(database.gate) as db:
-        passes = Passes(db, "a", "test")
+        passes = ParkedCompanies(db, "a", "test")
         async with running(passes.park):
             asked_at = db.now() - timedelta(seconds=500)
             company = parked(asked_at=asked_at, failed=FailedAt.NOW)
@@ -71,7 +71,7 @@ async def test_when_it_was_asked_stays_on_record_until_it_is_asked_again(databas
 async def test_answers_of_before_a_clock_was_set_back_are_of_no_known_time(database: DatabaseDsns) -> None:
     """Proofs of an hour later would speak for them, once the clock has caught up."""
     async with opened(database.gate) as db:
-        passes = Passes(db, "a", "test")
+        passes = ParkedCompanies(db, "a", "test")
         admin = await asyncpg.connect(database.admin)
         async with running(passes.park):
             company = parked(asked_at=db.now(), failed=FailedAt.NOW)
@@ -97,7 +97,7 @@ async def test_answers_of_before_a_clock_was_set_back_are_of_no_known_time(datab
 
 async def test_of_two_workers_one_goes_on_with_each_company(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db, opened(database.gate) as other_db:
-        one, other = Passes(db, "one", "test"), Passes(other_db, "other", "test")
+        one, other = ParkedCompanies(db, "one", "test"), ParkedCompanies(other_db, "other", "test")
         async with running(one.park):
             companies = [parked() for _ in range(50)]
             await asyncio.gather(*(one.park(company) for company in companies))
@@ -108,7 +108,7 @@ async def test_of_two_workers_one_goes_on_with_each_company(database: DatabaseDs
 
 async def test_a_wait_with_a_time_is_not_over_before_it(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
-        passes = Passes(db, "a", "test")
+        passes = ParkedCompanies(db, "a", "test")
         async with running(passes.park):
             await passes.park(parked(after_s=2.0))
             assert await passes.claim_due(10) == []
@@ -119,7 +119,7 @@ async def test_a_wait_with_a_time_is_not_over_before_it(database: DatabaseDsns) 
 async def test_a_worker_that_lost_its_lease_cannot_put_the_company_away(database: DatabaseDsns) -> None:
     company = parked()
     async with opened(database.gate) as db:
-        slow, quick = Passes(db, "slow", "test"), Passes(db, "quick", "test")
+        slow, quick = ParkedCompanies(db, "slow", "test"), ParkedCompanies(db, "quick", "test")
         async with running(slow.park, quick.park):
             await slow.park(company)
             await slow.claim_due(10)
@@ -136,13 +136,13 @@ async def test_the_third_exception_makes_a_company_stuck_and_another_version_tri
 ) -> None:
     company = Origin(outreach_id=parked().origin.outreach_id)
     async with opened(database.gate) as db:
-        passes = Passes(db, "a", "1.0")
+        passes = ParkedCompanies(db, "a", "1.0")
         counts = [await passes.count_exception(company, None, "KeyError: 'x'", "trace") for _ in range(3)]
         assert counts == [(1, "waiting"), (2, "waiting"), (3, "stuck")]
         assert await passes.stuck_lately() == 1
         await passes.retry_stuck()
         assert await passes.claim_due(10) == [], "this version would only fail again"
-        newer = Passes(db, "b", "1.1")
+        newer = ParkedCompanies(db, "b", "1.1")
         await newer.retry_stuck()
         assert len(await newer.claim_due(10)) == 1
 
@@ -150,7 +150,7 @@ async def test_the_third_exception_makes_a_company_stuck_and_another_version_tri
 async def test_only_a_company_with_an_outcome_is_forgotten(database: DatabaseDsns) -> None:
     decided, undecided = parked(), parked()
     async with opened(database.gate) as db:
-        passes, ledger = Passes(db, "a", "test"), Ledger(db)
+        passes, ledger = ParkedCompanies(db, "a", "test"), Ledger(db)
         async with running(passes.park, *ledger.batches):
             await asyncio.gather(passes.park(decided), passes.park(undecided))
             await ledger.record(outcome(decided.origin.outreach_id))
@@ -162,7 +162,7 @@ async def test_only_a_company_with_an_outcome_is_forgotten(database: DatabaseDsn
 async def test_a_lease_that_its_worker_does_not_know_of_runs_out(database: DatabaseDsns) -> None:
     """As when the connection broke before the answer that granted it; renewed by its owner, it would never end."""
     async with opened(database.gate) as db:
-        one, other = Passes(db, "one", "test"), Passes(db, "other", "test")
+        one, other = ParkedCompanies(db, "one", "test"), ParkedCompanies(db, "other", "test")
         limits = SharedLimits(db, "one", LIMITS)
         admin = await asyncpg.connect(database.admin)
         async with running(one.park, *limits.batches):

@@ -9,10 +9,10 @@ import asyncpg
 
 from ct_stream.gate.waits import Wait
 from ct_stream.store.database import Database
+from ct_stream.store.domain_memory import DomainMemory
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import SharedLimits
-from ct_stream.store.memory import DomainMemory
-from ct_stream.store.passes import Passes
+from ct_stream.store.parked import ParkedCompanies
 from tests.store.parts import LIMITS, outcome, parked, running
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def test_no_statement_of_a_company_reads_a_table_or_an_index_from_end_to_e
     before = await rows_read(admin)
     db = Database(database.gate, pool_size=1)
     await db.open()
-    limits, passes = SharedLimits(db, "worker", LIMITS), Passes(db, "worker", "test")
+    limits, passes = SharedLimits(db, "worker", LIMITS), ParkedCompanies(db, "worker", "test")
     ledger, memory = Ledger(db, "test"), DomainMemory(db, "test")
     async with running(*limits.batches, *ledger.batches, passes.park, memory.recall):
         for number in range(COMPANIES):

@@ -16,8 +16,8 @@ import pytest
 from ct_stream.gate.questions import VerifyAnswer, VerifyStatus
 from ct_stream.gate.waits import WaitReason
 from ct_stream.store.ledger import Ledger
-from ct_stream.store.passes import Passes
-from ct_stream.store.tier2 import IN_A_ROW, PaidAttempts, PaidLimits, Taken, Wanted
+from ct_stream.store.paid_attempts import IN_A_ROW, PaidAttempts, PaidLimits, Taken, Wanted
+from ct_stream.store.parked import ParkedCompanies
 from tests.store.parts import opened, parked, running
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ async def test_calls_of_a_second_keep_to_the_rate_and_the_rest_waits(database: D
 async def test_two_workers_that_meet_one_company_make_one_call_and_share_its_answer(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db, opened(database.gate) as other_db:
         mine, other = PaidAttempts(db, "reacher", MANY), PaidAttempts(other_db, "reacher", MANY)
-        passes = Passes(db, "worker", "test")
+        passes = ParkedCompanies(db, "worker", "test")
         async with running(mine.take, other.take, passes.park):
             first = wanted()
             assert (await mine.take(first)).answer == "granted"
@@ -247,7 +247,7 @@ async def test_the_vendor_is_tried_by_one_company_first_and_by_few_after_an_answ
 
 async def test_who_waits_for_its_turn_is_woken_by_the_next_answer(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
-        attempts, passes = PaidAttempts(db, "reacher", limits(per_second=50.0)), Passes(db, "worker", "test")
+        attempts, passes = PaidAttempts(db, "reacher", limits(per_second=50.0)), ParkedCompanies(db, "worker", "test")
         async with running(attempts.take, passes.park):
             first = wanted()
             await attempts.take(first)
@@ -374,7 +374,7 @@ async def test_who_was_put_away_behind_a_tool_that_a_person_has_just_resumed_is_
     database: DatabaseDsns,
 ) -> None:
     async with opened(database.gate) as db:
-        passes = Passes(db, "worker", "test")
+        passes = ParkedCompanies(db, "worker", "test")
         async with running(passes.park):
             company = parked(after_s=None, waits_on="tool:TOOL-019", reason=WaitReason.HALTED)
             await passes.park(company)

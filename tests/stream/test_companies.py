@@ -28,9 +28,9 @@ PASSED = Passed(
     domain="acme.example", method_type="info", email_method="info@acme.example", confidence=0.7, is_catchall=False,
     verified_by=VerifiedBy.SMTP,
 )  # fmt: skip
-UNKNOWN = Known(outcome=None, is_settled=False, pass_state=None, in_spine=True, domain="acme.example")
-SETTLED = Known(outcome="PASS", is_settled=True, pass_state=None, in_spine=True, domain="acme.example")
-UNSTAMPED = Known(outcome="PASS", is_settled=False, pass_state=None, in_spine=True, domain="acme.example")
+UNKNOWN = Known(outcome=None, pass_state=None, in_spine=True, domain="acme.example")
+SETTLED = Known(outcome="PASS", pass_state=None, in_spine=True, domain="acme.example")
+UNSTAMPED = Known(outcome="PASS", needs_publishing=True, pass_state=None, in_spine=True, domain="acme.example")
 
 
 class Parts:
@@ -135,7 +135,7 @@ async def test_a_recorded_company_that_was_never_stamped_gets_its_recorded_bytes
 
 async def test_a_company_whose_wait_is_on_record_is_left_to_the_scheduler() -> None:
     parts = Parts()
-    parts.known = [Known(outcome=None, is_settled=False, pass_state="waiting", in_spine=True, domain=None)]
+    parts.known = [Known(outcome=None, pass_state="waiting", in_spine=True, domain=None)]
     assert await parts.companies.from_event(origin(), None) is None
     assert parts.steps == ["look up"]
 

@@ -20,10 +20,10 @@ from ct_stream.gate.output_stage import Origin
 from ct_stream.gate.questions import ControlKind
 from ct_stream.metrics import Metrics
 from ct_stream.settings import SettingsError, load_settings
-from ct_stream.store.controls import ControlLedger
+from ct_stream.store.control_ledger import ControlLedger
 from ct_stream.store.database import Database
 from ct_stream.store.guardrails import SMTP_RAIL, Guardrails
-from ct_stream.store.passes import Passes
+from ct_stream.store.parked import ParkedCompanies
 from ct_stream.wiring import alerts as alerting_module
 from ct_stream.wiring.alerts import QUEUE, TRIES, Alert, Alerts, alerting, clean
 from tests.wiring.receiver import SECRET, Receiver, receiving
@@ -257,7 +257,7 @@ async def test_each_change_is_told_by_one_worker_whoever_makes_it(database: Data
             await controls.failed(ControlKind.SMTP, "connection refused")
         await controls.succeeded(ControlKind.SMTP, datetime.now(UTC), "gmail.com greeted")
         await controls.succeeded(ControlKind.DNS, begun_at, "a first proof is no recovery")
-        passes = Passes(two, "worker/1", "1")
+        passes = ParkedCompanies(two, "worker/1", "1")
         origin = Origin(outreach_id=uuid4(), topic="spine.created", partition=0, offset=1)
         for _ in range(4):
             await passes.count_exception(origin, None, "KeyError: 'x'", "Traceback")

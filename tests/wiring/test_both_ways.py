@@ -17,9 +17,9 @@ from ct_stream.gate.records import Known, Parked
 from ct_stream.gate.replies import Stage
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait
-from ct_stream.store import controls as controls_module
-from ct_stream.store.controls import ControlLedger
-from ct_stream.store.passes import Passes
+from ct_stream.store import control_ledger as controls_module
+from ct_stream.store.control_ledger import ControlLedger
+from ct_stream.store.parked import ParkedCompanies
 from ct_stream.wiring.world import WorkerGate
 from tests.gate.world import RULES
 from tests.store.parts import opened, origin, running
@@ -87,7 +87,7 @@ def parts(controls: ControlLedger, prober: Prober, now: Any) -> Any:
         guardrails=SimpleNamespace(
             unreached=nothing, refresh=nothing, settling=lambda age_s: Settling(settle_s=600.0, age_s=age_s)
         ),
-        spine_control=SimpleNamespace(saw=lambda **_: None),
+        spine_check=SimpleNamespace(saw=lambda **_: None),
         pass_deadline_s=90.0,
         spine_grace_s=1.0,
         stalled_since=lambda _: 0.0,
@@ -110,9 +110,9 @@ async def test_a_company_that_needs_both_controls_is_decided_in_a_sparse_stream(
     """The chain of one way must go on while the other one is waited for, or it is asked again for ever."""
     monkeypatch.setattr(controls_module, "_CHAIN_SLACK_S", 3 / SCALE)
     prober = Prober()
-    known = Known(outcome=None, is_settled=False, pass_state=None, in_spine=True, domain="acme.example")
+    known = Known(outcome=None, pass_state=None, in_spine=True, domain="acme.example")
     async with opened(database.gate) as db:
-        passes, controls = Passes(db, "a", "test"), ControlLedger(db, interval_s=INTERVAL_S)
+        passes, controls = ParkedCompanies(db, "a", "test"), ControlLedger(db, interval_s=INTERVAL_S)
         gate = WorkerGate(parts(controls, prober, db.now))
 
         async def go_on(company: Origin, resumed: Resumed | None) -> Passed | Failed | None:

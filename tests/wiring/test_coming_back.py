@@ -116,7 +116,7 @@ class Company:
         )  # fmt: skip
         origin = Origin(outreach_id=ID)
         resumed = Resumed(origin=origin, event_at=None, domain="acme.example", since=ASKED, exceptions=0, **self.row)
-        known = Known(outcome=None, is_settled=False, pass_state="waiting", in_spine=True, domain="acme.example")
+        known = Known(outcome=None, pass_state="waiting", in_spine=True, domain="acme.example")
         run = await WorkerGate(parts).begin(origin, None, known, resumed)
         result = await run.run()
         if isinstance(result, Wait):

@@ -15,9 +15,9 @@ from ct_stream.gate.questions import VerifyAnswer, VerifyStatus
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.metrics import Metrics
 from ct_stream.probes.needs import TurnedOff
-from ct_stream.probes.tier2 import VendorClient
 from ct_stream.probes.tier2_millionverifier import MillionVerifier
-from ct_stream.store.tier2 import PaidAttempts, PaidLimits
+from ct_stream.probes.vendor_client import VendorClient
+from ct_stream.store.paid_attempts import PaidAttempts, PaidLimits
 from ct_stream.wiring.tier2 import PaidCalls
 from tests.probes.vendors import KEY, Answer, VendorServer, millionverifier
 from tests.store.parts import opened, running

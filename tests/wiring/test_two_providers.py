@@ -24,10 +24,10 @@ from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.mailbox import MailboxProber
 from ct_stream.probes.smtp import SmtpSettings
-from ct_stream.store.controls import ControlLedger
+from ct_stream.store.control_ledger import ControlLedger
 from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.limits import Limits, SharedLimits
-from ct_stream.store.passes import Passes
+from ct_stream.store.parked import ParkedCompanies
 from ct_stream.wiring.world import WorkerGate
 from tests.gate.world import RULES
 from tests.store.parts import LIMITS, opened, origin, running
@@ -84,7 +84,7 @@ class Gate:
 
     def __init__(self, db: Any, owner: str, mx: tuple[str, ...], servers: Servers, port: int, settle_s: float) -> None:
         self.db = db
-        self.limits, self.passes = SharedLimits(db, owner, FAST), Passes(db, owner, "test")
+        self.limits, self.passes = SharedLimits(db, owner, FAST), ParkedCompanies(db, owner, "test")
         self.controls, self.guardrails = ControlLedger(db, 0.0), Guardrails(db, settle_s)
         self.controls._most_apart_s = 600.0
         self.domains: dict[Any, str] = {}
@@ -106,15 +106,13 @@ class Gate:
                 probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=lookup_mx), prober=prober),
                 paid_calls=SimpleNamespace(off_because=lambda: "of"), memory=SimpleNamespace(recall=recall),
                 own_trouble=lambda: None, metrics=SimpleNamespace(tool_calls=count),
-                spine_control=SimpleNamespace(saw=lambda **_: None), pass_deadline_s=90.0, spine_grace_s=1.0,
+                spine_check=SimpleNamespace(saw=lambda **_: None), pass_deadline_s=90.0, spine_grace_s=1.0,
                 stalled_since=lambda _: 0.0, now=db.now, age_s=db.age_s,
             )  # type: ignore[arg-type]
         )  # fmt: skip
 
     async def go_on(self, company: Any, resumed: Any) -> Passed | Failed | Wait:
-        known = Known(
-            outcome=None, is_settled=False, pass_state=None, in_spine=True, domain=self.domains[company.outreach_id]
-        )
+        known = Known(outcome=None, pass_state=None, in_spine=True, domain=self.domains[company.outreach_id])
         run = await self.gate.begin(company, None, known, resumed)
         result = await run.run()
         if isinstance(result, Wait):

@@ -30,7 +30,7 @@ from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.probes.needs import Met
-from ct_stream.store.controls import ControlLedger
+from ct_stream.store.control_ledger import ControlLedger
 from ct_stream.wiring.world import CompanyPass, Farewells, Lease, WorkerGate
 from tests.gate.world import NO, RULES, mx, no_mx, said, trouble
 
@@ -116,7 +116,7 @@ async def resume(
         pending=Exchange(key=f"rcpt:{PATTERN}", answer=pending) if pending else None, spent_s=80.0, asked_at=ASKED,
         failed_at=FAILED, since=ASKED, exceptions=0, looks=looks, waits_on=WaitsOn(waits_on),
     )  # fmt: skip
-    known = Known(outcome=None, is_settled=False, pass_state="waiting", in_spine=True, domain="acme.example")
+    known = Known(outcome=None, pass_state="waiting", in_spine=True, domain="acme.example")
     return await WorkerGate(parts).begin(origin, None, known, resumed)
 
 
@@ -185,7 +185,7 @@ async def test_a_providers_refusal_is_asked_again_and_never_the_companys_own_pol
     about_us = said(554, "5.7.1", "blocked using a list at spamhaus", host=host)
     if host.endswith("acme.example"):
         own = await resume({"spine": ABSENT["spine"], "mx": mx(host)}, "", reason="refused", pending=about_us)
-        assert own.exchanges[-1].answer == replace(about_us, settled=True)
+        assert own.exchanges[-1].answer == replace(about_us, is_private_policy=True)
         return
     company = await resume({"spine": ABSENT["spine"], "mx": mx(host)}, "", reason="refused", pending=about_us)
     assert keys(company) == ["spine", "mx"]

@@ -6,13 +6,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ct_stream.local.farm.dns import Resolver, Zone
+from ct_stream.local.farm.dns_server import Resolver, Zone
 from ct_stream.local.farm.faults import Faults, SmtpBlock
 from ct_stream.local.farm.listeners import Endpoint, Listeners
 from ct_stream.local.farm.log import FarmLog
 from ct_stream.local.farm.names import Company, MxHost, Names
 from ct_stream.local.farm.scenarios import SCENARIOS, Mx
-from ct_stream.local.farm.smtp import MailServers
+from ct_stream.local.farm.smtp_server import MailServers
 from ct_stream.local.processes import LocalError
 
 _RESOLVERS = 2

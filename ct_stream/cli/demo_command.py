@@ -25,7 +25,7 @@ def add_to(main: click.Group) -> None:
         """
         # Imported here: a gate at work is installed without the embedded stack.
         from ct_stream.cli.demo_screen import show_demo
-        from ct_stream.local.companies import LEAST
+        from ct_stream.local.demo_companies import LEAST
 
         if companies < LEAST:
             raise click.UsageError(f"--companies {companies} leaves kinds of companies out; give {LEAST} or more")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LEASE_S = 20.0  #: how long a worker that went silent keeps its companies and domains; renewed every quarter of it
 
 
-class Passes:
+class ParkedCompanies:
     """The undecided companies in Postgres: an event is acked once its wait stands here."""
 
     def __init__(self, database: Database, owner: str, worker_version: str) -> None:
