@@ -28,6 +28,7 @@ from ct_stream.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
 
+    from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.waits import Wait
     from ct_stream.probes.needs import Met
 
@@ -56,7 +57,7 @@ class NoLimits:
     async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:  # noqa: ARG002
         return None
 
-    async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
+    async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:  # noqa: ARG002
         return ControlAnswer(detail=f"{kind} is taken for granted")
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:  # noqa: ARG002

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 import click
 
 from ct_stream.cli import asking, classifying, demo_command, kafka, local, recomputing, reporting, running, verifying
 from ct_stream.cli.shared import EXIT_CODES, Program
-
-
-def _version() -> str:
-    try:
-        return version("ct-stream")
-    except PackageNotFoundError:  # run from a source tree
-        return "unreleased"
+from ct_stream.process.identity import our_version
 
 
 @click.group(cls=Program, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(_version(), prog_name="ct-stream")
+@click.version_option(our_version(), prog_name="ct-stream")
 def main() -> None:
     """The Company Target gate: decides once, and for good, whether a company can be reached by mail.
 

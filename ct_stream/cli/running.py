@@ -59,7 +59,7 @@ def _worker(main: click.Group) -> None:
 
         Serves /livez, /readyz and /metrics on CT_WEB_HOST:CT_WEB_PORT. Exits 78 when it must not start, and says why.
         """
-        from ct_stream.wiring.logs import set_up_logs
+        from ct_stream.process.logs import set_up_logs
         from ct_stream.wiring.worker import run_worker
 
         chosen = settings()

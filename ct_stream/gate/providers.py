@@ -1,4 +1,6 @@
-"""Who runs the server that takes a company's mail: the company, or a provider that many share?"""
+"""Who runs the server that takes a company's mail: the company, or a provider that many share?
+
+The one place that says so: limits, guardrails and evidence all ask here."""
 
 from __future__ import annotations
 
@@ -26,6 +28,11 @@ def provider_of(host: str, domain: str) -> str:
     return _suffixes().privatesuffix(host.rstrip(".").lower()) or registrable_domain(domain)
 
 
+def is_own_provider(provider: str, domain: str) -> bool:
+    """Return whether a provider is the company itself: its own registrable domain."""
+    return provider == registrable_domain(domain)
+
+
 def is_own_server(host: str, domain: str) -> bool:
-    """Return whether an MX host stands under the company's own registrable domain."""
-    return provider_of(host, domain) == registrable_domain(domain)
+    """Return whether an MX host is under the company's own registrable domain."""
+    return is_own_provider(provider_of(host, domain), domain)

@@ -24,8 +24,8 @@ from ct_stream.local.stack import LocalStack
 from ct_stream.metrics import Health
 from ct_stream.settings import Settings
 from ct_stream.store.queries import query
-from ct_stream.stream.outbox import Producer
 from ct_stream.stream.position import outside_consumer, partitions_of
+from ct_stream.stream.producer import Producer
 from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED
 
 if TYPE_CHECKING:

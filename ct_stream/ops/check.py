@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from ct_stream.gate.domains import NotADomain, canonical_domain
 from ct_stream.gate.middle_stage import middle_stage
-from ct_stream.gate.providers import registrable_domain
+from ct_stream.gate.providers import is_own_provider
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
@@ -18,7 +18,7 @@ from ct_stream.ops.troubles import ServiceTrouble, WrongInput, postgres_answers
 from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.local_limits import LocalControls, LocalPermits, LocalRefusals, NoMemory, NoSpine, Tier2Off
 from ct_stream.store.database import Database
-from ct_stream.store.limits import DomainLease, Limits, SharedLimits
+from ct_stream.store.limits import DomainLease, SharedLimits
 from ct_stream.store.outage import UnfitDatabase
 
 if TYPE_CHECKING:
@@ -165,13 +165,7 @@ async def _permits(settings: Settings, toolbox: Toolbox) -> AsyncIterator[Permit
     limits = SharedLimits(
         database,
         f"check/{uuid4().hex[:8]}",
-        Limits(
-            mx_per_second=toolbox.mx.per_second,
-            mx_per_day=toolbox.mx.per_day,
-            smtp_per_day=toolbox.smtp.per_day,
-            smtp_domain_pause_s=toolbox.smtp.domain_pause_s,
-            smtp_per_provider=toolbox.smtp.sessions_per_provider,
-        ),
+        toolbox.probe_limits(),
     )
     for batches in limits.batches:
         batches.start()
@@ -208,7 +202,7 @@ class _SharedLease:
 
     async def enter(self, provider: str) -> Wait | None:
         """Go on at another provider."""
-        return await self._lease.enter(provider, is_own=provider == registrable_domain(self._domain))
+        return await self._lease.enter(provider, is_own=is_own_provider(provider, self._domain))
 
     async def next_session(self) -> Wait | None:
         """Take the next session's unit and wait for the domain's slot."""

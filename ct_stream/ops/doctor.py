@@ -24,7 +24,7 @@ from ct_stream.probes.toolbox import ToolboxError, load_toolbox
 from ct_stream.settings import SettingsError, load_settings, variable
 from ct_stream.store.migrate import ROLES, latest_migration
 from ct_stream.store.queries import query
-from ct_stream.stream.outbox import supports_idempotence
+from ct_stream.stream.producer import supports_idempotence
 from ct_stream.stream.topology import kafka_options, misfit, partition_counts, topic_plans
 
 if TYPE_CHECKING:

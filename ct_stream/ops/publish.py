@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError
 from ct_stream.gate.events import Unreadable, read_spine_created
 from ct_stream.metrics import Health
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput, kafka_answers
-from ct_stream.stream.outbox import Producer
+from ct_stream.stream.producer import Producer
 from ct_stream.stream.topology import SPINE_CREATED, kafka_options, partition_counts
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ct_stream.gate.output_stage import rfc3339
 from ct_stream.ops.reader import reader
 from ct_stream.ops.troubles import NotSupported, ServiceTrouble, kafka_answers
 from ct_stream.stream import position
-from ct_stream.stream.outbox import supports_idempotence
+from ct_stream.stream.producer import supports_idempotence
 from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ct_stream.gate.memory import Memory
     from ct_stream.gate.middle_stage import Flow
     from ct_stream.gate.rules import Rules
-    from ct_stream.probes.needs import Controls, DomainMemory, MailboxAsker, Permits, Refusals, Spine, Tier2
+    from ct_stream.probes.needs import Controls, MailboxAsker, Permits, Recall, Refusals, Spine, Tier2
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class World:
     """Everything that a pass asks or waits for."""
 
     spine: Spine
-    memory: DomainMemory
+    memory: Recall
     resolver: MxLookup
     permits: Permits
     controls: Controls
@@ -136,10 +136,6 @@ class PassDriver:
     def spent_s(self) -> float:
         """Return how long the pass has waited for servers, with the time that it was given as spent."""
         return self._stopwatch.spent_s
-
-    def count_waiting(self, seconds: float) -> None:
-        """Count time in which a part of the world waited for a server for this pass, such as a paid call's."""
-        self._stopwatch.spent_s += seconds
 
     async def run(self) -> Ending:
         """Ask until there is a verdict or a wait. The session and its lease are given back however this ends.
@@ -286,9 +282,11 @@ class PassDriver:
                     self._prober = self._world.probers(self._stopwatch)
                 return await self._prober.ask(question.address, question.hosts)
             case AskControl():
-                return await self._world.controls.confirm(question.kind)
+                return await self._world.controls.confirm(question.kind, self.exchanges)
             case VerifyEmail():
-                return await self._world.tier2.verify(self._outreach_id, question.address)
+                brought = await self._world.tier2.verify(self._outreach_id, question.address)
+                self._stopwatch.spent_s += brought.waited_s  # nothing else of a paid call counts for the deadline
+                return brought.result
         assert_never(question)
 
     async def _lookup_mx(self, domain: str) -> MxAnswer:

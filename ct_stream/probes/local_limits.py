@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from ct_stream.gate.patterns import Address
-    from ct_stream.gate.questions import VerifyAnswer
+    from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Held
     from ct_stream.probes.control_probe import ControlResolver, SmtpControl
     from ct_stream.probes.mx import ControlResult
-    from ct_stream.probes.needs import Met
+    from ct_stream.probes.needs import Brought, Met
     from ct_stream.probes.toolbox import Toolbox
 
 _RATE_PAUSE_S = 60.0  #: after a reply about our rate
@@ -180,7 +180,7 @@ class LocalControls:
         self._smtp = smtp
         self._domains = tuple(domains)
 
-    async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
+    async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:  # noqa: ARG002 - it is asked now, after them all
         """Return the first control domain's success, or the wait that all their failures make."""
         ask = self._resolver.dns_control if kind is ControlKind.DNS else self._smtp.smtp_control
         result = await first_success(ask, self._domains)
@@ -242,7 +242,7 @@ class Tier2Off:
         """Return why."""
         return self._because
 
-    async def verify(self, outreach_id: UUID, address: Address) -> VerifyAnswer | Wait:
+    async def verify(self, outreach_id: UUID, address: Address) -> Brought:
         """Raise RuntimeError: the gate asks no tool that is off."""
         raise RuntimeError(f"Tier-2 is off, yet {outreach_id} asked for an address at {address.domain}")
 

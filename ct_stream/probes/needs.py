@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ct_stream.gate.memory import Memory
     from ct_stream.gate.patterns import Address
     from ct_stream.gate.questions import Attempt, ControlAnswer, ControlKind, MailboxAnswer, SpineAnswer, VerifyAnswer
+    from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Held
     from ct_stream.gate.waits import Wait
 
@@ -74,11 +75,11 @@ class Spine(Protocol):
 class Controls(Protocol):
     """Proof that our own resolvers and our way out work."""
 
-    async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
-        """Return a control's success that was begun after this call's pass last failed, or a wait for one."""
+    async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:
+        """Return a control's success that was begun after the last failed of a pass's answers, or a wait for one."""
 
 
-class DomainMemory(Protocol):
+class Recall(Protocol):
     """What the domain answered to another company, and whether one is asking it now."""
 
     async def recall(self, domain: str) -> Memory | Wait:
@@ -102,13 +103,21 @@ class TurnedOff:
     because: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Brought:
+    """What a paid attempt came to, and for how long the vendor was waited for."""
+
+    result: VerifyAnswer | Wait | TurnedOff
+    waited_s: float = 0.0
+
+
 class Tier2(Protocol):
     """The paid vendor."""
 
     def off_because(self) -> str | None:
         """Return why Tier-2 is not asked, or None when it is on."""
 
-    async def verify(self, outreach_id: UUID, address: Address) -> VerifyAnswer | Wait | TurnedOff:
+    async def verify(self, outreach_id: UUID, address: Address) -> Brought:
         """Spend the company's one attempt, or return what it brought."""
 
 

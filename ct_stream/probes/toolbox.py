@@ -16,6 +16,7 @@ import yaml
 from ct_stream.gate.patterns import PATTERNS, Address, Pattern, ProbeName, render
 from ct_stream.gate.questions import RANDOM
 from ct_stream.gate.rules import Rules
+from ct_stream.gate.toolbox_limits import PaidLimits, ProbeLimits
 
 _FILE_NAME = "SNAP_ON_TOOLBOX.yaml"
 _NAME = re.compile(r"[a-z]{1,40}")  # a local part is at most 64 octets (RFC 5321 section 4.5.3.1.1)
@@ -51,16 +52,6 @@ class SmtpLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tier2Limits:
-    """TOOL-019, EmailVerifier. One attempt per outreach_id is a rule, not a setting."""
-
-    per_second: float
-    per_month: int
-    usd_per_month: float
-    usd_per_call: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ControlLimits:
     """How often our own DNS and our own way out are tried."""
 
@@ -75,13 +66,23 @@ class Toolbox:
     probe_name: ProbeName
     mx: MxLimits
     smtp: SmtpLimits
-    tier2: Tier2Limits
+    tier2: PaidLimits
     controls: ControlLimits
     patterns: tuple[Pattern, ...] = PATTERNS
 
     def rules(self) -> Rules:
         """Return the rules that read a company, with this toolbox's patterns and probe name."""
         return Rules(probe_name=self.probe_name, patterns=self.patterns)
+
+    def probe_limits(self) -> ProbeLimits:
+        """Return what Postgres enforces of TOOL-004 and TOOL-005."""
+        return ProbeLimits(
+            mx_per_second=self.mx.per_second,
+            mx_per_day=self.mx.per_day,
+            smtp_per_day=self.smtp.per_day,
+            smtp_domain_pause_s=self.smtp.domain_pause_s,
+            smtp_per_provider=self.smtp.sessions_per_provider,
+        )
 
 
 def load_toolbox(path: Path | str | None = None) -> Toolbox:
@@ -247,7 +248,7 @@ def _read(file: _Section) -> Toolbox:
 
     limits, budget = read["TOOL-019"].section("limits"), read["TOOL-019"].section("budget")
     limits.count("attempts_per_outreach_id", exactly=1)
-    tier2 = Tier2Limits(
+    tier2 = PaidLimits(
         per_second=limits.number("per_second"),
         per_month=limits.count("per_month"),
         usd_per_month=budget.number("usd_per_month"),

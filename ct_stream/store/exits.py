@@ -45,6 +45,19 @@ async def record_exit(dsn: str, ended: Exit) -> None:
         connection.terminate()
 
 
+class ExitRecord:
+    """Keeps the exits of one worker."""
+
+    def __init__(self, dsn: str, worker: str, version: str) -> None:
+        self._dsn = dsn
+        self._worker = worker
+        self._version = version
+
+    async def __call__(self, places: Sequence[str], reason: str) -> None:
+        """Keep one, in any loop. Raises as `record_exit`."""
+        await record_exit(self._dsn, Exit(places=places, reason=reason, worker=self._worker, version=self._version))
+
+
 async def hung_again(database: Database, within_s: float, most: int) -> str | None:
     """Return where `most` workers or more hung within so many seconds, since a person last resumed the rail."""
     rows = await database.persist("hung_again", within_s, most)

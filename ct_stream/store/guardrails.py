@@ -7,14 +7,12 @@ one company alone is settled by a control and by time: long enough for the other
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
-from ct_stream.gate.events import INPUT_WINDOW, too_many_unreadable
 from ct_stream.gate.evidence import Settling
+from ct_stream.gate.providers import is_own_server
 from ct_stream.gate.questions import ControlKind
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
@@ -55,7 +53,7 @@ class Guardrails:
         self.halted: dict[str, str] = {}  #: rail to reason, as last read
         self.opened: dict[str, datetime] = {}  #: rail to when it was opened again, as last read
 
-    async def judge(self, held: Held, domain: str, provider: str, *, is_own_server: bool) -> Wait:
+    async def judge(self, held: Held, domain: str, provider: str) -> Wait:
         """Record a reply about us, draw what follows for all companies, and return the wait for this one."""
         if held.by is HeldBy.RATE:
             await self._note(provider, domain, "rate", held.host, held.reason)
@@ -73,7 +71,7 @@ class Guardrails:
         if rows[0]["refusing"] >= HALT_AFTER_PROVIDERS:
             reason = f"{rows[0]['refusing']} of the last 20 providers refuse us, the last one {provider}: {held.reason}"
             await self.set_state(SMTP_RAIL, "halted", reason, None)
-        if is_own_server:
+        if is_own_server(held.host, domain):
             # Its own policy, if a control talks to us normally: the scope is settled by that proof.
             return control_wait(ControlKind.SMTP, f"{held.host} refuses us; a control must show whether all do")
         await self._close_where_due(provider, held.reason)
@@ -83,6 +81,10 @@ class Guardrails:
             after_s=FIRST_TRY_S,
             waits_on=WaitsOn.provider(provider),
         )
+
+    async def note(self, held: Held, domain: str, provider: str) -> None:
+        """Record a reply about us that puts no wait on this company."""
+        await self.judge(held, domain, provider)
 
     def settling(self, age_s: float) -> Settling:
         """Return what time and a halt, as last read, say about a failed answer of this age."""
@@ -155,91 +157,3 @@ class Guardrails:
         why = f"{rows[0]['companies']} companies within 24 h and no good talk between, the last one: {reason}"
         await self.set_state(WaitsOn.provider(provider), "closed", why, FIRST_TRY_S)
         return True
-
-
-class InputCheck:
-    """May unreadable records be put on `ct.rejected`?
-
-    Not when most of the last ones are: an upstream that changed its format would empty the topic into it. A person
-    looks, and resumes the rail `input`; records from before that moment count no more, so that what lies there goes.
-    """
-
-    RAIL = "input"
-
-    def __init__(self, guardrails: Guardrails) -> None:
-        self._guardrails = guardrails
-        self._records: deque[tuple[datetime | None, bool]] = deque(maxlen=INPUT_WINDOW)
-        self._lock = asyncio.Lock()
-
-    @property
-    def is_halted(self) -> bool:
-        """Tell if a person must look first, as last read."""
-        return self.RAIL in self._guardrails.halted
-
-    def saw(self, at: datetime | None, *, readable: bool) -> None:
-        """Count one record, with its timestamp."""
-        self._records.append((at, readable))
-
-    async def trouble(self) -> str | None:
-        """Return why an unreadable record must not be let go of now, or None."""
-        async with self._lock:
-            await self._guardrails.refresh()
-            if self.is_halted:
-                return self._guardrails.halted[self.RAIL]
-            resumed_at = self._guardrails.opened.get(self.RAIL)
-            counted = [
-                readable for at, readable in self._records if at is None or resumed_at is None or at > resumed_at
-            ]
-            reason = too_many_unreadable(counted)
-            if reason is not None:
-                await self._guardrails.set_state(self.RAIL, "halted", reason, None)
-            return reason
-
-
-class SpineCheck:
-    """May a missing spine row be believed?
-
-    Not when too many of the last look-ups missed: a wrong database, a lagging replica or a lost grant looks just
-    like that. A person looks, and resumes the rail `spine`.
-    """
-
-    WINDOW = 50
-    MOST_MISSES = 20
-    RAIL = "spine"
-
-    def __init__(self, database: Database, guardrails: Guardrails) -> None:
-        self._database = database
-        self._guardrails = guardrails
-        self._lookups: list[bool] = []
-        self._was_halted = False
-        self._lock = asyncio.Lock()
-
-    def saw(self, *, usable: bool) -> None:
-        """Count one company's look-up: a row with a domain, or a miss."""
-        self._lookups.append(usable)
-        del self._lookups[: -self.WINDOW]
-
-    async def trouble(self) -> str | None:
-        """Return why a miss must not be believed now, or None."""
-        async with self._lock:
-            await self._guardrails.refresh()
-            halted = self._guardrails.halted.get(self.RAIL)
-            if halted is not None:
-                self._was_halted = True
-                return halted
-            if self._was_halted:  # a person resumed it: the window starts empty
-                self._was_halted = False
-                self._lookups.clear()
-            row = (await self._database.persist("spine_control"))[0]
-            if row["in_recovery"]:
-                return "the spine is read from a standby; CT_POSTGRES_DSN must name the primary"
-            if row["row_security"]:
-                return "row security hides spine rows from the gate's role; exempt ct_gate from it"
-            if not row["has_rows"]:
-                return "the spine holds no company at all: is this the right database?"
-            misses = self._lookups.count(False)
-            if misses > self.MOST_MISSES:
-                reason = f"{misses} of the last {len(self._lookups)} spine look-ups found no usable row"
-                await self._guardrails.set_state(self.RAIL, "halted", reason, None)
-                return reason
-            return None

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
+
+import asyncpg
 
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.store.batches import Batches
@@ -19,8 +22,7 @@ from ct_stream.store.parked import LEASE_S
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import asyncpg
-
+    from ct_stream.gate.toolbox_limits import ProbeLimits
     from ct_stream.store.database import Database
 
 #: A slot of the per-second rate is waited for in the task as long as it is near; else the company is put away.
@@ -28,17 +30,6 @@ _MAX_SLOT_WAIT_S = 1.0
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 _AGAIN_S = 5.0  #: a process that stood still is given time to come to itself
 _SURE_S = LEASE_S - 5.0  #: after its grant a session may begin for so long: a server is slow to take a connection, too
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The numbers of the toolbox that Postgres enforces."""
-
-    mx_per_second: float
-    mx_per_day: int
-    smtp_per_day: int
-    smtp_domain_pause_s: float
-    smtp_per_provider: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +72,7 @@ class Begun:
 class SharedLimits:
     """The limits as all workers share them."""
 
-    def __init__(self, database: Database, owner: str, limits: Limits) -> None:
+    def __init__(self, database: Database, owner: str, limits: ProbeLimits) -> None:
         self._database = database
         self._owner = owner
         self.limits = limits
@@ -162,6 +153,11 @@ class SharedLimits:
     async def wake_capped(self) -> None:
         """Wake who waits for midnight, as far as units are left: see ct_wake_capped."""
         await self._database.persist("wake_capped", self.limits.smtp_per_day)
+
+    async def release_owner(self) -> None:
+        """Give back all that this worker leases; without a database the leases run out by themselves."""
+        with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            await self._database.run("release_owner", self._owner, self.limits.smtp_domain_pause_s)
 
     # ---------------------------------------------------------------- batches
 
@@ -325,7 +321,7 @@ class DomainLease:
             )
 
 
-def _wait(begun: Begun, domain: str, provider: str, limits: Limits) -> Wait:
+def _wait(begun: Begun, domain: str, provider: str, limits: ProbeLimits) -> Wait:
     match begun.answer:
         case "halted":
             return Wait(

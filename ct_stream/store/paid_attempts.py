@@ -18,22 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
+    from ct_stream.gate.toolbox_limits import PaidLimits
     from ct_stream.store.database import Database
 
 ANSWER_DUE_S = 30.0  #: from the reservation to the stored answer; until then other workers wait for it
 IN_A_ROW = 5  #: so many calls without a usable answer put the tool out of order
 #: A slot of the per-second rate is waited for in the task as long as it is near; else the company is put away.
 _MAX_SLOT_WAIT_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaidLimits:
-    """The numbers of the toolbox for TOOL-019."""
-
-    per_second: float
-    per_month: int
-    usd_per_month: float
-    usd_per_call: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,10 @@ class ParkedCompanies:
         """End leases without a change."""
         await self._database.persist("give_back", self._owner, list(ids))
 
+    async def forget(self, outreach_id: UUID) -> None:
+        """Remove the undecided pass of a company that has an outcome."""
+        await self._database.persist("forget", [outreach_id])
+
     async def retry_stuck(self) -> None:
         """Make due what a worker of another version found stuck."""
         await self._database.persist("retry_stuck", self._version)

@@ -22,17 +22,15 @@ from ct_stream.stream.rejects import header_pairs, reject
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ct_stream.metrics import Health, Metrics
-    from ct_stream.stream.companies import Companies
+    from ct_stream.metrics import Metrics
     from ct_stream.stream.dedupe import DedupeTable
     from ct_stream.stream.offset_guard import OffsetGuard
-    from ct_stream.stream.outbox import Producer
-    from ct_stream.stream.ports import InputPort, LedgerPort
+    from ct_stream.stream.ports import Admission, Companies, InputCheck
+    from ct_stream.stream.producer import Producer
 
 log = logging.getLogger(__name__)
 
 _ROOM_POLL_S = 0.05
-_LOST_ROW_RETRY_S = 5.0
 _INPUT_POLL_S = 1.0
 _MOST_CARRIED = 4096  #: bytes of a header that is carried through; a record too large for ct.pass would never leave
 
@@ -44,30 +42,25 @@ class GateAgent:
         self,
         *,
         companies: Companies,
-        ledger: LedgerPort,
+        admission: Admission,
+        input_check: InputCheck,
         producer: Producer,
         guard: OffsetGuard,
         table: DedupeTable,
-        input_check: InputPort,
+        epoch: Callable[[], object],
         metrics: Metrics,
-        health: Health,
-        in_flight: int,
-        others_running: Callable[[], int],
-        may_pull: Callable[[], bool],
         drain_s: float,
         on_fatal: Callable[[str], None],
     ) -> None:
+        """`epoch` is the ledger's: what the table remembers of another one counts no more."""
         self._companies = companies
-        self._ledger = ledger
+        self._admission = admission
+        self._epoch = epoch
         self._producer = producer
         self._guard = guard
         self._table = table
         self._input = input_check
         self._metrics = metrics
-        self._health = health
-        self._in_flight = in_flight
-        self._others_running = others_running  # waiting companies that went on: they are running passes too
-        self._may_pull = may_pull  # not while our own way to the world is broken
         self._drain_s = drain_s
         self._on_fatal = on_fatal
         self.gates: AckGates[Any] = AckGates()
@@ -85,7 +78,7 @@ class GateAgent:
 
     @property
     def is_draining(self) -> bool:
-        """Tell if nothing is pulled because of a rebalance or the end."""
+        """Return whether nothing is pulled because of a rebalance or the end."""
         return self._draining or self._stopping
 
     @property
@@ -127,9 +120,7 @@ class GateAgent:
         while True:
             if self._draining or self._stopping:
                 return False
-            running = len(self._tasks) + self._others_running()
-            free = running < self._in_flight and self.gates.has_room(tp)
-            if free and self._ledger.is_usable() and self._may_pull():
+            if self.gates.has_room(tp) and self._admission.may_pull(len(self._tasks)):
                 return True
             self._freed.clear()
             self._busy_at = time.monotonic()
@@ -174,27 +165,13 @@ class GateAgent:
             traceparent=_carried(headers, "traceparent", message),
             correlation_header=_carried(headers, "correlation_id", message),
         )
-        key, epoch = str(created.outreach_id), self._ledger.epoch()
+        key, epoch = str(created.outreach_id), str(self._epoch())
         remembered = self._table.outcome(key, epoch)
         if remembered is not None:
             self._metrics.table_hits.inc()
-            await self._wait_for_row(created, remembered)
-        outcome = await self._companies.from_event(origin, _event_at(message))
+        outcome = await self._companies.from_event(origin, _event_at(message), remembered)
         if outcome is not None and remembered is None and not self._draining:
             self._table.remember(key, epoch, outcome, tp.partition)
-
-    async def _wait_for_row(self, created: SpineCreated, remembered: str) -> None:
-        """Hold an event whose outcome we remember and the ledger does not: the ledger has lost rows (FAULTS row 24)."""
-        while (await self._ledger.look_up(created.outreach_id)).outcome is None:
-            trouble = (
-                f"the ledger has no row of {created.outreach_id}, decided {remembered} under the same epoch: "
-                "was it restored from a backup? The gate waits; it will not decide a company twice"
-            )
-            if "ledger" not in self._health.troubles:
-                log.error("%s", trouble, extra={"action": "ledger_lost_rows"})
-            self._health.set("ledger", trouble)
-            await asyncio.sleep(_LOST_ROW_RETRY_S)
-        self._health.set("ledger", None)
 
     async def _wait_for_a_person(self) -> None:
         """Hold an unreadable record, un-acked, while most of them are: the topic is not emptied into ct.rejected."""

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 SESSION_TIMEOUT_S = 45.0
 _REBALANCE_TIMEOUT_S = 60.0
+_EMBEDDED_TIMEOUT_S = 6.0
 _RECOVERED_POLL_S = 0.02
 
 
@@ -83,10 +84,12 @@ class GateApp(faust.App):
         await consumer.commit_and_end_transactions()
 
 
-def make_app(
-    settings: Settings, *, session_timeout_s: float | None = None, rebalance_timeout_s: float | None = None
-) -> GateApp:
-    """Return the app; nothing is connected yet."""
+def make_app(settings: Settings, *, is_embedded: bool = False) -> GateApp:
+    """Return the app; nothing is connected yet.
+
+    The embedded broker answers a JoinGroup after half the session timeout: there both are short.
+    """
+    session_s = _EMBEDDED_TIMEOUT_S if is_embedded else SESSION_TIMEOUT_S
     servers = (settings.kafka_bootstrap or "").split(",")
     app = GateApp(
         GROUP,
@@ -94,9 +97,9 @@ def make_app(
         broker_credentials=_credentials(settings),
         broker_client_id=GROUP,
         broker_commit_interval=1.0,
-        broker_session_timeout=session_timeout_s or SESSION_TIMEOUT_S,
-        broker_heartbeat_interval=min(3.0, (session_timeout_s or SESSION_TIMEOUT_S) / 3),
-        broker_rebalance_timeout=rebalance_timeout_s or _REBALANCE_TIMEOUT_S,
+        broker_session_timeout=session_s,
+        broker_heartbeat_interval=min(3.0, session_s / 3),
+        broker_rebalance_timeout=_EMBEDDED_TIMEOUT_S if is_embedded else _REBALANCE_TIMEOUT_S,
         broker_request_timeout=90.0,
         # With everything in hand Faust stops fetching; aiokafka would leave the group for good (aiokafka issue 1187).
         broker_max_poll_interval=604_800.0,

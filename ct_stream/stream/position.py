@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _LOOK_TIMEOUT_S = 10.0
 _FIRST_RECORDS_S = 2.0
 _RETRIED_S = 15.0
 _RETRY_S = 0.2
+_ASKED_S = 20.0  #: for Kafka to tell one thing
 
 
 @asynccontextmanager
@@ -50,7 +52,7 @@ async def outside_consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer
 async def next_offsets(settings: Settings, tp: TP, offset: int) -> list[int]:
     """Return the offsets of the records at or after `offset`, in order, as many as come at once.
 
-    None when none came in time. Raises KafkaError.
+    Empty when none came in time. Raises KafkaError.
     """
     async with outside_consumer(settings) as consumer:
         partition = TopicPartition(tp.topic, tp.partition)
@@ -202,3 +204,36 @@ async def retried(ask: Callable[[], Awaitable[T]], within_s: float = _RETRIED_S)
             if not error.retriable or time.monotonic() > deadline:
                 raise
         await asyncio.sleep(_RETRY_S)
+
+
+class OutsideView:
+    """The group and its topics as an outsider sees them now, for who must not ask through the group's own consumer.
+
+    Raises KafkaError (a RuntimeError), OSError or TimeoutError.
+    """
+
+    def __init__(self, settings: Settings, *, tells_ends: bool) -> None:
+        """`tells_ends`: the embedded broker gives wrong end offsets."""
+        self._settings = settings
+        self._tells_ends = tells_ends
+
+    async def committed(self) -> dict[int, int]:
+        """Return what the group has committed, by partition, within 20 s."""
+        async with asyncio.timeout(_ASKED_S):
+            return await committed_offsets(self._settings)
+
+    async def next_offsets(self, tp: TP, offset: int) -> list[int]:
+        """Return the offsets of the records at or after `offset`, in order, as many as come at once."""
+        return await next_offsets(self._settings, tp, offset)
+
+    async def first_records(self, positions: Mapping[TP, int | None]) -> dict[TP, int]:
+        """Return the offset of the first record at or after each position, within 20 s."""
+        async with asyncio.timeout(_ASKED_S):
+            return await first_records(self._settings, positions)
+
+    async def end_of(self, tp: TP) -> int:
+        """Return the offset of a partition's next record, within 20 s; far ahead where the broker cannot tell."""
+        if not self._tells_ends:
+            return sys.maxsize
+        async with asyncio.timeout(_ASKED_S):
+            return await end_of(self._settings, tp)

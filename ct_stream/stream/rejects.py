@@ -6,11 +6,11 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ct_stream.stream.outbox import RecordTooLarge
+from ct_stream.stream.producer import RecordTooLarge
 from ct_stream.stream.topology import CT_REJECTED
 
 if TYPE_CHECKING:
-    from ct_stream.stream.outbox import Producer
+    from ct_stream.stream.producer import Producer
 
 log = logging.getLogger(__name__)
 

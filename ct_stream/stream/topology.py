@@ -42,6 +42,10 @@ class TopologyError(Exception):
     """Topics are missing or do not fit; the message names the command that mends it."""
 
 
+class KafkaUnavailable(TopologyError):
+    """No broker answers: it may come back by itself."""
+
+
 def kafka_options(settings: Settings) -> dict[str, Any]:
     """Return what every aiokafka client of ours is made with."""
     options: dict[str, Any] = {
@@ -157,14 +161,14 @@ def misfit(counts: dict[str, int]) -> str | None:
 
 
 async def check_topics(settings: Settings) -> dict[str, int]:
-    """Return the partitions of our topics. Raises TopologyError, or KafkaError when no broker answers."""
+    """Return the partitions of our topics. Raises TopologyError; KafkaUnavailable when no broker answers."""
     admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-check")
     try:
         await admin.start()
         names = tuple(plan.name for plan in topic_plans(1, min_insync=None))
         counts = await _counts_of_all(admin, names, within_s=_MISSING_S)
     except KafkaError as error:
-        raise TopologyError(f"Kafka at {settings.kafka_bootstrap} does not answer: {error}") from error
+        raise KafkaUnavailable(f"Kafka at {settings.kafka_bootstrap} does not answer: {error}") from error
     finally:
         await admin.close()
     problem = misfit(counts)

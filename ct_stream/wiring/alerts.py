@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aiohttp
 import asyncpg
@@ -21,6 +21,7 @@ import orjson
 from yarl import URL
 
 from ct_stream.gate.output_stage import rfc3339
+from ct_stream.process.loops import Loop
 from ct_stream.store.outage import AGAIN, OUTAGE
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Alerts:
 
     def __init__(self, url: str | None, worker: str, version: str, metrics: Metrics) -> None:
         self._url = None if url is None else URL(url)
-        self._worker = worker
+        self.worker = worker
         self._version = version
         self._metrics = metrics
         self._queue: deque[Alert] = deque()
@@ -132,49 +133,22 @@ class Alerts:
         self._queue.append(alert)
         if len(self._queue) > QUEUE:
             self._queue.popleft()
-            self._metrics.alerts.labels(result="dropped").inc()
+            self.drop()
         self._is_idle.clear()
         self._arrived.set()
+
+    @property
+    def room(self) -> int:
+        """Return how many more alerts the queue takes; none where nobody is told."""
+        return 0 if self._url is None else QUEUE - len(self._queue)
+
+    def drop(self) -> None:
+        """Count an alert that is no news any more."""
+        self._metrics.alerts.labels(result="dropped").inc()
 
     def worker_stops(self, why: str) -> None:
         """Tell that this worker ends because of a bug."""
         self.put(Alert(event="worker", state="stopping", reason=why, at=datetime.now(UTC)))
-
-    async def relay(self, database: Database) -> None:
-        """Take what the database has for people, until cancelled. What is in the way costs time, never the worker."""
-        if self._url is None:
-            return
-        said = None
-        while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
-            room = min(_TAKEN_AT_ONCE, QUEUE - len(self._queue))
-            if not database.is_up or room <= 0:
-                continue
-            try:
-                rows = await database.fetch("take_alerts", self._worker, room, _STALE)
-            except (*AGAIN, *OUTAGE, asyncpg.PostgresError) as error:
-                sentence = f"Alerts cannot be read: {error or type(error).__name__}"
-                if sentence != said:
-                    log.warning("%s", sentence, extra={"action": "alerts_unread"})
-                said = sentence
-                continue
-            said = None
-            for row in rows:
-                self._take(row)
-
-    def _take(self, row: Any) -> None:
-        if row["is_stale"]:
-            self._metrics.alerts.labels(result="dropped").inc()
-            return
-        alert = Alert(
-            event=row["event"],
-            state=row["state"],
-            reason=row["reason"],
-            at=row["at"].astimezone(UTC),
-            rail=row["rail"],
-            outreach_id=row["outreach_id"],
-        )
-        self.put(alert)
 
     # ---------------------------------------------------------------- sending
 
@@ -196,7 +170,7 @@ class Alerts:
         await self._is_idle.wait()
 
     async def _deliver(self, session: aiohttp.ClientSession, alert: Alert) -> None:
-        body = alert.body(self._worker, self._version)
+        body = alert.body(self.worker, self._version)
         trouble = ""
         for retry_s in (*_RETRY_S, None):
             trouble, may_retry = await self._post(session, body)
@@ -233,6 +207,48 @@ class Alerts:
         """Return whom we alert, without the path, which is a secret."""
         assert self._url is not None
         return f"{self._url.scheme}://{self._url.host}:{self._url.port}"
+
+
+class AlertRelay:
+    """Takes what the database has for people. What is in the way costs time, never the worker."""
+
+    def __init__(self, database: Database, alerts: Alerts) -> None:
+        self._database = database
+        self._alerts = alerts
+        self._said: str | None = None
+
+    def loop(self) -> Loop:
+        """Return the loop of this relay."""
+        return Loop(name="alerts:relay", step=self.take, every_s=_LOOK_EVERY_S, rests_first=True)
+
+    async def take(self) -> None:
+        """Take as many as the queue has room for."""
+        room = min(_TAKEN_AT_ONCE, self._alerts.room)
+        if not self._database.is_up or room <= 0:
+            return
+        try:
+            rows = await self._database.fetch("take_alerts", self._alerts.worker, room, _STALE)
+        except (*AGAIN, *OUTAGE, asyncpg.PostgresError) as error:
+            sentence = f"Alerts cannot be read: {error or type(error).__name__}"
+            if sentence != self._said:
+                log.warning("%s", sentence, extra={"action": "alerts_unread"})
+            self._said = sentence
+            return
+        self._said = None
+        for row in rows:
+            if row["is_stale"]:
+                self._alerts.drop()
+                continue
+            self._alerts.put(
+                Alert(
+                    event=row["event"],
+                    state=row["state"],
+                    reason=row["reason"],
+                    at=row["at"].astimezone(UTC),
+                    rail=row["rail"],
+                    outreach_id=row["outreach_id"],
+                )
+            )
 
 
 @asynccontextmanager

@@ -48,7 +48,7 @@ controls: {interval_s: %(control)s, settle_s: %(settle)s}
 _WORKER = """
 import os, sys
 from ct_stream.settings import load_settings
-from ct_stream.wiring.logs import set_up_logs
+from ct_stream.process.logs import set_up_logs
 from ct_stream.wiring.worker import run_worker
 set_up_logs(json=False)
 import ct_stream.stream.app as app

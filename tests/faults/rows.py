@@ -51,7 +51,7 @@ ROWS: tuple[Row, ...] = (
         fault="our own bug in one company's pass",
         behaviour="stuck after the third exception, the rest goes on",
         tests=(
-            "stream/test_companies.py::test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck",
+            "company/test_companies.py::test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck",
             _BUGS + "test_an_exception_makes_its_own_company_stuck_at_the_third_and_twenty_of_them_stop_the_worker",
             _BUGS + "test_three_kills_with_many_in_flight_count_against_nobody",
         ),
@@ -157,8 +157,8 @@ ROWS: tuple[Row, ...] = (
             f"{_REFUSALS}test_a_shared_provider_that_is_silent_for_three_companies_fails_none_of_them",
             f"{_REFUSALS}test_one_companys_own_server_that_refuses_us_concerns_that_company_only",
             f"{_REFUSALS}test_twenty_thousand_companies_of_a_closed_provider_block_nobody",
-            "wiring/test_two_hosts.py::test_nobody_fails_by_a_word_about_us_and_nobody_waits_without_one",
-            "wiring/test_two_providers.py::test_no_company_fails_of_the_silence_of_a_provider_that_is_closed",
+            "company/test_two_hosts.py::test_nobody_fails_by_a_word_about_us_and_nobody_waits_without_one",
+            "company/test_two_providers.py::test_no_company_fails_of_the_silence_of_a_provider_that_is_closed",
         ),
     ),
     Row(
@@ -195,7 +195,7 @@ ROWS: tuple[Row, ...] = (
             _MACHINE + "test_a_clock_that_jumps_decides_nothing_and_spends_no_other_day",
             "store/test_controls.py::test_after_a_clock_was_set_back_companies_are_decided_again_at_once",
             "store/test_limits.py::test_slots_of_before_a_clock_was_set_back_hold_nobody_up",
-            "wiring/test_two_providers.py::test_a_clock_of_postgres_that_jumps_ahead_settles_no_refusal",
+            "company/test_two_providers.py::test_a_clock_of_postgres_that_jumps_ahead_settles_no_refusal",
             "store/test_database.py::test_an_age_is_no_more_than_what_has_passed_here",
         ),
     ),
@@ -204,7 +204,7 @@ ROWS: tuple[Row, ...] = (
         behaviour="companies wait",
         tests=(
             "trouble/test_descriptors.py::test_companies_wait_for_descriptors_and_none_is_charged_for_them",
-            "stream/test_companies.py::test_a_machine_that_has_no_more_is_charged_to_nobody",
+            "company/test_companies.py::test_a_machine_that_has_no_more_is_charged_to_nobody",
             _MACHINE + "test_a_limit_of_memory_decides_nothing",
             _MACHINE + "test_a_full_disk_under_the_log_stops_nobody",
         ),

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from faust.events import Event
 
+from ct_stream.company.checks import SpineRow
+from ct_stream.company.one_pass import CompanyPass
 from ct_stream.probes.mx import Resolver
 from ct_stream.store.database import Database
 from ct_stream.store.ledger import Ledger
 from ct_stream.stream.agents import GateAgent
-from ct_stream.stream.outbox import Producer
-from ct_stream.wiring.world import CompanyPass
+from ct_stream.stream.producer import Producer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +103,7 @@ def _is_outcome(*args: Any) -> bool:
 
 _WRAP: dict[str, Callable[[Callable[..., None]], None]] = {
     "received": lambda count: _before(GateAgent, "_handle", count),
-    "spine read": lambda count: _after(CompanyPass, "lookup", count),
+    "spine read": lambda count: _after(SpineRow, "lookup", count),
     "mx done": lambda count: _after(Resolver, "lookup_mx", count),
     "smtp done": lambda count: _after(CompanyPass, "run", count, lambda run: len(run.exchanges) > 3),
     "recording": _while_recording,

@@ -45,6 +45,7 @@ async def late(self):
 Fetcher.maybe_start = late
 """
 BACKLOG = 300
+QUIET_S = 20.0  #: in which not one company more is decided: then nothing comes any more
 
 
 async def restart_with_a_backlog(stack: Stack, prelude: str, delay: str = DELAY) -> tuple[int, int | None]:
@@ -61,8 +62,11 @@ async def restart_with_a_backlog(stack: Stack, prelude: str, delay: str = DELAY)
     second = stack.start_worker(prelude=delay + prelude, CT_IN_FLIGHT="10")
     await stack.wait_said("Ready", 30)
     await stack.farm.set_reply_delay(0.0)
-    decided = await stack.wait_decided(46 + BACKLOG, 20)
-    return 46 + BACKLOG - decided, second.poll()
+    expected = 46 + BACKLOG
+    decided, more = 0, await stack.wait_decided(expected, QUIET_S)
+    while decided < more < expected:  # a busy machine decides slowly; what is lost never comes
+        decided, more = more, await stack.wait_decided(expected, QUIET_S)
+    return expected - more, second.poll()
 
 
 async def test_faust_alone_never_delivers_what_arrives_during_recovery(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaConnectionError
 
 from ct_stream.ops.replay import lag
 from ct_stream.settings import load_settings
-from ct_stream.stream.outbox import supports_idempotence
+from ct_stream.stream.producer import supports_idempotence
 from ct_stream.stream.topology import SPINE_CREATED
 from tests.faults.harness import Stack
 

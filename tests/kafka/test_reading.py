@@ -13,7 +13,7 @@ from aiokafka.consumer.fetcher import Fetcher
 
 from ct_stream.ops.publish import publish, read_events
 from ct_stream.ops.replay import lag, replay
-from ct_stream.stream.outbox import supports_idempotence
+from ct_stream.stream.producer import supports_idempotence
 from ct_stream.stream.topology import GROUP, SPINE_CREATED, check_topics, create_topics
 from tests.kafka.upstream import send_in_transaction
 

@@ -33,7 +33,7 @@ from ct_stream.gate.transcript import Exchange, from_json, to_json, tools_used
 from ct_stream.gate.verdicts import Failed, Held, Passed, VerifiedBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.probes.answer import PassDriver, Waiting, World
-from ct_stream.probes.needs import TurnedOff
+from ct_stream.probes.needs import Brought, TurnedOff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -72,6 +72,7 @@ class Scripted:
         self.asked: list[str] = []
         self.closed: list[list[Held]] = []
         self.heard: Sequence[Attempt] = ()
+        self.vendor_s = 0.0  # for which the vendor is waited for
         self.noted: list[tuple[str, str, str]] = []
         self.memories = list(memories)  #: one for each look at the memory, then nothing
         self.tier2_off = tier2_off
@@ -130,7 +131,8 @@ class Scripted:
     async def close(self, *, refused: Sequence[Held] = ()) -> None:
         self.closed.append(list(refused))
 
-    async def confirm(self, kind: ControlKind) -> ControlAnswer | Wait:
+    async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:
+        del exchanges
         answer: ControlAnswer | Wait = await self.next(f"control {kind}")
         return answer
 
@@ -142,10 +144,9 @@ class Scripted:
     def off_because(self) -> str | None:
         return self.tier2_off
 
-    async def verify(self, outreach_id: UUID, address: Address) -> VerifyAnswer | Wait:
+    async def verify(self, outreach_id: UUID, address: Address) -> Brought:
         del outreach_id
-        answer: VerifyAnswer | Wait = await self.next(f"verify {address}")
-        return answer
+        return Brought(result=await self.next(f"verify {address}"), waited_s=self.vendor_s)
 
 
 def driver(scripted: Scripted, **more: Any) -> PassDriver:
@@ -526,6 +527,9 @@ async def test_a_budget_that_is_spent_meanwhile_decides_as_without_tier2_and_ask
 
 
 async def test_time_that_a_paid_call_took_counts_for_the_deadline() -> None:
-    run = driver(Scripted(), spent_s=1.5)
-    run.count_waiting(2.0)
-    assert run.spent_s == 3.5
+    valid = VerifyAnswer(status=VerifyStatus.VALID)
+    scripted = Scripted(SPINE, None, FOUND, TIMEOUT, ControlAnswer(detail="ok"), valid, tier2_off=None)
+    scripted.vendor_s = 2.0
+    run = driver(scripted, spent_s=1.5)
+    assert isinstance(await run.run(), Passed)
+    assert 3.5 <= run.spent_s < 4.0

@@ -301,8 +301,8 @@ async def test_controls_say_what_they_saw(farm: MailFarm) -> None:
     await farm.server(["220 control"])
     names = Names(farm)
     controls = LocalControls(names, SmtpControl(names, settings(farm)), ["control.example"])
-    assert await controls.confirm(ControlKind.SMTP) == ControlAnswer(detail="mx.control.example greets us")
-    assert await controls.confirm(ControlKind.DNS) == ControlAnswer(detail="scripted control.example")
+    assert await controls.confirm(ControlKind.SMTP, []) == ControlAnswer(detail="mx.control.example greets us")
+    assert await controls.confirm(ControlKind.DNS, []) == ControlAnswer(detail="scripted control.example")
 
 
 async def test_a_control_without_mx_or_address_fails(farm: MailFarm) -> None:
@@ -321,7 +321,7 @@ async def test_a_control_without_mx_or_address_fails(farm: MailFarm) -> None:
 
 async def test_without_control_domains_nothing_is_confirmed(farm: MailFarm) -> None:
     names = Names(farm)
-    wait = await LocalControls(names, SmtpControl(names, settings(farm)), []).confirm(ControlKind.DNS)
+    wait = await LocalControls(names, SmtpControl(names, settings(farm)), []).confirm(ControlKind.DNS, [])
     assert isinstance(wait, Wait)
     assert "no control domain is set" in wait.detail
 

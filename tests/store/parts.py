@@ -11,11 +11,11 @@ from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.output_stage import Origin, Outcome, output_stage
 from ct_stream.gate.questions import MxAnswer, MxStatus, SpineAnswer
 from ct_stream.gate.records import Parked
+from ct_stream.gate.toolbox_limits import ProbeLimits
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.store.database import Database
-from ct_stream.store.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,7 +33,7 @@ EXCHANGES = (
     Exchange(key="mx", answer=MxAnswer(status=MxStatus.FOUND, hosts=("mx1.acme.example",)), asked="acme.example"),
 )
 
-LIMITS = Limits(
+LIMITS = ProbeLimits(
     mx_per_second=1000.0, mx_per_day=1_000_000, smtp_per_day=1_000_000, smtp_domain_pause_s=0.3, smtp_per_provider=3
 )
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from ct_stream.company.checks import InputCheck
 from ct_stream.gate.questions import MxAnswer, MxStatus
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.exits import Exit, hung_again, record_exit
-from ct_stream.store.guardrails import SMTP_RAIL, Guardrails, InputCheck
+from ct_stream.store.guardrails import SMTP_RAIL, Guardrails
 from ct_stream.store.limits import DomainLease, SharedLimits
 from ct_stream.store.parked import ParkedCompanies
 from tests.store.parts import EXCHANGES, LIMITS, opened, parked, running
@@ -78,12 +79,10 @@ async def parts(database: DatabaseDsns) -> AsyncIterator[Parts]:
 
 async def test_the_third_company_closes_its_provider_whatever_each_of_them_met(database: DatabaseDsns) -> None:
     async with parts(database) as p:
-        first = await p.one.judge(REFUSED, "a.example", "bigmail.example", is_own_server=False)
+        first = await p.one.judge(REFUSED, "a.example", "bigmail.example")
         await p.two.silent("bigmail.example", "b.example")
         assert (first.reason, await p.state("provider:bigmail.example")) == (WaitReason.REFUSED, None)
-        assert (await p.two.judge(TOO_FAST, "c.example", "bigmail.example", is_own_server=False)).reason is (
-            WaitReason.OUR_RATE
-        )
+        assert (await p.two.judge(TOO_FAST, "c.example", "bigmail.example")).reason is (WaitReason.OUR_RATE)
         assert await p.state("provider:bigmail.example") == "closed"
         assert 590 < await p.next_try_s("provider:bigmail.example") <= 600
         wait = await p.one.unreached("bigmail.example", age_s=SETTLE_S * 2)
@@ -93,10 +92,10 @@ async def test_the_third_company_closes_its_provider_whatever_each_of_them_met(d
 
 async def test_a_good_talk_between_them_keeps_a_provider_open(database: DatabaseDsns) -> None:
     async with parts(database) as p:
-        await p.one.judge(REFUSED, "a.example", "bigmail.example", is_own_server=False)
-        await p.one.judge(REFUSED, "b.example", "bigmail.example", is_own_server=False)
+        await p.one.judge(REFUSED, "a.example", "bigmail.example")
+        await p.one.judge(REFUSED, "b.example", "bigmail.example")
         assert await p.talk("c.example", "bigmail.example") is None
-        await p.one.judge(REFUSED, "d.example", "bigmail.example", is_own_server=False)
+        await p.one.judge(REFUSED, "d.example", "bigmail.example")
         assert await p.state("provider:bigmail.example") in (None, "open")
 
 
@@ -181,14 +180,14 @@ async def test_the_tries_of_a_closed_provider_come_later_and_later_up_to_six_hou
 async def test_a_rate_reply_pauses_for_a_minute_then_two(database: DatabaseDsns) -> None:
     rail = "provider:bigmail.example"
     async with parts(database) as p:
-        await p.one.judge(TOO_FAST, "a.example", "bigmail.example", is_own_server=False)
+        await p.one.judge(TOO_FAST, "a.example", "bigmail.example")
         assert await p.state(rail) == "paused"
         assert 55 < await p.next_try_s(rail) <= 60
         paused = await p.limits.begin_probe("b.example", "bigmail.example")
         assert isinstance(paused, Wait)
         await p.due_now(rail)
         assert isinstance(await p.limits.begin_probe("b.example", "bigmail.example"), DomainLease)
-        await p.two.judge(TOO_FAST, "b.example", "bigmail.example", is_own_server=False)
+        await p.two.judge(TOO_FAST, "b.example", "bigmail.example")
         assert 115 < await p.next_try_s(rail) <= 120
 
 
@@ -216,7 +215,7 @@ async def test_the_fifth_refusing_provider_of_the_last_20_halts_the_tool_for_all
         for n in range(5):
             assert SMTP_RAIL not in p.one.halted
             held = Held(by=HeldBy.REFUSED, host=f"mx.bad{n}.example", reason="554 listed")
-            await p.one.judge(held, f"bad{n}.example", f"bad{n}.example", is_own_server=True)
+            await p.one.judge(held, f"bad{n}.example", f"bad{n}.example")
         assert await p.state(SMTP_RAIL) == "halted"
         await p.two.refresh()
         halted = p.two.settling(SETTLE_S * 2).refusal("mx.bad0.example refuses us")
@@ -267,11 +266,11 @@ async def test_after_a_resume_the_window_of_refusals_starts_empty(database: Data
     async with parts(database) as p:
         for n in range(4):
             held = Held(by=HeldBy.REFUSED, host=f"mx.bad{n}.example", reason="554 listed")
-            await p.one.judge(held, f"bad{n}.example", f"bad{n}.example", is_own_server=True)
+            await p.one.judge(held, f"bad{n}.example", f"bad{n}.example")
         await p.one.set_state(SMTP_RAIL, "halted", "by a control", None)
         await p.resume(SMTP_RAIL)
         held = Held(by=HeldBy.REFUSED, host="mx.bad9.example", reason="554 listed")
-        await p.one.judge(held, "bad9.example", "bad9.example", is_own_server=True)
+        await p.one.judge(held, "bad9.example", "bad9.example")
         assert await p.state(SMTP_RAIL) == "trial"
 
 

@@ -14,10 +14,11 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from ct_stream.gate.toolbox_limits import ProbeLimits
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store import batches
 from ct_stream.store import limits as limits_module
-from ct_stream.store.limits import DomainLease, Limits, SharedLimits
+from ct_stream.store.limits import DomainLease, SharedLimits
 from ct_stream.store.parked import ParkedCompanies
 from tests.store.parts import LIMITS, opened, parked, running
 
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from tests.conftest import DatabaseDsns
 
 
-def limits(**changed: float) -> Limits:
-    values = {name: getattr(LIMITS, name) for name in Limits.__slots__}
-    return Limits(**(values | changed))
+def limits(**changed: float) -> ProbeLimits:
+    values = {name: getattr(LIMITS, name) for name in ProbeLimits.__slots__}
+    return ProbeLimits(**(values | changed))
 
 
 async def test_eight_workers_take_exactly_the_days_sessions(database: DatabaseDsns) -> None:

@@ -14,9 +14,10 @@ import asyncpg
 import pytest
 
 from ct_stream.gate.questions import VerifyAnswer, VerifyStatus
+from ct_stream.gate.toolbox_limits import PaidLimits
 from ct_stream.gate.waits import WaitReason
 from ct_stream.store.ledger import Ledger
-from ct_stream.store.paid_attempts import IN_A_ROW, PaidAttempts, PaidLimits, Taken, Wanted
+from ct_stream.store.paid_attempts import IN_A_ROW, PaidAttempts, Taken, Wanted
 from ct_stream.store.parked import ParkedCompanies
 from tests.store.parts import opened, parked, running
 

@@ -52,7 +52,7 @@ def test_a_cut_connection_is_a_broken_one(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_a_request_is_said_and_breaks_nothing(tmp_path: Path) -> None:
-    """A broker without idempotence is known by it (stream/outbox.py); aiokafka's errors are RuntimeErrors, too."""
+    """A broker without idempotence is known by it (stream/producer.py); aiokafka's errors are RuntimeErrors, too."""
 
     async def run() -> None:
         async with (

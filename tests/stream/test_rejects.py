@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ct_stream.stream.outbox import RecordTooLarge
+from ct_stream.stream.producer import RecordTooLarge
 from ct_stream.stream.rejects import MAX_BYTES, MAX_HEADERS, reject, rejected_headers
 
 

@@ -7,21 +7,21 @@ import re
 import signal
 from typing import TYPE_CHECKING
 
-from ct_stream.wiring.watchdog import EXIT_CODE
+from ct_stream.process.watchdog import EXIT_CODE
 from tests.faults.harness import Stack
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 QUICK = """
-from ct_stream.wiring import watchdog
+from ct_stream.process import watchdog
 watchdog.Thresholds.of = classmethod(lambda cls, _: cls(unacked_s=600.0, blocked_s=3.0))
 """
 BLOCKS = (
     QUICK
     + """
 import time
-import ct_stream.wiring.world as world
+import ct_stream.company.one_pass as world
 run, passes = world.CompanyPass.run, 0
 async def block(self):
     global passes

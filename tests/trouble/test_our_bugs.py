@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RAISES = """
-from ct_stream.wiring.world import WorkerGate
+from ct_stream.company.one_pass import WorkerGate
 begin = WorkerGate.begin
 async def raises(self, origin, event_at, known, resumed):
     if (known.domain or "").startswith("info-bug"):

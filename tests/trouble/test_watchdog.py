@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from ct_stream.wiring.watchdog import EXIT_CODE
+from ct_stream.process.watchdog import EXIT_CODE
 from tests.brokers import kafka
 from tests.faults.harness import Stack
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PASS_DEADLINE_S, UNACKED_S = 4.0, 8.0
 #: Every threshold in seconds, so that a test need not wait for minutes.
 LIMITS = f"""
-from ct_stream.wiring import watchdog
+from ct_stream.process import watchdog
 watchdog.Thresholds.of = classmethod(
     lambda cls, _: cls(
         unacked_s={UNACKED_S}, commit_s=4.0, undelivered_s=4.0, drain_s=15.0, unassigned_s=4.0, blocked_s=5.0
@@ -37,13 +37,13 @@ BUG = (
     LIMITS
     + """
 import asyncio, time, os
-from ct_stream.wiring.worker import _LedgerPort
-look_up = _LedgerPort.look_up
-async def hang(self, outreach_id):
-    if str(outreach_id) == os.environ["CT_TEST_VICTIM"]:
+from ct_stream.company.companies import Companies
+one_pass = Companies._pass
+async def hang(self, origin, *args):
+    if str(origin.outreach_id) == os.environ["CT_TEST_VICTIM"]:
         %s
-    return await look_up(self, outreach_id)
-_LedgerPort.look_up = hang
+    return await one_pass(self, origin, *args)
+Companies._pass = hang
 """
 )
 BLOCKS = BUG % "time.sleep(1e6)"
@@ -62,7 +62,7 @@ HANGS_ON_ITS_WAY = (
     LIMITS
     + """
 import asyncio, os
-from ct_stream.stream.companies import Companies
+from ct_stream.company.companies import Companies
 from_waiting = Companies.from_waiting
 async def hang(self, resumed):
     if str(resumed.origin.outreach_id) == os.environ["CT_TEST_VICTIM"]:

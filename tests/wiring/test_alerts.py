@@ -25,7 +25,7 @@ from ct_stream.store.database import Database
 from ct_stream.store.guardrails import SMTP_RAIL, Guardrails
 from ct_stream.store.parked import ParkedCompanies
 from ct_stream.wiring import alerts as alerting_module
-from ct_stream.wiring.alerts import QUEUE, TRIES, Alert, Alerts, alerting, clean
+from ct_stream.wiring.alerts import QUEUE, TRIES, Alert, AlertRelay, Alerts, alerting, clean
 from tests.wiring.receiver import SECRET, Receiver, receiving
 
 if TYPE_CHECKING:
@@ -227,7 +227,9 @@ async def two_workers(dsns: DatabaseDsns, url: str) -> AsyncIterator[tuple[Datab
     for database in databases:
         await database.open()
     both = [Alerts(url, f"worker/{number}", "0.1.0", Metrics()) for number in range(2)]
-    relays = [asyncio.create_task(a.relay(database)) for a, database in zip(both, databases, strict=True)]
+    relays = [
+        asyncio.create_task(AlertRelay(database, a).loop().run()) for a, database in zip(both, databases, strict=True)
+    ]
     try:
         async with alerting(both[0]), alerting(both[1]):
             yield databases
@@ -296,7 +298,7 @@ async def test_old_news_is_dropped_and_counted(database: DatabaseDsns, receiver:
     finally:
         await admin.close()
     alerts, metrics = make(receiver.url)
-    relay = asyncio.create_task(alerts.relay(opened))
+    relay = asyncio.create_task(AlertRelay(opened, alerts).loop().run())
     try:
         async with alerting(alerts):
             await receiver.wait_for(1)

@@ -10,10 +10,10 @@ from tests.wiring.receiver import receiving
 
 # Its background task fails: a bug of ours ends the worker.
 _BROKEN = """
-from ct_stream.wiring.worker import Worker
-async def broken(self, *_):
+from ct_stream.company.own_way import OwnWay
+async def broken(self):
     raise KeyError("a bug")
-Worker._watch_controls = broken
+OwnWay.look = broken
 """
 
 

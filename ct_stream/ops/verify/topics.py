@@ -17,8 +17,8 @@ from ct_stream.gate.events import Unreadable, read_spine_created
 from ct_stream.ops.troubles import ServiceTrouble
 from ct_stream.ops.verify.judge import TOPICS
 from ct_stream.ops.verify.spill import digest_of
-from ct_stream.stream.outbox import supports_idempotence
 from ct_stream.stream.position import committed_offsets
+from ct_stream.stream.producer import supports_idempotence
 from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED, kafka_options, partition_counts
 
 if TYPE_CHECKING:

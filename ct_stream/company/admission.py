@@ -1,0 +1,39 @@
+"""May another event be taken in hand now?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ct_stream.company.checks import InputCheck
+    from ct_stream.company.own_way import OwnWay
+    from ct_stream.company.waiting import Scheduler
+    from ct_stream.store.database import Database
+
+
+class Admission:
+    """Says so for the agent, which asks before each event.
+
+    Not while the database is away, nor while a person must look at the input. While our own way is broken companies
+    wait before anything is asked, and once as many wait as may be in flight nothing more is pulled. What needs no
+    network (NOT-FOUND, NO-DOMAIN) goes through until then.
+    """
+
+    def __init__(
+        self, database: Database, input_check: InputCheck, own_way: OwnWay, scheduler: Scheduler, in_flight: int
+    ) -> None:
+        self._database = database
+        self._input_check = input_check
+        self._own_way = own_way
+        self._scheduler = scheduler
+        self._in_flight = in_flight
+        self.undecided = 0  #: companies that wait or are stuck, over all workers, as last counted
+
+    def may_pull(self, running: int) -> bool:
+        """Return whether there is room beside so many running events, and nothing is in the way."""
+        return (
+            running + self._scheduler.running < self._in_flight  # resumed companies are running passes too
+            and self._database.is_up
+            and (self._own_way.trouble is None or self.undecided < self._in_flight)
+            and not self._input_check.is_halted
+        )

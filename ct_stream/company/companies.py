@@ -1,0 +1,275 @@
+"""How does one company get from its event to its outcome, and nothing twice?
+
+Steps (docs/flow.md): received, looked up, asked, recorded, published, stamped; then its event may be acked. An
+exception of ours is charged to the company in Postgres and to nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import time
+import traceback
+from typing import TYPE_CHECKING, assert_never
+
+from ct_stream.gate.output_stage import Origin, Outcome, output_stage
+from ct_stream.gate.records import Known, Parked, Publication, Resumed
+from ct_stream.gate.verdicts import Failed, Passed
+from ct_stream.gate.waits import Wait, WaitReason
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from datetime import datetime
+    from uuid import UUID
+
+    from ct_stream.company.one_pass import CompanyPass, WorkerGate
+    from ct_stream.company.publishing import Outbox
+    from ct_stream.metrics import Health, Metrics
+    from ct_stream.store.database import Database
+    from ct_stream.store.ledger import Ledger
+    from ct_stream.store.parked import ParkedCompanies
+
+log = logging.getLogger(__name__)
+
+_CLAIM_RETRY_S = 1.0
+_LOST_ROW_RETRY_S = 5.0
+#: Errors that mean this machine has run out of something: descriptors, buffers, memory, ports.
+_MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+_MACHINE_AGAIN_S = 5.0
+#: A recording that took longer may leave its claim (30 s) too little time for a produce (20 s).
+_FRESH_CLAIM_S = 8.0
+
+
+class Companies:
+    """Takes companies through the gate, from events and from the undecided ones."""
+
+    def __init__(
+        self,
+        *,
+        gate: WorkerGate,
+        database: Database,
+        ledger: Ledger,
+        parked: ParkedCompanies,
+        outbox: Outbox,
+        metrics: Metrics,
+        health: Health,
+        on_stuck: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`on_stuck` is awaited whenever a company became stuck."""
+        self._gate = gate
+        self._database = database
+        self._ledger = ledger
+        self._parked = parked
+        self._outbox = outbox
+        self._metrics = metrics
+        self._health = health
+        self._on_stuck = on_stuck
+        self._running: dict[UUID, asyncio.Future[None]] = {}
+        self._parking: set[asyncio.Task[None]] = set()
+
+    @property
+    def in_hand(self) -> list[UUID]:
+        """Return the companies that this worker is working on."""
+        return list(self._running)
+
+    async def from_event(self, origin: Origin, event_at: datetime | None, remembered: str | None = None) -> str | None:
+        """Bring a company to where its event may be acked; return its outcome, PASS or FAIL, if published.
+
+        `remembered` is the outcome that the dedupe table has of it: then its event waits until the ledger shows one.
+        Never raises but CancelledError.
+        """
+        while (other := self._running.get(origin.outreach_id)) is not None:
+            # The same company is in hand already: its second event has nothing to add but must not be acked first.
+            await asyncio.wait([other])
+        with _InHand(self._running, origin.outreach_id):
+            try:
+                known = await self._ledger.look_up(origin.outreach_id)
+                if remembered is not None and known.outcome is None:
+                    known = await self._wait_for_row(origin.outreach_id, remembered)
+                if known.outcome is not None:
+                    self._metrics.already.inc()
+                    log.info(
+                        "Already processed %s: %s",
+                        origin.outreach_id,
+                        known.outcome,
+                        extra={"action": "already_processed", "outreach_id": str(origin.outreach_id)},
+                    )
+                    return await self._see_published(origin.outreach_id, known)
+                if known.pass_state is not None:
+                    return None  # its wait is on record; the scheduler resumes it
+                return await self._pass(origin, event_at, known, None)
+            except Exception as error:
+                await self._charge(origin, event_at, error)
+                return None
+
+    async def _wait_for_row(self, outreach_id: UUID, remembered: str) -> Known:
+        """Hold an event whose outcome we remember and the ledger does not: the ledger has lost rows (FAULTS row 24)."""
+        while True:
+            trouble = (
+                f"the ledger has no row of {outreach_id}, decided {remembered} under the same epoch: "
+                "was it restored from a backup? The gate waits; it will not decide a company twice"
+            )
+            if "ledger" not in self._health.troubles:
+                log.error("%s", trouble, extra={"action": "ledger_lost_rows"})
+            self._health.set("ledger", trouble)
+            await asyncio.sleep(_LOST_ROW_RETRY_S)
+            known = await self._ledger.look_up(outreach_id)
+            if known.outcome is not None:
+                self._health.set("ledger", None)
+                return known
+
+    async def from_waiting(self, resumed: Resumed) -> None:
+        """Resume an undecided company that this worker has leased. Never raises but CancelledError."""
+        origin = resumed.origin
+        if origin.outreach_id in self._running:
+            await self._parked.give_back([origin.outreach_id])
+            return
+        self._metrics.resumed.inc()
+        with _InHand(self._running, origin.outreach_id):
+            try:
+                known = await self._ledger.look_up(origin.outreach_id)
+                if known.outcome is not None:
+                    await self._see_published(origin.outreach_id, known)
+                    await self._parked.forget(origin.outreach_id)
+                    return
+                await self._pass(origin, resumed.event_at, known, resumed)
+            except Exception as error:
+                await self._charge(origin, resumed.event_at, error)
+
+    # ---------------------------------------------------------------- one pass
+
+    async def _pass(
+        self, origin: Origin, event_at: datetime | None, known: Known, resumed: Resumed | None
+    ) -> str | None:
+        begun_at = resumed.since if resumed else self._database.now()
+        running = await self._gate.begin(origin, event_at, known, resumed)
+        try:
+            return await self._run(running, origin, event_at, begun_at)
+        finally:
+            running.leave()
+
+    async def _run(
+        self, running: CompanyPass, origin: Origin, event_at: datetime | None, begun_at: datetime
+    ) -> str | None:
+        try:
+            result = await running.run()
+        except asyncio.CancelledError:
+            self._park_answers(origin, event_at, running)
+            raise
+        except (OSError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno not in _MACHINE:
+                raise
+            # Neither the company's fault nor a bug: another company's end gives back what is missing.
+            log.warning("This machine: %s", error or "MemoryError", extra={"action": "our_machine"})
+            result = Wait(
+                reason=WaitReason.OUR_MACHINE,
+                detail=f"this machine: {error or type(error).__name__}",
+                after_s=_MACHINE_AGAIN_S,
+            )
+        match result:
+            case Passed() | Failed():
+                decided_at = self._database.now()
+                outcome = output_stage(
+                    origin,
+                    result,
+                    running.exchanges,
+                    rules_version=self._gate.rules_version,
+                    decided_at=decided_at,
+                    duration_ms=max(0, round((decided_at - begun_at).total_seconds() * 1000)),
+                )
+                return await self._record(outcome, running)
+            case Wait():
+                await self._park(running.parked(origin, event_at, result))
+                return None
+        assert_never(result)
+
+    async def _record(self, outcome: Outcome, running: CompanyPass) -> str | None:
+        asked_at = time.monotonic()
+        won = await self._ledger.record(outcome)
+        running.leave()
+        if won:
+            self._count(outcome)
+        is_fresh = won and time.monotonic() - asked_at < _FRESH_CLAIM_S
+        if is_fresh and await self._outbox.publish(Publication.of(outcome)):
+            return "PASS" if isinstance(outcome.verdict, Passed) else "FAIL"
+        return await self._see_published(outcome.outreach_id, await self._ledger.look_up(outcome.outreach_id))
+
+    async def _see_published(self, outreach_id: UUID, known: Known) -> str | None:
+        """See a recorded outcome published and stamped, by whoever holds the claim, and return it."""
+        while known.needs_publishing:
+            publication = await self._ledger.claim(outreach_id)
+            if publication is not None and await self._outbox.publish(publication):
+                break
+            await asyncio.sleep(_CLAIM_RETRY_S)
+            known = await self._ledger.look_up(outreach_id)
+        return known.outcome
+
+    # ---------------------------------------------------------------- no verdict
+
+    async def _park(self, parked: Parked) -> None:
+        await self._parked.park(parked)
+        self._metrics.parked.labels(reason=parked.wait.reason.value).inc()
+
+    def _park_answers(self, origin: Origin, event_at: datetime | None, running: CompanyPass) -> None:
+        """Store the answers of a pass that is given up, so that nobody asks them again (law 2)."""
+        wait = Wait(reason=WaitReason.DRAIN, detail="its worker was told to stop; it goes on elsewhere", after_s=0.0)
+        parking = self._park(running.parked(origin, event_at, wait))
+        task = asyncio.create_task(parking, name=f"park:{origin.outreach_id}")
+        self._parking.add(task)
+        task.add_done_callback(self._parking.discard)
+
+    async def wait_parked(self) -> None:
+        """Come back when the answers of given-up passes are stored."""
+        while self._parking:
+            await asyncio.wait(set(self._parking))
+
+    async def _charge(self, origin: Origin, event_at: datetime | None, error: Exception) -> None:
+        """Count an exception of ours; the third makes the company stuck (law 3: no outcome)."""
+        self._metrics.exceptions.inc()
+        log.exception(
+            "Our bug, not the company's fault: %s raised %s",
+            origin.outreach_id,
+            type(error).__name__,
+            extra={"action": "our_bug", "outreach_id": str(origin.outreach_id)},
+        )
+        detail = f"{type(error).__name__}: {error}"[:500].replace("\0", "")
+        trace = "".join(traceback.format_exception(error))[-8000:].replace("\0", "")
+        exceptions, state = await self._parked.count_exception(origin, event_at, detail, trace)
+        if state == "stuck":
+            self._metrics.stuck.inc()
+            log.error(
+                "Company %s is stuck after %d exceptions; no outcome, a worker of another version tries it again",
+                origin.outreach_id,
+                exceptions,
+                extra={"action": "stuck", "outreach_id": str(origin.outreach_id)},
+            )
+            await self._on_stuck()
+
+    def _count(self, outcome: Outcome) -> None:
+        self._metrics.runtime.observe(outcome.duration_ms / 1000)
+        extra = {"outreach_id": str(outcome.outreach_id), "domain": outcome.verdict.domain or ""}
+        if isinstance(outcome.verdict, Passed):
+            method = outcome.verdict.method_type
+            self._metrics.passed.labels(verified_by=outcome.verdict.verified_by.value).inc()
+            log.info("Gate passed %s: %s", outcome.outreach_id, method, extra=extra | {"action": "gate_passed"})
+        else:
+            code = outcome.verdict.code.value
+            self._metrics.failed.labels(code=code).inc()
+            log.info(
+                "Gate failed %s: %s", outcome.outreach_id, code, extra=extra | {"action": "gate_failed", "code": code}
+            )
+
+
+class _InHand:
+    """Marks a company as in hand for the length of a block."""
+
+    def __init__(self, running: dict[UUID, asyncio.Future[None]], outreach_id: UUID) -> None:
+        self._running = running
+        self._id = outreach_id
+
+    def __enter__(self) -> None:
+        self._running[self._id] = asyncio.get_running_loop().create_future()
+
+    def __exit__(self, *_: object) -> None:
+        self._running.pop(self._id).set_result(None)

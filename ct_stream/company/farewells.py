@@ -1,0 +1,36 @@
+"""Who sees to what a decided company does not wait for: the end of its last session, what it tells the controls?"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+log = logging.getLogger(__name__)
+
+
+class Farewells:
+    """Owns these endings, and is waited for when the worker stops."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def take(self, closing: Coroutine[Any, Any, None]) -> None:
+        """See a session to its end."""
+        task = asyncio.create_task(closing, name="farewell")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    async def wait(self) -> None:
+        """Come back when all sessions have ended."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # No answer is lost by it, and a lease runs out by itself.
+            log.error("A session did not end well: %r", error, exc_info=error, extra={"action": "our_bug"})

@@ -1,0 +1,152 @@
+"""May this company ask DNS and its mail servers now, and what do its sessions tell the controls and the guardrails?"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ct_stream.gate.providers import is_own_provider, provider_of
+from ct_stream.gate.waits import NOTHING, Wait, WaitReason
+from ct_stream.probes.needs import Met
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ct_stream.company.farewells import Farewells
+    from ct_stream.company.own_way import OwnWay
+    from ct_stream.company.recall import Recall
+    from ct_stream.gate.verdicts import Held
+    from ct_stream.metrics import Metrics
+    from ct_stream.store.control_ledger import ControlLedger
+    from ct_stream.store.guardrails import Guardrails
+    from ct_stream.store.limits import DomainLease, SharedLimits
+
+PLACE_PAUSES_S = (0.25, 0.5, 1.0, 2.0)  #: between the looks for a place at the next host's provider
+_AGAIN_S, _AGAIN_MOST_S = 60.0, 21_600.0  #: between two tries of a company that waits at its second provider
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tellings:
+    """Whom a session of any company tells how it went."""
+
+    controls: ControlLedger
+    guardrails: Guardrails
+    farewells: Farewells
+    metrics: Metrics
+    stalled_since: Callable[[float], float]  #: did this process stand still since (monotonic)? 0.0, or seconds to rest
+
+
+class Permits:
+    """What one company may ask: units and places of the toolbox, over all workers."""
+
+    def __init__(
+        self,
+        limits: SharedLimits,
+        own_way: OwnWay,
+        tellings: Tellings,
+        recall: Recall,
+        *,
+        waited_s: Callable[[], float],
+    ) -> None:
+        """`waited_s`: for how long the company has been undecided."""
+        self._limits = limits
+        self._own_way = own_way
+        self._tellings = tellings
+        self._recall = recall
+        self._waited_s = waited_s
+
+    async def mx_lookup(self) -> Wait | None:
+        """Take one MXLookup unit."""
+        wait = self._own_way.trouble or await self._limits.mx_lookup()
+        if wait is None:
+            self._tellings.metrics.tool_calls.labels(tool="TOOL-004").inc()
+        return wait
+
+    async def begin_probe(self, domain: str, provider: str) -> Lease | Wait:
+        """Take the domain's slot, a place at the provider and one SMTPCheck unit."""
+        granted = self._own_way.trouble or await self._limits.begin_probe(domain, provider, self._recall.looked)
+        if isinstance(granted, Wait):
+            return granted
+        self._tellings.metrics.tool_calls.labels(tool="TOOL-005").inc()
+        return Lease(self._tellings, granted, domain, provider, self._waited_s())
+
+
+class Lease:
+    """The right to probe one domain; tells the controls and the guardrails how the talk went."""
+
+    def __init__(self, tellings: Tellings, lease: DomainLease, domain: str, place: str, waited_s: float) -> None:
+        self._tell = tellings
+        self._lease = lease
+        self._domain = domain
+        self._place = place  # the provider at which it counts as a session
+        self._entered = {place}  # whose rails let it in
+        self._waited_s = waited_s
+        self._begun_at = time.monotonic()
+        self._sessions = 0
+
+    async def enter(self, provider: str) -> Wait | None:
+        """Go on at a host of another provider, once there is a place; its own servers leave the place as it is.
+
+        For a place it waits a moment. Where there is none, or the provider is closed, it comes back by time, each time
+        later, and is woken by nothing: the hosts before are asked again then, and must not be for each place that comes
+        free, or whenever a provider opens and closes.
+        """
+        if provider == self._place:
+            return None
+        known, is_own = provider in self._entered, is_own_provider(provider, self._domain)
+        wait: Wait | None = None
+        for pause_s in (*PLACE_PAUSES_S, 0.0):
+            wait = await self._lease.enter(provider, is_own=is_own, is_known=known)
+            if wait is None:
+                self._entered.add(provider)
+                self._place = self._place if is_own else provider
+                return None
+            if wait.reason is not WaitReason.PROVIDER_BUSY:
+                break
+            await asyncio.sleep(pause_s)
+        return self._by_time(wait)
+
+    def _by_time(self, wait: Wait | None) -> Wait | None:
+        """Have a company that waits for a provider behind another host come back by time."""
+        if wait is None or wait.reason not in (WaitReason.PROVIDER_BUSY, WaitReason.PROVIDER_CLOSED):
+            return wait
+        after_s = max(_AGAIN_S, self._waited_s, wait.after_s or 0.0)
+        # Spread, so that those who met the same moment do not meet again.
+        return replace(wait, waits_on=NOTHING, after_s=min(after_s, _AGAIN_MOST_S) * random.uniform(1.0, 1.5))
+
+    async def next_session(self) -> Wait | None:
+        """Take the next session's unit and wait for the domain's slot."""
+        self._sessions += 1
+        wait = await self._lease.next_session()
+        if wait is None and self._sessions > 1:
+            self._tell.metrics.tool_calls.labels(tool="TOOL-005").inc()
+        return wait if len(self._entered) == 1 else self._by_time(wait)
+
+    def greeted(self, begun_at: float) -> None:
+        """Tell the controls, off the pass's way: a slow database must not try a server's patience."""
+        if self._tell.controls.is_due("greeting"):
+            self._tell.farewells.take(self._tell.controls.greeting(begun_at))
+
+    def session_ended(self) -> None:
+        """Start the domain's pause."""
+        self._lease.session_ended()
+
+    async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:
+        """Give the domain and the place back."""
+        guardrails = self._tell.guardrails
+        refusing = {provider_of(held.host, self._domain) for held in refused}
+        stalled = bool(self._tell.stalled_since(self._begun_at))
+        talking = [provider for provider, how in met.items() if how is Met.GREETED and provider not in refusing]
+        for provider, how in met.items():
+            if how is Met.SILENT and not is_own_provider(provider, self._domain) and not stalled:
+                await guardrails.silent(provider, self._domain)
+        await self._lease.release(talked=self._place in talking)
+        if talking:
+            await self._tell.controls.good_talk(self._begun_at, self._domain)
+        for provider in talking:
+            if provider != self._place:
+                await guardrails.note_talk(provider)
+            await guardrails.talked(provider)

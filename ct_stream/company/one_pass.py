@@ -1,0 +1,214 @@
+"""What does one company's way through the gate consist of, and what is left of it when it has to wait?"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from ct_stream.company.checks import SpineRow
+from ct_stream.company.lease import Permits, Tellings
+from ct_stream.company.own_way import Proofs
+from ct_stream.company.paid_calls import CompanysCall
+from ct_stream.company.recall import Askers, Recall
+from ct_stream.gate.domains import canonical_domain
+from ct_stream.gate.evidence import Kept, Moments, spent_s
+from ct_stream.gate.questions import SpineAnswer
+from ct_stream.gate.records import Parked
+from ct_stream.gate.waits import WaitReason
+from ct_stream.probes.answer import PassDriver, Waiting, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from ct_stream.company.checks import SpineCheck
+    from ct_stream.company.farewells import Farewells
+    from ct_stream.company.own_way import OwnWay
+    from ct_stream.company.paid_calls import PaidCalls
+    from ct_stream.gate.output_stage import Origin
+    from ct_stream.gate.records import FailedAt, Known, Resumed
+    from ct_stream.gate.rules import Rules
+    from ct_stream.gate.transcript import Exchange
+    from ct_stream.gate.verdicts import Failed, Passed
+    from ct_stream.gate.waits import Wait
+    from ct_stream.metrics import Metrics
+    from ct_stream.probes.probing import Probing
+    from ct_stream.store.control_ledger import ControlLedger
+    from ct_stream.store.domain_memory import DomainMemory
+    from ct_stream.store.guardrails import Guardrails
+    from ct_stream.store.limits import SharedLimits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateParts:
+    """What all passes of a worker share."""
+
+    rules: Rules
+    probing: Probing
+    limits: SharedLimits
+    memory: DomainMemory
+    controls: ControlLedger
+    guardrails: Guardrails
+    spine_check: SpineCheck
+    own_way: OwnWay
+    paid_calls: PaidCalls
+    farewells: Farewells
+    metrics: Metrics
+    now: Callable[[], datetime]
+    age_s: Callable[[datetime], float]  #: of a moment of the database; no more than this process has lived through
+    stalled_since: Callable[[float], float]  #: did this process stand still since (monotonic)? 0.0, or seconds to rest
+    pass_deadline_s: float
+    spine_grace_s: float
+
+
+class WorkerGate:
+    """Makes the passes of a worker."""
+
+    def __init__(self, parts: GateParts) -> None:
+        self._parts = parts
+        self._askers = Askers()
+        self._tellings = Tellings(
+            controls=parts.controls,
+            guardrails=parts.guardrails,
+            farewells=parts.farewells,
+            metrics=parts.metrics,
+            stalled_since=parts.stalled_since,
+        )
+        self.rules_version = parts.rules.version
+
+    async def begin(
+        self, origin: Origin, event_at: datetime | None, known: Known, resumed: Resumed | None
+    ) -> CompanyPass:
+        """Return the pass of a company, with its kept answers if it has waited."""
+        parts = self._parts
+        since = resumed.since if resumed else parts.now()
+        proofs = Proofs(parts.controls, parts.guardrails, parts.age_s)
+        kept = Kept() if resumed is None else await proofs.weigh(resumed)
+        recall = Recall(parts.memory, self._askers, known, rules_version=parts.rules.version, is_new=resumed is None)
+        permits = Permits(
+            parts.limits,
+            parts.own_way,
+            self._tellings,
+            recall,
+            waited_s=lambda: (parts.now() - since).total_seconds(),
+        )
+        world = World(
+            spine=SpineRow(
+                parts.spine_check,
+                known,
+                event_at=event_at,
+                since=since,
+                is_repeat=resumed is not None and resumed.reason == WaitReason.SPINE_CONTROL,
+                age_s=parts.age_s,
+                grace_s=parts.spine_grace_s,
+            ),
+            memory=recall,
+            resolver=parts.probing.resolver,
+            permits=permits,
+            controls=proofs,
+            refusals=parts.guardrails,
+            tier2=CompanysCall(parts.paid_calls, is_paid=known.is_paid),
+            probers=lambda stopwatch: parts.probing.prober(permits, stopwatch),
+        )
+        driver = PassDriver(
+            origin.outreach_id,
+            parts.rules,
+            world,
+            deadline_s=parts.pass_deadline_s,
+            spent_s=spent_s(resumed, kept),
+            kept=kept.exchanges,
+            answered=kept.answered,
+            see_off=parts.farewells.take,
+            stalled_since=parts.stalled_since,
+        )
+        proofs.moments = Moments.of(resumed, kept, taken=len(driver.exchanges))
+        return CompanyPass(driver, recall, proofs.moments, kept, resumed, now=parts.now)
+
+
+class CompanyPass:
+    """One company's way through the gate, until there is a verdict or a wait."""
+
+    def __init__(
+        self,
+        driver: PassDriver,
+        recall: Recall,
+        moments: Moments,
+        kept: Kept,
+        resumed: Resumed | None,
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._driver = driver
+        self._recall = recall
+        self._moments = moments
+        self._kept = kept
+        self._resumed = resumed
+        self._now = now
+        self._begun_at = time.monotonic()
+        self._ended: Waiting | None = None
+
+    async def run(self) -> Passed | Failed | Wait:
+        """Go on until there is a verdict, or a wait."""
+        if self._kept.wait is not None:
+            return self._kept.wait
+        result: Passed | Failed | Waiting | None = None
+        try:
+            result = await self._driver.run()
+        finally:
+            if result is None or isinstance(result, Waiting):
+                self.leave()
+        if isinstance(result, Waiting):
+            self._ended = result
+            return result.wait
+        return result
+
+    def leave(self) -> None:
+        """Let another company ask the domain; after a verdict, once it is on record with the answers that serve."""
+        self._recall.leave()
+
+    @property
+    def exchanges(self) -> Sequence[Exchange]:
+        """Return the answers so far."""
+        return self._driver.exchanges
+
+    def parked(self, origin: Origin, event_at: datetime | None, wait: Wait) -> Parked:
+        """Return the company as it waits: with its answers, and since when a proof counts for those that failed."""
+        return Parked(
+            origin=origin,
+            event_at=event_at,
+            wait=wait,
+            domain=self._domain(),
+            exchanges=tuple(self.exchanges),
+            pending=self._pending(),
+            spent_s=self._driver.spent_s,
+            asked_at=self._asked_at(),
+            failed=self._failed(),
+            looks=self._kept.looks,
+        )
+
+    def _domain(self) -> str | None:
+        """Return the canonical domain, once it is known."""
+        spine = next((e.answer for e in self.exchanges if isinstance(e.answer, SpineAnswer)), None)
+        domain = canonical_domain(spine.domain) if spine is not None and spine.found else None
+        if isinstance(domain, str):
+            return domain
+        return self._resumed.domain if self._resumed is not None else None
+
+    def _pending(self) -> Exchange | None:
+        """Return an answer about us whose scope is not settled."""
+        if self._ended is not None:
+            return self._ended.pending
+        return self._resumed.pending if self._resumed is not None and self._kept.wait is not None else None
+
+    def _asked_at(self) -> datetime | None:
+        """Return when its first question was put, or None when that is on record."""
+        if self._moments.is_aged:
+            return None
+        return self._now() - timedelta(seconds=time.monotonic() - self._begun_at)
+
+    def _failed(self) -> FailedAt:
+        """Return when its last failed answer came."""
+        ended_by = self._ended.wait if self._ended is not None else None
+        return self._moments.failed(self.exchanges, ended_by, self._pending())

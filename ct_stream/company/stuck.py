@@ -1,0 +1,25 @@
+"""When is it our version that is broken, and no longer single companies?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ct_stream.store.parked import ParkedCompanies
+
+_STUCK_AN_HOUR = 20
+
+
+class StuckBreaker:
+    """Stops the worker when too many companies became stuck within an hour."""
+
+    def __init__(self, parked: ParkedCompanies, on_fatal: Callable[[str], None]) -> None:
+        self._parked = parked
+        self._on_fatal = on_fatal
+
+    async def look(self) -> None:
+        """Count them; to be called whenever another one became stuck."""
+        if await self._parked.stuck_lately() >= _STUCK_AN_HOUR:
+            self._on_fatal(f"{_STUCK_AN_HOUR} companies became stuck within an hour: this version has a bug")

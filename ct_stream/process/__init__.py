@@ -1,0 +1,1 @@
+"""One operating-system process: it knows no Kafka, no Postgres and no company."""

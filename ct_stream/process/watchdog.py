@@ -1,0 +1,439 @@
+"""Is this worker still making progress? When it hangs by a fault of its own it says where, and ends for its supervisor.
+
+Watched are: the oldest un-acked event and the oldest waiting company that is gone on with, commits that stand still
+while there is something to commit, records of ours in Kafka that are not delivered, a rebalance that does not end, and
+the event loop (by a thread, for a blocked loop cannot watch itself). An outage of Postgres or Kafka, a drain and a halt
+of the input are no hanging: while one lasts, no time counts, and after it all times begin anew (ADR-CT-IMO-022).
+
+It ends by os._exit, without a commit: what is not acked comes again. Three such ends at one place stop the restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+log = logging.getLogger(__name__)
+
+EXIT_CODE = 76  #: of a process that hung
+MOST_EXITS = 3  #: at one place within the window; then a worker that starts waits for a person
+#: Beyond the pass deadline, which counts only waiting for servers: the command under way when it ends (15 s), a paid
+#: call (30), the publish claim of a worker that died (30), a produce (20), an outage of Postgres that no statement has
+#: met yet (25), and rates and slow statements (30).
+_UNACKED_SLACK_S = 150.0
+_LOOK_EVERY_S = 1.0
+_RECORD_TIMEOUT_S = 6.0
+_LAST_WORDS_S = 12.0  #: a log that takes nothing must not keep a hung process alive
+_MOST_DUMP = 48_000  #: characters
+_MOST_FRAMES = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """How long is too long? In seconds."""
+
+    unacked_s: float  #: for an event in hand, counted without our known troubles
+    commit_s: float = 150.0  #: longer than a commit's own timeout (broker_request_timeout, 90 s) and a lost session
+    undelivered_s: float = 120.0  #: for a record that an outsider could read at once
+    drain_s: float = 180.0  #: the slowest rebalance: a lost session (45 s), a drain (50), the group's wait (60)
+    unassigned_s: float = 120.0  #: beyond that
+    blocked_s: float = 60.0  #: the longest step of our loop takes a tenth of a second; leases have ended after 20 s
+    restart_s: float = 90.0  #: from an exit to the first event again: the group waits for the lost session (45 s)
+
+    @classmethod
+    def of(cls, pass_deadline_s: float) -> Thresholds:
+        """Return those of a worker with this pass deadline: 240 s un-acked by default."""
+        return cls(unacked_s=pass_deadline_s + _UNACKED_SLACK_S)
+
+    @property
+    def window_s(self) -> float:
+        """Return within which time three exits count: long enough for the slowest kind to come three times."""
+        return max(600.0, 2 * (max(self.unacked_s, self.commit_s) + self.restart_s))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hang:
+    """Why the process should end, and where it hangs: `topic[partition] offset n`, a waiting company, or the group."""
+
+    reason: str
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commits:
+    """How far a partition is done here, and how far the broker knows it."""
+
+    done: int
+    committed: int
+
+
+class Watch:
+    """Decides from what is seen; moments are seconds of one monotonic clock."""
+
+    def __init__(self, thresholds: Thresholds) -> None:
+        self._thresholds = thresholds
+        self._calm_since = -inf
+        self._looked_at: float | None = None
+        self._due = _Standing()
+        self._undelivered = _Standing()
+
+    def excuse(self, until: float) -> None:
+        """Count no time before `until`."""
+        self._calm_since = max(self._calm_since, until)
+
+    def look(self, at: float, heads: Mapping[str, float]) -> Hang | None:
+        """Judge the oldest event in hand of each partition: its place, and when it arrived."""
+        if self._looked_at is not None and at - self._looked_at > self._thresholds.blocked_s:
+            self.excuse(at)  # longer than any block that is let live: the process itself was stopped
+        self._looked_at = at
+        limit = self._thresholds.unacked_s
+        ages = {place: at - max(arrived, self._calm_since) for place, arrived in heads.items()}
+        hung = sorted((place for place, age in ages.items() if age > limit), key=lambda place: -ages[place])
+        if not hung:
+            return None
+        reason = f"{hung[0]} is in hand for {ages[hung[0]]:.0f} s and not acked (at most {limit:g} s)"
+        return Hang(reason=reason, places=tuple(hung))
+
+    def look_at_commits(self, at: float, commits: Mapping[str, Commits]) -> Hang | None:
+        """Judge how far each partition is done and committed."""
+        due = {partition: seen.committed for partition, seen in commits.items() if seen.done > seen.committed}
+        limit = self._thresholds.commit_s
+        hung = self._due.over(limit, at, self._calm_since, due)
+        if not hung:
+            return None
+        partition, age = next(iter(hung.items()))
+        reason = f"no commit for {age:.0f} s: {partition} is done up to {commits[partition].done}, the group stands at "
+        return Hang(reason=f"{reason}{due[partition]} (at most {limit:g} s)", places=_places(hung, due))
+
+    def look_at_input(self, at: float, undelivered: Mapping[str, int]) -> Hang | None:
+        """Judge the first record of each partition that waits in Kafka while nothing is delivered."""
+        limit = self._thresholds.undelivered_s
+        hung = self._undelivered.over(limit, at, self._calm_since, undelivered)
+        if not hung:
+            return None
+        places = _places(hung, undelivered)
+        age = next(iter(hung.values()))
+        reason = f"{places[0]} waits in Kafka and is not delivered for {age:.0f} s (at most {limit:g} s)"
+        return Hang(reason=reason, places=places)
+
+    def look_at_group(self, at: float, unassigned_since: float | None) -> Hang | None:
+        """Judge how long the group has not told us our partitions."""
+        limit = self._thresholds.unassigned_s
+        if unassigned_since is None or at - max(unassigned_since, self._calm_since) <= limit:
+            return None
+        reason = f"the group has assigned no partitions for {at - unassigned_since:.0f} s (at most {limit:g} s)"
+        return Hang(reason=reason, places=("the group",))
+
+
+class _Standing:
+    """Since when does each partition stand where it does?"""
+
+    def __init__(self) -> None:
+        self._since: dict[str, tuple[int, float]] = {}
+
+    def over(self, limit_s: float, at: float, calm_since: float, offsets: Mapping[str, int]) -> dict[str, float]:
+        """Take what is seen now for all that is known; return how long those stand that stand too long."""
+        before = self._since
+        self._since = {
+            partition: before[partition] if before.get(partition, (None,))[0] == offset else (offset, at)
+            for partition, offset in offsets.items()
+        }
+        ages = {partition: at - max(since, calm_since) for partition, (_, since) in self._since.items()}
+        return {partition: age for partition, age in ages.items() if age > limit_s}
+
+
+def _places(partitions: Iterable[str], offsets: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(f"{partition} offset {offsets[partition]}" for partition in partitions)
+
+
+class LoopGuard:
+    """A thread that sees whether the loop still turns.
+
+    It counts the ticks that it lives through itself: a process that was stopped (SIGSTOP, a frozen machine) is not
+    blocked. A thread cannot see code that holds the interpreter's lock for ever; /livez can, since nobody answers it.
+    """
+
+    def __init__(self, limit_s: float, on_blocked: Callable[[float], None]) -> None:
+        self._limit_s = limit_s
+        self._tick_s = min(1.0, limit_s / 4)
+        self._on_blocked = on_blocked
+        self._beats = 0
+        self._ended = threading.Event()
+        self._beating: asyncio.TimerHandle | None = None
+        self.loop: asyncio.AbstractEventLoop
+
+    def start(self) -> None:
+        """Begin; to be called in the loop."""
+        self.loop = asyncio.get_running_loop()
+        self._beat()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """End."""
+        self._ended.set()
+        if self._beating is not None:
+            self._beating.cancel()
+
+    def _beat(self) -> None:
+        self._beats += 1
+        self._beating = self.loop.call_later(self._tick_s, self._beat)
+
+    def _watch(self) -> None:
+        seen, missed_s = 0, 0.0
+        while not self._ended.wait(self._tick_s):
+            missed_s = missed_s + self._tick_s if self._beats == seen else 0.0
+            seen = self._beats
+            if missed_s >= self._limit_s:
+                self._on_blocked(missed_s)
+                return
+
+
+class Senses(Protocol):
+    """What the watchdog is told of its worker."""
+
+    def heads(self) -> Mapping[str, float]:
+        """Return place and begin (monotonic) of the oldest works in hand: events, waiting companies."""
+
+    def done(self) -> Mapping[int, int]:
+        """Return for each partition the offset behind the last acked event."""
+
+    async def committed(self) -> Mapping[int, int]:
+        """Return what the broker knows to be committed; raises when it does not answer."""
+
+    async def undelivered(self) -> Mapping[str, int]:
+        """Return place and offset of each record that waits and is not delivered; raises as `committed`."""
+
+    def unassigned_since(self) -> float | None:
+        """Return since when the group has not told us our partitions (monotonic)."""
+
+    def excused(self) -> float:
+        """Return until when a known trouble lasted (monotonic), -inf if there was none."""
+
+    async def outage(self) -> str | None:
+        """Ask Postgres and Kafka: return why the world is at fault, or None."""
+
+
+#: Keeps an exit (places, reason), in any loop.
+Record: TypeAlias = "Callable[[Sequence[str], str], Awaitable[None]]"
+
+
+class Watchdog:
+    """Looks, asks once more before it bites, and ends the process."""
+
+    def __init__(self, topic: str, thresholds: Thresholds, record: Record) -> None:
+        self._topic = topic
+        self._thresholds = thresholds
+        self._record = record
+        self._heads: Callable[[], Mapping[str, float]] = dict  # nothing is in hand before `run`
+        self._watch = Watch(thresholds)
+        self._guard = LoopGuard(thresholds.blocked_s, self._blocked)
+        self._known: Mapping[int, int] = {}
+        self._look_at_commits_at = 0.0
+        self._look_at_input_at = 0.0
+        self._looking: asyncio.Task[Mapping[str, int]] | None = None
+        self._said = ""
+
+    def start(self) -> None:
+        """Watch the loop, from now to the end of the process."""
+        self._guard.start()
+
+    def stop(self) -> None:
+        """Watch the loop no more."""
+        self._guard.stop()
+
+    def service(self, senses: Senses) -> Watching:
+        """Return what watches all but the loop, for the owner of the background loops."""
+        return Watching(self, senses)
+
+    async def run(self, senses: Senses) -> None:
+        """Watch all but the loop until cancelled."""
+        self._heads = senses.heads
+        try:
+            await self._run(senses)
+        finally:
+            if self._looking is not None:
+                self._looking.cancel()
+
+    async def _run(self, senses: Senses) -> None:
+        while True:
+            await asyncio.sleep(min(_LOOK_EVERY_S, self._thresholds.unacked_s / 4))
+            self._watch.excuse(senses.excused())
+            now = time.monotonic()
+            hang = (
+                self._watch.look(now, senses.heads())
+                or self._watch.look_at_group(now, senses.unassigned_since())
+                or await self._commits(senses)
+                or self._input(senses)
+            )
+            if hang is None:
+                continue
+            outage = await senses.outage()
+            if outage is None and senses.excused() < time.monotonic() - _LOOK_EVERY_S:
+                await self._bite(hang)
+            self._excuse(outage or "a trouble that is known meanwhile")
+
+    async def _commits(self, senses: Senses) -> Hang | None:
+        """Ask the broker how far it knows us, now and then, while there is something to commit."""
+        done = senses.done()
+        now = time.monotonic()
+        if now < self._look_at_commits_at:
+            return None
+        self._look_at_commits_at = now + self._thresholds.commit_s / 5
+        if any(offset > self._known.get(partition, 0) for partition, offset in done.items()):
+            try:
+                self._known = await senses.committed()
+            except (OSError, TimeoutError, RuntimeError) as error:
+                self._excuse(f"Kafka does not tell what is committed: {error or type(error).__name__}")
+                return None
+        commits = {
+            f"{self._topic}[{partition}]": Commits(done=offset, committed=self._known.get(partition, 0))
+            for partition, offset in done.items()
+        }
+        return self._watch.look_at_commits(time.monotonic(), commits)
+
+    def _input(self, senses: Senses) -> Hang | None:
+        """Have it looked up, now and then and beside the other looks, whether something waits that we are not given."""
+        now = time.monotonic()
+        if self._looking is None:
+            if now >= self._look_at_input_at:
+                self._look_at_input_at = now + self._thresholds.undelivered_s / 4
+                self._looking = asyncio.ensure_future(senses.undelivered())
+            return None
+        if not self._looking.done():
+            return None
+        looked, self._looking = self._looking, None
+        try:
+            undelivered = looked.result()
+        except Exception as error:  # of whatever kind: an eye that fails is no reason to end, nor to close the others
+            self._watch.look_at_input(time.monotonic(), {})
+            self._say(f"what there is to read cannot be told: {error!r}")
+            return None
+        return self._watch.look_at_input(time.monotonic(), undelivered)
+
+    def _excuse(self, why: str) -> None:
+        self._watch.excuse(time.monotonic())
+        self._say(why)
+
+    def _say(self, why: str) -> None:
+        if why != self._said:
+            log.warning("The watchdog waits: %s", why, extra={"action": "watchdog_waits"})
+        self._said = why
+
+    # ---------------------------------------------------------------- the end
+
+    async def _bite(self, hang: Hang) -> None:
+        _end_anyhow()
+        dump = describe(asyncio.all_tasks())
+        try:
+            await self._recorded(hang.places, hang.reason)
+        except Exception as error:
+            log.warning("This exit cannot be recorded, and does not count: %r", error)
+        log.critical(
+            "Hung: %s. Exiting without a commit; what is not acked comes again. What it was doing:\n%s",
+            hang.reason,
+            dump,
+            extra={"action": "watchdog", "places": list(hang.places)},
+        )
+        os._exit(EXIT_CODE)
+
+    async def _recorded(self, places: Sequence[str], reason: str) -> None:
+        async with asyncio.timeout(_RECORD_TIMEOUT_S):
+            await self._record(places, reason)
+
+    def _blocked(self, missed_s: float) -> None:
+        """End a process whose loop stands still; runs in the thread, and takes no lock that the loop may hold."""
+        _end_anyhow()
+        place = self._place_of_block()
+        reason = f"the event loop is blocked for {missed_s:.0f} s (at most {self._thresholds.blocked_s:g} s) in {place}"
+        words = f"ct-stream: hung: {reason}; exiting without a commit, what is not acked comes again\n"
+        try:
+            asyncio.run(self._recorded([place], reason))
+        except Exception as error:
+            words += f"ct-stream: this exit cannot be recorded, and does not count: {error!r}\n"
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, words.encode())
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(EXIT_CODE)
+
+    def _place_of_block(self) -> str:
+        """Return which event, or else which company, the loop is at; in doubt the oldest event in hand."""
+        task = asyncio.current_task(self._guard.loop)
+        name = task.get_name() if task else ""
+        kind, _, rest = name.partition(":")
+        if kind == "event":
+            partition, _, offset = rest.partition(":")
+            return f"{self._topic}[{partition}] offset {offset}"
+        if kind == "waiting":
+            return f"company {rest}"
+        try:
+            heads = dict(self._heads())
+        except RuntimeError:  # the loop moved on after all
+            heads = {}
+        return min(heads, key=heads.__getitem__, default="no event")
+
+
+def _end_anyhow() -> None:
+    """See that the process ends even if its last words are not taken."""
+    threading.Thread(target=_exit_later, name="watchdog:end", daemon=True).start()
+
+
+def _exit_later() -> None:
+    time.sleep(_LAST_WORDS_S)
+    os._exit(EXIT_CODE)
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """A watchdog at work on what its senses tell."""
+
+    watchdog: Watchdog
+    senses: Senses
+    name: str = "watchdog"
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        await self.watchdog.run(self.senses)
+
+
+# ---------------------------------------------------------------- what it was doing
+
+
+def describe(tasks: Iterable[asyncio.Task[Any]]) -> str:
+    """Return what each task waits for, equal ones together, most common first, in at most 48,000 characters.
+
+    Places in the code only: no value of a variable, so nothing of a record.
+    """
+    stacks: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for task in tasks:
+        stack = "\n".join(f"    {frame}" for frame in _frames(task))
+        stacks[stack] += 1
+        example.setdefault(stack, task.get_name())
+    parts = [f"  {count} x {example[stack]}\n{stack}" for stack, count in stacks.most_common()]
+    text = "\n".join(parts)
+    return text if len(text) <= _MOST_DUMP else f"{text[:_MOST_DUMP]}\n  ... and more, {len(parts)} stacks in all"
+
+
+def _frames(task: asyncio.Task[Any]) -> list[str]:
+    """Return where a task stands, outermost first; Task.get_stack gives a waiting task's first frame only."""
+    found: list[str] = []
+    waiting: Any = task.get_coro()
+    while waiting is not None and len(found) < _MOST_FRAMES:
+        frame = next((f for n in ("cr_frame", "gi_frame", "ag_frame") if (f := getattr(waiting, n, None))), None)
+        if frame is None:
+            found.append(f"waits for {type(waiting).__name__}")
+            break
+        found.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}")
+        waiting = next((w for n in ("cr_await", "gi_yieldfrom", "ag_await") if (w := getattr(waiting, n, None))), None)
+    return found

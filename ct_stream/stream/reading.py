@@ -1,0 +1,97 @@
+"""How does a worker read `spine.created`, from its first assignment to its last commit?"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from ct_stream.stream.delivery import Delivery
+from ct_stream.stream.offset_guard import OffsetGuard
+from ct_stream.stream.topology import SPINE_CREATED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ct_stream.metrics import Health
+    from ct_stream.stream.agents import GateAgent
+    from ct_stream.stream.app import GateApp
+    from ct_stream.stream.position import OutsideView
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 0.5
+
+
+def guarded(app: GateApp, view: OutsideView) -> OffsetGuard:
+    """Return the guard of the app's offsets, before the app starts."""
+    guard = OffsetGuard(
+        app,
+        frozenset({SPINE_CREATED}),
+        next_offsets=view.next_offsets,
+        committed=view.committed,
+        end_of=view.end_of,
+    )
+    guard.connect()
+    return guard
+
+
+class Reading:
+    """Runs the Faust app with the gate's agent."""
+
+    def __init__(
+        self,
+        app: GateApp,
+        agent: GateAgent,
+        guard: OffsetGuard,
+        view: OutsideView,
+        health: Health,
+        on_fatal: Callable[[str], None],
+    ) -> None:
+        self._app = app
+        self._agent = agent
+        self._guard = guard
+        self._health = health
+        self._on_fatal = on_fatal
+        self._running: asyncio.Task[None] | None = None
+        #: Whether a record waits for us in Kafka that nobody gives us.
+        self.delivery = Delivery(positions=guard.positions, busy_at=self._busy_at, first_records=view.first_records)
+        app.drain = agent.drain
+        app.on_partitions_assigned.connect(self._assigned, weak=False)  # type: ignore[arg-type]
+        app.agent(app.topic(SPINE_CREATED, key_serializer="raw", value_serializer="raw"), name="gate")(agent.consume)
+
+    def start(self) -> None:
+        """Join the group, and read until stopped."""
+        self._running = asyncio.create_task(self._run(), name="faust")
+
+    async def stop(self) -> None:
+        """Drain, commit and leave the group; nothing where it was never started."""
+        if self._running is None:
+            return
+        await self._app.stop()
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+
+    async def _run(self) -> None:
+        self._agent.join()
+        try:
+            await self._app.start()
+        except Exception as error:
+            log.exception("Faust did not start: %s", error)
+            self._on_fatal(f"Faust did not start: {error}")
+            return
+        self._health.set("start", None)
+        log.info("Ready: reading %s as group ct-stream", SPINE_CREATED, extra={"action": "ready"})
+        while not self._app.crashed:  # noqa: ASYNC110 - Faust keeps a flag
+            await asyncio.sleep(_LOOK_EVERY_S)
+        self._on_fatal(f"Faust crashed: {self._app.crash_reason!r}")
+
+    async def _assigned(self, _app: Any, partitions: set[Any], **_: Any) -> None:
+        self._agent.assigned()
+        count = sum(1 for tp in partitions if tp.topic == SPINE_CREATED)
+        log.info("Assigned %d partitions of %s", count, SPINE_CREATED, extra={"action": "assigned"})
+        self._health.notes["partitions"] = f"{count} partitions of {SPINE_CREATED} are assigned"
+
+    def _busy_at(self) -> float:
+        return time.monotonic() if self._guard.is_looking else self._agent.busy_at

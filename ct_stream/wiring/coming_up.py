@@ -1,0 +1,192 @@
+"""What must be there before a worker works, and what must not be?
+
+What may come back by itself (a database or a broker that does not answer) is waited for, and said. What only a person
+can mend refuses the start, with a line that names the command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import asyncpg
+from aiokafka.errors import KafkaError
+
+from ct_stream.probes.mx import MAX_ASKING
+from ct_stream.process.descriptors import LEAST, raise_limit, room
+from ct_stream.process.health import health_server
+from ct_stream.process.watchdog import MOST_EXITS
+from ct_stream.store.exits import WATCHDOG_RAIL, hung_again
+from ct_stream.store.outage import UnfitDatabase
+from ct_stream.stream.position import committed_offsets, cut_off
+from ct_stream.stream.topology import SPINE_CREATED, KafkaUnavailable, TopologyError, check_topics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from ct_stream.metrics import Health, Metrics
+    from ct_stream.process.descriptors import Room
+    from ct_stream.process.ending import StopSignals
+    from ct_stream.settings import Settings
+    from ct_stream.store.database import Database
+    from ct_stream.store.guardrails import Guardrails
+    from ct_stream.stream.producer import Producer
+
+log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
+
+_RETRY_S = 2.0
+_CUT_OFF_LOOKS = 3
+
+
+class Refused(Exception):
+    """The worker must not start; the message says why and names the command that mends it."""
+
+
+class Stopped(Exception):
+    """The worker was told to stop before it worked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What the cluster knows of us."""
+
+    partitions: int  #: of spine.created
+    group_is_new: bool
+
+
+class ComingUp:
+    """Each step comes back when it is done, and raises Stopped or Refused."""
+
+    def __init__(self, settings: Settings, stop: StopSignals, health: Health) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._health = health
+
+    def room(self) -> Room:
+        """Return what fits into the descriptors that the system lets us open, and say where it is less than wanted."""
+        descriptors, wanted = raise_limit(), self._settings.in_flight
+        if descriptors < LEAST:
+            raise Refused(
+                f"the system lets this process open {descriptors} files, sockets among them; a worker needs {LEAST} at "
+                "least: raise the limit (ulimit -n, LimitNOFILE, --ulimit nofile)"
+            )
+        fits = room(wanted, descriptors, most_asking=MAX_ASKING)
+        if fits.in_flight < wanted:
+            sentence = f"{fits.in_flight} companies in flight, not {wanted}: only {descriptors} files may be open"
+            log.warning("%s; raise the limit (ulimit -n)", sentence, extra={"action": "few_descriptors"})
+            self._health.notes["descriptors"] = sentence
+        return fits
+
+    @asynccontextmanager
+    async def served(self, metrics: Metrics) -> AsyncIterator[int]:
+        """Serve health and metrics for the length of a block; yield the port."""
+        host, port = self._settings.web_host, self._settings.web_port
+        async with AsyncExitStack() as stack:
+            try:
+                served = await stack.enter_async_context(health_server(host, port, self._health, metrics))
+            except OSError as error:
+                raise Refused(
+                    f"CT_WEB_HOST {host!r} CT_WEB_PORT {port} cannot be served: {error}; "
+                    "set CT_WEB_PORT to a free port, or 0 for any"
+                ) from error
+            yield served
+
+    async def postgres(self, database: Database) -> None:
+        """Wait for the ledger."""
+        await self._until_up("postgres", database.open)
+
+    async def kafka(self) -> Cluster:
+        """Wait for the cluster, with our topics in it."""
+        return await self._until_up("kafka", self._cluster)
+
+    async def producer(self, producer: Producer) -> None:
+        """Wait until the cluster takes a producer."""
+        await self._until_up("kafka", producer.start)
+
+    async def ends(self, *, tells_ends: bool) -> None:
+        """Refuse a topic that ends before where the group is: what came there would count as read.
+
+        `tells_ends`: the embedded broker gives wrong end offsets.
+        """
+        if tells_ends:
+            await self._until_up("kafka", self._check_ends)
+
+    async def first_start(self, database: Database, cluster: Cluster, *, allowed: bool) -> None:
+        """Refuse a group that Kafka does not know while outcomes exist: it would read everything again."""
+        row = (await database.persist("has_own_outcomes"))[0]
+        if cluster.group_is_new and row["has_outcomes"] and not allowed:
+            raise Refused(
+                "Kafka does not know the group ct-stream, but this ledger has outcomes: is this the right cluster, or "
+                "were the group's offsets lost? Start with --first-start to read spine.created from its beginning "
+                "(no company is decided twice)"
+            )
+
+    async def not_hung_again(self, database: Database, guardrails: Guardrails, *, within_s: float) -> None:
+        """Wait while the rail `watchdog` is halted.
+
+        It is halted here, where workers hung again and again at one place: one more restart would change nothing.
+        """
+        await guardrails.refresh(now=True)
+        again = await hung_again(database, within_s, MOST_EXITS)
+        if again is not None:
+            await guardrails.set_state(WATCHDOG_RAIL, "halted", again, None)
+        while (reason := guardrails.halted.get(WATCHDOG_RAIL)) is not None:
+            if "watchdog" not in self._health.troubles:
+                why = f"{reason}; nothing is pulled until a person runs `ct-stream guardrails resume {WATCHDOG_RAIL}`"
+                log.error("Not restarting for ever: %s", why, extra={"action": "watchdog_halted"})
+                self._health.set("watchdog", why)
+                self._health.set("start", None)
+            await self._rest()
+            await guardrails.refresh(now=True)
+        self._health.set("watchdog", None)
+
+    # ---------------------------------------------------------------- until it works
+
+    async def _cluster(self) -> Cluster:
+        partitions = (await check_topics(self._settings))[SPINE_CREATED]
+        return Cluster(partitions=partitions, group_is_new=not await committed_offsets(self._settings))
+
+    async def _check_ends(self) -> None:
+        for _ in range(_CUT_OFF_LOOKS):  # a partition's new leader may not know its end yet
+            found = await cut_off(self._settings)
+            if not found:
+                return
+            await asyncio.sleep(_RETRY_S)
+        raise Refused("; ".join(map(str, found)))
+
+    async def _until_up(self, part: str, connect: Callable[[], Awaitable[Found]]) -> Found:
+        """Try until it works, saying why it does not."""
+        said = None
+        where = "CT_POSTGRES_DSN" if part == "postgres" else f"CT_KAFKA_BOOTSTRAP {self._settings.kafka_bootstrap}"
+        while not self._stop.asked.is_set():
+            try:
+                found = await connect()
+            except KafkaUnavailable as error:
+                sentence = str(error)
+            except TopologyError as error:
+                raise Refused(str(error)) from error
+            except UnfitDatabase as error:
+                sentence = f"CT_POSTGRES_DSN: {error}"
+            except (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                sentence = f"{where} does not answer: {str(error).strip() or type(error).__name__}"
+            else:
+                self._health.set(part, None)
+                return found
+            self._health.set(part, sentence)
+            if sentence != said:
+                log.warning("Waiting: %s", sentence, extra={"action": f"{part}_down"})
+                said = sentence
+            await self._rest()
+        raise Stopped
+
+    async def _rest(self) -> None:
+        """Wait for the next try. Raises Stopped."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.asked.wait(), _RETRY_S)
+        if self._stop.asked.is_set():
+            raise Stopped

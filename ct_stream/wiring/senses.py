@@ -1,0 +1,114 @@
+"""What is the watchdog told of its worker?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from aiokafka.errors import KafkaError
+
+from ct_stream.store.outage import OUTAGE
+from ct_stream.stream.topology import CHANGELOG
+
+if TYPE_CHECKING:
+    from ct_stream.company.checks import InputCheck
+    from ct_stream.company.waiting import Scheduler
+    from ct_stream.metrics import Health
+    from ct_stream.process.watchdog import Thresholds
+    from ct_stream.store.database import Database
+    from ct_stream.stream.agents import GateAgent
+    from ct_stream.stream.app import GateApp
+    from ct_stream.stream.delivery import Delivery
+    from ct_stream.stream.position import OutsideView
+
+_POSTGRES_S = 20.0  #: to answer, before the watchdog bites
+#: Troubles in which nobody is at fault for what does not move: theirs, or known and told.
+_EXCUSES = ("postgres", "kafka", "kafka_group", "ledger")
+
+
+class WorkerSenses:
+    """The watchdog's `Senses` (process/watchdog.py) of one worker."""
+
+    def __init__(
+        self,
+        *,
+        app: GateApp,
+        agent: GateAgent,
+        scheduler: Scheduler,
+        input_check: InputCheck,
+        delivery: Delivery,
+        view: OutsideView,
+        database: Database,
+        health: Health,
+        thresholds: Thresholds,
+    ) -> None:
+        self._app = app
+        self._agent = agent
+        self._scheduler = scheduler
+        self._input_check = input_check
+        self._delivery = delivery
+        self._view = view
+        self._database = database
+        self._health = health
+        self._thresholds = thresholds
+
+    def heads(self) -> dict[str, float]:
+        """Return the oldest events in hand, and the oldest resumed company."""
+        return self._agent.heads() | self._scheduler.heads()
+
+    def done(self) -> dict[int, int]:
+        """Return for each partition the offset behind the last acked event."""
+        return self._agent.done()
+
+    async def committed(self) -> dict[int, int]:
+        """Return what the group has committed. Raises KafkaError (a RuntimeError), OSError or TimeoutError."""
+        return await self._view.committed()
+
+    async def undelivered(self) -> dict[str, int]:
+        """Return the record that waits in each partition that does not move, and say so. Raises as `committed`.
+
+        While the table's changelog is read nothing is delivered, however long it is: then how much of it is left.
+        """
+        tables: Any = self._app.tables
+        recovery = tables.recovery
+        self._health.notes.pop("recovery", None)
+        if recovery.in_recovery:
+            left = recovery.active_remaining_total()
+            self._health.notes["recovery"] = f"reads the dedupe table's changelog: {left} records are left"
+            return {CHANGELOG: left}
+        undelivered = await self._delivery.undelivered()
+        found = {f"{tp.topic}[{tp.partition}]": offset for tp, offset in undelivered.items()}
+        waiting = ", ".join(f"{partition} offset {offset}" for partition, offset in found.items())
+        self._health.set("delivery", f"Kafka has {waiting} for us, and it is not delivered" if found else None)
+        return found
+
+    def unassigned_since(self) -> float | None:
+        """Return since when the group has not told us our partitions (monotonic)."""
+        return self._agent.unassigned_since
+
+    def excused(self) -> float:
+        """Return until when a known trouble, a drain or a halted input lasted (monotonic), -inf if there was none."""
+        if self._input_check.is_halted:
+            return time.monotonic()
+        if (self._agent.is_draining or self._agent.unassigned_since is not None) and not self._is_left():
+            return time.monotonic()
+        return max(self._health.troubled_until(*_EXCUSES), self._database.failed_at)
+
+    async def outage(self) -> str | None:
+        """Ask Postgres and Kafka; return why the world is at fault that something hangs, or None when both answer."""
+        try:
+            async with asyncio.timeout(_POSTGRES_S):
+                await self._database.fetch("server")
+        except OUTAGE as error:
+            return f"Postgres does not answer: {error or type(error).__name__}"
+        try:
+            await self.committed()
+        except (KafkaError, OSError, TimeoutError) as error:
+            return f"Kafka does not answer: {error or type(error).__name__}"
+        return None
+
+    def _is_left(self) -> bool:
+        """Return whether the group keeps us waiting for longer than a rebalance takes: that is no drain any more."""
+        since = self._agent.unassigned_since
+        return since is not None and time.monotonic() - since > self._thresholds.drain_s

@@ -1,0 +1,148 @@
+"""What does a worker look at now and then, to say how it is? One loop each; a step of each can be called by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from aiokafka.errors import KafkaError
+
+from ct_stream.process.loops import Loop
+from ct_stream.stream.position import lag
+
+if TYPE_CHECKING:
+    from ct_stream.company.admission import Admission
+    from ct_stream.company.waiting import Scheduler
+    from ct_stream.metrics import Health, Metrics
+    from ct_stream.process.pulse import Pulse
+    from ct_stream.settings import Settings
+    from ct_stream.store.database import Database
+    from ct_stream.store.guardrails import Guardrails
+    from ct_stream.store.ledger import Ledger
+    from ct_stream.store.parked import ParkedCompanies
+    from ct_stream.stream.agents import GateAgent
+
+log = logging.getLogger(__name__)
+
+_MACHINE_EVERY_S = 0.5
+_GAUGES_EVERY_S = 5.0
+_LAG_EVERY_S = 15.0
+_LAG_TIMEOUT_S = 25.0
+
+
+class MachineWatch:
+    """Says what ails the database and this machine: apart from whoever waits for them."""
+
+    def __init__(self, database: Database, pulse: Pulse, health: Health) -> None:
+        self._database = database
+        self._pulse = pulse
+        self._health = health
+
+    def loop(self) -> Loop:
+        """Return the loop of this watch."""
+        return Loop(name="machine", step=self.look, every_s=_MACHINE_EVERY_S)
+
+    async def look(self) -> None:
+        """Set the trouble of Postgres, and the note about this process."""
+        self._health.set("postgres", self._database.trouble)
+        stalls = self._pulse.stalls_lately
+        if stalls:
+            self._health.notes["machine"] = (
+                f"this process stood still {stalls} times in the last five minutes (stopped, or too little CPU): "
+                "what servers did not say meanwhile is asked again"
+            )
+        else:
+            self._health.notes.pop("machine", None)
+
+
+class Gauges:
+    """Counts what is in hand, what waits, and what is halted."""
+
+    def __init__(
+        self,
+        *,
+        agent: GateAgent,
+        scheduler: Scheduler,
+        admission: Admission,
+        parked: ParkedCompanies,
+        ledger: Ledger,
+        guardrails: Guardrails,
+        metrics: Metrics,
+        health: Health,
+    ) -> None:
+        self._agent = agent
+        self._scheduler = scheduler
+        self._admission = admission
+        self._parked = parked
+        self._ledger = ledger
+        self._guardrails = guardrails
+        self._metrics = metrics
+        self._health = health
+        self._known: set[tuple[str, str]] = set()
+
+    def loop(self) -> Loop:
+        """Return the loop of this watch."""
+        return Loop(name="gauges", step=self.look, every_s=_GAUGES_EVERY_S)
+
+    async def look(self) -> None:
+        """Set all gauges, and tell the admission how many are undecided."""
+        metrics = self._metrics
+        metrics.running.set(self._agent.running + self._scheduler.running)
+        metrics.unacked.set(len(self._agent.gates))
+        metrics.oldest_unacked.set(self._agent.gates.oldest_age_s())
+        counts = {(state, reason): n for state, reason, n, _ in await self._parked.waiting_by_reason()}
+        for state, reason in self._known - set(counts):
+            metrics.waiting.labels(state=state, reason=reason).set(0)
+        for (state, reason), waiting in counts.items():
+            metrics.waiting.labels(state=state, reason=reason).set(waiting)
+        self._known |= set(counts)
+        self._admission.undecided = sum(counts.values())
+        self._say_waiting(counts)
+        metrics.unpublished.set(await self._ledger.count_unpublished())
+        await self._guardrails.refresh()
+        halts = [f"{key} is halted: {why}" for key, why in self._guardrails.halted.items()]
+        self._health.set("guardrails", "; ".join(halts) or None)
+
+    def _say_waiting(self, counts: dict[tuple[str, str], int]) -> None:
+        for state in ("waiting", "stuck"):
+            reasons = [f"{n} {reason}" for (its_state, reason), n in sorted(counts.items()) if its_state == state]
+            if reasons:
+                self._health.notes[state] = ", ".join(reasons)
+            else:
+                self._health.notes.pop(state, None)
+
+
+class LagWatch:
+    """Says how many records of the topic are not committed, and whether Kafka answers at all.
+
+    A worker with nothing to publish would not notice otherwise that the brokers are gone.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, health: Health, *, tells_ends: bool) -> None:
+        """`tells_ends`: the embedded broker gives wrong end offsets, and no number is better than a wrong one."""
+        self._settings = settings
+        self._metrics = metrics
+        self._health = health
+        self._tells_ends = tells_ends
+
+    def loop(self) -> Loop:
+        """Return the loop of this watch."""
+        return Loop(name="lag", step=self.look, every_s=_LAG_EVERY_S)
+
+    async def look(self) -> None:
+        """Set the lag, -1 where it is not known."""
+        if not self._tells_ends:
+            self._metrics.lag.set(-1)
+            self._health.notes["lag"] = "not supported by this broker"
+            return
+        trouble = None
+        try:
+            async with asyncio.timeout(_LAG_TIMEOUT_S):
+                self._metrics.lag.set(await lag(self._settings))
+        except (KafkaError, OSError, TimeoutError) as error:
+            self._metrics.lag.set(-1)
+            trouble = f"Kafka cannot be read, or does not know our group: {error or type(error).__name__}"
+            if "kafka_group" not in self._health.troubles:
+                log.warning("%s", trouble, extra={"action": "kafka_down"})
+        self._health.set("kafka_group", trouble)

@@ -1,0 +1,279 @@
+"""A company that comes back again and again, with what was put away: it is decided, and by what counts only.
+
+The proofs of our way lie around every question unless a test says otherwise: the friendliest world there is.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ct_stream.company.farewells import Farewells
+from ct_stream.company.one_pass import WorkerGate
+from ct_stream.gate.memory import Memory
+from ct_stream.gate.output_stage import Origin
+from ct_stream.gate.providers import is_own_server
+from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, SpineAnswer, Trouble
+from ct_stream.gate.records import FailedAt, Known, Resumed
+from ct_stream.gate.replies import Reply, Stage
+from ct_stream.gate.transcript import Exchange
+from ct_stream.gate.verdicts import Failed, HeldBy, Passed
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
+from tests.company.test_one_pass import ASKED, FAILED, GOOD, ID, LATER, PATTERN, Controls, proven
+from tests.gate.world import RULES, mx
+
+if TYPE_CHECKING:
+    from ct_stream.gate.evidence import Way
+    from ct_stream.probes.stopwatch import Stopwatch
+
+OWN = ("mx1.acme.example", "mx2.acme.example")
+SHARED = ("mx1.bigmail.example",)
+#: A chain of proofs that began after the question.
+LATE = proven(since_s=1, until_s=5)
+MOST_ROUNDS = 20
+
+
+def attempt(host: str, trouble: Trouble = Trouble.TIMEOUT) -> Attempt:
+    return Attempt(host=host, ip="192.0.2.1", stage=Stage.CONNECT, trouble=trouble)
+
+
+def refuses(host: str, *before: Attempt) -> MailboxAnswer:
+    reply = Reply(code=554, enhanced="5.7.1", text="blocked using a list at spamhaus")
+    return MailboxAnswer(attempts=(*before, Attempt(host=host, ip="192.0.2.2", stage=Stage.BANNER, reply=reply)))
+
+
+class Company:
+    """What is put away of it, what its servers say, and how often they were asked."""
+
+    def __init__(self, hosts: tuple[str, ...], says: MailboxAnswer | Wait, **put_away: Any) -> None:
+        self.says = says
+        self.asked = 0
+        self.judged: list[str] = []
+        self.rates = 0
+        self.ways: dict[ControlKind, Way] = {ControlKind.DNS: GOOD, ControlKind.SMTP: GOOD}
+        self.settles_at_once = True
+        self.takes_s = 0.1
+        self.then: MailboxAnswer | None = None  #: what the shared server says once it is asked alone
+        self.cap: Wait | None = None  #: what our limits say once, between two of its hosts
+        last = put_away.pop("last", None)
+        self.row: dict[str, Any] = {
+            "exchanges": (
+                Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example")),
+                Exchange(key="mx", answer=mx(*hosts)),
+                *((Exchange(key=f"rcpt:{PATTERN}", answer=last),) if last else ()),
+            ),
+            "pending": None, "looks": 0, "reason": "control", "waits_on": WaitsOn("control:smtp"), "asked_at": ASKED,
+            "failed_at": FAILED, "spent_s": 5.0,
+        } | put_away  # fmt: skip
+
+    async def _recall(self, _domain: str) -> Memory:
+        return Memory()
+
+    async def _nothing(self, *_: object, **__: object) -> None:
+        return None
+
+    async def _ask(self, watch: Stopwatch, _address: object, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
+        self.asked += 1
+        if watch.left_s < self.takes_s:
+            watch.spent_s += watch.left_s
+            return MailboxAnswer(attempts=(attempt(hosts[0], Trouble.DEADLINE),))
+        watch.spent_s += self.takes_s
+        cap, self.cap = self.cap, None
+        return cap or (self.then if self.then and hosts == SHARED else self.says)
+
+    async def _judge(self, held: Any, domain: str, provider: str) -> Wait:
+        self.judged.append(provider)
+        self.rates += held.by is HeldBy.RATE
+        if held.by is HeldBy.RATE:
+            return Wait(reason=WaitReason.OUR_RATE, detail="too fast", waits_on=WaitsOn.provider(provider))
+        if is_own_server(held.host, domain):
+            return control_wait(ControlKind.SMTP, f"{held.host} refuses us")
+        return Wait(reason=WaitReason.REFUSED, detail="refuses us", after_s=600.0, waits_on=WaitsOn.provider(provider))
+
+    def _refusal(self, *_: object) -> Wait | None:
+        if self.settles_at_once or self.row["reason"] == WaitReason.REFUSED:
+            return None
+        return Wait(reason=WaitReason.REFUSED, detail="ten minutes", after_s=600.0)
+
+    async def come_back(self) -> Passed | Failed | Wait:
+        """Go through the gate once more, and put away what is left of it as Postgres does."""
+
+        def prober(_permits: object, watch: Stopwatch) -> SimpleNamespace:
+            return SimpleNamespace(ask=partial(self._ask, watch), close=self._nothing, heard=())
+
+        parts: Any = SimpleNamespace(
+            memory=SimpleNamespace(recall=self._recall), own_way=SimpleNamespace(trouble=None),
+            farewells=Farewells(), metrics=None, spine_check=None, spine_grace_s=60.0,
+            limits=SimpleNamespace(mx_lookup=self._nothing), rules=RULES, controls=Controls(self.ways),
+            guardrails=SimpleNamespace(
+                refresh=self._nothing, settling=lambda _: SimpleNamespace(refusal=self._refusal),
+                unreached=self._nothing, judge=self._judge, note=self._judge,
+            ),
+            probing=SimpleNamespace(resolver=None, prober=prober),
+            paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,
+            stalled_since=lambda _: 0.0, now=lambda: LATER,
+            age_s=lambda moment: (LATER - moment).total_seconds(),
+        )  # fmt: skip
+        origin = Origin(outreach_id=ID)
+        resumed = Resumed(origin=origin, event_at=None, domain="acme.example", since=ASKED, exceptions=0, **self.row)
+        known = Known(outcome=None, pass_state="waiting", in_spine=True, domain="acme.example")
+        run = await WorkerGate(parts).begin(origin, None, known, resumed)
+        result = await run.run()
+        if isinstance(result, Wait):
+            left = run.parked(origin, None, result)
+            failed = {FailedAt.NOW: FAILED, FailedAt.ON_RECORD: self.row["failed_at"], FailedAt.NONE: None}
+            self.row |= {
+                "exchanges": tuple(run.exchanges), "pending": left.pending, "looks": left.looks,
+                "reason": result.reason.value, "waits_on": result.waits_on, "failed_at": failed[left.failed],
+                "asked_at": self.row["asked_at"] if left.asked_at is None else ASKED, "spent_s": left.spent_s,
+            }  # fmt: skip
+        return result
+
+    async def until_decided(self) -> Passed | Failed | Wait:
+        for _ in range(MOST_ROUNDS):
+            result = await self.come_back()
+            if not isinstance(result, Wait):
+                break
+        return result
+
+
+async def test_a_dead_first_host_and_a_backup_that_refuses_us_is_decided() -> None:
+    says = refuses(OWN[1], attempt(OWN[0]))
+    company = Company(OWN, says, pending=Exchange(key=f"rcpt:{PATTERN}", answer=says))
+    assert isinstance(await company.until_decided(), Failed)
+    assert company.asked <= 2
+
+
+async def test_a_server_that_is_silent_at_first_and_then_refuses_us_is_decided() -> None:
+    company = Company(OWN[:1], refuses(OWN[0]), last=MailboxAnswer(attempts=(attempt(OWN[0]),)))
+    assert isinstance(await company.until_decided(), Failed)
+    assert company.asked <= 2
+
+
+async def test_a_providers_refusal_makes_no_silence_count_that_nothing_proved() -> None:
+    last = MailboxAnswer(attempts=(attempt(SHARED[0]),))
+    company = Company(SHARED, refuses(SHARED[0]), last=last, looks=1)
+    company.ways[ControlKind.SMTP] = LATE
+    first = await company.come_back()
+    assert isinstance(first, Wait)
+    assert first.reason is WaitReason.REFUSED
+    assert company.asked == 1
+    assert isinstance(await company.come_back(), Wait)
+
+
+@pytest.mark.parametrize("reason", [WaitReason.PROVIDER_BUSY, WaitReason.DOMAIN_BUSY, WaitReason.RATE_LIMIT])
+async def test_a_provider_that_opened_again_is_asked_however_often_its_company_has_to_wait(reason: WaitReason) -> None:
+    """Its silence was heard before it closed. Woken by a good talk, the company finds all places taken."""
+    says = Wait(reason=reason, detail="no place is free", waits_on=WaitsOn.place("bigmail.example"))
+    last = MailboxAnswer(attempts=(attempt(SHARED[0]),))
+    company = Company(SHARED, says, last=last, looks=1, reason="provider_closed", waits_on="provider:bigmail.example")
+    assert isinstance(await company.come_back(), Wait)
+    assert isinstance(await company.come_back(), Wait), "decided by what it heard before"
+
+
+async def test_a_refusal_behind_a_name_that_cannot_be_resolved_is_decided_though_chains_end_while_it_settles() -> None:
+    """In its ten minutes nobody asks for proofs, and somebody else's control begins another chain."""
+    says = refuses(OWN[1], attempt(OWN[0], Trouble.NO_ADDRESS))
+    company = Company(OWN, says, pending=Exchange(key=f"rcpt:{PATTERN}", answer=says), looks=1)
+    company.settles_at_once = False
+    settling = await company.come_back()
+    assert isinstance(settling, Wait)
+    assert settling.reason is WaitReason.REFUSED
+    company.ways[ControlKind.DNS] = LATE
+    assert isinstance(await company.come_back(), Failed)
+    assert company.asked == 0
+
+
+async def test_a_refusal_behind_a_name_that_nothing_proved_to_be_missing_is_asked_again() -> None:
+    says = refuses(OWN[1], attempt(OWN[0], Trouble.NAME_LOOKUP))
+    company = Company(OWN, says, pending=Exchange(key=f"rcpt:{PATTERN}", answer=says), looks=1)
+    company.ways[ControlKind.DNS] = proven(since_s=-60, until_s=-30)
+    waits = await company.come_back()
+    assert isinstance(waits, Wait)
+    assert (waits.waits_on, company.asked) == ("control:dns", 0)
+    company.ways[ControlKind.DNS] = LATE
+    assert isinstance(await company.come_back(), Wait)
+    assert company.asked == 1
+    company.ways[ControlKind.DNS] = GOOD
+    assert isinstance(await company.until_decided(), Failed)
+
+
+async def test_a_limit_of_ours_between_two_hosts_costs_no_time() -> None:
+    """A look at a dead first host takes 74 s of 90; what it was is not kept, and it is looked at again tomorrow."""
+    accepts = Attempt(host=OWN[1], ip="192.0.2.2", stage=Stage.RCPT, reply=Reply(code=250, text="ok"))
+    company = Company(OWN, MailboxAnswer(attempts=(attempt(OWN[0]), accepts)), looks=1, spent_s=0.0)
+    company.takes_s = 74.0
+    company.cap = Wait(reason=WaitReason.DAILY_CAP, detail="all 10,000 sessions of the day are used up")
+    assert isinstance(await company.come_back(), Wait)
+    assert (company.row["spent_s"], company.row["exchanges"][-1].key) == (0.0, "mx")
+    company.says = MailboxAnswer(attempts=(accepts,))
+    result = await company.until_decided()
+    assert isinstance(result, Passed)
+
+
+SAYS_NO = Reply(code=554, enhanced="5.7.1", text="blocked using a list at spamhaus")
+TOO_FAST = Reply(code=421, enhanced="4.7.0", text="too many connections from your IP")
+
+
+def and_the_backup(backup: Attempt) -> MailboxAnswer:
+    return MailboxAnswer(attempts=(Attempt(host=OWN[0], stage=Stage.BANNER, reply=SAYS_NO), backup))
+
+
+@pytest.mark.parametrize(
+    "backup",
+    [
+        pytest.param(Attempt(host=SHARED[0], stage=Stage.RCPT, reply=Reply(code=450, text="greylisted")), id="later"),
+        pytest.param(attempt(SHARED[0]), id="silent"),
+    ],
+)
+async def test_its_own_server_that_refuses_us_is_settled_whatever_else_a_shared_backup_says(backup: Attempt) -> None:
+    """Whose word it was decides where it waits; taken for the backup's it would be asked again at each proof."""
+    company = Company((OWN[0], SHARED[0]), and_the_backup(backup))
+    assert isinstance(await company.until_decided(), Failed)
+    assert company.asked <= 1 + len(RULES.patterns)
+    assert set(company.judged) == {"acme.example"}
+    assert len(company.judged) <= 2, "trouble is looked at twice, and so is what came with it"
+
+
+@pytest.mark.parametrize(
+    "backup",
+    [
+        pytest.param(Attempt(host=SHARED[0], stage=Stage.BANNER, reply=SAYS_NO), id="refuses us too"),
+        pytest.param(Attempt(host=SHARED[0], stage=Stage.BANNER, reply=TOO_FAST), id="finds us too fast"),
+        pytest.param(Attempt(host=SHARED[0], stage=Stage.RCPT, reply=TOO_FAST), id="finds us too fast at RCPT"),
+    ],
+)
+async def test_what_a_shared_backup_says_of_us_is_never_settled_as_the_companys_policy(backup: Attempt) -> None:
+    company = Company((OWN[0], SHARED[0]), and_the_backup(backup))
+    for rounds in range(1, 6):
+        wait = await company.come_back()
+        assert isinstance(wait, Wait)
+        assert wait.waits_on == "provider:bigmail.example"
+        assert company.asked == rounds, "once a wait"
+    assert set(company.judged) == {"bigmail.example"}, "one company is evidence about one provider"
+
+
+async def test_a_settled_host_settles_no_other() -> None:
+    """The backup defers the first pattern, and at the second finds us too fast."""
+    later = Attempt(host=SHARED[0], stage=Stage.RCPT, reply=Reply(code=450, text="greylisted"))
+    company = Company((OWN[0], SHARED[0]), and_the_backup(later))
+    company.then = MailboxAnswer(attempts=(Attempt(host=SHARED[0], stage=Stage.RCPT, reply=TOO_FAST),))
+    wait = await company.until_decided()
+    assert isinstance(wait, Wait)
+    assert wait.waits_on == "provider:bigmail.example"
+
+
+@pytest.mark.parametrize("stage", [Stage.BANNER, Stage.RCPT])
+@pytest.mark.parametrize("first", [0, 1])
+async def test_that_we_ask_too_fast_is_no_policy_though_another_host_refuses_us(stage: Stage, first: int) -> None:
+    hosts = (OWN[first], OWN[1 - first])
+    refuses_us = Attempt(host=OWN[0], stage=Stage.BANNER, reply=SAYS_NO)
+    too_fast = Attempt(host=OWN[1], stage=stage, reply=TOO_FAST)
+    says = MailboxAnswer(attempts=(too_fast, refuses_us) if first else (refuses_us, too_fast))
+    company = Company(hosts, says, pending=Exchange(key=f"rcpt:{PATTERN}", answer=says))
+    for _ in range(4):
+        assert isinstance(await company.come_back(), Wait)
+    assert company.rates
