@@ -9,9 +9,11 @@ SELECT pg_is_in_recovery() AS in_recovery,
     (SELECT e.epoch FROM outreach.ct_epoch AS e) AS epoch,
     (SELECT coalesce(max(o.ordinal), 0) FROM outreach.ct_outcomes AS o) AS last_ordinal;
 
--- name: migrations
--- Which migrations were applied?
-SELECT m.name, m.checksum FROM outreach.ct_migrations AS m ORDER BY m.name;
+-- name: applied
+-- Which migrations does this database have behind it, and which versions of functions?
+SELECT m.name AS part FROM outreach.ct_migrations AS m
+UNION ALL
+SELECT f.checksum FROM outreach.ct_functions AS f;
 
 -- name: look_up
 -- All that is known of these companies: outcome, undecided pass, paid attempt, spine row, and what its domain answered
@@ -298,7 +300,8 @@ FROM outreach.ct_take_tier2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS t;
 SELECT a.final_said, a.final_detail, a.halted_now FROM outreach.ct_answer_tier2($1, $2, $3, $4, $5, $6, $7) AS a;
 
 -- name: control
--- What is known of our own way? Stamps from before the clock was set back are forgotten, before it catches up with them.
+-- What is known of our own way? Stamps from before the clock was set back are forgotten, before it catches up with
+-- them.
 WITH forgotten AS (
     UPDATE outreach.ct_controls AS r SET (
         started_at, lease_until, ok_begun_at, failed_at, proven_since, proven_at, trouble_from, trouble_until

@@ -1,4 +1,4 @@
--- Run at each migrate: who may do what. The spine may have been made since the last time.
+-- Who may do what. Run at each migrate: the spine may have been made since the last time.
 
 GRANT USAGE ON SCHEMA outreach TO ct_gate, ct_ops;
 
@@ -11,7 +11,7 @@ GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.
     outreach.ct_refusals, outreach.ct_memory TO ct_gate;
 GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
 GRANT SELECT ON outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held,
-    outreach.ct_migrations TO ct_gate;
+    outreach.ct_migrations, outreach.ct_functions TO ct_gate;
 -- Only the next try: states change through the functions, which keep a log.
 GRANT UPDATE (tries, next_try_at) ON outreach.ct_guardrails TO ct_gate;
 
@@ -19,6 +19,7 @@ GRANT UPDATE (tries, next_try_at) ON outreach.ct_guardrails TO ct_gate;
 GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_target_errors, outreach.ct_passes,
     outreach.ct_usage, outreach.ct_rates, outreach.ct_domains, outreach.ct_refusals, outreach.ct_controls,
     outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held, outreach.ct_migrations,
+    outreach.ct_functions,
     outreach.ct_memory, outreach.ct_alerts, outreach.ct_watchdog_exits TO ct_ops;
 
 REVOKE ALL ON FUNCTION outreach.ct_forget_passes(uuid[]), outreach.ct_tidy(),
@@ -31,8 +32,8 @@ GRANT EXECUTE ON FUNCTION outreach.ct_forget_passes(uuid[]), outreach.ct_tidy(),
     outreach.ct_take_alerts(text, integer) TO ct_gate;
 GRANT EXECUTE ON FUNCTION outreach.resume_guardrail(text, text) TO ct_ops;
 
--- Paid attempts: everybody reads them. They change through the two functions only, so that the gate can neither make one
--- up nor take one back.
+-- Paid attempts: everybody reads them. They change through the two functions only, so that the gate can neither make
+-- one up nor take one back.
 GRANT SELECT ON outreach.ct_tier2_attempts TO ct_gate, ct_ops;
 REVOKE ALL ON FUNCTION
     outreach.ct_take_tier2(uuid[], text[], uuid[], text, float8, bigint, float8, float8, float8, float8, integer),
