@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _LOCK = 0x63745F6D  # "ct_m": one migration at a time in this database
 _MIN_SERVER = 15
 _BASELINE = "0000_baseline"  #: the name under which schema.sql is noted, before any file of migrations/
+#: An administrator takes no name from a schema that others may write to, and sees every row that it adopts.
+_SAFELY = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL row_security = off"
 ROLES = ("ct_owner", "ct_gate", "ct_ops")
 
 
@@ -37,6 +39,8 @@ class MigrationReport:
     adopted: int  #: companies that got their ledger row now
     pending: int  #: company_target rows that the gate will decide
     spine_found: bool
+    temp_revoked: bool  #: from PUBLIC, now
+    temp_open: bool  #: PUBLIC may make temporary objects here, and this role may not change that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +101,7 @@ async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationRepor
         if connection.get_server_version().major < _MIN_SERVER:
             raise MigrationError(f"PostgreSQL {connection.get_server_version().major} is too old; use 15 or newer")
         async with connection.transaction():
+            await connection.execute(_SAFELY)
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
             return await _migrate(connection, sql or sql_files())
     except asyncpg.InsufficientPrivilegeError as error:
@@ -119,6 +124,9 @@ async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationRe
     applied += await _replace_functions(connection, sql)
     await _own(connection)
     await _run(connection, "grants.sql", sql.grants)
+    temp_was_open = await _is_temp_open(connection)
+    await _revoke_temp(connection)
+    temp_open = await _is_temp_open(connection)
     return MigrationReport(
         applied=tuple(applied),
         adopted=await connection.fetchval("SELECT outreach.ct_adopt()"),
@@ -126,6 +134,8 @@ async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationRe
             "SELECT count(*) FROM outreach.company_target AS t WHERE t.execution_status = 'pending'"
         ),
         spine_found=await connection.fetchval("SELECT to_regclass('outreach.outreach') IS NOT NULL"),
+        temp_revoked=temp_was_open and not temp_open,
+        temp_open=temp_open,
     )
 
 
@@ -194,8 +204,40 @@ async def _make_roles(connection: asyncpg.Connection) -> None:
         await connection.execute("GRANT ct_owner TO CURRENT_USER")  # to hand objects over to it
 
 
+async def _is_temp_open(connection: asyncpg.Connection) -> bool:
+    """Return whether everybody who may connect may make temporary tables, types and functions."""
+    return bool(
+        await connection.fetchval(
+            """
+            SELECT EXISTS (
+                SELECT 1 FROM pg_database AS d, aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) AS a
+                WHERE d.datname = current_database() AND a.grantee = 0 AND a.privilege_type = 'TEMPORARY'
+            )
+            """
+        )
+    )
+
+
+async def _revoke_temp(connection: asyncpg.Connection) -> None:
+    """Let nobody make temporary objects by default: a role could put them over names that a function of another uses.
+
+    Functions name pg_temp last for that already; this is the second lock. Only the database's owner may turn it.
+    """
+    statement = await connection.fetchval(
+        """
+        SELECT format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', d.datname) FROM pg_database AS d
+        WHERE d.datname = current_database() AND pg_has_role(d.datdba, 'USAGE')
+        """
+    )
+    if statement is not None:
+        await connection.execute(statement)
+
+
 async def _own(connection: asyncpg.Connection) -> None:
-    """Give what was made to ct_owner, as whom the SECURITY DEFINER functions run."""
+    """Give what was made to ct_owner, as whom the SECURITY DEFINER functions run.
+
+    But for the two tables that this module writes to: an owner may put a trigger on a table, and it would run here.
+    """
     await connection.execute("GRANT USAGE, CREATE ON SCHEMA outreach TO ct_owner")
     statements = await connection.fetch(
         r"""
@@ -203,6 +245,7 @@ async def _own(connection: asyncpg.Connection) -> None:
             c.oid::regclass) AS statement
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname = 'outreach' AND c.relkind IN ('r', 'v') AND c.relname LIKE 'ct\_%'
+            AND c.relname NOT IN ('ct_migrations', 'ct_functions')
         UNION ALL
         SELECT format('ALTER FUNCTION %s OWNER TO ct_owner', p.oid::regprocedure)
         FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace

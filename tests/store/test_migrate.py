@@ -13,6 +13,7 @@ from ct_stream.store.database import Database
 from ct_stream.store.migrate import MigrationError, latest_migration, migrate, sql_files
 from ct_stream.store.outage import UnfitDatabase
 from ct_stream.store.queries import _all
+from tests.conftest import PASSWORD
 from tests.store.parts import opened
 
 if TYPE_CHECKING:
@@ -121,6 +122,32 @@ async def test_a_half_done_migration_leaves_nothing(postgres: EmbeddedPostgres, 
     left = "outreach.ct_outcomes" if is_fresh else "outreach.ct_added"
     assert await connection.fetchval("SELECT to_regclass($1)", left) is None
     await connection.close()
+
+
+@pytest.mark.parametrize("owns", [pytest.param(True, id="owns the database"), pytest.param(False, id="owns a schema")])
+async def test_an_administrator_need_not_be_superuser(postgres: EmbeddedPostgres, owns: bool) -> None:
+    """As where the server is managed by others. Who does not own the database hears what its owner should do."""
+    name, role = f"managed_{uuid4().hex}", f"admin_{uuid4().hex}"
+    connection = await asyncpg.connect(await postgres.create_database(name))
+    await connection.execute(
+        f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}' CREATEROLE; GRANT ct_owner TO {role} WITH ADMIN OPTION;"
+        f"GRANT CREATE ON DATABASE {name} TO {role};"
+        f"{OLD_SCHEMA.replace('CREATE SCHEMA outreach', f'CREATE SCHEMA outreach AUTHORIZATION {role}')}"
+        f"ALTER TABLE outreach.outreach OWNER TO {role}; ALTER TABLE outreach.company_target OWNER TO {role};"
+        f"ALTER TABLE outreach.company_target_errors OWNER TO {role};"
+        "INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES (gen_random_uuid(), 'ready');"
+    )
+    if owns:
+        await connection.execute(f"ALTER DATABASE {name} OWNER TO {role}")
+    dsn = postgres.dsn(name, role, PASSWORD)
+    report = await migrate(dsn)
+    assert (report.adopted, report.temp_revoked, report.temp_open) == (1, owns, not owns)
+    again = await migrate(dsn)
+    assert (again.applied, again.adopted, again.temp_revoked, again.temp_open) == ((), 0, False, not owns)
+    async with opened(postgres.dsn(name, "ct_gate", PASSWORD)):
+        pass
+    await connection.close()
+    await postgres.drop_database(name)
 
 
 async def test_every_named_query_is_valid_as_the_gates_role(database: DatabaseDsns) -> None:

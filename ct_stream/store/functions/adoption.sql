@@ -1,6 +1,8 @@
 -- Record an adopted outcome for each company that was decided before the gate came, and return how many are new. Run at
--- each migrate. Adopted outcomes are final and never published; one row for each outreach_id.
-CREATE OR REPLACE FUNCTION outreach.ct_adopt() RETURNS bigint LANGUAGE sql AS $$
+-- each migrate. Adopted outcomes are final and never published; one row for each outreach_id. With the rights of
+-- ct_owner: what its tables fire must not run as the administrator.
+CREATE OR REPLACE FUNCTION outreach.ct_adopt() RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
     WITH adopted AS (
         INSERT INTO outreach.ct_outcomes (outreach_id, outcome, source, failure_code, reason, decided_at)
         SELECT

@@ -15,7 +15,7 @@ $$;
 -- halts; opening is for resume_guardrail, or for a provider that talked normally. A provider that is closed is not
 -- paused.
 CREATE OR REPLACE FUNCTION outreach.ct_set_guardrail(rail text, new_state text, why text, next_try timestamptz)
-RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach AS $$
+RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
 DECLARE
     changed boolean;
     distance double precision := coalesce(greatest(1, extract(epoch FROM next_try - clock_timestamp())), 600);
@@ -41,7 +41,7 @@ END $$;
 
 -- Open TOOL-005 for all when three providers have talked normally since a person resumed it; true when that opened it.
 CREATE OR REPLACE FUNCTION outreach.ct_end_trial() RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
 DECLARE
     talks integer := outreach.ct_trial_talks();
 BEGIN
@@ -66,7 +66,7 @@ END $$;
 -- with. Those companies get the time back that they waited for it: otherwise they would have too little left to ask
 -- their second host, and fail by our fault.
 CREATE OR REPLACE FUNCTION outreach.resume_guardrail(rail text, why text) RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
 DECLARE
     before text;
     after text := CASE WHEN rail = 'tool:TOOL-005' THEN 'trial' ELSE 'open' END;

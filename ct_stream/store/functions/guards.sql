@@ -2,7 +2,8 @@
 -- tables.
 
 -- An outcome never changes; only its publish claim may move, and published_at be set once.
-CREATE OR REPLACE FUNCTION outreach.ct_guard_outcome() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION outreach.ct_guard_outcome() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
 BEGIN
     IF TG_OP <> 'UPDATE' THEN
         RAISE EXCEPTION 'ct_outcomes is final: % is refused', lower(TG_OP) USING ERRCODE = 'restrict_violation';
@@ -16,7 +17,8 @@ BEGIN
 END $$;
 
 -- A decided company is final; a pending one may still be decided, or removed.
-CREATE OR REPLACE FUNCTION outreach.ct_guard_company_target() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION outreach.ct_guard_company_target() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
         RAISE EXCEPTION 'company_target is final: truncate is refused' USING ERRCODE = 'restrict_violation';
@@ -29,7 +31,8 @@ BEGIN
 END $$;
 
 -- What failed, and why, stays; people may note how it was resolved.
-CREATE OR REPLACE FUNCTION outreach.ct_guard_errors() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION outreach.ct_guard_errors() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
 BEGIN
     IF TG_OP <> 'UPDATE'
         OR (to_jsonb(NEW) - 'resolved_at' - 'resolution_note') <> (to_jsonb(OLD) - 'resolved_at' - 'resolution_note')
@@ -41,7 +44,8 @@ BEGIN
 END $$;
 
 -- One attempt means one: an answer is stored once, and no attempt is ever removed (ADR-CT-IMO-017).
-CREATE OR REPLACE FUNCTION outreach.ct_guard_attempt() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION outreach.ct_guard_attempt() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
 BEGIN
     IF TG_OP <> 'UPDATE' THEN
         RAISE EXCEPTION 'ct_tier2_attempts is final: % is refused', lower(TG_OP) USING ERRCODE = 'restrict_violation';
