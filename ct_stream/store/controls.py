@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.store.passes import LEASE_S
 
 if TYPE_CHECKING:
     from ct_stream.store.database import Database
@@ -102,7 +103,7 @@ class ControlLedger:
 
     async def begin(self, kind: ControlKind) -> datetime | None:
         """Take the right to ask a control now, when somebody waits for it; return when it was begun."""
-        rows = await self._database.persist("begin_control", kind.value, self._interval_s)
+        rows = await self._database.persist("begin_control", kind.value, self._interval_s, LEASE_S)
         return rows[0]["started_at"] if rows else None
 
     async def succeeded(self, kind: ControlKind, begun_at: datetime, detail: str) -> None:

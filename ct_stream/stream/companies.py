@@ -13,7 +13,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, assert_never
 
-from ct_stream.gate.company import Known, Parked, Publication, Resumed
+from ct_stream.gate.company import CLAIM_S, PRODUCE_S, Known, Parked, Publication, Resumed
 from ct_stream.gate.output_stage import Origin, Outcome, output_stage
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
@@ -33,8 +33,8 @@ _CLAIM_RETRY_S = 1.0
 #: What this machine has no more of: descriptors of the process or of all, buffers, memory, ports.
 _MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 _MACHINE_AGAIN_S = 5.0
-#: A recording that took longer may leave its claim (30 s) too little time for a produce (20 s).
-_FRESH_CLAIM_S = 8.0
+#: A recording that took longer may leave its claim too little time for a produce.
+_FRESH_CLAIM_S = CLAIM_S - PRODUCE_S - 2.0
 
 
 class Companies:

@@ -1,9 +1,21 @@
 -- How guardrails close, pause and come back (ADR-CT-IMO-019).
 --   open     nothing stands in the way
---   paused   a provider said that we ask too fast: one company is tried after 60 s, then 120 s, ... 6 h
---   closed   a provider refuses us or cannot be reached: one is tried after 10 min, then 20 min, ... 6 h
+--   paused   a provider said that we ask too fast: one company is tried after 60 s, then 120 s, ...
+--   closed   a provider refuses us or cannot be reached: one is tried after 10 min, then 20 min, ...
 --   halted   a person must resume it
---   trial    a person resumed TOOL-005: one company at a time until three providers have talked normally
+--   trial    a person resumed TOOL-005: one company at a time until enough providers have talked normally
+
+-- The one try of a provider that is not open is spent: the next one comes later, each time twice as late, up to 6
+-- hours.
+CREATE OR REPLACE FUNCTION outreach.ct_count_try(rail text, moment timestamptz) RETURNS void LANGUAGE sql AS $$
+    UPDATE outreach.ct_guardrails AS g SET tries = g.tries + 1,
+        next_try_at = moment
+            + least(g.first_try_s * power(2, least(g.tries + 1, 20)) * interval '1 second', interval '6 hours')
+    WHERE g.key = rail
+$$;
+
+-- How many providers must talk normally before TOOL-005 is open for all again?
+CREATE OR REPLACE FUNCTION outreach.ct_talks_wanted() RETURNS integer LANGUAGE sql IMMUTABLE AS $$ SELECT 3 $$;
 
 -- How many providers have talked normally since the careful resume began?
 CREATE OR REPLACE FUNCTION outreach.ct_trial_talks() RETURNS integer LANGUAGE sql STABLE AS $$
@@ -39,13 +51,13 @@ BEGIN
     RETURN coalesce(changed, false);
 END $$;
 
--- Open TOOL-005 for all when three providers have talked normally since a person resumed it; true when that opened it.
+-- Open TOOL-005 for all when enough providers have talked normally since a person resumed it; true when that opened it.
 CREATE OR REPLACE FUNCTION outreach.ct_end_trial() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
 DECLARE
     talks integer := outreach.ct_trial_talks();
 BEGIN
-    IF talks < 3 THEN
+    IF talks < outreach.ct_talks_wanted() THEN
         RETURN false;
     END IF;
     UPDATE outreach.ct_guardrails SET state = 'open', since = clock_timestamp(), changed_by = session_user,

@@ -132,7 +132,8 @@ BEGIN
             IF EXISTS (
                 SELECT 1 FROM outreach.ct_domains AS d WHERE d.lease_owner IS NOT NULL AND d.lease_until > moment
             ) THEN
-                answer := 'trial'; detail := outreach.ct_trial_talks() || ' of 3 providers have talked normally';
+                answer := 'trial'; detail := outreach.ct_trial_talks() || ' of ' || outreach.ct_talks_wanted()
+                    || ' providers have talked normally';
                 RETURN NEXT; CONTINUE;
             END IF;
         END IF;
@@ -178,10 +179,7 @@ BEGIN
             RETURN NEXT; CONTINUE;
         END IF;
         IF rail.state IS NOT NULL THEN
-            -- The one try of a provider that is not open: the next one comes later, each time twice as late.
-            UPDATE outreach.ct_guardrails SET tries = tries + 1,
-                next_try_at = moment + least(first_try_s * power(2, least(tries + 1, 20)), 21600) * interval '1 second'
-                WHERE key = 'provider:' || item.provider;
+            PERFORM outreach.ct_count_try('provider:' || item.provider, moment);
         END IF;
         taken := taken + 1;
         answer := 'granted';
@@ -258,10 +256,7 @@ BEGIN
         END IF;
     END IF;
     IF rail.state IS NOT NULL THEN
-        -- The one try of a provider that is not open, as in ct_begin_probes.
-        UPDATE outreach.ct_guardrails SET tries = tries + 1,
-            next_try_at = moment + least(first_try_s * power(2, least(tries + 1, 20)), 21600) * interval '1 second'
-            WHERE key = 'provider:' || to_provider;
+        PERFORM outreach.ct_count_try('provider:' || to_provider, moment);
     END IF;
     answer := 'granted';
     RETURN NEXT;

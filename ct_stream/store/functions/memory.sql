@@ -25,9 +25,9 @@ $$;
 
 -- Remove what nothing needs any more: domains whose last talk is no evidence now, refusals of older days, memories that
 -- nobody may use.
-CREATE OR REPLACE FUNCTION outreach.ct_tidy() RETURNS void
+CREATE OR REPLACE FUNCTION outreach.ct_tidy(memory_kept interval, talk_kept interval) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
-    DELETE FROM outreach.ct_domains WHERE lease_owner IS NULL AND free_at < clock_timestamp() - interval '24 hours';
+    DELETE FROM outreach.ct_domains WHERE lease_owner IS NULL AND free_at < clock_timestamp() - talk_kept;
     DELETE FROM outreach.ct_refusals WHERE at < clock_timestamp() - interval '7 days';
-    DELETE FROM outreach.ct_memory WHERE answered_at < clock_timestamp() - interval '168 hours';
+    DELETE FROM outreach.ct_memory WHERE answered_at < clock_timestamp() - memory_kept;
 $$;

@@ -308,7 +308,7 @@ SELECT
     CASE
         WHEN p.state = 'stuck' THEN 'a worker of another version tries it again'
         WHEN p.reason = 'halted' AND g.state = 'trial'
-            THEN 'its turn: one company at a time until three providers have talked normally'
+            THEN 'its turn: one company at a time until enough providers have talked normally'
         WHEN p.reason IN ('halted', 'spine_control', 'tier2') AND g.state = 'halted'
             THEN 'a person: ct-stream guardrails resume ' || p.waits_on
         WHEN p.reason IN ('provider_closed', 'our_rate') AND p.not_before = 'infinity'
