@@ -1,7 +1,8 @@
 """The schema `outreach` as the catalog of Postgres has it, in lines that two databases can be compared by.
 
-No pg_dump: its form changes with its version, and not every machine has one. `python -m tests.store.catalog` writes
-the file that test_schema.py holds the schema equal to.
+No pg_dump: its form changes with its version, and not every machine has one. No bodies of functions: those are in
+ct_stream/store/functions, once. `python -m tests.store.catalog` writes the file that test_schema.py holds the schema
+equal to.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ SELECT line FROM (
 
 _FUNCTIONS = """
 SELECT p.oid::regprocedure::text COLLATE "C" AS name, pg_temp.owner_name(p.proowner) AS owner,
-    pg_get_functiondef(p.oid) AS definition,
+    split_part(pg_get_functiondef(p.oid), E'\\nAS $function$', 1) AS definition,
     ARRAY(SELECT g FROM pg_temp.grants(coalesce(p.proacl, acldefault('f', p.proowner)), p.proowner) AS g) AS grants
 FROM pg_proc AS p WHERE p.pronamespace = 'outreach'::regnamespace
 ORDER BY name

@@ -5,8 +5,7 @@
 --   halted   a person must resume it
 --   trial    a person resumed TOOL-005: one company at a time until enough providers have talked normally
 
--- The one try of a provider that is not open is spent: the next one comes later, each time twice as late, up to 6
--- hours.
+-- Spend the one try of a provider that is not open: the next one comes later, each time twice as late, up to 6 hours.
 CREATE OR REPLACE FUNCTION outreach.ct_count_try(rail text, moment timestamptz) RETURNS void LANGUAGE sql AS $$
     UPDATE outreach.ct_guardrails AS g SET tries = g.tries + 1,
         next_try_at = moment
@@ -24,7 +23,7 @@ CREATE OR REPLACE FUNCTION outreach.ct_trial_talks() RETURNS integer LANGUAGE sq
 $$;
 
 -- Put a guardrail into a state, with its reason in the log; true when that changed it. The gate pauses, closes and
--- halts; opening is for resume_guardrail, or for a provider that talked normally. A provider that is closed is not
+-- halts; it opens only a provider that talked normally, the rest is for resume_guardrail. One that is closed is not
 -- paused.
 CREATE OR REPLACE FUNCTION outreach.ct_set_guardrail(rail text, new_state text, why text, next_try timestamptz)
 RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
