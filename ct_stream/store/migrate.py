@@ -237,6 +237,7 @@ async def _own(connection: asyncpg.Connection) -> None:
     """Give what was made to ct_owner, as whom the SECURITY DEFINER functions run.
 
     But for the two tables that this module writes to: an owner may put a trigger on a table, and it would run here.
+    Nothing is given twice: each time it would lock the table against the workers.
     """
     await connection.execute("GRANT USAGE, CREATE ON SCHEMA outreach TO ct_owner")
     statements = await connection.fetch(
@@ -245,11 +246,12 @@ async def _own(connection: asyncpg.Connection) -> None:
             c.oid::regclass) AS statement
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname = 'outreach' AND c.relkind IN ('r', 'v') AND c.relname LIKE 'ct\_%'
-            AND c.relname NOT IN ('ct_migrations', 'ct_functions')
+            AND c.relname NOT IN ('ct_migrations', 'ct_functions') AND c.relowner <> 'ct_owner'::regrole
         UNION ALL
         SELECT format('ALTER FUNCTION %s OWNER TO ct_owner', p.oid::regprocedure)
         FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
         WHERE n.nspname = 'outreach' AND (p.proname LIKE 'ct\_%' OR p.proname = 'resume_guardrail')
+            AND p.proowner <> 'ct_owner'::regrole
         """
     )
     for row in statements:
