@@ -95,8 +95,9 @@ CREATE TABLE outreach.ct_outcomes (
     headers jsonb,                    -- [[name, text or {"base64": ...}], ...] in order
     publish_until timestamptz,        -- the running claim's end
     published_at timestamptz,
-    attempt uuid                      -- which attempt to record it won: a batch whose COMMIT was not answered, or one of
-                                      -- two workers with the very same bytes, knows its own rows again
+    -- Which attempt to record it won: a batch whose COMMIT was not answered, or one of two workers with the very same
+    -- bytes, knows its own rows again.
+    attempt uuid
 );
 CREATE UNIQUE INDEX ct_outcomes_ordinal_idx ON outreach.ct_outcomes (ordinal);
 CREATE INDEX ct_outcomes_unpublished_idx ON outreach.ct_outcomes (publish_until)
@@ -196,7 +197,7 @@ INSERT INTO outreach.ct_controls (kind) VALUES ('dns'), ('smtp');
 
 -- ---------------------------------------------------------------- guardrails
 
--- What stands open, is paused, closed or halted; functions/guardrails.sql says what the states mean.
+-- Which tools, providers and inputs are open, paused, closed or halted; functions/guardrails.sql says what that means.
 CREATE TABLE outreach.ct_guardrails (
     key text PRIMARY KEY,             -- 'tool:TOOL-005', 'provider:bigmail.example', 'spine'
     state text NOT NULL CHECK (state IN ('open', 'paused', 'closed', 'halted', 'trial')),

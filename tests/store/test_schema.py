@@ -1,4 +1,4 @@
-"""The schema stands in one place, and migrations lead to it."""
+"""The schema is in one place, and migrations lead to it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 -- What people should hear of, once: see ct_alerts.
 
 -- Write an alert. Alerts are few; one of more than a week ago is of no use, whether somebody took it or not.
-CREATE OR REPLACE FUNCTION outreach.ct_alert(what text, its_rail text, company uuid, its_state text, why text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+CREATE OR REPLACE FUNCTION outreach.ct_alert(what text, its_rail text, company uuid, its_state text, why text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
 BEGIN
     DELETE FROM outreach.ct_alerts AS a WHERE a.at < clock_timestamp() - interval '7 days';
     INSERT INTO outreach.ct_alerts (event, rail, outreach_id, state, reason)

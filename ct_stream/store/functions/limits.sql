@@ -1,5 +1,5 @@
 -- The limits and leases of the toolbox, exact over all workers: each call is one round trip for a whole batch, and
--- all durations are by this server's clock. A company's hosts may stand at several providers: each has its own rail and
+-- all durations are by this server's clock. A company's hosts may be at several providers: each has its own rail and
 -- its own places (ADR-CT-IMO-019).
 
 -- The day whose caps count now.
@@ -63,7 +63,7 @@ $$;
 -- no domain has.
 CREATE OR REPLACE FUNCTION outreach.ct_note_talk(with_provider text, at_time timestamptz) RETURNS void LANGUAGE sql AS $$
     INSERT INTO outreach.ct_domains AS d (domain, provider, talked_at, free_at)
-        VALUES ('@' || with_provider, with_provider, at_time, at_time)  -- free_at: kept for a day
+        VALUES ('@' || with_provider, with_provider, at_time, at_time)  -- free_at: ct_tidy keeps it from there on
         ON CONFLICT (domain) DO UPDATE SET talked_at = greatest(d.talked_at, excluded.talked_at),
             free_at = greatest(d.free_at, excluded.free_at)
 $$;

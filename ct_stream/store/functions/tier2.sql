@@ -17,7 +17,7 @@ CREATE OR REPLACE FUNCTION outreach.ct_tier2_in_a_row(most integer) RETURNS inte
     ) AS n
 $$;
 
--- Reserve the one attempt of each company, or say what stands in its place. All limits in this transaction, exact over
+-- Reserve the one attempt of each company, or say what there is instead. All limits in this transaction, exact over
 -- all workers, in the order of `ids`; between two answers, never beside one. `answer`:
 --   granted    call after `delay_s`, and store the answer before `due_s` are over
 --   answered   `said` and `detail` are the answer about the address `asked`
