@@ -45,6 +45,10 @@ def _migrate(main: click.Group) -> None:
             click.echo("spine:   outreach.outreach is there")
         else:
             click.echo("spine:   outreach.outreach is missing; run migrate again when upstream has made it (grants)")
+        if report.temp_revoked:
+            click.echo("temp:    revoked from PUBLIC in this database; GRANT TEMPORARY to each role that needs it")
+        elif report.temp_open:
+            click.echo("temp:    open to PUBLIC; have the owner REVOKE TEMPORARY ON DATABASE ... FROM PUBLIC")
 
 
 def _worker(main: click.Group) -> None:

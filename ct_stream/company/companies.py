@@ -14,7 +14,7 @@ import traceback
 from typing import TYPE_CHECKING, assert_never
 
 from ct_stream.gate.output_stage import Origin, Outcome, output_stage
-from ct_stream.gate.records import Known, Parked, Publication, Resumed
+from ct_stream.gate.records import CLAIM_S, PRODUCE_S, Known, Parked, Publication, Resumed
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 
@@ -37,8 +37,8 @@ _LOST_ROW_RETRY_S = 5.0
 #: Errors that mean this machine has run out of something: descriptors, buffers, memory, ports.
 _MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 _MACHINE_AGAIN_S = 5.0
-#: A recording that took longer may leave its claim (30 s) too little time for a produce (20 s).
-_FRESH_CLAIM_S = 8.0
+#: A recording that took longer may leave its claim too little time for a produce.
+_FRESH_CLAIM_S = CLAIM_S - PRODUCE_S - 2.0
 
 
 class Companies:

@@ -35,6 +35,10 @@ class Known:
     looked_up_at: float = -inf  #: that moment, by the monotonic clock of this process
 
 
+CLAIM_S = 30.0  #: how long a worker has to publish an outcome that it recorded or claimed; then another may
+PRODUCE_S = CLAIM_S - 10.0  #: for one try to hand it to the broker, so that a claim outlives it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
     """The recorded bytes of one outcome, to be published under a claim."""

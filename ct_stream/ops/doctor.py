@@ -22,7 +22,7 @@ from ct_stream.probes.smtp import SmtpSettings
 from ct_stream.probes.tier2_vendors import make_vendor
 from ct_stream.probes.toolbox import ToolboxError, load_toolbox
 from ct_stream.settings import SettingsError, load_settings, variable
-from ct_stream.store.migrate import ROLES, latest_migration
+from ct_stream.store.migrate import ROLES, latest_migration, missing_part
 from ct_stream.store.queries import query
 from ct_stream.stream.producer import supports_idempotence
 from ct_stream.stream.topology import kafka_options, misfit, partition_counts, topic_plans
@@ -275,16 +275,18 @@ async def _gate_database(connection: asyncpg.Connection[Any]) -> list[Check]:
         )
     )
     try:
-        applied = {m["name"] for m in await connection.fetch(query("migrations"))}
+        applied = {part["part"] for part in await connection.fetch(query("applied"))}
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError, asyncpg.InsufficientPrivilegeError) as error:
         checks.append(Check(name="schema", ok=False, detail=str(error), action="run `ct-stream migrate`"))
     else:
-        latest = latest_migration()
+        lacking = missing_part(applied)
         checks.append(
             _check(
                 "schema",
-                latest in applied,
-                f"{latest} is applied" if latest in applied else f"older than this version, {latest} is missing",
+                lacking is None,
+                f"{latest_migration()} is applied"
+                if lacking is None
+                else f"older than this version, {lacking} is missing",
                 action="run `ct-stream migrate`",
             )
         )

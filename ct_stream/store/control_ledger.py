@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.evidence import Way, confirmed, unproven
+from ct_stream.store.parked import LEASE_S
 
 if TYPE_CHECKING:
     from ct_stream.gate.evidence import Window
@@ -55,7 +56,7 @@ class ControlLedger:
 
     async def begin(self, kind: ControlKind) -> datetime | None:
         """Take the right to ask a control now, when somebody waits for it; return when it was begun."""
-        rows = await self._database.persist("begin_control", kind.value, self._interval_s)
+        rows = await self._database.persist("begin_control", kind.value, self._interval_s, LEASE_S)
         return rows[0]["started_at"] if rows else None
 
     async def succeeded(self, kind: ControlKind, begun_at: datetime, detail: str) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 
-from ct_stream.store.migrate import latest_migration
+from ct_stream.store.migrate import missing_part
 from ct_stream.store.outage import AGAIN, OUTAGE, UnfitDatabase
 from ct_stream.store.queries import query
 
@@ -162,8 +162,8 @@ class Database:
             )
         async with self.connection() as connection:
             await self._look(connection)
-            applied = {m["name"] for m in await connection.fetch(query("migrations"))}
-        if latest_migration() not in applied:
+            applied = {row["part"] for row in await connection.fetch(query("applied"))}
+        if missing_part(applied) is not None:
             raise UnfitDatabase("the schema is older than this version; run `ct-stream migrate`")
         self.trouble = None
         self._up.set()

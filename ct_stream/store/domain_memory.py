@@ -9,6 +9,7 @@ import orjson
 from ct_stream.gate.memory import FAIL_KEPT, MX_KEPT, PASS_KEPT, Memory, mx_alone, recalled
 from ct_stream.gate.transcript import from_json
 from ct_stream.store.batches import Batches
+from ct_stream.store.guardrails import EVIDENCE_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,7 @@ class DomainMemory:
 
     async def tidy(self) -> None:
         """Remove what nobody may use any more."""
-        await self._database.persist("tidy")
+        await self._database.persist("tidy", PASS_KEPT, EVIDENCE_KEPT)
 
     async def _recall(self, domains: Sequence[str]) -> list[Memory]:
         rows = await self._database.fetch(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.evidence import Settling
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLOSE_AFTER_COMPANIES = 3
-HALT_AFTER_PROVIDERS = 5
-FIRST_TRY_S = 600.0  #: of a closed provider; doubles to 6 h
-RATE_PAUSE_S = 60.0  #: of a provider that says that we ask too fast; doubles to 6 h
+HALT_AFTER_PROVIDERS, OF_PROVIDERS = 5, 20  #: so many of the last so many
+EVIDENCE_KEPT = timedelta(hours=24)  #: how far a refusal or a good talk counts back
+FIRST_TRY_S = 600.0  #: of a closed provider; then twice as long each time, see ct_count_try
+RATE_PAUSE_S = 60.0  #: of a provider that says that we ask too fast; then twice as long each time
 _REFRESH_S = 5.0
+_HOURS = EVIDENCE_KEPT // timedelta(hours=1)
 SMTP_RAIL = "tool:TOOL-005"
 TIER2_RAIL = "tool:TOOL-019"
 TIER2_BUDGET = "budget:TOOL-019"  #: in the log of guardrails only: the month opens it
@@ -67,9 +70,10 @@ class Guardrails:
                 waits_on=WaitsOn.provider(provider),
             )
         await self._note(provider, domain, "refused", held.host, held.reason)
-        rows = await self._database.persist("refusing_providers")
+        rows = await self._database.persist("refusing_providers", EVIDENCE_KEPT, OF_PROVIDERS)
         if rows[0]["refusing"] >= HALT_AFTER_PROVIDERS:
-            reason = f"{rows[0]['refusing']} of the last 20 providers refuse us, the last one {provider}: {held.reason}"
+            of_last = f"{rows[0]['refusing']} of the last {OF_PROVIDERS} providers"
+            reason = f"{of_last} refuse us, the last one {provider}: {held.reason}"
             await self.set_state(SMTP_RAIL, "halted", reason, None)
         if is_own_server(held.host, domain):
             # Its own policy, if a control talks to us normally: the scope is settled by that proof.
@@ -115,7 +119,7 @@ class Guardrails:
             await self.set_state(WaitsOn.provider(provider), "open", "talks normally again", None)
         if self._on_trial and (await self._database.persist("end_trial"))[0]["opened"]:
             self._on_trial = False
-            say_guardrail(SMTP_RAIL, "open", "three providers have talked normally")
+            say_guardrail(SMTP_RAIL, "open", "enough providers have talked normally")
 
     async def set_state(self, rail: str, state: str, reason: str, next_try_s: float | None) -> None:
         """Pause, close, halt or open a guardrail; a change is logged as an alert."""
@@ -151,9 +155,9 @@ class Guardrails:
         self._suspects.add(provider)
 
     async def _close_where_due(self, provider: str, reason: str) -> bool:
-        rows = await self._database.persist("refusals_at_provider", provider)
+        rows = await self._database.persist("refusals_at_provider", provider, EVIDENCE_KEPT)
         if rows[0]["companies"] < CLOSE_AFTER_COMPANIES:
             return False
-        why = f"{rows[0]['companies']} companies within 24 h and no good talk between, the last one: {reason}"
+        why = f"{rows[0]['companies']} companies within {_HOURS} h and no good talk between, the last one: {reason}"
         await self.set_state(WaitsOn.provider(provider), "closed", why, FIRST_TRY_S)
         return True

@@ -13,7 +13,7 @@ import orjson
 
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.memory import FAIL_KEPT, MX_KEPT, PASS_KEPT, is_unpaid, memorable
-from ct_stream.gate.records import Known, Publication
+from ct_stream.gate.records import CLAIM_S, Known, Publication
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Passed
 from ct_stream.store.batches import Batches
@@ -63,7 +63,7 @@ class Ledger:
 
     async def claim_unpublished(self, limit: int) -> list[Publication]:
         """Claim outcomes that a crash left unpublished, oldest first."""
-        return [_publication(row) for row in await self._database.persist("claim_unpublished", limit)]
+        return [_publication(row) for row in await self._database.persist("claim_unpublished", limit, CLAIM_S)]
 
     async def count_unpublished(self) -> int:
         """Return how many outcomes are recorded and not yet published."""
@@ -98,7 +98,7 @@ class Ledger:
         for attempt in attempts:
             first.setdefault(attempt.outcome.outreach_id, attempt)
         columns = [(*_row(attempt.outcome), attempt.token) for attempt in first.values()]
-        won_rows = await self._database.fetch("record", *map(list, zip(*columns, strict=True)))
+        won_rows = await self._database.fetch("record", *map(list, zip(*columns, strict=True)), CLAIM_S)
         for row in won_rows:
             self._database.saw_ordinal(row["ordinal"])
         won = {row["outreach_id"] for row in won_rows}
@@ -118,7 +118,7 @@ class Ledger:
         return [None] * len(ids)
 
     async def _claim(self, ids: Sequence[UUID]) -> list[Publication | None]:
-        rows = await self._database.fetch("claim_unpublished_of", list(set(ids)))
+        rows = await self._database.fetch("claim_unpublished_of", list(set(ids)), CLAIM_S)
         claimed = {row["outreach_id"]: _publication(row) for row in rows}
         return [claimed.pop(i, None) for i in ids]
 

@@ -1,24 +1,29 @@
-"""How does a database get the gate's tables, roles and grants?
+"""Bring a database up to date: the gate's tables, functions, triggers, roles and grants.
 
-SQL files in order, each once, in one transaction under an advisory lock; the checksum of an applied file is kept, so
-that a changed file is found out. What stands in `always_*.sql` runs each time: grants (the spine may be new) and the
-adoption of companies that were decided before the gate came.
+A fresh database gets `schema.sql`, the tables in their final form. An existing one gets the files of `migrations/` that
+it does not have yet; the checksum of an applied file is kept, so that a changed file is found out. Functions, triggers
+and grants are replaced each time, and the version of them is kept too. All in one transaction, under an advisory lock.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import asyncpg
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterable, Mapping
+    from importlib.resources.abc import Traversable
 
 _LOCK = 0x63745F6D  # "ct_m": one migration at a time in this database
 _MIN_SERVER = 15
+_BASELINE = "0000_baseline"  #: the name under which schema.sql is noted, before any file of migrations/
+#: An administrator takes no name from a schema that others may write to, and sees every row that it adopts.
+_SAFELY = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL row_security = off"
 ROLES = ("ct_owner", "ct_gate", "ct_ops")
 
 
@@ -34,30 +39,71 @@ class MigrationReport:
     adopted: int  #: companies that got their ledger row now
     pending: int  #: company_target rows that the gate will decide
     spine_found: bool
+    temp_revoked: bool  #: from PUBLIC, now
+    temp_open: bool  #: PUBLIC may make temporary objects here, and this role may not change that
 
 
-def migration_files() -> Iterator[tuple[str, str]]:
-    """Yield (name, SQL) of the numbered files in order."""
-    folder = files("ct_stream.store").joinpath("migrations")
-    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
-        if entry.name[:4].isdigit():
-            yield entry.name, entry.read_text("utf-8")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SqlFiles:
+    """The SQL of one version. Names sort in the order in which files are run."""
+
+    adopt: str
+    schema: str
+    migrations: Mapping[str, str]  #: by name
+    functions: Mapping[str, str]  #: by name
+    triggers: str
+    grants: str
+
+    @property
+    def latest_migration(self) -> str:
+        """Return the name of the newest migration."""
+        return max((_BASELINE, *self.migrations))
+
+    @property
+    def functions_checksum(self) -> str:
+        """Return what tells this version's functions, triggers and grants from another's."""
+        return _checksum("\n".join((*self.functions.values(), self.triggers, self.grants)))
+
+
+@cache
+def sql_files() -> SqlFiles:
+    """Return this version's files."""
+    folder = files("ct_stream.store")
+    return SqlFiles(
+        adopt=folder.joinpath("adopt.sql").read_text("utf-8"),
+        schema=folder.joinpath("schema.sql").read_text("utf-8"),
+        migrations=_read_all(folder.joinpath("migrations")),
+        functions=_read_all(folder.joinpath("functions")),
+        triggers=folder.joinpath("triggers.sql").read_text("utf-8"),
+        grants=folder.joinpath("grants.sql").read_text("utf-8"),
+    )
 
 
 def latest_migration() -> str:
-    """Return the name of the newest file, which a worker wants to find applied."""
-    return max(name for name, _ in migration_files())
+    """Return the name of the newest migration, which a worker wants to find applied."""
+    return sql_files().latest_migration
 
 
-async def migrate(admin_dsn: str) -> MigrationReport:
+def missing_part(applied: Collection[str]) -> str | None:
+    """Return what a database lacks of this version, or None. `applied`: the result of the query `applied`.
+
+    More than this version knows is fine: a worker may run on in a database that was migrated by the next one.
+    """
+    if latest_migration() not in applied:
+        return latest_migration()
+    return None if sql_files().functions_checksum in applied else "functions"
+
+
+async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationReport:
     """Bring the database of `admin_dsn` up to date. Raises MigrationError; nothing is half-applied."""
     connection = await asyncpg.connect(admin_dsn, timeout=10)
     try:
         if connection.get_server_version().major < _MIN_SERVER:
             raise MigrationError(f"PostgreSQL {connection.get_server_version().major} is too old; use 15 or newer")
         async with connection.transaction():
+            await connection.execute(_SAFELY)
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-            return await _migrate(connection)
+            return await _migrate(connection, sql or sql_files())
     except asyncpg.InsufficientPrivilegeError as error:
         raise MigrationError(
             f"{error}; CT_POSTGRES_ADMIN_DSN needs a role that may create roles and owns the schema outreach"
@@ -66,40 +112,87 @@ async def migrate(admin_dsn: str) -> MigrationReport:
         await connection.close()
 
 
-async def _migrate(connection: asyncpg.Connection) -> MigrationReport:
+async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationReport:
     await _make_roles(connection)
-    await connection.execute("CREATE SCHEMA IF NOT EXISTS outreach")
-    await connection.execute(
-        "CREATE TABLE IF NOT EXISTS outreach.ct_migrations ("
-        " name text PRIMARY KEY, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"
+    if await connection.fetchval("SELECT to_regclass('outreach.ct_migrations') IS NULL"):
+        await _run(connection, "adopt.sql", sql.adopt)
+        await _run(connection, "schema.sql", sql.schema)
+        await _note(connection, {_BASELINE: sql.schema, **sql.migrations})
+        applied = ["schema.sql"]
+    else:
+        applied = await _apply_missing(connection, sql)
+    applied += await _replace_functions(connection, sql)
+    await _own(connection)
+    await _run(connection, "grants.sql", sql.grants)
+    temp_was_open = await _is_temp_open(connection)
+    await _revoke_temp(connection)
+    temp_open = await _is_temp_open(connection)
+    return MigrationReport(
+        applied=tuple(applied),
+        adopted=await connection.fetchval("SELECT outreach.ct_adopt()"),
+        pending=await connection.fetchval(
+            "SELECT count(*) FROM outreach.company_target AS t WHERE t.execution_status = 'pending'"
+        ),
+        spine_found=await connection.fetchval("SELECT to_regclass('outreach.outreach') IS NOT NULL"),
+        temp_revoked=temp_was_open and not temp_open,
+        temp_open=temp_open,
     )
+
+
+async def _apply_missing(connection: asyncpg.Connection, sql: SqlFiles) -> list[str]:
+    """Run the migrations that an existing database does not have yet, and return their names."""
     rows = await connection.fetch("SELECT m.name, m.checksum FROM outreach.ct_migrations AS m")
     known = {row["name"]: row["checksum"] for row in rows}
-    ours = dict(migration_files())
-    newer = sorted(set(known) - set(ours))
+    if _BASELINE not in known:
+        raise MigrationError(
+            "the database was made by a version from before the first release; drop the ct_* tables and functions of "
+            "schema outreach (CASCADE) and migrate again: what was decided is adopted"
+        )
+    newer = sorted(set(known) - {_BASELINE, *sql.migrations})
     if newer:
         raise MigrationError(f"the database has migration {newer[0]!r}, which this version does not know; upgrade it")
-    applied = []
-    for name, sql in ours.items():
-        checksum = hashlib.sha256(sql.encode()).hexdigest()
-        if name in known:
-            if known[name] != checksum:
-                raise MigrationError(f"migration {name!r} was applied with other contents; restore the released file")
-            continue
-        try:
-            await connection.execute(sql)
-        except asyncpg.UniqueViolationError as error:
-            raise MigrationError(f"{name}: {error}; make outreach_id unique in that table first") from error
-        await connection.execute("INSERT INTO outreach.ct_migrations (name, checksum) VALUES ($1, $2)", name, checksum)
-        applied.append(name)
-    adopted = await connection.execute(_always("always_adopt.sql"))
-    await _own(connection)
-    await connection.execute(_always("always_grants.sql"))
-    pending = await connection.fetchval(
-        "SELECT count(*) FROM outreach.company_target AS t WHERE t.execution_status = 'pending'"
+    for name, text in sql.migrations.items():
+        if known.get(name, _checksum(text)) != _checksum(text):
+            raise MigrationError(f"migration {name!r} was applied with other contents; restore the released file")
+    missing = {name: text for name, text in sql.migrations.items() if name not in known}
+    for name, text in missing.items():
+        await _run(connection, name, text)
+    await _note(connection, missing)
+    return list(missing)
+
+
+async def _replace_functions(connection: asyncpg.Connection, sql: SqlFiles) -> list[str]:
+    """Put this version's functions and triggers in place; return what is new of them.
+
+    Workers of the version before may run meanwhile, and `migrate` of that version may be run again by their start: it
+    must not take the functions back.
+    """
+    rows = await connection.fetch("SELECT f.checksum FROM outreach.ct_functions AS f ORDER BY f.ordinal")
+    had = [row["checksum"] for row in rows]
+    is_new = sql.functions_checksum not in had
+    if not is_new and had[-1] != sql.functions_checksum:
+        raise MigrationError("the database has the functions of a newer version; upgrade this one")
+    for name, text in sql.functions.items():
+        await _run(connection, f"functions/{name}", text)
+    if not is_new:
+        return []
+    await _run(connection, "triggers.sql", sql.triggers)  # seldom: each waits for the writers of its table
+    await connection.execute("INSERT INTO outreach.ct_functions (checksum) VALUES ($1)", sql.functions_checksum)
+    return ["functions"]
+
+
+async def _run(connection: asyncpg.Connection, name: str, text: str) -> None:
+    try:
+        await connection.execute(text)
+    except asyncpg.UniqueViolationError as error:
+        raise MigrationError(f"{name}: {error}; make outreach_id unique in that table first") from error
+
+
+async def _note(connection: asyncpg.Connection, applied: Mapping[str, str]) -> None:
+    await connection.executemany(
+        "INSERT INTO outreach.ct_migrations (name, checksum) VALUES ($1, $2)",
+        [(name, _checksum(text)) for name, text in applied.items()],
     )
-    spine = await connection.fetchval("SELECT to_regclass('outreach.outreach') IS NOT NULL")
-    return MigrationReport(applied=tuple(applied), adopted=int(adopted.split()[-1]), pending=pending, spine_found=spine)
 
 
 async def _make_roles(connection: asyncpg.Connection) -> None:
@@ -111,8 +204,41 @@ async def _make_roles(connection: asyncpg.Connection) -> None:
         await connection.execute("GRANT ct_owner TO CURRENT_USER")  # to hand objects over to it
 
 
+async def _is_temp_open(connection: asyncpg.Connection) -> bool:
+    """Return whether everybody who may connect may make temporary tables, types and functions."""
+    return bool(
+        await connection.fetchval(
+            """
+            SELECT EXISTS (
+                SELECT 1 FROM pg_database AS d, aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) AS a
+                WHERE d.datname = current_database() AND a.grantee = 0 AND a.privilege_type = 'TEMPORARY'
+            )
+            """
+        )
+    )
+
+
+async def _revoke_temp(connection: asyncpg.Connection) -> None:
+    """Let nobody make temporary objects by default: a role could put them over names that a function of another uses.
+
+    Functions name pg_temp last for that already; this is the second lock. Only the database's owner may turn it.
+    """
+    statement = await connection.fetchval(
+        """
+        SELECT format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', d.datname) FROM pg_database AS d
+        WHERE d.datname = current_database() AND pg_has_role(d.datdba, 'USAGE')
+        """
+    )
+    if statement is not None:
+        await connection.execute(statement)
+
+
 async def _own(connection: asyncpg.Connection) -> None:
-    """Give what the migrations made to ct_owner, as whom the SECURITY DEFINER functions run."""
+    """Give what was made to ct_owner, as whom the SECURITY DEFINER functions run.
+
+    But for the two tables that this module writes to: an owner may put a trigger on a table, and it would run here.
+    Nothing is given twice: each time it would lock the table against the workers.
+    """
     await connection.execute("GRANT USAGE, CREATE ON SCHEMA outreach TO ct_owner")
     statements = await connection.fetch(
         r"""
@@ -120,15 +246,24 @@ async def _own(connection: asyncpg.Connection) -> None:
             c.oid::regclass) AS statement
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname = 'outreach' AND c.relkind IN ('r', 'v') AND c.relname LIKE 'ct\_%'
+            AND c.relname NOT IN ('ct_migrations', 'ct_functions') AND c.relowner <> 'ct_owner'::regrole
         UNION ALL
         SELECT format('ALTER FUNCTION %s OWNER TO ct_owner', p.oid::regprocedure)
         FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
         WHERE n.nspname = 'outreach' AND (p.proname LIKE 'ct\_%' OR p.proname = 'resume_guardrail')
+            AND p.proowner <> 'ct_owner'::regrole
         """
     )
     for row in statements:
         await connection.execute(row["statement"])
 
 
-def _always(name: str) -> str:
-    return files("ct_stream.store").joinpath("migrations", name).read_text("utf-8")
+def _read_all(folder: Traversable) -> dict[str, str]:
+    if not folder.is_dir():
+        return {}  # a wheel has no empty folder
+    entries: Iterable[Traversable] = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    return {entry.name: entry.read_text("utf-8") for entry in entries if entry.name.endswith(".sql")}
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -9,9 +9,11 @@ SELECT pg_is_in_recovery() AS in_recovery,
     (SELECT e.epoch FROM outreach.ct_epoch AS e) AS epoch,
     (SELECT coalesce(max(o.ordinal), 0) FROM outreach.ct_outcomes AS o) AS last_ordinal;
 
--- name: migrations
--- Which migrations were applied?
-SELECT m.name, m.checksum FROM outreach.ct_migrations AS m ORDER BY m.name;
+-- name: applied
+-- Which migrations does this database have behind it, and which versions of functions?
+SELECT m.name AS part FROM outreach.ct_migrations AS m
+UNION ALL
+SELECT f.checksum FROM outreach.ct_functions AS f;
 
 -- name: look_up
 -- All that is known of these companies: outcome, undecided pass, paid attempt, spine row, and what its domain answered
@@ -33,7 +35,8 @@ LEFT JOIN outreach.outreach AS s ON s.outreach_id = i.id
 CROSS JOIN LATERAL outreach.ct_recall(lower(s.domain), $2, $3, $4, $5) AS m;
 
 -- name: record
--- Record outcomes: the first one of an outreach_id wins, and only winners get their rows. Returns the winners.
+-- Record outcomes: the first one of an outreach_id wins, and only winners get their rows. Returns the winners, which
+-- this worker has claimed for publishing for $27 seconds.
 WITH input AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
@@ -53,7 +56,7 @@ WITH input AS (
     )
     SELECT i.outreach_id, i.outcome, i.failure_code, i.reason, i.domain, i.rules_version, i.transcript::jsonb,
         i.decided_at, i.duration_ms, i.event_topic, i.event_partition, i.event_offset, i.topic, i.key, i.value,
-        i.headers::jsonb, clock_timestamp() + interval '30 seconds', i.attempt
+        i.headers::jsonb, clock_timestamp() + $27::float8 * interval '1 second', i.attempt
     FROM input AS i
     ON CONFLICT (outreach_id) DO NOTHING
     RETURNING o.outreach_id, o.ordinal
@@ -111,23 +114,20 @@ SELECT outreach.ct_wake('domain:' || d, 1000000, clock_timestamp()) FROM unnest(
 SELECT o.outreach_id, o.attempt FROM outreach.ct_outcomes AS o WHERE o.outreach_id = ANY ($1::uuid[]);
 
 -- name: claim_unpublished_of
--- Claim the recorded bytes of these companies for publishing, where nobody else holds the claim. One that would hold
--- for longer than claims do is from before the clock was set back.
-UPDATE outreach.ct_outcomes AS o SET publish_until = clock_timestamp() + interval '30 seconds'
+-- Claim the recorded bytes of these companies for publishing for $2 seconds, where nobody else holds the claim.
+UPDATE outreach.ct_outcomes AS o SET publish_until = clock_timestamp() + $2::float8 * interval '1 second'
 WHERE o.outreach_id = ANY ($1::uuid[]) AND o.published_at IS NULL AND o.topic IS NOT NULL
-    AND (o.publish_until < clock_timestamp() OR o.publish_until > clock_timestamp() + interval '31 seconds')
+    AND outreach.ct_may_claim(o.publish_until, $2)
 RETURNING o.outreach_id, o.topic, o.key, o.value, o.headers;
 
 -- name: claim_unpublished
--- Claim what a crash left unpublished, oldest claim first.
-UPDATE outreach.ct_outcomes AS o SET publish_until = clock_timestamp() + interval '30 seconds'
+-- Claim what a crash left unpublished for $2 seconds, oldest claim first.
+UPDATE outreach.ct_outcomes AS o SET publish_until = clock_timestamp() + $2::float8 * interval '1 second'
 WHERE o.outreach_id IN (
     SELECT u.outreach_id FROM outreach.ct_outcomes AS u
-    WHERE u.published_at IS NULL AND u.topic IS NOT NULL
-        AND (u.publish_until < clock_timestamp() OR u.publish_until > clock_timestamp() + interval '31 seconds')
+    WHERE u.published_at IS NULL AND u.topic IS NOT NULL AND outreach.ct_may_claim(u.publish_until, $2)
     ORDER BY u.publish_until LIMIT $1 FOR UPDATE SKIP LOCKED
-) AND o.published_at IS NULL
-    AND (o.publish_until < clock_timestamp() OR o.publish_until > clock_timestamp() + interval '31 seconds')
+) AND o.published_at IS NULL AND outreach.ct_may_claim(o.publish_until, $2)
 RETURNING o.outreach_id, o.topic, o.key, o.value, o.headers;
 
 -- name: stamp
@@ -237,7 +237,7 @@ ON CONFLICT (outreach_id) DO UPDATE SET
     state = CASE WHEN p.exceptions + 1 >= 3 THEN 'stuck' ELSE p.state END,
     reason = 'our_bug', detail = excluded.detail, traceback = excluded.traceback,
     worker_version = excluded.worker_version, waits_on = NULL,
-    not_before = clock_timestamp() + interval '5 seconds', lease_owner = NULL, lease_until = NULL
+    not_before = excluded.not_before, lease_owner = NULL, lease_until = NULL
 RETURNING p.exceptions, p.state;
 
 -- name: stuck_lately
@@ -260,7 +260,7 @@ SELECT outreach.ct_wake_capped($1);
 
 -- name: tidy
 -- See ct_tidy.
-SELECT outreach.ct_tidy();
+SELECT outreach.ct_tidy($1, $2);
 
 -- name: take_mx
 -- See ct_take_mx.
@@ -298,7 +298,8 @@ FROM outreach.ct_take_tier2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS t;
 SELECT a.final_said, a.final_detail, a.halted_now FROM outreach.ct_answer_tier2($1, $2, $3, $4, $5, $6, $7) AS a;
 
 -- name: control
--- What is known of our own way? Stamps from before the clock was set back are forgotten, before it catches up with them.
+-- What is known of our own way? Stamps from before the clock was set back are forgotten, before it catches up with
+-- them.
 WITH forgotten AS (
     UPDATE outreach.ct_controls AS r SET (
         started_at, lease_until, ok_begun_at, failed_at, proven_since, proven_at, trouble_from, trouble_until
@@ -317,12 +318,12 @@ FROM outreach.ct_controls AS r, outreach.ct_control_now(r) AS c WHERE r.kind = $
 -- One control at a time over all workers, at most one in so many seconds, and only when somebody waits for one (or is
 -- woken by one and asks again) or the last one failed (nothing new is pulled then). Of either kind: whoever needs both
 -- waits for one after the other, and the chain of proofs of the other kind must go on meanwhile. A worker that dies in
--- one keeps it for 20 s, no longer than its other leases: meanwhile nobody would see a resolver that lies. What was
--- taken in the future, before the clock was set back, is over.
+-- one keeps it for $3 seconds, no longer than its other leases: meanwhile nobody would see a resolver that lies. What
+-- was taken in the future, before the clock was set back, is over.
 UPDATE outreach.ct_controls AS c
-SET started_at = clock_timestamp(), lease_until = clock_timestamp() + interval '20 seconds'
+SET started_at = clock_timestamp(), lease_until = clock_timestamp() + $3::float8 * interval '1 second'
 WHERE c.kind = $1::text
-    AND (c.lease_until < clock_timestamp() OR c.lease_until > clock_timestamp() + interval '20 seconds')
+    AND (c.lease_until < clock_timestamp() OR c.lease_until > clock_timestamp() + $3::float8 * interval '1 second')
     AND (c.started_at + $2 * interval '1 second' <= clock_timestamp() OR c.started_at > clock_timestamp())
     AND (c.failed_at > c.ok_begun_at OR EXISTS (
         SELECT 1 FROM outreach.ct_passes AS p
@@ -407,10 +408,10 @@ WHERE r.kind = 'smtp'
 INSERT INTO outreach.ct_refusals (provider, domain, kind, host, reason) VALUES ($1, $2, $3, $4, $5);
 
 -- name: refusals_at_provider
--- How many companies at this provider met a refusal or silence within 24 hours, with no good talk since? Silence while
+-- How many companies at this provider met a refusal or silence within $2, with no good talk since? Silence while
 -- our own way out was broken is no evidence.
 SELECT count(DISTINCT r.domain) AS companies FROM outreach.ct_refusals AS r
-WHERE r.provider = $1 AND NOT r.void AND r.at > clock_timestamp() - interval '24 hours'
+WHERE r.provider = $1 AND NOT r.void AND r.at > clock_timestamp() - $2::interval
     AND r.at > coalesce((
         SELECT max(d.talked_at) FROM outreach.ct_domains AS d WHERE d.provider = $1
     ), '-infinity')
@@ -420,7 +421,7 @@ WHERE r.provider = $1 AND NOT r.void AND r.at > clock_timestamp() - interval '24
     ));
 
 -- name: refusing_providers
--- Of the last 20 distinct providers contacted within 24 hours, and since a person resumed the tool, how many refuse us?
+-- Of the last $2 distinct providers contacted within $1, and since a person resumed the tool, how many refuse us?
 SELECT count(*) FILTER (WHERE recent.refused) AS refusing
 FROM (
     SELECT latest.refused FROM (
@@ -430,11 +431,11 @@ FROM (
             UNION ALL
             SELECT d.provider, false, d.talked_at FROM outreach.ct_domains AS d WHERE d.talked_at IS NOT NULL
         ) AS c
-        WHERE c.at > clock_timestamp() - interval '24 hours'
+        WHERE c.at > clock_timestamp() - $1::interval
             AND c.at > coalesce((SELECT g.since FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005'), '-infinity')
         ORDER BY c.provider, c.at DESC
     ) AS latest
-    ORDER BY latest.at DESC LIMIT 20
+    ORDER BY latest.at DESC LIMIT $2
 ) AS recent;
 
 -- name: set_guardrail

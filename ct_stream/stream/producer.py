@@ -20,6 +20,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
+from ct_stream.gate.records import PRODUCE_S
 from ct_stream.stream.position import retried
 from ct_stream.stream.topology import kafka_options
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRODUCE_TIMEOUT_S = 20.0  #: shorter than a publish claim (30 s), so that a claim outlives its produce
 _RETRY_S = 1.0
 _PRODUCER_ID_S = 5.0
 _MAX_REQUEST = 1024 * 1024 + 64 * 1024
@@ -58,7 +58,7 @@ class Producer:
             client_id="ct-stream-outbox",
             acks="all",
             enable_idempotence=self.is_idempotent,
-            request_timeout_ms=int(PRODUCE_TIMEOUT_S * 1000),
+            request_timeout_ms=int(PRODUCE_S * 1000),
             max_request_size=_MAX_REQUEST,
         )
         await self._producer.start()
@@ -69,7 +69,7 @@ class Producer:
         """Send what is buffered, and close."""
         if self._producer is not None:
             try:
-                async with asyncio.timeout(PRODUCE_TIMEOUT_S):
+                async with asyncio.timeout(PRODUCE_S):
                     await self._producer.stop()
             except TimeoutError:
                 log.warning("Kafka did not take the last records in time; they stay in the ledger")
@@ -79,7 +79,7 @@ class Producer:
     ) -> None:
         """Send one record and wait for the broker's word. Raises KafkaError or TimeoutError."""
         assert self._producer is not None
-        async with asyncio.timeout(PRODUCE_TIMEOUT_S):
+        async with asyncio.timeout(PRODUCE_S):
             future = await self._producer.send(topic, value=value, key=key, headers=list(headers))
             await future
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
-from ct_stream.store import migrate as module
 from ct_stream.store.database import Database
-from ct_stream.store.migrate import MigrationError, latest_migration, migrate
+from ct_stream.store.migrate import MigrationError, latest_migration, migrate, sql_files
 from ct_stream.store.outage import UnfitDatabase
 from ct_stream.store.queries import _all
+from tests.conftest import PASSWORD
 from tests.store.parts import opened
 
 if TYPE_CHECKING:
@@ -60,13 +61,23 @@ async def test_an_existing_schema_is_adopted_with_every_row(postgres: EmbeddedPo
     await connection.close()
 
 
-async def test_a_file_that_was_changed_after_its_release_is_found_out(
-    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = [(name, sql + "-- changed") for name, sql in module.migration_files()]
-    monkeypatch.setattr(module, "migration_files", lambda: iter(files))
+async def test_an_old_table_with_two_rows_of_a_company_is_named(postgres: EmbeddedPostgres) -> None:
+    dsn = await postgres.create_database(f"twice_{uuid4().hex}")
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(OLD_SCHEMA)
+    await connection.executemany(
+        "INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES ($1, 'ready')", [(UUID(int=1),)] * 2
+    )
+    await connection.close()
+    with pytest.raises(MigrationError, match="make outreach_id unique"):
+        await migrate(dsn)
+
+
+async def test_a_file_that_was_changed_after_its_release_is_found_out(postgres: EmbeddedPostgres) -> None:
+    dsn = await postgres.create_database(f"changed_{uuid4().hex}")
+    await migrate(dsn, replace(sql_files(), migrations={"0001_one.sql": "SELECT 1"}))
     with pytest.raises(MigrationError, match="other contents"):
-        await migrate(database.admin)
+        await migrate(dsn, replace(sql_files(), migrations={"0001_one.sql": "SELECT 1 -- changed"}))
 
 
 async def test_a_database_of_a_newer_version_is_left_alone(database: DatabaseDsns) -> None:
@@ -77,17 +88,66 @@ async def test_a_database_of_a_newer_version_is_left_alone(database: DatabaseDsn
         await migrate(database.admin)
 
 
-async def test_a_half_done_migration_leaves_nothing(
-    postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dsn = await postgres.create_database(f"half_{uuid4().hex}")
-    files = [*module.migration_files(), ("0099_bad.sql", "SELECT 1/0")]
-    monkeypatch.setattr(module, "migration_files", lambda: iter(files))
-    with pytest.raises(asyncpg.DivisionByZeroError):
-        await migrate(dsn)
-    connection = await asyncpg.connect(dsn)
-    assert await connection.fetchval("SELECT to_regclass('outreach.ct_outcomes')") is None
+async def test_the_functions_of_a_newer_version_are_left_alone(database: DatabaseDsns) -> None:
+    """In a rolling upgrade the version before may be started, and so migrated, once more."""
+    newer = replace(sql_files(), functions={**sql_files().functions, "later.sql": "SELECT 1"})
+    assert (await migrate(database.admin, newer)).applied == ("functions",)
+    with pytest.raises(MigrationError, match="functions of a newer version"):
+        await migrate(database.admin)
+    async with opened(database.gate):
+        pass  # a worker of the version before runs on
+
+
+async def test_a_database_from_before_the_first_release_is_refused(database: DatabaseDsns) -> None:
+    connection = await asyncpg.connect(database.admin)
+    await connection.execute("UPDATE outreach.ct_migrations SET name = '0001_tables.sql'")
     await connection.close()
+    with pytest.raises(MigrationError, match="before the first release; drop"):
+        await migrate(database.admin)
+
+
+@pytest.mark.parametrize("is_fresh", [pytest.param(True, id="fresh"), pytest.param(False, id="existing")])
+async def test_a_half_done_migration_leaves_nothing(postgres: EmbeddedPostgres, is_fresh: bool) -> None:
+    dsn = await postgres.create_database(f"half_{uuid4().hex}")
+    if not is_fresh:
+        await migrate(dsn)
+    bad = replace(
+        sql_files(),
+        migrations={"0001_added.sql": "CREATE TABLE outreach.ct_added ()", "0002_bad.sql": "SELECT 1/0"},
+        grants="SELECT 1/0",
+    )
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await migrate(dsn, bad)
+    connection = await asyncpg.connect(dsn)
+    left = "outreach.ct_outcomes" if is_fresh else "outreach.ct_added"
+    assert await connection.fetchval("SELECT to_regclass($1)", left) is None
+    await connection.close()
+
+
+@pytest.mark.parametrize("owns", [pytest.param(True, id="owns the database"), pytest.param(False, id="owns a schema")])
+async def test_an_administrator_need_not_be_superuser(postgres: EmbeddedPostgres, owns: bool) -> None:
+    """As where the server is managed by others. Who does not own the database hears what its owner should do."""
+    name, role = f"managed_{uuid4().hex}", f"admin_{uuid4().hex}"
+    connection = await asyncpg.connect(await postgres.create_database(name))
+    await connection.execute(
+        f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}' CREATEROLE; GRANT ct_owner TO {role} WITH ADMIN OPTION;"
+        f"GRANT CREATE ON DATABASE {name} TO {role};"
+        f"{OLD_SCHEMA.replace('CREATE SCHEMA outreach', f'CREATE SCHEMA outreach AUTHORIZATION {role}')}"
+        f"ALTER TABLE outreach.outreach OWNER TO {role}; ALTER TABLE outreach.company_target OWNER TO {role};"
+        f"ALTER TABLE outreach.company_target_errors OWNER TO {role};"
+        "INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES (gen_random_uuid(), 'ready');"
+    )
+    if owns:
+        await connection.execute(f"ALTER DATABASE {name} OWNER TO {role}")
+    dsn = postgres.dsn(name, role, PASSWORD)
+    report = await migrate(dsn)
+    assert (report.adopted, report.temp_revoked, report.temp_open) == (1, owns, not owns)
+    again = await migrate(dsn)
+    assert (again.applied, again.adopted, again.temp_revoked, again.temp_open) == ((), 0, False, not owns)
+    async with opened(postgres.dsn(name, "ct_gate", PASSWORD)):
+        pass
+    await connection.close()
+    await postgres.drop_database(name)
 
 
 async def test_every_named_query_is_valid_as_the_gates_role(database: DatabaseDsns) -> None:
@@ -132,9 +192,16 @@ async def test_a_read_only_server_is_refused(database: DatabaseDsns) -> None:
         await admin.close()
 
 
-async def test_a_schema_that_is_too_old_is_refused_with_the_command(database: DatabaseDsns) -> None:
+@pytest.mark.parametrize(
+    "forgotten",
+    [
+        pytest.param("DELETE FROM outreach.ct_migrations WHERE name = $1", id="tables"),
+        pytest.param("DELETE FROM outreach.ct_functions WHERE $1 <> ''", id="functions"),
+    ],
+)
+async def test_a_schema_that_is_too_old_is_refused_with_the_command(database: DatabaseDsns, forgotten: str) -> None:
     admin = await asyncpg.connect(database.admin)
-    await admin.execute("DELETE FROM outreach.ct_migrations WHERE name = $1", latest_migration())
+    await admin.execute(forgotten, latest_migration())
     await admin.close()
     db = Database(database.gate)
     try:

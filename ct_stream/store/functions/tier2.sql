@@ -1,48 +1,9 @@
--- Tier-2 (EmailVerifier, TOOL-019): the one paid attempt of each company, for ever, and the month's budget
--- (ADR-CT-IMO-017). Written before the call, so that no crash pays twice.
-
-CREATE TABLE outreach.ct_tier2_attempts (
-    outreach_id uuid PRIMARY KEY,
-    provider text NOT NULL,
-    address text NOT NULL,            -- what was asked about: an invented name or a role, never a person
-    token uuid NOT NULL,              -- the caller's: a reservation whose answer was lost is known again by it
-    usd numeric(12, 6) NOT NULL,      -- charged to the month, whatever came of it
-    reserved_at timestamptz NOT NULL,
-    answer_due timestamptz NOT NULL,  -- until then others wait for the caller's answer
-    status text CHECK (status IN ('valid', 'catch_all', 'invalid', 'no_answer')),
-    detail text NOT NULL DEFAULT '',
-    answered_at timestamptz           -- when the call ended; NULL beside a status: its worker ended before it
-);
-CREATE INDEX ct_tier2_attempts_answered_idx ON outreach.ct_tier2_attempts (answered_at) WHERE answered_at IS NOT NULL;
-CREATE INDEX ct_tier2_attempts_open_idx ON outreach.ct_tier2_attempts (answer_due) WHERE status IS NULL;
-
-ALTER TABLE outreach.ct_usage
-    ADD COLUMN usd numeric(12, 6) NOT NULL DEFAULT 0,
-    ADD COLUMN refused_at timestamptz; -- when the budget of this span first refused a call: alerted once
-
--- One attempt means one: an answer is stored once, and no attempt is ever removed.
-CREATE FUNCTION outreach.ct_guard_attempt() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF TG_OP <> 'UPDATE' THEN
-        RAISE EXCEPTION 'ct_tier2_attempts is final: % is refused', lower(TG_OP) USING ERRCODE = 'restrict_violation';
-    END IF;
-    IF OLD.status IS NOT NULL
-        OR (to_jsonb(NEW) - 'status' - 'detail' - 'answered_at') <> (to_jsonb(OLD) - 'status' - 'detail' - 'answered_at')
-    THEN
-        RAISE EXCEPTION 'the attempt of % is spent', OLD.outreach_id USING ERRCODE = 'restrict_violation';
-    END IF;
-    RETURN NEW;
-END $$;
-CREATE TRIGGER ct_final BEFORE UPDATE OR DELETE ON outreach.ct_tier2_attempts
-    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_attempt();
-CREATE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.ct_tier2_attempts
-    FOR EACH STATEMENT EXECUTE FUNCTION outreach.ct_guard_attempt();
-ALTER TABLE outreach.ct_tier2_attempts ENABLE ALWAYS TRIGGER ct_final;
-ALTER TABLE outreach.ct_tier2_attempts ENABLE ALWAYS TRIGGER ct_final_truncate;
+-- Tier-2 (EmailVerifier, TOOL-019): one paid attempt for each company, for ever, and the month's budget
+-- (ADR-CT-IMO-017).
 
 -- How many of the newest answers, at most `most`, were of no use, one after the other, since a person last opened the
 -- tool; NULL when there was no answer since. An attempt that its worker left behind says nothing about the vendor.
-CREATE FUNCTION outreach.ct_tier2_in_a_row(most integer) RETURNS integer LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION outreach.ct_tier2_in_a_row(most integer) RETURNS integer LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN count(*) > 0 THEN count(*) FILTER (WHERE NOT n.is_broken) END::integer
     FROM (
         SELECT bool_or(a.status <> 'no_answer') OVER (ORDER BY a.answered_at DESC, a.outreach_id) AS is_broken
@@ -56,8 +17,8 @@ CREATE FUNCTION outreach.ct_tier2_in_a_row(most integer) RETURNS integer LANGUAG
     ) AS n
 $$;
 
--- Reserve the one attempt of each company, or say what stands in its place. All limits in this transaction, exact over
--- all workers, in the order of `ids`. `answer`:
+-- Reserve the one attempt of each company, or say what there is instead. All limits in this transaction, exact over
+-- all workers, in the order of `ids`; between two answers, never beside one. `answer`:
 --   granted    call after `delay_s`, and store the answer before `due_s` are over
 --   answered   `said` and `detail` are the answer about the address `asked`
 --   under_way  another call runs; it must have ended in `retry_s`
@@ -66,14 +27,14 @@ $$;
 --   halted     a person must resume the tool; `detail` says why
 --   turn       the vendor has not shown yet that it works: few calls at a time, so that a wrong key costs few companies
 --   rate       `retry_s` until the next second's slot
-CREATE FUNCTION outreach.ct_take_tier2(
+CREATE OR REPLACE FUNCTION outreach.ct_take_tier2(
     ids uuid[], addresses text[], tokens uuid[], provider text, per_second double precision, per_month bigint,
     usd_per_month double precision, usd_per_call double precision, due_s double precision, max_delay_s double precision,
     most_in_a_row integer
 ) RETURNS TABLE (
     place integer, answer text, said text, detail text, asked text, delay_s double precision, retry_s double precision,
     is_first boolean
-) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach AS $$
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
 DECLARE
     month date;
     moment timestamptz;
@@ -90,6 +51,9 @@ DECLARE
     item record;
     attempt record;
 BEGIN
+    -- Answers wait: one that came between the looks at the guardrail and at the attempts would give its place away to
+    -- a second company, though it has just halted the tool. Before the month's row, as ct_answer_tier2 takes no other.
+    PERFORM pg_advisory_xact_lock(hashtextextended('ct:tier2', 0));
     LOOP
         month := date_trunc('month', clock_timestamp() AT TIME ZONE 'UTC')::date;
         INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-019', 'month', month) ON CONFLICT DO NOTHING;
@@ -189,12 +153,12 @@ BEGIN
 END $$;
 
 -- Store what a call brought, unless its time was over, and wake who waits for it. `final_said` and `final_detail` are
--- what stands. A reply about our account (`halt_why`) or `most_in_a_row` answers of no use halt the tool; `halted_now`
+-- what counts. A reply about our account (`halt_why`) or `most_in_a_row` answers of no use halt the tool; `halted_now`
 -- is the reason when this call did it.
-CREATE FUNCTION outreach.ct_answer_tier2(
+CREATE OR REPLACE FUNCTION outreach.ct_answer_tier2(
     id uuid, its_token uuid, said text, why text, halt_why text, most_in_a_row integer, most_woken integer,
     OUT final_said text, OUT final_detail text, OUT halted_now text
-) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach AS $$
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
 DECLARE
     reason text := halt_why;
 BEGIN

@@ -1,0 +1,56 @@
+-- What people should hear of, once: see ct_alerts.
+
+-- Write an alert. Alerts are few; one of more than a week ago is of no use, whether somebody took it or not.
+CREATE OR REPLACE FUNCTION outreach.ct_alert(what text, its_rail text, company uuid, its_state text, why text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+BEGIN
+    DELETE FROM outreach.ct_alerts AS a WHERE a.at < clock_timestamp() - interval '7 days';
+    INSERT INTO outreach.ct_alerts (event, rail, outreach_id, state, reason)
+        VALUES (what, its_rail, company, its_state, left(why, 1000));
+END $$;
+
+-- A guardrail changed: alert, but for a pause of a minute and its end, which ask nothing of a person.
+CREATE OR REPLACE FUNCTION outreach.ct_alert_guardrail() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+DECLARE
+    before text := (
+        SELECT l.state FROM outreach.ct_guardrail_log AS l WHERE l.key = NEW.key AND l.log_id < NEW.log_id
+        ORDER BY l.log_id DESC LIMIT 1
+    );
+BEGIN
+    IF NEW.state <> 'paused' AND NOT (NEW.state = 'open' AND before = 'paused') THEN
+        PERFORM outreach.ct_alert('guardrail', NEW.key, NULL, NEW.state, NEW.reason);
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Our own way broke, or works again.
+CREATE OR REPLACE FUNCTION outreach.ct_alert_control() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+BEGIN
+    IF NEW.failed_at > NEW.ok_begun_at THEN
+        PERFORM outreach.ct_alert('control', 'control:' || NEW.kind, NULL, 'failing', NEW.failed_detail);
+    ELSE
+        PERFORM outreach.ct_alert('control', 'control:' || NEW.kind, NULL, 'working', NEW.ok_detail);
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- A company is stuck: a person has to look.
+CREATE OR REPLACE FUNCTION outreach.ct_alert_stuck() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+BEGIN
+    PERFORM outreach.ct_alert('stuck', NULL, NEW.outreach_id, 'stuck', NEW.detail);
+    RETURN NULL;
+END $$;
+
+-- Take what nobody has taken yet, oldest first: one worker alerts for one change.
+CREATE OR REPLACE FUNCTION outreach.ct_take_alerts(worker text, many integer) RETURNS SETOF outreach.ct_alerts
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+    UPDATE outreach.ct_alerts AS a SET taken_by = worker, taken_at = clock_timestamp()
+    WHERE a.alert_id IN (
+        SELECT o.alert_id FROM outreach.ct_alerts AS o WHERE o.taken_at IS NULL
+        ORDER BY o.alert_id LIMIT many FOR UPDATE SKIP LOCKED
+    )
+    RETURNING a.*
+$$;

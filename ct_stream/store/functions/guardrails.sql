@@ -1,0 +1,105 @@
+-- How guardrails close, pause and come back (ADR-CT-IMO-019).
+--   open     nothing stands in the way
+--   paused   a provider said that we ask too fast: one company is tried after 60 s, then 120 s, ...
+--   closed   a provider refuses us or cannot be reached: one is tried after 10 min, then 20 min, ...
+--   halted   a person must resume it
+--   trial    a person resumed TOOL-005: one company at a time until enough providers have talked normally
+
+-- Spend the one try of a provider that is not open: the next one comes later, each time twice as late, up to 6 hours.
+CREATE OR REPLACE FUNCTION outreach.ct_count_try(rail text, moment timestamptz) RETURNS void LANGUAGE sql AS $$
+    UPDATE outreach.ct_guardrails AS g SET tries = g.tries + 1,
+        next_try_at = moment
+            + least(g.first_try_s * power(2, least(g.tries + 1, 20)) * interval '1 second', interval '6 hours')
+    WHERE g.key = rail
+$$;
+
+-- How many providers must talk normally before TOOL-005 is open for all again?
+CREATE OR REPLACE FUNCTION outreach.ct_talks_wanted() RETURNS integer LANGUAGE sql IMMUTABLE AS $$ SELECT 3 $$;
+
+-- How many providers have talked normally since the careful resume began?
+CREATE OR REPLACE FUNCTION outreach.ct_trial_talks() RETURNS integer LANGUAGE sql STABLE AS $$
+    SELECT count(DISTINCT d.provider)::integer FROM outreach.ct_domains AS d
+    WHERE d.talked_at > (SELECT g.since FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005')
+$$;
+
+-- Put a guardrail into a state, with its reason in the log; true when that changed it. The gate pauses, closes and
+-- halts; it opens only a provider that talked normally, the rest is for resume_guardrail. One that is closed is not
+-- paused.
+CREATE OR REPLACE FUNCTION outreach.ct_set_guardrail(rail text, new_state text, why text, next_try timestamptz)
+RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+DECLARE
+    changed boolean;
+    distance double precision := coalesce(greatest(1, extract(epoch FROM next_try - clock_timestamp())), 600);
+BEGIN
+    IF new_state IN ('open', 'trial') AND rail NOT LIKE 'provider:%' THEN
+        RAISE EXCEPTION 'only a person resumes %', rail USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    INSERT INTO outreach.ct_guardrails AS g (key, state, reason, next_try_at, first_try_s, changed_by)
+        VALUES (rail, new_state, why, next_try, distance, session_user)
+        ON CONFLICT (key) DO UPDATE SET state = excluded.state, reason = excluded.reason, since = clock_timestamp(),
+            next_try_at = excluded.next_try_at, first_try_s = excluded.first_try_s, tries = 0,
+            changed_by = excluded.changed_by
+        WHERE g.state <> excluded.state AND NOT (g.state = 'closed' AND excluded.state = 'paused')
+        RETURNING true INTO changed;
+    IF changed THEN
+        INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, new_state, why);
+        IF new_state = 'open' THEN
+            UPDATE outreach.ct_passes SET not_before = clock_timestamp() WHERE waits_on = rail AND state = 'waiting';
+        END IF;
+    END IF;
+    RETURN coalesce(changed, false);
+END $$;
+
+-- Open TOOL-005 for all when enough providers have talked normally since a person resumed it; true when that opened it.
+CREATE OR REPLACE FUNCTION outreach.ct_end_trial() RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+DECLARE
+    talks integer := outreach.ct_trial_talks();
+BEGIN
+    IF talks < outreach.ct_talks_wanted() THEN
+        RETURN false;
+    END IF;
+    UPDATE outreach.ct_guardrails SET state = 'open', since = clock_timestamp(), changed_by = session_user,
+        reason = talks || ' providers talk normally again'
+        WHERE key = 'tool:TOOL-005' AND state = 'trial';
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO outreach.ct_guardrail_log (key, state, reason)
+        VALUES ('tool:TOOL-005', 'open', talks || ' providers talk normally again');
+    UPDATE outreach.ct_passes SET not_before = clock_timestamp()
+        WHERE waits_on = 'tool:TOOL-005' AND state = 'waiting';
+    RETURN true;
+END $$;
+
+-- For people (ct_ops): open a paused, closed or halted guardrail, with a reason for the log. TOOL-005 comes back
+-- carefully: see ct_begin_probes. The evidence so far is void, and so are the replies about us that companies wait
+-- with. Those companies get the time back that they waited for it: otherwise they would have too little left to ask
+-- their second host, and fail by our fault.
+CREATE OR REPLACE FUNCTION outreach.resume_guardrail(rail text, why text) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+DECLARE
+    before text;
+    after text := CASE WHEN rail = 'tool:TOOL-005' THEN 'trial' ELSE 'open' END;
+BEGIN
+    IF coalesce(trim(why), '') = '' THEN
+        RAISE EXCEPTION 'a reason is needed to resume %', rail;
+    END IF;
+    SELECT g.state INTO before FROM outreach.ct_guardrails AS g WHERE g.key = rail FOR UPDATE;
+    IF before IS NULL OR before IN ('open', 'trial') THEN
+        RETURN coalesce(before, 'open') || ' already';
+    END IF;
+    UPDATE outreach.ct_guardrails SET state = after, reason = why, since = clock_timestamp(), next_try_at = NULL,
+        tries = 0, changed_by = session_user WHERE key = rail;
+    INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, after, why);
+    UPDATE outreach.ct_refusals SET void = true WHERE NOT void
+        AND (rail = 'tool:TOOL-005' OR provider = substring(rail FROM '^provider:(.*)$'));
+    UPDATE outreach.ct_passes SET pending = NULL, spent_ms = 0 WHERE pending IS NOT NULL
+        AND (rail = 'tool:TOOL-005' OR waits_on = rail);
+    IF after = 'trial' THEN
+        PERFORM outreach.ct_wake(rail, 1, clock_timestamp());
+    ELSE
+        UPDATE outreach.ct_passes SET not_before = clock_timestamp() WHERE waits_on = rail AND state = 'waiting';
+    END IF;
+    RETURN before || ' -> ' || after;
+END $$;

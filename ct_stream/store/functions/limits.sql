@@ -1,0 +1,378 @@
+-- The limits and leases of the toolbox, exact over all workers: each call is one round trip for a whole batch, and
+-- all durations are by this server's clock. A company's hosts may be at several providers: each has its own rail and
+-- its own places (ADR-CT-IMO-019).
+
+-- The day whose caps count now.
+CREATE OR REPLACE FUNCTION outreach.ct_utc_day() RETURNS date LANGUAGE sql STABLE AS
+$$ SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date $$;
+
+-- Take up to `wanted` MXLookup units. `granted` of them may go, the first after `delay_s`, each next one
+-- 1 / per_second later; for the rest `refusal` says 'rate' or 'cap' and `retry_s` when to come back.
+CREATE OR REPLACE FUNCTION outreach.ct_take_mx(
+    wanted integer, per_second double precision, per_day bigint, max_delay_s double precision,
+    OUT granted integer, OUT delay_s double precision, OUT refusal text, OUT retry_s double precision
+) LANGUAGE plpgsql AS $$
+DECLARE
+    moment timestamptz;
+    today date := outreach.ct_utc_day();
+    already bigint;
+    next_slot timestamptz;
+    by_rate integer;
+BEGIN
+    INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-004', 'day', today) ON CONFLICT DO NOTHING;
+    SELECT u.used INTO already FROM outreach.ct_usage AS u
+        WHERE u.tool_id = 'TOOL-004' AND u.span = 'day' AND u.begins = today FOR UPDATE;
+    INSERT INTO outreach.ct_rates (tool_id, tat) VALUES ('TOOL-004', clock_timestamp()) ON CONFLICT DO NOTHING;
+    SELECT r.tat INTO next_slot FROM outreach.ct_rates AS r WHERE r.tool_id = 'TOOL-004' FOR UPDATE;
+    moment := clock_timestamp();
+    IF next_slot > moment + (max_delay_s + 1 / per_second + 1) * interval '1 second' THEN
+        next_slot := moment;  -- further than any grant: the clock was set back
+    END IF;
+    next_slot := greatest(next_slot, moment);
+    delay_s := extract(epoch FROM next_slot - moment);
+    by_rate := greatest(0, 1 + floor((max_delay_s - delay_s) * per_second)::integer);
+    IF delay_s > max_delay_s THEN
+        by_rate := 0;
+    END IF;
+    granted := least(wanted::bigint, by_rate::bigint, greatest(per_day - already, 0))::integer;
+    IF granted > 0 THEN
+        UPDATE outreach.ct_rates SET tat = next_slot + granted / per_second * interval '1 second'
+            WHERE tool_id = 'TOOL-004';
+        UPDATE outreach.ct_usage SET used = used + granted
+            WHERE tool_id = 'TOOL-004' AND span = 'day' AND begins = today;
+    END IF;
+    IF granted < wanted THEN
+        IF already + granted >= per_day THEN
+            refusal := 'cap';
+            retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
+        ELSE
+            refusal := 'rate';
+            retry_s := delay_s + granted / per_second;
+        END IF;
+    END IF;
+END $$;
+
+-- In how many seconds may a domain be asked, where its pause says so? NULL under a lease: its end wakes the next
+-- company.
+CREATE OR REPLACE FUNCTION outreach.ct_free_in(its_domain text) RETURNS double precision LANGUAGE sql STABLE AS $$
+    SELECT extract(epoch FROM d.free_at - clock_timestamp())::double precision FROM outreach.ct_domains AS d
+    WHERE d.domain = its_domain AND d.lease_owner IS NULL
+$$;
+
+-- Keep a good talk with the provider that it was with when its domain is asked at another one next, under a name that
+-- no domain has.
+CREATE OR REPLACE FUNCTION outreach.ct_note_talk(with_provider text, at_time timestamptz) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO outreach.ct_domains AS d (domain, provider, talked_at, free_at)
+        VALUES ('@' || with_provider, with_provider, at_time, at_time)  -- free_at: ct_tidy keeps it from there on
+        ON CONFLICT (domain) DO UPDATE SET talked_at = greatest(d.talked_at, excluded.talked_at),
+            free_at = greatest(d.free_at, excluded.free_at)
+$$;
+
+-- Begin probe chains: for each (domain, provider) the domain's slot under a new lease, a place at the provider and one
+-- SMTPCheck unit, or none of them. `answer`: granted, halted, trial, provider_closed, provider_busy, domain_busy,
+-- answered, cap. A talk on record stays with the provider that it was with. A batch that runs again after a lost answer
+-- finds its own leases, and takes nothing for those that have not run out. `versions` and `seen` are of passes that
+-- looked at the domain memory: where it holds newer answers than `seen` by now, they serve. NULL: it did not look.
+CREATE OR REPLACE FUNCTION outreach.ct_begin_probes(
+    owner text, domains text[], providers text[], leases uuid[], versions text[], seen timestamptz[],
+    lease_s double precision, per_day bigint, per_provider integer
+) RETURNS TABLE (place integer, answer text, retry_s double precision, detail text) LANGUAGE plpgsql AS $$
+DECLARE
+    today date := outreach.ct_utc_day();
+    moment timestamptz;
+    already bigint;
+    taken bigint := 0;
+    tool record;
+    item record;
+    rail record;
+    locked_provider text := '';
+    busy integer;
+    begun uuid[];
+BEGIN
+    INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-005', 'day', today) ON CONFLICT DO NOTHING;
+    -- This lock makes one caller wait for the other, so that "one at a time" and the cap are exact.
+    SELECT u.used INTO already FROM outreach.ct_usage AS u
+        WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = today FOR UPDATE;
+    -- In the order of ct_end_probes: below they come by provider.
+    PERFORM 1 FROM outreach.ct_domains AS d WHERE d.domain = ANY (domains) ORDER BY d.domain FOR UPDATE;
+    WITH again AS (
+        UPDATE outreach.ct_domains AS d SET lease_until = clock_timestamp() + lease_s * interval '1 second'
+            FROM unnest(domains, leases) AS i (d, l)
+            WHERE d.domain = i.d AND d.lease = i.l AND d.lease_owner = owner AND d.lease_until > clock_timestamp()
+            RETURNING d.lease
+    )
+    SELECT array_agg(a.lease) INTO begun FROM again AS a;
+    SELECT g.state, g.reason INTO tool FROM outreach.ct_guardrails AS g
+        WHERE g.key = 'tool:TOOL-005' AND g.state IN ('halted', 'trial');
+    FOR item IN
+        SELECT i.d AS domain, i.p AS provider, i.l AS lease, i.v AS version, i.s AS seen, i.n::integer AS n
+        FROM unnest(domains, providers, leases, versions, seen) WITH ORDINALITY AS i (d, p, l, v, s, n)
+        ORDER BY i.p, i.d
+    LOOP
+        place := item.n; retry_s := NULL; detail := NULL;
+        moment := clock_timestamp();
+        IF item.lease = ANY (begun) THEN
+            answer := 'granted';
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF EXISTS (
+            SELECT 1 FROM outreach.ct_memory AS m
+            WHERE m.domain = item.domain AND m.rules_version = item.version AND m.answered_at > item.seen
+        ) THEN
+            answer := 'answered';
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF tool.state = 'halted' THEN
+            answer := 'halted'; detail := tool.reason;
+            RETURN NEXT; CONTINUE;
+        END IF;
+        -- By itself: behind an AND it would be looked up for a tool that is open too (its state is NULL then, and NULL
+        -- does not settle an AND), for each company, in a table of all domains of the day.
+        IF tool.state = 'trial' THEN
+            IF EXISTS (
+                SELECT 1 FROM outreach.ct_domains AS d WHERE d.lease_owner IS NOT NULL AND d.lease_until > moment
+            ) THEN
+                answer := 'trial'; detail := outreach.ct_trial_talks() || ' of ' || outreach.ct_talks_wanted()
+                    || ' providers have talked normally';
+                RETURN NEXT; CONTINUE;
+            END IF;
+        END IF;
+        IF item.provider <> locked_provider THEN
+            PERFORM pg_advisory_xact_lock(hashtextextended('ct:provider:' || item.provider, 0));
+            locked_provider := item.provider;
+        END IF;
+        SELECT g.state, g.reason, g.next_try_at INTO rail FROM outreach.ct_guardrails AS g
+            WHERE g.key = 'provider:' || item.provider AND g.state <> 'open';
+        IF FOUND AND (rail.next_try_at IS NULL OR rail.next_try_at > moment) THEN
+            answer := 'provider_closed'; detail := rail.reason;
+            retry_s := extract(epoch FROM rail.next_try_at - moment);
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF already + taken >= per_day THEN
+            answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF item.provider <> item.domain THEN
+            SELECT count(*) INTO busy FROM outreach.ct_domains AS d
+                WHERE d.provider = item.provider AND d.lease_owner IS NOT NULL AND d.lease_until > moment;
+            IF busy >= per_provider THEN
+                answer := 'provider_busy';
+                RETURN NEXT; CONTINUE;
+            END IF;
+        END IF;
+        PERFORM outreach.ct_note_talk(d.provider, d.talked_at) FROM outreach.ct_domains AS d
+            WHERE d.domain = item.domain AND d.provider <> item.provider AND d.talked_at IS NOT NULL;
+        INSERT INTO outreach.ct_domains AS d (
+            domain, provider, lease_owner, lease, sessions, unit_day, lease_until, free_at
+        )
+            VALUES (
+                item.domain, item.provider, owner, item.lease, 1, today, moment + lease_s * interval '1 second',
+                '-infinity'
+            )
+            ON CONFLICT (domain) DO UPDATE
+                SET provider = excluded.provider, lease_owner = excluded.lease_owner, lease = excluded.lease,
+                    sessions = 1, unit_day = today, lease_until = excluded.lease_until,
+                    talked_at = CASE WHEN d.provider = excluded.provider THEN d.talked_at END
+                WHERE (d.lease_owner IS NULL OR d.lease_until <= moment) AND d.free_at <= moment;
+        IF NOT FOUND THEN
+            answer := 'domain_busy'; retry_s := outreach.ct_free_in(item.domain);
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF rail.state IS NOT NULL THEN
+            PERFORM outreach.ct_count_try('provider:' || item.provider, moment);
+        END IF;
+        taken := taken + 1;
+        answer := 'granted';
+        RETURN NEXT;
+    END LOOP;
+    IF taken > 0 THEN
+        UPDATE outreach.ct_usage SET used = used + taken
+            WHERE tool_id = 'TOOL-005' AND span = 'day' AND begins = today;
+    END IF;
+END $$;
+
+-- Move a probe chain that holds its domain to another provider: its rail and a place there, or neither. `answer`:
+-- granted, halted, domain_busy (another has the domain now), cap, provider_closed, provider_busy. A company's own
+-- servers need no place, so that the one it holds is kept for its next host. `is_known`: the rail let this chain in
+-- before. Locks in the order of ct_begin_probes.
+CREATE OR REPLACE FUNCTION outreach.ct_enter_provider(
+    owner text, its_lease uuid, its_domain text, to_provider text, is_own boolean, is_known boolean, per_day bigint,
+    per_provider integer
+) RETURNS TABLE (answer text, retry_s double precision, detail text) LANGUAGE plpgsql AS $$
+DECLARE
+    today date := outreach.ct_utc_day();
+    already bigint;
+    moment timestamptz;
+    rail record;
+    was record;
+    busy integer;
+BEGIN
+    retry_s := NULL; detail := NULL;
+    INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-005', 'day', today) ON CONFLICT DO NOTHING;
+    SELECT u.used INTO already FROM outreach.ct_usage AS u
+        WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = today FOR UPDATE;
+    SELECT g.reason INTO detail FROM outreach.ct_guardrails AS g
+        WHERE g.key = 'tool:TOOL-005' AND g.state = 'halted';
+    IF FOUND THEN
+        answer := 'halted';
+        RETURN NEXT; RETURN;
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('ct:provider:' || to_provider, 0));
+    moment := clock_timestamp();
+    IF NOT EXISTS (
+        SELECT 1 FROM outreach.ct_domains AS d
+        WHERE d.domain = its_domain AND d.lease_owner = owner AND d.lease = its_lease
+    ) THEN
+        answer := 'domain_busy'; retry_s := outreach.ct_free_in(its_domain);
+        RETURN NEXT; RETURN;
+    END IF;
+    SELECT g.state, g.reason, g.next_try_at INTO rail FROM outreach.ct_guardrails AS g
+        WHERE g.key = 'provider:' || to_provider AND g.state <> 'open' AND NOT is_known;
+    IF FOUND AND (rail.next_try_at IS NULL OR rail.next_try_at > moment) THEN
+        answer := 'provider_closed'; detail := rail.reason;
+        retry_s := extract(epoch FROM rail.next_try_at - moment);
+        RETURN NEXT; RETURN;
+    END IF;
+    IF already >= per_day THEN  -- before the provider's one try is spent
+        answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
+        RETURN NEXT; RETURN;
+    END IF;
+    IF NOT is_own THEN
+        SELECT count(*) INTO busy FROM outreach.ct_domains AS d
+            WHERE d.provider = to_provider AND d.lease_owner IS NOT NULL AND d.lease_until > moment
+                AND d.domain <> its_domain;
+        IF busy >= per_provider THEN
+            answer := 'provider_busy';
+            RETURN NEXT; RETURN;
+        END IF;
+        SELECT d.provider, d.talked_at INTO was FROM outreach.ct_domains AS d
+            WHERE d.domain = its_domain AND d.provider <> to_provider FOR UPDATE;
+        IF FOUND THEN
+            UPDATE outreach.ct_domains SET provider = to_provider, talked_at = NULL WHERE domain = its_domain;
+            IF was.talked_at IS NOT NULL THEN
+                PERFORM outreach.ct_note_talk(was.provider, was.talked_at);
+            END IF;
+            PERFORM outreach.ct_wake('places:' || was.provider, 1, moment);
+        END IF;
+    END IF;
+    IF rail.state IS NOT NULL THEN
+        PERFORM outreach.ct_count_try('provider:' || to_provider, moment);
+    END IF;
+    answer := 'granted';
+    RETURN NEXT;
+END $$;
+
+-- Go on with a further session under each lease, the `numbers`-th: one SMTPCheck unit, where the lease is still the
+-- caller's. `answer`: granted, domain_busy, provider_busy, cap. A lease that ran out goes on too, if nobody took the
+-- domain or the last place at its provider meanwhile. A batch that runs again after a lost answer takes no unit twice.
+-- Locks in the order of ct_begin_probes.
+CREATE OR REPLACE FUNCTION outreach.ct_go_on(
+    owner text, domains text[], leases uuid[], numbers integer[], lease_s double precision, per_day bigint,
+    per_provider integer
+) RETURNS TABLE (place integer, answer text, retry_s double precision) LANGUAGE plpgsql AS $$
+DECLARE
+    today date := outreach.ct_utc_day();
+    already bigint;
+    taken bigint := 0;
+    moment timestamptz;
+    item record;
+    held record;
+    busy integer;
+BEGIN
+    INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-005', 'day', today) ON CONFLICT DO NOTHING;
+    SELECT u.used INTO already FROM outreach.ct_usage AS u
+        WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = today FOR UPDATE;
+    PERFORM 1 FROM outreach.ct_domains AS d WHERE d.domain = ANY (domains) ORDER BY d.domain FOR UPDATE;
+    FOR item IN
+        SELECT i.d AS domain, i.l AS lease, i.s AS number, i.n::integer AS n
+        FROM unnest(domains, leases, numbers) WITH ORDINALITY AS i (d, l, s, n)
+    LOOP
+        place := item.n; retry_s := NULL;
+        moment := clock_timestamp();
+        SELECT d.provider, d.sessions INTO held FROM outreach.ct_domains AS d
+            WHERE d.domain = item.domain AND d.lease = item.lease AND d.lease_owner = owner;
+        IF NOT FOUND THEN
+            answer := 'domain_busy'; retry_s := outreach.ct_free_in(item.domain);
+            RETURN NEXT; CONTINUE;
+        END IF;
+        IF held.provider <> item.domain THEN
+            -- Also of one that has not run out: a renewal may have revived it. The provider's own company needs no place.
+            SELECT count(*) INTO busy FROM outreach.ct_domains AS d
+                WHERE d.provider = held.provider AND d.lease_owner IS NOT NULL AND d.lease_until > moment
+                    AND d.domain NOT IN (item.domain, d.provider);
+            IF busy >= per_provider THEN
+                answer := 'provider_busy';
+                RETURN NEXT; CONTINUE;
+            END IF;
+        END IF;
+        IF held.sessions < item.number THEN
+            IF already + taken >= per_day THEN
+                answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
+                RETURN NEXT; CONTINUE;
+            END IF;
+            taken := taken + 1;
+        END IF;
+        UPDATE outreach.ct_domains AS d
+            SET sessions = item.number, unit_day = CASE WHEN d.sessions < item.number THEN today ELSE d.unit_day END,
+                lease_until = greatest(d.lease_until, moment + lease_s * interval '1 second')
+            WHERE d.domain = item.domain;
+        answer := 'granted';
+        RETURN NEXT;
+    END LOOP;
+    IF taken > 0 THEN
+        UPDATE outreach.ct_usage SET used = used + taken
+            WHERE tool_id = 'TOOL-005' AND span = 'day' AND begins = today;
+    END IF;
+END $$;
+
+-- End probe chains: the pause of each domain counts from `ended_s` seconds ago. The next company of each of those
+-- domains is woken for the pause's end, one for each place that came free at a provider, and in a careful resume one.
+-- `begun`: how many sessions a pass really began; a unit that it has beyond them goes back to the day that paid for it,
+-- and a company that waits for midnight is woken for it: the day's cap is reached by sessions that servers saw. Only
+-- under the caller's own lease: a batch that runs again after a lost answer ends nothing twice. Where units come back
+-- it locks the days' units before domains, as begins do; that of a session which was still asked for when its pass was
+-- cancelled may come too late for that, and then one of two deadlocked statements runs again.
+CREATE OR REPLACE FUNCTION outreach.ct_end_probes(
+    owner text, ended_domains text[], leases uuid[], ended_s double precision[], talked boolean[], begun integer[],
+    pause_s double precision
+) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    moment timestamptz;
+    today date := outreach.ct_utc_day();
+    come_back integer := 0;
+    ended record;
+BEGIN
+    PERFORM 1 FROM outreach.ct_usage AS u
+        WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins IN (
+            SELECT d.unit_day FROM unnest(ended_domains, leases, begun) AS i (d, l, b)
+            JOIN outreach.ct_domains AS d ON d.domain = i.d AND d.lease = i.l AND d.lease_owner = owner
+            WHERE d.sessions > i.b
+        ) ORDER BY u.begins FOR UPDATE;
+    PERFORM 1 FROM outreach.ct_domains AS d WHERE d.domain = ANY (ended_domains) ORDER BY d.domain FOR UPDATE;
+    moment := clock_timestamp();
+    FOR ended IN
+        UPDATE outreach.ct_domains AS d
+            SET lease_owner = NULL, lease = NULL, lease_until = NULL,
+                free_at = moment + (pause_s - i.s) * interval '1 second',
+                talked_at = CASE WHEN i.t THEN moment ELSE d.talked_at END
+            FROM unnest(ended_domains, leases, ended_s, talked, begun) AS i (d, l, s, t, b)
+            WHERE d.domain = i.d AND d.lease = i.l AND d.lease_owner = owner
+            RETURNING d.domain, d.provider, d.free_at, d.unit_day, greatest(d.sessions - i.b, 0) AS unused
+    LOOP
+        PERFORM outreach.ct_wake('domain:' || ended.domain, 1, ended.free_at);
+        IF ended.provider <> ended.domain THEN
+            PERFORM outreach.ct_wake('places:' || ended.provider, 1, moment);
+        END IF;
+        IF ended.unused > 0 THEN
+            UPDATE outreach.ct_usage AS u SET used = greatest(u.used - ended.unused, 0)
+                WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = ended.unit_day;
+            come_back := come_back + CASE WHEN ended.unit_day = today THEN ended.unused ELSE 0 END;
+        END IF;
+    END LOOP;
+    IF come_back > 0 THEN
+        PERFORM outreach.ct_wake('cap:TOOL-005', come_back, moment);
+    END IF;
+    IF EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005' AND g.state = 'trial') THEN
+        PERFORM outreach.ct_wake('tool:TOOL-005', 1, moment);
+    END IF;
+END $$;

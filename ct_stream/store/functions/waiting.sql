@@ -1,0 +1,100 @@
+-- Undecided companies: who is woken by what, and when they are forgotten.
+
+-- Wake the `many` companies that have waited longest on `what`.
+CREATE OR REPLACE FUNCTION outreach.ct_wake(what text, many integer, at_time timestamptz) RETURNS void LANGUAGE sql AS $$
+    UPDATE outreach.ct_passes AS p SET not_before = at_time
+    WHERE p.outreach_id IN (
+        SELECT q.outreach_id FROM outreach.ct_passes AS q
+        WHERE q.waits_on = what AND q.state = 'waiting' AND q.not_before > at_time
+        ORDER BY q.since LIMIT many
+        FOR UPDATE SKIP LOCKED
+    )
+$$;
+
+-- Wake what a crash or a race kept asleep: the safety net of the wakes that come with each change. Run every few
+-- seconds by some worker.
+CREATE OR REPLACE FUNCTION outreach.ct_wake_sleepers(per_provider integer) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    moment timestamptz := clock_timestamp();
+    asleep record;
+    busy integer;
+BEGIN
+    FOR asleep IN
+        SELECT DISTINCT p.waits_on AS what, split_part(p.waits_on, ':', 1) AS kind,
+            substring(p.waits_on FROM position(':' IN p.waits_on) + 1) AS name
+        FROM outreach.ct_passes AS p
+        -- Only those without a time of their own.
+        WHERE p.state = 'waiting' AND p.not_before = 'infinity'
+            AND (p.waits_on LIKE 'domain:%' OR p.waits_on LIKE 'places:%' OR p.waits_on LIKE 'provider:%'
+                OR p.waits_on LIKE 'tool:%')
+    LOOP
+        IF asleep.kind = 'domain' THEN
+            IF NOT EXISTS (
+                SELECT 1 FROM outreach.ct_domains AS d
+                WHERE d.domain = asleep.name AND (d.free_at > moment OR (d.lease_owner IS NOT NULL AND d.lease_until > moment))
+            ) AND NOT EXISTS (
+                SELECT 1 FROM outreach.ct_passes AS q WHERE q.waits_on = asleep.what AND q.not_before <= moment
+            ) THEN
+                PERFORM outreach.ct_wake(asleep.what, 1, moment);
+            END IF;
+        ELSIF asleep.kind = 'places' THEN
+            SELECT count(*) INTO busy FROM outreach.ct_domains AS d
+                WHERE d.provider = asleep.name AND d.lease_owner IS NOT NULL AND d.lease_until > moment;
+            IF busy < per_provider THEN
+                PERFORM outreach.ct_wake(asleep.what, per_provider - busy, moment);
+            END IF;
+        ELSIF asleep.kind = 'tool' THEN
+            IF EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = asleep.what AND g.state = 'halted') THEN
+                CONTINUE;
+            END IF;
+            -- In a careful resume one at a time; when open, whoever was put away after the wake of its opening.
+            IF NOT EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = asleep.what AND g.state = 'trial') THEN
+                PERFORM outreach.ct_wake(asleep.what, 1000, moment);
+            ELSIF NOT EXISTS (
+                SELECT 1 FROM outreach.ct_domains AS d WHERE d.lease_owner IS NOT NULL AND d.lease_until > moment
+            ) THEN
+                PERFORM outreach.ct_wake(asleep.what, 1, moment);
+            END IF;
+        ELSE
+            IF NOT EXISTS (
+                SELECT 1 FROM outreach.ct_guardrails AS g
+                WHERE g.key = asleep.what AND g.state <> 'open' AND (g.next_try_at IS NULL OR g.next_try_at > moment)
+            ) THEN
+                PERFORM outreach.ct_wake(asleep.what, CASE WHEN EXISTS (
+                    SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = asleep.what AND g.state <> 'open'
+                ) THEN 1 ELSE 1000 END, moment);
+            END IF;
+        END IF;
+    END LOOP;
+END $$;
+
+-- Wake as many companies that wait for midnight as the day has SMTPCheck units left, less those that are awake and not
+-- begun: a unit that came back may have woken one that then met another wait, and the toolbox may allow more than it
+-- did. Run every few seconds by each worker.
+CREATE OR REPLACE FUNCTION outreach.ct_wake_capped(per_day bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    moment timestamptz := clock_timestamp();
+    units bigint;
+BEGIN
+    SELECT per_day - coalesce(max(u.used), 0) INTO units FROM outreach.ct_usage AS u
+        WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = outreach.ct_utc_day();
+    IF units > 0 THEN
+        SELECT units - count(*) INTO units FROM outreach.ct_passes AS p
+            WHERE p.waits_on = 'cap:TOOL-005' AND p.state = 'waiting' AND p.not_before <= moment
+                AND (p.lease_until IS NULL OR p.lease_until < moment);
+    END IF;
+    IF units > 0 THEN
+        PERFORM outreach.ct_wake('cap:TOOL-005', least(units, 500)::integer, moment);
+    END IF;
+END $$;
+
+-- Forget undecided passes, only of companies that have an outcome: a waiting company cannot be lost by it.
+CREATE OR REPLACE FUNCTION outreach.ct_forget_passes(ids uuid[]) RETURNS integer
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+    WITH gone AS (
+        DELETE FROM outreach.ct_passes AS p USING outreach.ct_outcomes AS o
+        WHERE p.outreach_id = ANY (ids) AND o.outreach_id = p.outreach_id
+        RETURNING 1
+    )
+    SELECT count(*)::integer FROM gone
+$$;

@@ -1,0 +1,80 @@
+-- Who may do what. Run at each migrate: the spine may have been made since the last time.
+
+GRANT USAGE ON SCHEMA outreach TO ct_gate, ct_ops;
+-- Functions that run as ct_owner look names up in this schema.
+REVOKE CREATE ON SCHEMA outreach FROM PUBLIC, ct_gate, ct_ops;
+
+-- The owner: its tables are its own, and companies that were decided before are adopted with its rights. It notes
+-- migrations in tables that are not its own, so that it cannot put a trigger there that an administrator would run.
+GRANT SELECT ON outreach.company_target, outreach.company_target_errors TO ct_owner;
+GRANT SELECT, INSERT ON outreach.ct_migrations, outreach.ct_functions TO ct_owner;
+
+-- The gate: inserts outcomes, moves the publish claim, keeps undecided passes; deletes nothing by itself.
+GRANT SELECT, INSERT ON outreach.ct_outcomes TO ct_gate;
+GRANT UPDATE (publish_until, published_at) ON outreach.ct_outcomes TO ct_gate;
+GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
+GRANT SELECT, INSERT ON outreach.company_target_errors, outreach.ct_watchdog_exits TO ct_gate;
+GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.ct_rates, outreach.ct_domains,
+    outreach.ct_refusals, outreach.ct_memory TO ct_gate;
+GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
+GRANT SELECT ON outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held,
+    outreach.ct_migrations, outreach.ct_functions TO ct_gate;
+-- Only the next try: states change through the functions, which keep a log.
+GRANT UPDATE (tries, next_try_at) ON outreach.ct_guardrails TO ct_gate;
+-- Paid attempts change through two functions only, so that the gate can neither make one up nor take one back.
+GRANT SELECT ON outreach.ct_tier2_attempts TO ct_gate;
+
+-- People: read everything of the gate, and the audited functions.
+GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_target_errors, outreach.ct_passes,
+    outreach.ct_usage, outreach.ct_rates, outreach.ct_domains, outreach.ct_refusals, outreach.ct_controls,
+    outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held, outreach.ct_migrations,
+    outreach.ct_functions, outreach.ct_memory, outreach.ct_alerts, outreach.ct_tier2_attempts,
+    outreach.ct_watchdog_exits TO ct_ops;
+
+-- Functions: nobody but those who are named here. Nothing is taken from the gate itself: a worker of the version before
+-- may still call a function that this version does not name.
+DO $$
+DECLARE
+    of_gate CONSTANT name[] := ARRAY[
+        'ct_utc_day', 'ct_take_mx', 'ct_free_in', 'ct_note_talk', 'ct_begin_probes', 'ct_enter_provider', 'ct_go_on',
+        'ct_end_probes',
+        'ct_may_claim',
+        'ct_wake', 'ct_wake_sleepers', 'ct_wake_capped', 'ct_forget_passes',
+        'ct_recall', 'ct_tidy',
+        'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since',
+        'ct_count_try', 'ct_talks_wanted', 'ct_trial_talks', 'ct_set_guardrail', 'ct_end_trial',
+        'ct_take_tier2', 'ct_answer_tier2',
+        'ct_take_alerts'
+    ];
+    of_people CONSTANT name[] := ARRAY['resume_guardrail'];
+    made record;
+BEGIN
+    FOR made IN
+        SELECT p.oid::regprocedure AS signature, p.proname FROM pg_proc AS p
+        WHERE p.pronamespace = 'outreach'::regnamespace
+            AND (p.proname LIKE 'ct\_%' OR p.proname = ANY (of_people))
+    LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made.signature);
+        IF made.proname = ANY (of_gate) THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO ct_gate', made.signature);
+        ELSIF made.proname = ANY (of_people) THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO ct_ops', made.signature);
+        END IF;
+    END LOOP;
+END $$;
+
+-- The spine, by column: never sovereign_id (law 4).
+DO $$
+BEGIN
+    IF to_regclass('outreach.outreach') IS NOT NULL THEN
+        REVOKE ALL ON outreach.outreach FROM ct_gate, ct_ops;
+        GRANT SELECT (outreach_id, domain) ON outreach.outreach TO ct_gate, ct_ops;
+        -- How old is a company without an outcome? Only people ask.
+        IF EXISTS (
+            SELECT 1 FROM pg_attribute AS a
+            WHERE a.attrelid = 'outreach.outreach'::regclass AND a.attname = 'created_at' AND NOT a.attisdropped
+        ) THEN
+            GRANT SELECT (created_at) ON outreach.outreach TO ct_ops;
+        END IF;
+    END IF;
+END $$;

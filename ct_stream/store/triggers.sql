@@ -1,0 +1,43 @@
+-- The triggers; what they do is in functions/guards.sql and functions/alerts.sql. Replaced when a version with other
+-- functions or triggers comes.
+
+-- ---------------------------------------------------------------- final means final
+
+CREATE OR REPLACE TRIGGER ct_final BEFORE UPDATE OR DELETE ON outreach.ct_outcomes
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_outcome();
+CREATE OR REPLACE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.ct_outcomes
+    FOR EACH STATEMENT EXECUTE FUNCTION outreach.ct_guard_outcome();
+CREATE OR REPLACE TRIGGER ct_final BEFORE UPDATE OR DELETE ON outreach.company_target
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_company_target();
+CREATE OR REPLACE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.company_target
+    FOR EACH STATEMENT EXECUTE FUNCTION outreach.ct_guard_company_target();
+CREATE OR REPLACE TRIGGER ct_final BEFORE UPDATE OR DELETE ON outreach.company_target_errors
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_errors();
+CREATE OR REPLACE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.company_target_errors
+    FOR EACH STATEMENT EXECUTE FUNCTION outreach.ct_guard_errors();
+CREATE OR REPLACE TRIGGER ct_final BEFORE UPDATE OR DELETE ON outreach.ct_tier2_attempts
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_attempt();
+CREATE OR REPLACE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.ct_tier2_attempts
+    FOR EACH STATEMENT EXECUTE FUNCTION outreach.ct_guard_attempt();
+
+-- A replication apply, too, changes and removes nothing.
+ALTER TABLE outreach.ct_outcomes ENABLE ALWAYS TRIGGER ct_final;
+ALTER TABLE outreach.ct_outcomes ENABLE ALWAYS TRIGGER ct_final_truncate;
+ALTER TABLE outreach.company_target ENABLE ALWAYS TRIGGER ct_final;
+ALTER TABLE outreach.company_target ENABLE ALWAYS TRIGGER ct_final_truncate;
+ALTER TABLE outreach.company_target_errors ENABLE ALWAYS TRIGGER ct_final;
+ALTER TABLE outreach.company_target_errors ENABLE ALWAYS TRIGGER ct_final_truncate;
+ALTER TABLE outreach.ct_tier2_attempts ENABLE ALWAYS TRIGGER ct_final;
+ALTER TABLE outreach.ct_tier2_attempts ENABLE ALWAYS TRIGGER ct_final_truncate;
+
+-- ---------------------------------------------------------------- alerts
+
+CREATE OR REPLACE TRIGGER ct_alert AFTER INSERT ON outreach.ct_guardrail_log
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_alert_guardrail();
+-- A first proof is no recovery: at the beginning neither has happened, and neither is the greater.
+CREATE OR REPLACE TRIGGER ct_alert AFTER UPDATE ON outreach.ct_controls FOR EACH ROW
+    WHEN ((OLD.failed_at > OLD.ok_begun_at) IS DISTINCT FROM (NEW.failed_at > NEW.ok_begun_at))
+    EXECUTE FUNCTION outreach.ct_alert_control();
+CREATE OR REPLACE TRIGGER ct_alert AFTER UPDATE ON outreach.ct_passes FOR EACH ROW
+    WHEN (OLD.state <> 'stuck' AND NEW.state = 'stuck')
+    EXECUTE FUNCTION outreach.ct_alert_stuck();

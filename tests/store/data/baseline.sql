@@ -1,0 +1,329 @@
+-- The gate's tables in their final form, for a database that has none of them. An existing one is brought here by
+-- migrations/, and a test holds the two ways equal. Functions are in functions/, triggers in triggers.sql, rights in
+-- grants.sql.
+--
+-- The spine, outreach.outreach, belongs to upstream and is never made here. Nor need company_target and
+-- company_target_errors be new: adopt.sql has made older ones fit, and IF NOT EXISTS leaves them their rows.
+
+CREATE SCHEMA IF NOT EXISTS outreach;
+
+-- ---------------------------------------------------------------- which version this is
+
+-- The migrations that the tables have behind them, with the checksums of their files. 0000_baseline: schema.sql itself.
+CREATE TABLE outreach.ct_migrations (
+    name text PRIMARY KEY,
+    checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- The versions of functions/ that this database had, the one with the highest ordinal now.
+CREATE TABLE outreach.ct_functions (
+    ordinal bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    checksum text NOT NULL UNIQUE,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- ---------------------------------------------------------------- the runbook's tables
+
+-- One row for each company of the spine: the decision as the hubs and the runbook read it.
+CREATE TABLE IF NOT EXISTS outreach.company_target (
+    outreach_id uuid PRIMARY KEY,
+    email_method text,
+    method_type text,
+    confidence_score numeric(5, 4),
+    is_catchall boolean,
+    execution_status text NOT NULL DEFAULT 'pending'
+        CONSTRAINT company_target_status_check CHECK (execution_status IN ('pending', 'ready', 'failed', 'blocked')),
+    imo_completed_at timestamptz,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+-- An adopted table may have another primary key; the gate writes one row for each outreach_id.
+CREATE UNIQUE INDEX IF NOT EXISTS company_target_outreach_id_key ON outreach.company_target (outreach_id);
+CREATE INDEX IF NOT EXISTS company_target_completed_idx ON outreach.company_target (imo_completed_at);
+
+-- Why a company failed, one row for each FAIL. No foreign key: a NOT-FOUND has neither a spine row nor a company_target
+-- row.
+CREATE TABLE IF NOT EXISTS outreach.company_target_errors (
+    error_id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    outreach_id uuid NOT NULL,
+    pipeline_stage text,
+    failure_code text NOT NULL,
+    blocking_reason text,
+    severity text,
+    imo_stage text,
+    retry_allowed boolean NOT NULL DEFAULT false,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    resolved_at timestamptz,
+    resolution_note text,
+    raw_input jsonb,
+    stack_trace text
+);
+CREATE INDEX IF NOT EXISTS company_target_errors_created_idx ON outreach.company_target_errors (created_at);
+CREATE INDEX IF NOT EXISTS company_target_errors_outreach_id_idx ON outreach.company_target_errors (outreach_id);
+
+-- ---------------------------------------------------------------- the ledger and outbox
+
+-- The ledger's name: another one means that the database was restored or replaced.
+CREATE TABLE outreach.ct_epoch (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    epoch uuid NOT NULL DEFAULT gen_random_uuid(),
+    begun_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+INSERT INTO outreach.ct_epoch DEFAULT VALUES;
+
+-- The arbiter: the first row of an outreach_id is its outcome, for good. It carries the exact bytes to publish.
+CREATE TABLE outreach.ct_outcomes (
+    outreach_id uuid PRIMARY KEY,
+    ordinal bigint GENERATED ALWAYS AS IDENTITY,
+    outcome text NOT NULL CHECK (outcome IN ('PASS', 'FAIL')),
+    source text NOT NULL DEFAULT 'gate' CHECK (source IN ('gate', 'adopted', 'override')),
+    failure_code text CHECK ((failure_code IS NULL) = (outcome = 'PASS') OR source = 'adopted'),
+    reason text,
+    domain text,
+    rules_version text,
+    transcript jsonb,
+    decided_at timestamptz NOT NULL,
+    recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    duration_ms integer,
+    event_topic text,
+    event_partition integer,
+    event_offset bigint,
+    topic text,                       -- NULL: nothing to publish (adopted)
+    key bytea,
+    value bytea,
+    headers jsonb,                    -- [[name, text or {"base64": ...}], ...] in order
+    publish_until timestamptz,        -- the running claim's end
+    published_at timestamptz,
+    -- Which attempt to record it won: a batch whose COMMIT was not answered, or one of two workers with the very same
+    -- bytes, knows its own rows again.
+    attempt uuid
+);
+CREATE UNIQUE INDEX ct_outcomes_ordinal_idx ON outreach.ct_outcomes (ordinal);
+CREATE INDEX ct_outcomes_unpublished_idx ON outreach.ct_outcomes (publish_until)
+    WHERE published_at IS NULL AND topic IS NOT NULL;
+
+-- ---------------------------------------------------------------- undecided companies
+
+-- Companies without an outcome that no worker is deciding now: why they wait, and their answers so far.
+CREATE TABLE outreach.ct_passes (
+    outreach_id uuid PRIMARY KEY,
+    state text NOT NULL CHECK (state IN ('waiting', 'stuck')),
+    domain text,
+    reason text NOT NULL,             -- gate/waits.py
+    detail text NOT NULL,             -- one sentence for a person
+    waits_on text,                    -- what ends the wait besides not_before, such as provider:bigmail.example
+    not_before timestamptz NOT NULL,
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    answers jsonb NOT NULL DEFAULT '[]',
+    pending jsonb,                    -- an answer about us whose scope is not settled
+    spent_ms integer NOT NULL DEFAULT 0,
+    asked_at timestamptz,             -- when this pass first asked a server
+    failed_at timestamptz,            -- when its last failed answer came: controls look forward from here
+    event_topic text,
+    event_partition integer,
+    event_offset bigint,
+    event_at timestamptz,             -- the record's timestamp
+    correlation_id text,
+    traceparent bytea,
+    correlation_header bytea,
+    looks integer NOT NULL DEFAULT 0, -- how often nobody answered, and a control then proved our way
+    exceptions integer NOT NULL DEFAULT 0,
+    traceback text,
+    worker_version text,
+    lease_owner text,
+    lease_until timestamptz
+);
+CREATE INDEX ct_passes_due_idx ON outreach.ct_passes (not_before) WHERE state = 'waiting';
+CREATE INDEX ct_passes_waits_on_idx ON outreach.ct_passes (waits_on, not_before) WHERE state = 'waiting';
+-- Who of a domain waits for something else than the domain itself?
+CREATE INDEX ct_passes_ahead_idx ON outreach.ct_passes (domain) WHERE state = 'waiting' AND reason <> 'domain_busy';
+
+-- ---------------------------------------------------------------- limits and leases
+
+-- How much of the toolbox's caps is used up, by UTC day or month.
+CREATE TABLE outreach.ct_usage (
+    tool_id text NOT NULL,
+    span text NOT NULL CHECK (span IN ('day', 'month')),
+    begins date NOT NULL,             -- UTC
+    used bigint NOT NULL DEFAULT 0,
+    usd numeric(12, 6) NOT NULL DEFAULT 0,
+    refused_at timestamptz,           -- when the budget of this span first refused a call: alerted once
+    PRIMARY KEY (tool_id, span, begins)
+);
+
+-- When each tool with a rate a second may be called next.
+CREATE TABLE outreach.ct_rates (
+    tool_id text PRIMARY KEY,
+    tat timestamptz NOT NULL          -- theoretical arrival time of the next call (GCRA)
+);
+
+-- Domains that were probed within a day: who probes one now, when it is free again, and its last good talk. Each lease
+-- has a name of its own: a pass that was frozen for longer than its lease finds that another has the domain now, even
+-- another one of its own worker (ADR-CT-IMO-006).
+CREATE TABLE outreach.ct_domains (
+    domain text PRIMARY KEY,          -- '@' and a provider's name: its good talks with domains that moved on
+    provider text NOT NULL,
+    lease_owner text,
+    lease uuid,                       -- chosen by the pass that holds it
+    sessions integer,                 -- that it has units for
+    unit_day date,                    -- that paid for the last of them
+    lease_until timestamptz,
+    free_at timestamptz NOT NULL,     -- the pause after the last session ends here
+    talked_at timestamptz             -- a server of this domain last talked to us normally
+);
+CREATE INDEX ct_domains_provider_idx ON outreach.ct_domains (provider) WHERE lease_owner IS NOT NULL;
+CREATE INDEX ct_domains_free_at_idx ON outreach.ct_domains (free_at);
+CREATE INDEX ct_domains_talked_idx ON outreach.ct_domains (provider, talked_at DESC);
+
+-- ---------------------------------------------------------------- our own way
+
+-- What the controls of our resolvers and of port 25 last proved (ADR-CT-IMO-023), one row for each.
+CREATE TABLE outreach.ct_controls (
+    kind text PRIMARY KEY CHECK (kind IN ('dns', 'smtp')),
+    started_at timestamptz NOT NULL DEFAULT '-infinity',
+    lease_until timestamptz NOT NULL DEFAULT '-infinity',
+    ok_begun_at timestamptz NOT NULL DEFAULT '-infinity',
+    ok_detail text NOT NULL DEFAULT '',
+    failed_at timestamptz NOT NULL DEFAULT '-infinity',
+    failed_detail text NOT NULL DEFAULT '',
+    trouble_from timestamptz NOT NULL DEFAULT '-infinity',   -- the last stretch in which our own way was broken
+    trouble_until timestamptz NOT NULL DEFAULT '-infinity',
+    -- When the chain of proofs began that still holds; infinity: there is none. A failure since then breaks it.
+    proven_since timestamptz NOT NULL DEFAULT 'infinity',
+    proven_at timestamptz NOT NULL DEFAULT '-infinity'       -- the end of its last proof
+);
+INSERT INTO outreach.ct_controls (kind) VALUES ('dns'), ('smtp');
+
+-- ---------------------------------------------------------------- guardrails
+
+-- Which tools, providers and inputs are open, paused, closed or halted; functions/guardrails.sql says what that means.
+CREATE TABLE outreach.ct_guardrails (
+    key text PRIMARY KEY,             -- 'tool:TOOL-005', 'provider:bigmail.example', 'spine'
+    state text NOT NULL CHECK (state IN ('open', 'paused', 'closed', 'halted', 'trial')),
+    reason text NOT NULL,
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    next_try_at timestamptz,          -- one company is tried then; NULL: a person resumes it
+    first_try_s double precision NOT NULL DEFAULT 600,  -- between the first two tries; then twice as long each time
+    tries integer NOT NULL DEFAULT 0,
+    changed_by text NOT NULL DEFAULT session_user
+);
+
+-- Every change of a guardrail, and who made it.
+CREATE TABLE outreach.ct_guardrail_log (
+    log_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    key text NOT NULL,
+    state text NOT NULL,
+    reason text NOT NULL,
+    by_role text NOT NULL DEFAULT session_user
+);
+CREATE INDEX ct_guardrail_log_key_idx ON outreach.ct_guardrail_log (key, log_id);
+
+-- Evidence of servers that refuse us, for the scopes domain, provider, address (24 hours are looked at).
+CREATE TABLE outreach.ct_refusals (
+    refusal_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    provider text NOT NULL,
+    domain text NOT NULL,
+    kind text NOT NULL CHECK (kind IN ('refused', 'rate', 'silent')),  -- silent: no server of it could be reached
+    host text NOT NULL DEFAULT '',
+    reason text NOT NULL DEFAULT '',
+    void boolean NOT NULL DEFAULT false
+);
+CREATE INDEX ct_refusals_provider_idx ON outreach.ct_refusals (provider, at DESC);
+CREATE INDEX ct_refusals_at_idx ON outreach.ct_refusals (at DESC);
+
+-- ---------------------------------------------------------------- domain memory
+
+-- What a domain answered to one company, for the next ones (ADR-CT-IMO-014). One row a domain and version of the rules.
+CREATE TABLE outreach.ct_memory (
+    domain text NOT NULL,
+    rules_version text NOT NULL,
+    outcome text NOT NULL CHECK (outcome IN ('PASS', 'FAIL')),
+    answers jsonb NOT NULL,           -- the exchanges of the pass from MX on
+    answered_at timestamptz NOT NULL, -- the oldest of them but the first
+    mx_at timestamptz NOT NULL,       -- the first of them, the MX hosts
+    PRIMARY KEY (domain, rules_version)
+);
+CREATE INDEX ct_memory_answered_at_idx ON outreach.ct_memory (answered_at);
+
+-- ---------------------------------------------------------------- paid attempts
+
+-- Tier-2 (EmailVerifier, TOOL-019): the one paid attempt of each company, for ever (ADR-CT-IMO-017). Written before the
+-- call, so that no crash pays twice.
+CREATE TABLE outreach.ct_tier2_attempts (
+    outreach_id uuid PRIMARY KEY,
+    provider text NOT NULL,
+    address text NOT NULL,            -- what was asked about: an invented name or a role, never a person
+    token uuid NOT NULL,              -- the caller's: a reservation whose answer was lost is known again by it
+    usd numeric(12, 6) NOT NULL,      -- charged to the month, whatever came of it
+    reserved_at timestamptz NOT NULL,
+    answer_due timestamptz NOT NULL,  -- until then others wait for the caller's answer
+    status text CHECK (status IN ('valid', 'catch_all', 'invalid', 'no_answer')),
+    detail text NOT NULL DEFAULT '',
+    answered_at timestamptz           -- when the call ended; NULL beside a status: its worker ended before it
+);
+CREATE INDEX ct_tier2_attempts_answered_idx ON outreach.ct_tier2_attempts (answered_at) WHERE answered_at IS NOT NULL;
+CREATE INDEX ct_tier2_attempts_open_idx ON outreach.ct_tier2_attempts (answer_due) WHERE status IS NULL;
+
+-- ---------------------------------------------------------------- for people
+
+-- What people should hear of, once: written in the transaction of the change itself, whoever makes it (a worker, or a
+-- person who resumes a guardrail), and taken by one worker.
+CREATE TABLE outreach.ct_alerts (
+    alert_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    event text NOT NULL CHECK (event IN ('guardrail', 'control', 'stuck')),
+    rail text,                        -- guardrail: its key; control: control:dns, control:smtp
+    outreach_id uuid,                 -- of a stuck company
+    state text NOT NULL,
+    reason text NOT NULL,
+    taken_by text,
+    taken_at timestamptz
+);
+CREATE INDEX ct_alerts_open_idx ON outreach.ct_alerts (alert_id) WHERE taken_at IS NULL;
+CREATE INDEX ct_alerts_at_idx ON outreach.ct_alerts (at);
+
+-- Exits by the watchdog (ADR-CT-IMO-022): each with the places that it may have hung at, so that three at one place
+-- stop the restarts.
+CREATE TABLE outreach.ct_watchdog_exits (
+    exit_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    places text[] NOT NULL,           -- such as 'spine.created[3] offset 1234'
+    reason text NOT NULL,
+    worker text NOT NULL,
+    worker_version text NOT NULL
+);
+CREATE INDEX ct_watchdog_exits_at_idx ON outreach.ct_watchdog_exits (at);
+
+-- Undecided companies, with what ends each wait in a sentence.
+CREATE VIEW outreach.ct_held AS
+SELECT
+    p.outreach_id,
+    p.domain,
+    p.since,
+    p.state,
+    p.reason,
+    p.detail,
+    CASE
+        WHEN p.state = 'stuck' THEN 'a worker of another version tries it again'
+        WHEN p.reason = 'halted' AND g.state = 'trial'
+            THEN 'its turn: one company at a time until enough providers have talked normally'
+        WHEN p.reason IN ('halted', 'spine_control', 'tier2') AND g.state = 'halted'
+            THEN 'a person: ct-stream guardrails resume ' || p.waits_on
+        WHEN p.reason IN ('provider_closed', 'our_rate') AND p.not_before = 'infinity'
+            THEN 'a company that talks normally with ' || split_part(p.waits_on, ':', 2)
+                || coalesce(' (one is tried at ' || g.next_try_at::timestamptz(0) || ')', '') || ', or a person: '
+                || 'ct-stream guardrails resume ' || p.waits_on
+        WHEN p.reason = 'control' THEN 'a control that succeeds after ' || coalesce(p.failed_at::text, 'now')
+        WHEN p.reason = 'spine_grace' THEN 'the spine row, or the end of the grace at ' || p.not_before
+        WHEN p.not_before = 'infinity' THEN coalesce(p.waits_on, 'unknown')
+        ELSE 'time: looked at again at ' || p.not_before
+    END AS what_ends_it,
+    p.not_before,
+    p.waits_on,
+    p.exceptions,
+    p.traceback
+FROM outreach.ct_passes AS p
+LEFT JOIN outreach.ct_guardrails AS g ON g.key = p.waits_on;

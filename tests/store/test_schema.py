@@ -1,0 +1,109 @@
+"""The schema is in one place, and migrations lead to it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import asyncpg
+
+from ct_stream.store.migrate import SqlFiles, migrate, sql_files
+from ct_stream.store.queries import _all
+from tests.store.catalog import HELD, dump
+
+if TYPE_CHECKING:
+    from ct_stream.local.postgres import EmbeddedPostgres
+    from tests.conftest import DatabaseDsns
+
+#: schema.sql of the first release. It never changes: databases were made from it.
+BASELINE = (HELD.parent / "baseline.sql").read_text()
+#: Of the functions only the one that `migrate` calls: the others must come from this version.
+FIRST = {"adoption.sql": sql_files().functions["adoption.sql"]}
+READS = "GRANT SELECT ON outreach.company_target, outreach.company_target_errors TO ct_owner"
+
+
+async def fresh(postgres: EmbeddedPostgres, sql: SqlFiles) -> str:
+    """Return the schema of a new database."""
+    dsn = await postgres.create_database(f"fresh_{uuid4().hex}")
+    await migrate(dsn, sql)
+    return await dump(dsn)
+
+
+async def upgraded(postgres: EmbeddedPostgres, sql: SqlFiles) -> str:
+    """Return the schema of a database that the first release made."""
+    dsn = await postgres.create_database(f"upgraded_{uuid4().hex}")
+    await migrate(dsn, replace(sql, schema=BASELINE, migrations={}, functions=FIRST, triggers="SELECT 1", grants=READS))
+    report = await migrate(dsn, sql)
+    assert report.applied == (*sql.migrations, "functions")
+    return await dump(dsn)
+
+
+async def test_the_schema_changes_on_purpose_only(postgres: EmbeddedPostgres) -> None:
+    """The diff of data/schema.txt is what a change does to a database; catalog.py says how to write it."""
+    assert await fresh(postgres, sql_files()) == HELD.read_text()
+
+
+async def test_migrations_lead_to_the_schema(postgres: EmbeddedPostgres) -> None:
+    """Whoever changes schema.sql without a migration, or the other way round, hears of it here."""
+    assert await upgraded(postgres, sql_files()) == HELD.read_text()
+
+
+async def test_a_change_without_its_migration_is_found_out(postgres: EmbeddedPostgres) -> None:
+    sql = sql_files()
+    changed = replace(sql, schema=sql.schema + "ALTER TABLE outreach.ct_rates ADD COLUMN note text;")
+    migrated = replace(
+        changed, migrations={**sql.migrations, "9999_note.sql": "ALTER TABLE outreach.ct_rates ADD COLUMN note text"}
+    )
+    wanted = await fresh(postgres, changed)
+    assert await upgraded(postgres, changed) != wanted
+    assert await upgraded(postgres, migrated) == wanted
+    assert await fresh(postgres, migrated) == wanted
+
+
+def test_every_function_is_defined_once_and_used() -> None:
+    """A second definition would be the one that counts, far from the one that is read."""
+    sql = sql_files()
+    all_of_it = "\n".join((sql.adopt, sql.schema, *sql.migrations.values(), *sql.functions.values(), sql.triggers))
+    defined = re.findall(r"^CREATE (?:OR REPLACE )?FUNCTION (outreach\.\w+)", all_of_it, re.MULTILINE)
+    assert len(defined) > 30
+    assert sorted(defined) == sorted(set(defined))
+    callers = re.sub(
+        r"^CREATE (?:OR REPLACE )?FUNCTION \S+\(", "", "\n".join((all_of_it, *_all().values())), flags=re.MULTILINE
+    )
+    assert [name for name in defined if f"{name}(" not in callers] == ["outreach.ct_adopt"], "migrate calls it"
+
+
+async def test_no_function_can_be_misled_or_called_by_everybody(database: DatabaseDsns) -> None:
+    """Holds for each function to come.
+
+    A function that runs with another's rights (SECURITY DEFINER), or by another's statement (a trigger), looks names up
+    in a path of its own. Temporary objects come last there; where pg_temp is not named, it is searched first.
+    """
+    admin = await asyncpg.connect(database.admin)
+    rows = await admin.fetch(
+        """
+        SELECT p.proname AS name, p.prosecdef OR p.prorettype = 'trigger'::regtype AS needs_a_path,
+            p.proconfig AS config, p.proowner::regrole::text AS owner,
+            has_function_privilege('public', p.oid, 'EXECUTE') AS is_public
+        FROM pg_proc AS p WHERE p.pronamespace = 'outreach'::regnamespace
+        """
+    )
+    await admin.close()
+    path = ["search_path=pg_catalog, outreach, pg_temp"]
+    assert {row["name"]: row["config"] for row in rows if row["needs_a_path"] and row["config"] != path} == {}
+    assert [row["name"] for row in rows if row["owner"] != "ct_owner"] == []
+    assert [row["name"] for row in rows if row["is_public"]] == []
+
+
+async def test_only_the_owner_makes_something_in_the_schema(database: DatabaseDsns) -> None:
+    admin = await asyncpg.connect(database.admin)
+    await admin.execute("GRANT CREATE ON SCHEMA outreach TO PUBLIC, ct_gate")
+    await migrate(database.admin)
+    rows = await admin.fetch(
+        "SELECT r.rolname FROM pg_roles AS r WHERE r.rolname LIKE 'ct\\_%' AND has_schema_privilege(r.oid,"
+        " 'outreach'::regnamespace, 'CREATE')"
+    )
+    await admin.close()
+    assert [row["rolname"] for row in rows] == ["ct_owner"]
