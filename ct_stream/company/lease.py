@@ -99,7 +99,7 @@ class Lease:
         known, is_own = provider in self._entered, is_own_provider(provider, self._domain)
         wait: Wait | None = None
         for pause_s in (*PLACE_PAUSES_S, 0.0):
-            wait = await self._lease.enter(provider, is_own=is_own, is_known=known)
+            wait = await self._lease.enter(provider, is_known=known)
             if wait is None:
                 self._entered.add(provider)
                 self._place = self._place if is_own else provider

@@ -40,12 +40,14 @@ class WaitReason(StrEnum):
 
 
 class WaitsOn(str):
-    """The name of what ends a wait. Made by these constructors alone; Postgres wakes companies by the same names.
+    """The name of what ends a wait. Made by these constructors alone; Postgres wakes companies by the same names (a
+    test holds each kind that SQL builds to `KINDS`).
 
     `provider:`, `tool:` and the bare names are also the keys of guardrails: opening one ends the waits on it.
     """
 
     __slots__ = ()
+    KINDS = frozenset({"provider", "places", "domain", "control", "tool", "cap", "tier2", "spine"})
 
     @classmethod
     def provider(cls, provider: str) -> WaitsOn:

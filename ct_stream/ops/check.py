@@ -10,7 +10,6 @@ from uuid import uuid4
 
 from ct_stream.gate.domains import NotADomain, canonical_domain
 from ct_stream.gate.middle_stage import middle_stage
-from ct_stream.gate.providers import is_own_provider
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
@@ -190,19 +189,18 @@ class _SharedPermits:
     async def begin_probe(self, domain: str, provider: str) -> ProbeLease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit."""
         lease = await self._limits.begin_probe(domain, provider)
-        return lease if isinstance(lease, Wait) else _SharedLease(lease, domain)
+        return lease if isinstance(lease, Wait) else _SharedLease(lease)
 
 
 class _SharedLease:
     """A shared lease; how the talk went is not recorded: a person's check is no evidence for workers."""
 
-    def __init__(self, lease: DomainLease, domain: str) -> None:
+    def __init__(self, lease: DomainLease) -> None:
         self._lease = lease
-        self._domain = domain
 
     async def enter(self, provider: str) -> Wait | None:
         """Go on at another provider."""
-        return await self._lease.enter(provider, is_own=is_own_provider(provider, self._domain))
+        return await self._lease.enter(provider)
 
     async def next_session(self) -> Wait | None:
         """Take the next session's unit and wait for the domain's slot."""

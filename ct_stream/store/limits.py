@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
+from ct_stream.gate.providers import is_own_provider
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.store.batches import Batches
 from ct_stream.store.parked import LEASE_S
@@ -123,7 +124,7 @@ class SharedLimits:
         # Who waits between two hosts is not woken for a unit: the first one would be asked again for each.
         return replace(wait, waits_on=WaitsOn.cap("TOOL-005")) if begun.answer == "cap" else wait
 
-    async def enter_provider(self, held: Wanted, provider: str, *, is_own: bool, is_known: bool) -> Wait | None:
+    async def enter_provider(self, held: Wanted, provider: str, *, is_known: bool) -> Wait | None:
         """Go on at another provider for a domain that is held: see ct_enter_provider."""
         limits = self.limits
         rows = await self._database.persist(
@@ -132,7 +133,7 @@ class SharedLimits:
             held.lease,
             held.domain,
             provider,
-            is_own,
+            is_own_provider(provider, held.domain),
             is_known,
             limits.smtp_per_day,
             limits.smtp_per_provider,
@@ -193,6 +194,7 @@ class SharedLimits:
             self._owner,
             [one.domain for one in wanted],
             [one.provider for one in wanted],
+            [is_own_provider(one.provider, one.domain) for one in wanted],
             [one.lease for one in wanted],
             [one.looked and one.looked.rules_version for one in wanted],
             [one.looked and (one.looked.answered_at or _NEVER) for one in wanted],
@@ -265,13 +267,13 @@ class DomainLease:
         """Return its name, which no other lease has."""
         return self._held.lease
 
-    async def enter(self, provider: str, *, is_own: bool = False, is_known: bool = False) -> Wait | None:
+    async def enter(self, provider: str, *, is_known: bool = False) -> Wait | None:
         """Take a place at another provider for the one that is held; a company's own servers need none.
 
         `is_known`: its rail has let this lease in before, so that its one try is ours.
         """
-        wait = await self._shared.enter_provider(self._held, provider, is_own=is_own, is_known=is_known)
-        if wait is None and not is_own:
+        wait = await self._shared.enter_provider(self._held, provider, is_known=is_known)
+        if wait is None and not is_own_provider(provider, self._held.domain):
             self._held = replace(self._held, provider=provider)
         return wait
 

@@ -269,7 +269,7 @@ SELECT t.granted, t.delay_s, t.refusal, t.retry_s FROM outreach.ct_take_mx($1, $
 -- name: begin_probes
 -- See ct_begin_probes.
 SELECT b.place, b.answer, b.retry_s, b.detail
-FROM outreach.ct_begin_probes($1, $2, $3, $4, $5::text[], $6::timestamptz[], $7, $8, $9) AS b;
+FROM outreach.ct_begin_probes($1, $2, $3, $4, $5, $6::text[], $7::timestamptz[], $8, $9, $10) AS b;
 
 -- name: go_on
 -- See ct_go_on.

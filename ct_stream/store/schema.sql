@@ -164,6 +164,7 @@ CREATE TABLE outreach.ct_rates (
 CREATE TABLE outreach.ct_domains (
     domain text PRIMARY KEY,          -- '@' and a provider's name: its good talks with domains that moved on
     provider text NOT NULL,
+    is_own boolean NOT NULL DEFAULT false,  -- the provider is the company itself: it takes no place
     lease_owner text,
     lease uuid,                       -- chosen by the pass that holds it
     sessions integer,                 -- that it has units for

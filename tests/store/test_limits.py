@@ -189,7 +189,10 @@ async def test_a_dead_workers_domain_is_free_once_its_lease_is_over(database: Da
 
 async def test_entering_a_provider_and_beginning_probes_do_not_deadlock(database: DatabaseDsns) -> None:
     """Another worker's batch of begins: the same domain at its first provider, then somebody at the second one."""
-    begin = "SELECT answer FROM outreach.ct_begin_probes($1, $2, $3, $4, NULL, NULL, 20, 1000000, 10)"
+    begin = (
+        "SELECT answer FROM outreach.ct_begin_probes("
+        "$1, $2, $3, array_fill(false, ARRAY[cardinality($2::text[])]), $4, NULL, NULL, 20, 1000000, 10)"
+    )
     enter = (
         "SELECT answer FROM outreach.ct_enter_provider("
         "'one', $1, 'acme.example', 'bbb.example', false, false, 1000000, 10)"
@@ -593,3 +596,21 @@ async def test_begins_ends_and_renewals_of_the_same_domains_do_not_deadlock(
             await asyncio.gather(*(over_and_over(*one) for one in workers))
             await asyncio.gather(*endings)
     assert "deadlock" not in caplog.text
+
+
+async def test_the_servers_of_a_companys_own_domain_need_no_place_whatever_name_the_spine_has(
+    database: DatabaseDsns,
+) -> None:
+    """eu.acme.example and us.acme.example at mx.acme.example: the company itself, as for evidence and guardrails."""
+    async with opened(database.gate) as db:
+        shared = SharedLimits(db, "worker", limits(smtp_per_provider=1))
+        async with running(*shared.batches):
+            eu = await shared.begin_probe("eu.acme.example", "acme.example")
+            us = await shared.begin_probe("us.acme.example", "acme.example")
+            assert isinstance(eu, DomainLease)
+            assert isinstance(us, DomainLease), "a place at its own server was asked for"
+            assert await eu.next_session() is None
+            assert await eu.enter("bigmail.example") is None
+            busy = await shared.begin_probe("other.example", "bigmail.example")
+            assert isinstance(busy, Wait), "the place at the shared provider is taken"
+            assert busy.reason is WaitReason.PROVIDER_BUSY

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from importlib.resources import files
 from typing import TYPE_CHECKING
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 
+from ct_stream.gate.questions import ControlKind
+from ct_stream.gate.waits import WaitsOn
 from ct_stream.store.migrate import SqlFiles, migrate, sql_files
 from ct_stream.store.queries import _all
 from tests.store.catalog import HELD, dump
@@ -107,3 +110,25 @@ async def test_only_the_owner_makes_something_in_the_schema(database: DatabaseDs
     )
     await admin.close()
     assert [row["rolname"] for row in rows] == ["ct_owner"]
+
+
+def test_sql_names_what_ends_a_wait_as_the_gate_does() -> None:
+    """A name that only one side knows is a company that nobody wakes."""
+    sql = sql_files()
+    texts = (*sql.functions.values(), sql.schema, files("ct_stream.store").joinpath("queries.sql").read_text("utf-8"))
+    built = {kind for text in texts for kind in re.findall(r"'([a-z0-9]+):(?! )", text)}
+    others = {"ct", "budget"}  # advisory locks; the log of the month's budget, which nobody waits for
+    assert built - others <= WaitsOn.KINDS
+    assert len(built & WaitsOn.KINDS) >= 7, "none was looked at"
+
+
+def test_each_constructor_makes_a_kind_that_is_known() -> None:
+    by_name = (make("x") for make in (WaitsOn.provider, WaitsOn.place, WaitsOn.domain, WaitsOn.tool, WaitsOn.cap))
+    made = [
+        *by_name,
+        WaitsOn.control(ControlKind.DNS),
+        WaitsOn.paid_call(UUID(int=1)),
+        WaitsOn.vendor(),
+        WaitsOn.spine(),
+    ]
+    assert {name.partition(":")[0] for name in made} == WaitsOn.KINDS

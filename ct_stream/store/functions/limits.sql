@@ -73,8 +73,9 @@ $$;
 -- answered, cap. A talk on record stays with the provider that it was with. A batch that runs again after a lost answer
 -- finds its own leases, and takes nothing for those that have not run out. `versions` and `seen` are of passes that
 -- looked at the domain memory: where it holds newer answers than `seen` by now, they serve. NULL: it did not look.
+-- `own`: the provider is the company itself (ct_stream/gate/providers.py), so that it takes no place.
 CREATE OR REPLACE FUNCTION outreach.ct_begin_probes(
-    owner text, domains text[], providers text[], leases uuid[], versions text[], seen timestamptz[],
+    owner text, domains text[], providers text[], own boolean[], leases uuid[], versions text[], seen timestamptz[],
     lease_s double precision, per_day bigint, per_provider integer
 ) RETURNS TABLE (place integer, answer text, retry_s double precision, detail text) LANGUAGE plpgsql AS $$
 DECLARE
@@ -105,8 +106,8 @@ BEGIN
     SELECT g.state, g.reason INTO tool FROM outreach.ct_guardrails AS g
         WHERE g.key = 'tool:TOOL-005' AND g.state IN ('halted', 'trial');
     FOR item IN
-        SELECT i.d AS domain, i.p AS provider, i.l AS lease, i.v AS version, i.s AS seen, i.n::integer AS n
-        FROM unnest(domains, providers, leases, versions, seen) WITH ORDINALITY AS i (d, p, l, v, s, n)
+        SELECT i.d AS domain, i.p AS provider, i.o AS is_own, i.l AS lease, i.v AS version, i.s AS seen, i.n::integer AS n
+        FROM unnest(domains, providers, own, leases, versions, seen) WITH ORDINALITY AS i (d, p, o, l, v, s, n)
         ORDER BY i.p, i.d
     LOOP
         place := item.n; retry_s := NULL; detail := NULL;
@@ -152,7 +153,7 @@ BEGIN
             answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
             RETURN NEXT; CONTINUE;
         END IF;
-        IF item.provider <> item.domain THEN
+        IF NOT item.is_own THEN
             SELECT count(*) INTO busy FROM outreach.ct_domains AS d
                 WHERE d.provider = item.provider AND d.lease_owner IS NOT NULL AND d.lease_until > moment;
             IF busy >= per_provider THEN
@@ -163,14 +164,14 @@ BEGIN
         PERFORM outreach.ct_note_talk(d.provider, d.talked_at) FROM outreach.ct_domains AS d
             WHERE d.domain = item.domain AND d.provider <> item.provider AND d.talked_at IS NOT NULL;
         INSERT INTO outreach.ct_domains AS d (
-            domain, provider, lease_owner, lease, sessions, unit_day, lease_until, free_at
+            domain, provider, is_own, lease_owner, lease, sessions, unit_day, lease_until, free_at
         )
             VALUES (
-                item.domain, item.provider, owner, item.lease, 1, today, moment + lease_s * interval '1 second',
-                '-infinity'
+                item.domain, item.provider, item.is_own, owner, item.lease, 1, today,
+                moment + lease_s * interval '1 second', '-infinity'
             )
             ON CONFLICT (domain) DO UPDATE
-                SET provider = excluded.provider, lease_owner = excluded.lease_owner, lease = excluded.lease,
+                SET provider = excluded.provider, is_own = excluded.is_own, lease_owner = excluded.lease_owner, lease = excluded.lease,
                     sessions = 1, unit_day = today, lease_until = excluded.lease_until,
                     talked_at = CASE WHEN d.provider = excluded.provider THEN d.talked_at END
                 WHERE (d.lease_owner IS NULL OR d.lease_until <= moment) AND d.free_at <= moment;
@@ -248,7 +249,8 @@ BEGIN
         SELECT d.provider, d.talked_at INTO was FROM outreach.ct_domains AS d
             WHERE d.domain = its_domain AND d.provider <> to_provider FOR UPDATE;
         IF FOUND THEN
-            UPDATE outreach.ct_domains SET provider = to_provider, talked_at = NULL WHERE domain = its_domain;
+            UPDATE outreach.ct_domains SET provider = to_provider, is_own = false, talked_at = NULL
+                WHERE domain = its_domain;
             IF was.talked_at IS NOT NULL THEN
                 PERFORM outreach.ct_note_talk(was.provider, was.talked_at);
             END IF;
@@ -289,17 +291,17 @@ BEGIN
     LOOP
         place := item.n; retry_s := NULL;
         moment := clock_timestamp();
-        SELECT d.provider, d.sessions INTO held FROM outreach.ct_domains AS d
+        SELECT d.provider, d.is_own, d.sessions INTO held FROM outreach.ct_domains AS d
             WHERE d.domain = item.domain AND d.lease = item.lease AND d.lease_owner = owner;
         IF NOT FOUND THEN
             answer := 'domain_busy'; retry_s := outreach.ct_free_in(item.domain);
             RETURN NEXT; CONTINUE;
         END IF;
-        IF held.provider <> item.domain THEN
+        IF NOT held.is_own THEN
             -- Also of one that has not run out: a renewal may have revived it. The provider's own company needs no place.
             SELECT count(*) INTO busy FROM outreach.ct_domains AS d
                 WHERE d.provider = held.provider AND d.lease_owner IS NOT NULL AND d.lease_until > moment
-                    AND d.domain NOT IN (item.domain, d.provider);
+                    AND d.domain <> item.domain AND NOT d.is_own;
             IF busy >= per_provider THEN
                 answer := 'provider_busy';
                 RETURN NEXT; CONTINUE;
@@ -357,10 +359,10 @@ BEGIN
                 talked_at = CASE WHEN i.t THEN moment ELSE d.talked_at END
             FROM unnest(ended_domains, leases, ended_s, talked, begun) AS i (d, l, s, t, b)
             WHERE d.domain = i.d AND d.lease = i.l AND d.lease_owner = owner
-            RETURNING d.domain, d.provider, d.free_at, d.unit_day, greatest(d.sessions - i.b, 0) AS unused
+            RETURNING d.domain, d.provider, d.is_own, d.free_at, d.unit_day, greatest(d.sessions - i.b, 0) AS unused
     LOOP
         PERFORM outreach.ct_wake('domain:' || ended.domain, 1, ended.free_at);
-        IF ended.provider <> ended.domain THEN
+        IF NOT ended.is_own THEN
             PERFORM outreach.ct_wake('places:' || ended.provider, 1, moment);
         END IF;
         IF ended.unused > 0 THEN
