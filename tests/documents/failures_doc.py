@@ -1,4 +1,4 @@
-"""What does docs/failures.md say? `python -m ct_stream.ops.failures_doc > docs/failures.md` writes it."""
+"""What does docs/failures.md say? `python -m tests.documents.failures_doc > docs/failures.md` writes it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from ct_stream.gate.failures import FAILURE_MEANINGS, FailureCode
 _HEAD = """\
 # Failure codes
 
-Generated from `ct_stream/gate/failures.py` by `python -m ct_stream.ops.failures_doc`; a test holds the two equal.
+Generated from `ct_stream/gate/failures.py` by `python -m tests.documents.failures_doc`; a test holds the two equal.
 
-A FAIL is final. Its code stands in `outreach.company_target_errors.failure_code` and in `failure_code` of `ct.fail`;
+A FAIL is final. Its code is in `outreach.company_target_errors.failure_code` and in `failure_code` of `ct.fail`;
 `blocking_reason` names the cause in one sentence. A company that waits has no code: see `outreach.ct_held`.
 
 | code | stage | meaning | what to do | escalate to |
