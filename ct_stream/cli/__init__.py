@@ -1,4 +1,4 @@
-"""ct-stream: what can a person ask of the gate, and tell it?"""
+"""The command line of ct-stream."""
 
 from ct_stream.cli.program import main
 

@@ -27,10 +27,11 @@ def add_to(main: click.Group) -> None:
     @click.argument("domain")
     @json_option
     def check(domain: str, as_json: bool) -> int:
-        """Ask DNS and mail servers about DOMAIN as stage M does: no event, no outcome, nothing recorded.
+        """Ask about DOMAIN as a worker would, and record nothing.
 
-        Needs CT_SMTP_HELO and CT_SMTP_MAIL_FROM. With CT_POSTGRES_DSN it counts against the limits that all workers
-        share and obeys halts. Exits 0 for PASS, 1 for FAIL, 2 for HELD (something of ours stands in the way).
+        Asks DNS and the domain's mail servers. Needs CT_SMTP_HELO and CT_SMTP_MAIL_FROM. With CT_POSTGRES_DSN it counts
+        against the limits that all workers share, and obeys halts. Never asks the paid vendor. Exits 0 for PASS, 1 for
+        FAIL, 2 for HELD: a limit, a halt or a problem on our side prevents a verdict now.
         """
         from ct_stream.ops import check as checking
         from ct_stream.probes.probing import make_probing
@@ -39,9 +40,11 @@ def add_to(main: click.Group) -> None:
         chosen = settings()
         chosen.require("smtp_helo", "smtp_mail_from")
         if chosen.postgres_dsn is None:
-            say("CT_POSTGRES_DSN is not set: limits are kept in this process only, and halts are not seen")
+            say("CT_POSTGRES_DSN is not set: limits hold for this process only, and halts are not seen")
         if chosen.tier2_provider != "none":
-            say(f"Tier-2 ({chosen.tier2_provider}) is not asked: check never pays; a worker asks before an SMTP-FAIL")
+            say(
+                f"Tier-2 ({chosen.tier2_provider}) is not asked: check never pays; a worker asks it before an SMTP-FAIL"
+            )
         toolbox = load_toolbox(chosen.toolbox)
         checked = asyncio.run(checking.check(chosen, toolbox, make_probing(chosen), domain))
         if as_json:

@@ -1,4 +1,4 @@
-"""ct-stream demo: the whole gate on this machine, before your eyes."""
+"""The command that runs the whole gate on this machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def add_to(main: click.Group) -> None:
 
     @command(main, "demo", examples=["ct-stream demo", "ct-stream demo --keep", "ct-stream demo --companies 1000"])
     @click.option(
-        "--companies", type=click.IntRange(1, 20_000), default=300, show_default=True, help="How many companies."
+        "--companies", type=click.IntRange(1, 20_000), default=300, show_default=True, help="How many companies to run."
     )
-    @click.option("--keep", is_flag=True, help="Leave everything running at the end, until Ctrl-C.")
+    @click.option("--keep", is_flag=True, help="Leave everything running afterwards, until Ctrl-C.")
     def demo(companies: int, keep: bool) -> int:
-        """Run the whole gate here: broker, Postgres, mail servers, a worker, and companies of every kind.
+        """Run the whole gate here, with companies of every kind.
 
-        Needs no settings and no network: all is on loopback, in a temporary directory. Exits 1 when something else
-        was decided than planned.
+        Starts a broker, a Postgres, mail servers and a worker. Needs no settings and no network: everything is on
+        loopback, in a temporary directory. Exits 1 if a company was not decided as planned.
         """
         # Imported here: a gate at work is installed without the embedded stack.
         from ct_stream.cli.demo_screen import show_demo

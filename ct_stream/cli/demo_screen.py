@@ -1,4 +1,4 @@
-"""What does a person see of the demo: its settings, its progress, its summary?"""
+"""What a person sees of the demo: its settings, its progress, its summary."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def show_demo(companies: int, *, keep: bool) -> int:
         summary = await demo.summary()
         _print_summary(demo, summary)
         if not is_complete:
-            click.echo(f"\ngiven up after {_GIVE_UP_S:g} s: not every company was decided and published")
+            click.echo(f"\ngave up after {_GIVE_UP_S:g} s: not every company was decided and published")
         is_good = is_complete and summary.is_good
         demo.keep_files = not is_good
         if keep:
@@ -56,7 +56,7 @@ async def show_demo(companies: int, *, keep: bool) -> int:
 
 
 def _end_by_sigterm_too() -> None:
-    """Take the demo down in order at SIGTERM, as at Ctrl-C."""
+    """Stop the demo in order at SIGTERM, as at Ctrl-C."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -68,12 +68,12 @@ def _say_settings(demo: Demo) -> None:
     click.echo(
         f"{len(plan.companies)} companies of {len({c.kind for c in plan.companies})} kinds, in {len(plan.records)} "
         f"records: {plan.duplicates} are duplicates, {plan.unreadable} cannot be read.\n"
-        "Unlike a gate at work, this one has\n"
-        f"  CT_PASS_DEADLINE_S={PASS_DEADLINE_S} (90) and CT_SPINE_GRACE_S={SPINE_GRACE_S} (60): the silent end soon\n"
-        f"  a toolbox of its own: limits lifted, {smtp['domain_pause_s']} s (2 s) between sessions at a domain,\n"
-        f"  a control each {toolbox()['controls']['interval_s']} s (30 s), what one company alone meets settled after "
-        f"{toolbox()['controls']['settle_s']} s (600 s);\n"
-        "  it asks nobody but the demo's mail servers\n"
+        "The demo differs from a gate at work:\n"
+        f"  CT_PASS_DEADLINE_S={PASS_DEADLINE_S} (90) and CT_SPINE_GRACE_S={SPINE_GRACE_S} (60), for a quick end;\n"
+        f"  its own toolbox: no limits, {smtp['domain_pause_s']} s (2 s) between two sessions at a domain;\n"
+        f"  a control every {toolbox()['controls']['interval_s']} s (30 s);\n"
+        f"  trouble with only one company counts after {toolbox()['controls']['settle_s']} s (600 s).\n"
+        "  It asks only the demo's mail servers.\n"
     )
 
 
@@ -192,13 +192,14 @@ def _print_summary(demo: Demo, summary: Summary) -> None:
     click.echo(f"Pass Rate (Last 24h): passed {rate['passed']}, failed {rate['failed']}, pass_rate {rate['pass_rate']}")
     per_s = summary.planned / summary.span_s if summary.span_s else 0.0
     click.echo(
-        f"\nThroughput: {summary.planned} companies in {summary.span_s:.1f} s, {per_s:.0f} a second; the last ones are "
-        f"servers that say nothing for {PASS_DEADLINE_S} s\n"
+        f"\nThroughput: {summary.planned} companies in {summary.span_s:.1f} s, {per_s:.0f} a second; the last "
+        f"ones have servers that stay silent for {PASS_DEADLINE_S} s\n"
         f"From event to outcome: p50 {summary.p50_s:.2f} s, p95 {summary.p95_s:.2f} s"
     )
     example = demo.plan.companies[0].outreach_id
     click.echo(
-        "\nWhere to look next: `ct-stream demo --keep` leaves it running. In another shell, with the lines it prints:\n"
+        "\nWhere to look next: `ct-stream demo --keep` leaves it running. In another shell, run the lines it prints, "
+        "then:\n"
         f"  ct-stream show {example}\n"
         "  ct-stream failures\n"
         "  ct-stream replay --topic ct.pass --limit 5\n"
@@ -219,7 +220,7 @@ def _planned(disagreement: Disagreement) -> str:
 
 
 async def _keep(demo: Demo) -> None:
-    click.echo(f"\nIt all runs on, until Ctrl-C. Health and metrics: {demo.web_url}/metrics\n")
+    click.echo(f"\nEverything keeps running until Ctrl-C. Metrics: {demo.web_url}/metrics\n")
     click.echo(safe(export_lines(demo.env)))
     while True:
         await demo.progress()  # raises when one of its processes has ended

@@ -1,4 +1,4 @@
-"""Commands about topics: make them, send to one, read one."""
+"""Commands about topics: create them, send to one, read one."""
 
 from __future__ import annotations
 
@@ -41,11 +41,14 @@ def _topics(main: click.Group) -> None:
     @click.option(
         "--replication",
         type=click.IntRange(1, 100),
-        help="Copies of each partition; by default 3, or the number of brokers where there are fewer.",
+        help="Copies of each partition.  [default: 3, or the number of brokers if there are fewer]",
     )
     @json_option
     def topics(replication: int | None, as_json: bool) -> None:
-        """Make the topics that are missing. An existing spine.created gives the number of partitions."""
+        """Create the missing topics.
+
+        They get as many partitions as an existing spine.created has.
+        """
         chosen = settings()
         chosen.require("kafka_bootstrap")
         with kafka_answers(chosen.kafka_bootstrap):
@@ -55,7 +58,7 @@ def _topics(main: click.Group) -> None:
             return
         print_table(
             ["topic", "partitions", ""],
-            [(name, count, "made" if name in made else "there already") for name, count in counts.items()],
+            [(name, count, "created" if name in made else "exists") for name, count in counts.items()],
             empty="no topics",
         )
 
@@ -72,11 +75,15 @@ def _publish(main: click.Group) -> None:
     )
     @click.argument("file", type=click.File(encoding="utf-8", errors="surrogateescape"), required=False)
     @click.option("--ids", is_flag=True, help="Each line is a bare outreach_id.")
-    @click.option("--undecided", is_flag=True, help="Not a FILE: every spine row without an outcome or a wait.")
-    @click.option("--older-than", type=Since(), help="With --undecided: spine rows of that age.  [default: 1h]")
-    @click.option("--all", "of_any_age", is_flag=True, help="With --undecided: of any age.")
-    @click.option("--limit", type=click.IntRange(1), help="With --undecided: at most so many.")
-    @click.option("--dry-run", is_flag=True, help="Count, and send nothing.")
+    @click.option(
+        "--undecided", is_flag=True, help="Instead of FILE: every company of the spine that has no outcome and no wait."
+    )
+    @click.option(
+        "--older-than", type=Since(), help="With --undecided: only spine rows older than this.  [default: 1h]"
+    )
+    @click.option("--all", "of_any_age", is_flag=True, help="With --undecided: spine rows of any age.")
+    @click.option("--limit", type=click.IntRange(1), help="With --undecided: send at most this many.")
+    @click.option("--dry-run", is_flag=True, help="Count only; send nothing.")
     @json_option
     def publish(
         file: Any,
@@ -88,23 +95,25 @@ def _publish(main: click.Group) -> None:
         dry_run: bool,
         as_json: bool,
     ) -> None:
-        """Send a spine.created event for each line of FILE (-: standard input): a JSON object with an outreach_id.
+        """Send a spine.created event for each line of FILE.
 
-        All lines are checked before the first event is sent. The spine is not written: the company must be in it.
+        A line is a JSON object with an outreach_id. FILE - is standard input. All lines are checked before the first
+        event is sent. The spine is not changed: the companies must be in it already.
 
-        With --undecided, for upstream: an event for each company of the spine that the gate never saw: no outcome, not
-        waiting, not stuck. Needs CT_POSTGRES_OPS_DSN, and a login that may write to spine.created.
+        With --undecided it sends an event for each company of the spine that the gate never saw: no outcome, not
+        waiting, not stuck. This is for upstream. It needs CT_POSTGRES_OPS_DSN, and a Kafka login that may write to
+        spine.created.
         """
         if undecided:
             if file is not None or ids:
-                raise click.UsageError("--undecided reads the spine; give it or a FILE")
+                raise click.UsageError("--undecided reads the spine instead of a file; give it or a FILE")
             if of_any_age and older_than is not None:
-                raise click.UsageError("--all and --older-than are two ways to say how old; give one")
+                raise click.UsageError("--all and --older-than both say how old; give one")
             age = None if of_any_age else older_than or timedelta(hours=1)
             count = asyncio.run(publish_undecided(settings(), older_than=age, limit=limit, dry_run=dry_run))
         else:
             if older_than is not None or of_any_age or limit is not None:
-                raise click.UsageError("--older-than, --all and --limit go with --undecided")
+                raise click.UsageError("--older-than, --all and --limit only go with --undecided")
             events = publishing.read_events(file or click.get_text_stream("stdin", "utf-8", "surrogateescape"), ids=ids)
             count = len(events) if dry_run else asyncio.run(publishing.publish(settings(), events))
         if as_json:
@@ -125,11 +134,11 @@ def _replay(main: click.Group) -> None:
         ],
     )
     @click.option("--topic", type=click.Choice(replaying.TOPICS), default=SPINE_CREATED, show_default=True)
-    @click.option("--partition", type=click.IntRange(0), help="Only this partition.")
-    @click.option("--from-offset", type=click.IntRange(0), help="Begin at this offset of each partition read.")
-    @click.option("--from-time", type=Moment(), help="Begin at the first record of this time or later.")
-    @click.option("--limit", type=click.IntRange(1), help="At most so many records.")
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+    @click.option("--partition", type=click.IntRange(0), help="Read only this partition.")
+    @click.option("--from-offset", type=click.IntRange(0), help="Start at this offset of each partition.")
+    @click.option("--from-time", type=Moment(), help="Start at the first record of this time or later.")
+    @click.option("--limit", type=click.IntRange(1), help="Read at most this many records.")
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line instead of a table.")
     def replay(
         topic: str,
         partition: int | None,
@@ -138,12 +147,13 @@ def _replay(main: click.Group) -> None:
         limit: int | None,
         as_json: bool,
     ) -> None:
-        """Read a topic and tell what became of each record. Read-only: no group, no commit, nothing is sent.
+        """Read a topic and show each record.
 
-        With CT_POSTGRES_OPS_DSN each record comes with its outcome from the ledger.
+        Joins no group, commits nothing and sends nothing. With CT_POSTGRES_OPS_DSN it also shows the outcome of each
+        company, from the ledger.
         """
         if from_offset is not None and from_time is not None:
-            raise click.UsageError("--from-offset and --from-time are two ways to say where to begin; give one")
+            raise click.UsageError("--from-offset and --from-time both say where to start; give one")
         chosen = settings()
 
         async def read() -> None:
@@ -175,7 +185,7 @@ def _lag(main: click.Group) -> None:
     @command(main, "lag", examples=["ct-stream lag", "ct-stream lag --json"])
     @json_option
     def lag(as_json: bool) -> None:
-        """Count the records of spine.created that the gate has not committed yet."""
+        """Count the records that the gate has not committed yet."""
         count = asyncio.run(replaying.lag(settings()))
         if as_json:
             print_json({"lag": count})
@@ -187,7 +197,7 @@ _HEADER = f"{'par':>3} {'offset':>8}  {'time':24}  {'company':36}  outcome"
 
 
 def _line(told: replaying.Record) -> str:
-    """Return a record as one line: where it is, which company, what became of it."""
+    """Return a record as one line: where it is, which company, which outcome."""
     where = f"{told['partition']:>3} {told['offset']:>8}  {told['time'] or '':24}"
     if told["unreadable"] is not None:
         return f"{where}  unreadable: {told['unreadable']}"

@@ -19,7 +19,7 @@ def add_to(main: click.Group) -> None:
 
     @main.group("local")
     def local() -> None:
-        """Run a broker and a Postgres on this machine, for trying things out."""
+        """Run a broker and a Postgres here, to try things out."""
 
     for add in (_up, _down, _status, _env):
         add(local)
@@ -33,9 +33,10 @@ def _up(local: click.Group) -> None:
     @command(local, "up", examples=["ct-stream local up", 'ct-stream local up && eval "$(ct-stream local env)"'])
     @json_option
     def up(as_json: bool) -> None:
-        """Start broker and Postgres in the background; come back when both serve, migrated and with topics.
+        """Start a broker and a Postgres in the background.
 
-        The broker keeps its records in memory until `local down`; Postgres keeps its data in CT_DATA_DIR.
+        Returns when both are ready, with tables and topics. The broker keeps its records in memory until `local down`.
+        Postgres keeps its data in CT_DATA_DIR.
         """
         state, started = stack.up(_data_dir())
         if as_json:
@@ -50,7 +51,10 @@ def _up(local: click.Group) -> None:
 def _down(local: click.Group) -> None:
     @command(local, "down", examples=["ct-stream local down"])
     def down() -> None:
-        """Stop broker and Postgres; what the broker held is gone, what Postgres holds is kept."""
+        """Stop the broker and Postgres.
+
+        The broker loses its records; Postgres keeps its data.
+        """
         click.echo("stopped" if stack.down(_data_dir()) else "nothing runs")
 
 
@@ -58,7 +62,10 @@ def _status(local: click.Group) -> None:
     @command(local, "status", examples=["ct-stream local status", "ct-stream local status --json"])
     @json_option
     def status(as_json: bool) -> int:
-        """Tell whether the embedded stack runs; exits 1 when it does not."""
+        """Say whether the broker and Postgres run.
+
+        Exits 1 if they do not.
+        """
         data_dir = _data_dir()
         state, pid = stack.running(data_dir), stack.supervisor_pid(data_dir)
         if as_json:
@@ -73,7 +80,7 @@ def _status(local: click.Group) -> None:
         elif state is not None:
             click.echo(f"it runs: process {pid}, broker on {state.bootstrap}, data in {data_dir}")
         else:
-            click.echo("nothing runs" if pid is None else f"process {pid} is coming up or going down")
+            click.echo("nothing runs" if pid is None else f"process {pid} is starting or stopping")
         return Exit.OK if state is not None else Exit.FOUND
 
 
@@ -81,9 +88,9 @@ def _env(local: click.Group) -> None:
     @command(local, "env", examples=['eval "$(ct-stream local env)"', "ct-stream local env > local.env"])
     @json_option
     def env(as_json: bool) -> None:
-        """Print `export NAME=value` lines that lead to the running stack: brokers, three database logins.
+        """Print `export` lines that point a shell at them.
 
-        They hold passwords.
+        The lines hold the passwords of three database logins.
         """
         state = stack.running(_data_dir())
         if state is None:

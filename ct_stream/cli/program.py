@@ -1,4 +1,4 @@
-"""Which commands are there? One import for each file of them."""
+"""List the commands: one import for each file of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ct_stream.process.identity import our_version
 @click.group(cls=Program, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(our_version(), prog_name="ct-stream")
 def main() -> None:
-    """The Company Target gate: decides once, and for good, whether a company can be reached by mail.
+    """Decide once, and for good, whether a company can be reached by mail: the Company Target gate.
 
-    Settings come from the environment (CT_...); the README lists them. `ct-stream demo` shows everything without any.
+    Settings come from the environment (CT_...); the README lists them. The demo needs none and shows everything.
     """
 
 

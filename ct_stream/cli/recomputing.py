@@ -1,4 +1,4 @@
-"""The command that tries other rules on what was recorded."""
+"""The command that tries other rules on recorded outcomes."""
 
 from __future__ import annotations
 
@@ -25,19 +25,24 @@ def add_to(main: click.Group) -> None:
     @click.option(
         "--toolbox",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="The other rules: a toolbox with another `patterns` or `probe_name`.  [default: CT_TOOLBOX]",
+        help="The toolbox to try, with other `patterns` or another `probe_name`.  [default: CT_TOOLBOX]",
     )
     @click.option("--since", type=Since(), default=timedelta(days=7), show_default="7d", help="How far back: 24h, 7d.")
     @click.option(
-        "--limit", type=click.IntRange(0, 100_000), default=20, show_default=True, help="Name so many that change."
+        "--limit",
+        type=click.IntRange(0, 100_000),
+        default=20,
+        show_default=True,
+        help="Name at most this many companies that would change.",
     )
     @json_option
     def whatif_(toolbox: Path | None, since: timedelta, limit: int, as_json: bool) -> None:
-        """Recompute recorded outcomes under other rules: how many would change, which way, and how many cannot be told.
+        """Recompute recorded outcomes under other rules.
 
-        Reads the transcripts of the gate's own outcomes, with this version's rules and the toolbox's patterns. Asks no
-        server and changes nothing. Where the other rules ask for a mailbox that was never asked for, the outcome
-        cannot be told. An outcome is final: a change of the rules reaches only companies that come later.
+        Counts how many would change, and in which way. Reads the transcripts of the gate's own outcomes and applies
+        this version's rules with the toolbox's patterns. Asks no server and changes nothing. Where the other rules ask
+        for a mailbox that was never asked for, it cannot tell. Outcomes are final: new rules only affect companies that
+        come later.
         """
         known = settings()
         result = asyncio.run(whatif(known, load_toolbox(toolbox or known.toolbox).rules(), since=since, limit=limit))

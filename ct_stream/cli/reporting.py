@@ -1,4 +1,4 @@
-"""Commands that read what the gate has recorded, as ct_ops."""
+"""Commands that read what the gate has recorded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def _since(default: timedelta, text: str) -> Callable[[Callable[..., object]], C
 
 def _limit(default: int) -> Callable[[Callable[..., object]], Callable[..., object]]:
     return click.option(
-        "--limit", type=click.IntRange(1, 100_000), default=default, show_default=True, help="At most so many rows."
+        "--limit",
+        type=click.IntRange(1, 100_000),
+        default=default,
+        show_default=True,
+        help="Show at most this many rows.",
     )
 
 
@@ -50,9 +54,9 @@ def _show(main: click.Group) -> None:
     @click.argument("outreach_id", type=click.UUID)
     @json_option
     def show(outreach_id: UUID, as_json: bool) -> int:
-        """Tell the story of one company: its event, each question with its answer, its outcome and its rows.
+        """Show the story of one company.
 
-        Exits 1 when nothing at all is known of it.
+        Its event, each question with its answer, its outcome and its rows. Exits 1 if nothing is known about it.
         """
         told = asyncio.run(story(settings(), outreach_id))
         if as_json:
@@ -65,11 +69,14 @@ def _show(main: click.Group) -> None:
 
 def _held(main: click.Group) -> None:
     @command(main, "held", examples=["ct-stream held", "ct-stream held --reason provider_closed --json"])
-    @click.option("--reason", help="Only companies that wait for this reason, such as daily_cap.")
+    @click.option("--reason", help="Show only companies that wait for this reason, such as daily_cap.")
     @_limit(50)
     @json_option
     def held(reason: str | None, limit: int, as_json: bool) -> None:
-        """List companies without a verdict: why each one waits, since when, and what ends its wait."""
+        """List the companies that wait or are stuck, and why.
+
+        Says since when each one waits, and what ends the wait.
+        """
         groups, companies = asyncio.run(reports.held(settings(), reason=reason, limit=limit))
         if as_json:
             print_json({"by_reason": groups, "companies": companies})
@@ -98,11 +105,14 @@ def _failures(main: click.Group) -> None:
         examples=["ct-stream failures", "ct-stream failures --since 7d --code CT-M-NO-MX --limit 1000 --json"],
     )
     @_since(_DAY, "24h")
-    @click.option("--code", type=click.Choice(_CODES), help="Only this failure code.")
+    @click.option("--code", type=click.Choice(_CODES), help="Show only this failure code.")
     @_limit(100)
     @json_option
     def failures(since: timedelta, code: str | None, limit: int, as_json: bool) -> None:
-        """List recent failures, newest first, with the runbook's meaning, action and escalation."""
+        """List recent failures, newest first.
+
+        Says what each one means, what to do, and whom to tell.
+        """
         rows = asyncio.run(reports.failures(settings(), since=since, code=code, limit=limit))
         if as_json:
             print_json(rows)
@@ -125,7 +135,10 @@ def _distribution(main: click.Group) -> None:
     @_since(_WEEK, "7d")
     @json_option
     def distribution(since: timedelta, as_json: bool) -> None:
-        """Count failures by code, with the runbook's meaning, action and escalation."""
+        """Count failures by code.
+
+        Says what each code means, what to do, and whom to tell.
+        """
         rows = asyncio.run(reports.distribution(settings(), since=since))
         if as_json:
             print_json(rows)
@@ -142,7 +155,10 @@ def _pass_rate(main: click.Group) -> None:
     @_since(_DAY, "24h")
     @json_option
     def pass_rate(since: timedelta, as_json: bool) -> None:
-        """Tell which share of the decided companies passed. A NOT-FOUND has no company_target row and is not in it."""
+        """Show the share of decided companies that passed.
+
+        CT-I-NOT-FOUND is not counted: it has no company_target row.
+        """
         row = asyncio.run(reports.pass_rate(settings(), since=since))
         if as_json:
             print_json(row)
@@ -155,12 +171,15 @@ def _pass_rate(main: click.Group) -> None:
 def _guardrails(main: click.Group) -> None:
     @main.group("guardrails")
     def guardrails() -> None:
-        """See which tools and providers are closed or halted, and resume one."""
+        """Show what is closed or halted, and resume it."""
 
     @command(guardrails, "list", examples=["ct-stream guardrails list", "ct-stream guardrails list --json"])
     @json_option
     def list_guardrails(as_json: bool) -> None:
-        """List every tool and provider that was ever closed or halted."""
+        """List every guardrail that was ever closed or halted.
+
+        Shows its state, the reason, and who changed it last.
+        """
         rows = asyncio.run(reports.guardrails(settings()))
         if as_json:
             print_json(rows)
@@ -180,12 +199,13 @@ def _guardrails(main: click.Group) -> None:
         ],
     )
     @click.argument("key")
-    @click.option("--reason", required=True, help="Why it may be used again; kept in the log.")
+    @click.option("--reason", required=True, help="Why it may be used again. The log keeps it.")
     def resume(key: str, reason: str) -> None:
-        """Open a paused, closed or halted guardrail: a tool, provider:NAME, spine, input or watchdog.
+        """Open a closed, paused or halted guardrail.
 
-        Your login and the reason are kept; evidence so far is void. TOOL-005 comes back carefully: one company at a
-        time until three providers have talked normally.
+        KEY is a tool, provider:NAME, spine, input or watchdog. Fix the cause first; the runbook says how. The evidence
+        so far no longer counts, and the log keeps your login and the reason. TOOL-005 comes back carefully: one company
+        at a time, until three providers have talked normally.
         """
         if not reason.strip():
             raise click.UsageError("--reason is empty; say why it may be used again")

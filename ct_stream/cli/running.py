@@ -1,4 +1,4 @@
-"""Commands that prepare, run and examine a gate."""
+"""Commands that prepare, run and check a gate."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def _migrate(main: click.Group) -> None:
     @command(main, "migrate", examples=["CT_POSTGRES_ADMIN_DSN=postgresql://... ct-stream migrate"])
     @json_option
     def migrate(as_json: bool) -> None:
-        """Bring the database up to date: tables, roles, grants; companies decided before are adopted.
+        """Bring the database up to date: tables, roles and grants.
 
-        The spine outreach.outreach belongs to upstream and is never made here.
+        Adopts companies that were decided before. Needs CT_POSTGRES_ADMIN_DSN. Never creates or changes the spine,
+        outreach.outreach: it belongs to upstream.
         """
         chosen = settings()
         chosen.require("postgres_admin_dsn")
@@ -59,9 +60,10 @@ def _worker(main: click.Group) -> None:
         help="Read spine.created from its beginning although outcomes exist. No company is decided twice.",
     )
     def worker(first_start: bool) -> int:
-        """Decide companies until told to stop. SIGTERM drains; a second one stops at once.
+        """Decide companies until told to stop.
 
-        Serves /livez, /readyz and /metrics on CT_WEB_HOST:CT_WEB_PORT. Exits 78 when it must not start, and says why.
+        SIGTERM drains the worker; a second one stops it at once. Serves /livez, /readyz and /metrics on
+        CT_WEB_HOST:CT_WEB_PORT. Exits 78 if it must not start, and says why. The README lists the other exit codes.
         """
         from ct_stream.process.logs import set_up_logs
         from ct_stream.wiring.worker import run_worker
@@ -75,9 +77,10 @@ def _doctor(main: click.Group) -> None:
     @command(main, "doctor", examples=["ct-stream doctor", "ct-stream doctor --json | jq '.[] | select(.ok|not)'"])
     @json_option
     def doctor(as_json: bool) -> int:
-        """Say in plain words what is missing to run for real: settings, Kafka, Postgres, DNS, port 25, HELO.
+        """Say what is missing before you can run for real.
 
-        Everything that can be reached is checked even when other things fail. Exits 1 when a problem was found.
+        Checks settings, Kafka, Postgres, DNS, port 25 and HELO: everything it can reach, even if other checks fail.
+        Exits 1 if it found a problem.
         """
         from ct_stream.ops.doctor import examine
 

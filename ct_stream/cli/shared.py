@@ -1,4 +1,4 @@
-"""What do all commands share: exit codes, settings, errors in one line, tables and JSON?"""
+"""What all commands share: exit codes, settings, errors in one line, tables and JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ct_stream.stream.topology import TopologyError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-_WIDE = 220  #: columns where nobody looks on: a pipe must get whole lines
+_WIDE = 220  #: columns when the output is no terminal: a pipe must get whole lines
 
 
 class Exit(IntEnum):
@@ -37,15 +37,15 @@ class Exit(IntEnum):
 
     OK = 0
     FOUND = 1  #: a problem was found, or the company fails
-    HELD = 2  #: no verdict now
+    HELD = 2  #: no verdict yet
     USAGE = 64  #: wrong arguments, input or settings
     UNAVAILABLE = 69  #: a service does not answer, or cannot do what was asked
-    BUG = 70  #: ours
+    BUG = 70  #: in ct-stream
     INTERRUPTED = 130
 
 
-EXIT_CODES = "Exit codes: 0 done, 1 a problem was found or the company fails, 2 held (no verdict now), \
-64 wrong arguments, input or settings, 69 a service does not answer or cannot do what was asked, 70 our bug."
+EXIT_CODES = "Exit codes: 0 done, 1 a problem was found or the company fails, 2 held (no verdict yet), \
+64 wrong arguments, input or settings, 69 a service does not answer or cannot do what was asked, 70 a bug in ct-stream."
 
 
 class Program(click.Group):
@@ -80,7 +80,7 @@ class Program(click.Group):
             return Exit.INTERRUPTED
         except Exception as error:
             traceback.print_exc()
-            say(f"this is a bug of ct-stream: {type(error).__name__}: {error}")
+            say(f"this is a bug in ct-stream: {type(error).__name__}: {error}")
             return Exit.BUG
 
 
@@ -128,7 +128,7 @@ class Since(click.ParamType):
             return value
         match = re.fullmatch(r"([1-9]\d{0,5})([smhd])", str(value).strip())
         if match is None:
-            self.fail(f"{value!r} is no span of time; write 30m, 24h or 7d", param, ctx)
+            self.fail(f"{value!r} is not a duration; write 30m, 24h or 7d", param, ctx)
         return timedelta(**{self._UNITS[match[2]]: int(match[1])})
 
 
@@ -144,7 +144,7 @@ class Moment(click.ParamType):
         try:
             moment = datetime.fromisoformat(str(value))
         except ValueError:
-            self.fail(f"{value!r} is no point in time; write 2026-01-07T12:00:00Z", param, ctx)
+            self.fail(f"{value!r} is not a time; write 2026-01-07T12:00:00Z", param, ctx)
         if moment.tzinfo is None:
             self.fail(f"{value!r} has no zone; add Z or +01:00", param, ctx)
         return moment.astimezone(UTC)
@@ -152,19 +152,19 @@ class Moment(click.ParamType):
 
 def settings() -> Settings:
     """Return the settings of the environment. Raises SettingsError."""
-    # What a client library says of a broken connection, we say in one line.
+    # A broken connection gets one line from us; the client libraries would add many.
     for noisy in ("aiokafka", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     return load_settings(os.environ)
 
 
 def say(line: str) -> None:
-    """Tell a person something beside the result."""
+    """Say something to a person that is not part of the result."""
     click.echo(f"ct-stream: {line}", err=True)
 
 
 def console() -> Console:
-    """Return where results go; whole lines where no person reads."""
+    """Return where results go: whole lines unless it is a terminal."""
     out = Console(highlight=False, soft_wrap=False)
     return out if out.is_terminal else Console(highlight=False, width=_WIDE)
 

@@ -1,4 +1,4 @@
-"""The command that compares everything with everything."""
+"""The command that checks from outside that every company is accounted for."""
 
 from __future__ import annotations
 
@@ -34,32 +34,36 @@ def add_to(main: click.Group) -> None:
         type=Since(),
         default=timedelta(hours=1),
         show_default="1h",
-        help="A spine row or an event of that age should have an outcome or a wait.",
+        help="Expect an outcome or a wait for spine rows and events older than this.",
     )
     @click.option(
         "--waiting-than",
         type=Since(),
         default=timedelta(hours=24),
         show_default="24h",
-        help="Tell of companies that wait for longer.",
+        help="Name companies that have waited longer than this.",
     )
     @click.option(
         "--grace",
         type=Since(),
         default=timedelta(seconds=10),
         show_default="10s",
-        help="What does not agree is looked at once more after this time.",
+        help="Look again after this time at what does not agree.",
     )
     @click.option(
-        "--examples", type=click.IntRange(1, 1000), default=5, show_default=True, help="How many of a kind to show."
+        "--examples",
+        type=click.IntRange(1, 1000),
+        default=5,
+        show_default=True,
+        help="How many examples of each kind to show.",
     )
     @json_option
     def verify(older_than: timedelta, waiting_than: timedelta, grace: timedelta, examples: int, as_json: bool) -> int:
-        """Compare spine, topics, ledger and tables with each other: is every company accounted for, once?
+        """Check that every company is accounted for, once.
 
-        Reads everything and changes nothing, while workers run or not. What it must sort it keeps in a temporary
-        folder (TMPDIR), some 150 bytes a record, and removes at the end. Exits 1 when a promise is broken; notes break
-        none.
+        Compares spine, topics, ledger and tables. Reads everything and changes nothing, whether workers run or not. It
+        sorts in a temporary folder (TMPDIR), about 100 bytes a record, and removes it at the end. Exits 1 if a promise
+        is broken; notes do not count.
         """
         from ct_stream.ops.verify import Limits
         from ct_stream.ops.verify import verify as compare

@@ -1,5 +1,5 @@
--- EXAMPLE, to try ct-stream in an empty database. The spine belongs to upstream: `ct-stream migrate` never makes or
--- changes it, and the gate reads two of its columns, outreach_id and domain.
+-- EXAMPLE, to try ct-stream in an empty database. The spine belongs to upstream: `ct-stream migrate` never creates or
+-- changes it. The gate reads two of its columns, outreach_id and domain.
 
 CREATE SCHEMA IF NOT EXISTS outreach;
 

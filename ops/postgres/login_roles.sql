@@ -1,5 +1,5 @@
--- Let the gate and people log in: `ct-stream migrate` makes the roles without a login. For psql, which reads the
--- passwords from the files that GATE_PASSWORD_FILE and OPS_PASSWORD_FILE name. Run it again to change them.
+-- Let the gate and people log in: `ct-stream migrate` creates their roles without a login. Run this with psql. It reads
+-- the passwords from the files that GATE_PASSWORD_FILE and OPS_PASSWORD_FILE name. Run it again to change a password.
 \set ON_ERROR_STOP on
 \set gate_password `cat "$GATE_PASSWORD_FILE"`
 \set ops_password `cat "$OPS_PASSWORD_FILE"`

@@ -166,7 +166,7 @@ def test_our_bug_is_70_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> No
     result = run("guardrails", "list", CT_POSTGRES_OPS_DSN=NOWHERE)
     assert result.exit_code == 70
     assert "Traceback" in result.stderr
-    assert "this is a bug of ct-stream: ZeroDivisionError" in result.stderr
+    assert "this is a bug in ct-stream: ZeroDivisionError" in result.stderr
 
 
 def test_publish_counts_without_sending() -> None:

@@ -1,4 +1,7 @@
-"""Which fault is met by which test, and what was measured last? Writes docs/faults.md: python -m tests.faults.rows"""
+"""Name the tests that show each fault, and what was measured last.
+
+Writes docs/faults.md: python -m tests.faults.rows
+"""
 
 from __future__ import annotations
 
@@ -29,27 +32,35 @@ _REFUSALS = "trouble/test_refusals.py::"
 ROWS: tuple[Row, ...] = (
     Row(
         fault="kill -9 before the outcome is recorded",
-        behaviour="delivered again, one outcome",
+        behaviour="the event is delivered again, and there is one outcome",
         tests=(_STEPS, "faults/test_kill.py::test_a_kill_in_mid_work_loses_nothing_and_decides_nobody_twice"),
     ),
     Row(
         fault="kill -9 with a Tier-2 reservation and no answer",
-        behaviour="never paid twice, decided as without Tier-2",
+        behaviour="nobody pays twice; the company is decided as if there were no Tier-2",
         tests=(
             "e2e/test_tier2.py::test_a_worker_killed_in_a_paid_call_pays_once_and_its_company_is_decided_without_it",
         ),
     ),
     Row(
         fault="kill -9 inside the transaction, or the answer to COMMIT is lost",
-        behaviour="the row is read back",
+        behaviour="the row is read back, never assumed",
         tests=(_STEPS, "store/test_ledger.py::test_a_batch_whose_answer_was_lost_finds_that_it_has_won"),
     ),
-    Row(fault="kill -9 between recorded and published", behaviour="published from the ledger", tests=(_STEPS,)),
-    Row(fault="kill -9 between published and stamped", behaviour="the same bytes again", tests=(_STEPS,)),
-    Row(fault="kill -9 between stamped and acked", behaviour="meets its outcome", tests=(_STEPS,)),
+    Row(
+        fault="kill -9 between recorded and published",
+        behaviour="the outcome is published from the ledger",
+        tests=(_STEPS,),
+    ),
+    Row(fault="kill -9 between published and stamped", behaviour="the same bytes are published again", tests=(_STEPS,)),
+    Row(
+        fault="kill -9 between stamped and acked",
+        behaviour="the event is delivered again and finds its outcome",
+        tests=(_STEPS,),
+    ),
     Row(
         fault="our own bug in one company's pass",
-        behaviour="stuck after the third exception, the rest goes on",
+        behaviour="the company is stuck after the third exception; all others continue",
         tests=(
             "company/test_companies.py::test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck",
             _BUGS + "test_an_exception_makes_its_own_company_stuck_at_the_third_and_twenty_of_them_stop_the_worker",
@@ -57,8 +68,8 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        fault="a broker restarts, one of three dies",
-        behaviour="goes on",
+        fault="a broker restarts, or one of three dies",
+        behaviour="the gate continues",
         tests=(
             "kafka/test_brokers_die.py::test_one_of_three_brokers_dies_under_load_and_the_gate_goes_on",
             "kafka/test_brokers_die.py::test_brokers_that_are_restarted_one_after_the_other_are_not_noticed",
@@ -67,12 +78,12 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         fault="two of three brokers die",
-        behaviour="outcomes wait in the ledger, not ready, nothing lost",
+        behaviour="outcomes wait in the ledger, the worker is not ready, and nothing is lost",
         tests=("kafka/test_brokers_die.py::test_two_of_three_brokers_die_and_everything_waits_until_they_are_back",),
     ),
     Row(
-        fault="Postgres restarts, is slow, locked, full, read-only",
-        behaviour="nothing is acked, not ready with the reason, no FAIL",
+        fault="Postgres restarts, or is slow, locked, full or read-only",
+        behaviour="nothing is acked, nobody fails, and the worker is not ready and says why",
         tests=(
             f"{_OWN}test_while_postgres_is_away_nothing_is_acked_and_afterwards_all_is_decided_once",
             f"{_OWN}test_an_idle_worker_outlives_an_outage_of_postgres_and_says_so",
@@ -94,13 +105,13 @@ ROWS: tuple[Row, ...] = (
         behaviour="does not arise: the group has no static members, and an owner's name has a random part",
     ),
     Row(
-        fault="duplicate events, on other partitions, at once",
-        behaviour="one outcome, nobody asked twice",
+        fault="duplicate events, on other partitions, at the same time",
+        behaviour="one outcome, and nobody is asked twice",
         tests=("trouble/test_replays.py::test_one_company_on_every_partition_at_once_is_asked_and_decided_once",),
     ),
     Row(
         fault="unreadable records of every kind, and a flood of them",
-        behaviour="`ct.rejected` with the reason; a flood waits for a person",
+        behaviour="they go to `ct.rejected` with the reason; a flood waits for a person",
         tests=(
             "trouble/test_poison.py::test_each_kind_of_poison_among_good_companies_is_rejected_with_its_reason_and_nothing_else_changes",
             "trouble/test_poison.py::"
@@ -111,11 +122,11 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         fault="the group is reset to the beginning",
-        behaviour="each event meets its outcome: no probe, no publish",
+        behaviour="each event finds its outcome: no probe, no publish",
         tests=("kafka/test_reset.py::test_a_group_that_is_reset_to_the_beginning_asks_and_publishes_nothing",),
     ),
     Row(
-        fault="the group is reset to the end, or retention ate unread events",
+        fault="the group is reset to the end, or retention removed unread events",
         behaviour="`ct-stream verify` shows them, `publish --undecided` sends them again",
         tests=(
             "kafka/test_verify.py::test_a_group_past_the_end_and_records_removed_unread_are_found",
@@ -124,12 +135,12 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         fault="the dedupe table's changelog is lost",
-        behaviour="slower, not wrong",
+        behaviour="the gate is slower, not wrong",
         tests=("kafka/test_reset.py::test_a_group_that_is_reset_to_the_beginning_asks_and_publishes_nothing",),
     ),
     Row(
         fault="SIGTERM with hundreds in flight",
-        behaviour="ends within CT_DRAIN_S and 5 s, exit 0; the rest comes again",
+        behaviour="the worker ends with 0 within `CT_DRAIN_S` and 5 s; the rest is delivered again",
         tests=(
             "faults/test_recovery_race.py::test_a_signal_drains_and_ends_with_0_within_the_drain_and_5_s",
             _MACHINE + "test_five_thousand_in_flight_are_given_up_within_the_drain_and_come_again",
@@ -137,7 +148,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         fault="the resolvers are down, refuse, or lie",
-        behaviour="everything waits, not one FAIL",
+        behaviour="everything waits, and nobody fails",
         tests=(
             f"{_OWN}test_a_broken_resolver_fails_nobody_and_everybody_is_decided_after_the_repair",
             f"{_OWN}test_a_lie_of_all_resolvers_between_two_controls_is_not_believed",
@@ -145,12 +156,13 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         fault="port 25 is blocked",
-        behaviour="everything waits; dead hosts fail after the repair",
+        behaviour="everything waits; companies with dead hosts fail after the repair",
         tests=(f"{_OWN}test_a_blocked_port_25_fails_nobody_and_everybody_is_decided_after_the_repair",),
     ),
     Row(
-        fault="our address is refused by all, by a provider, by one company",
-        behaviour="halt and careful resume; provider closed; that company inconclusive",
+        fault="our address is refused by all, by one provider, or by one company",
+        behaviour="by all: the tool halts and comes back carefully; by a provider: it is closed, its companies wait; "
+        "by one company: that company is inconclusive",
         tests=(
             f"{_REFUSALS}test_a_listed_address_halts_the_tool_fails_nobody_and_comes_back_one_by_one",
             f"{_REFUSALS}test_a_provider_that_refuses_us_is_closed_and_only_its_companies_wait",
@@ -162,8 +174,8 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        fault="hostile mail servers and garbage",
-        behaviour="bounded, inconclusive",
+        fault="hostile mail servers, and garbage",
+        behaviour="time and bytes are bounded; the answer is inconclusive",
         tests=(
             "fuzz/test_smtp_garbage.py::test_garbage_from_a_mail_server_ends_a_pass_and_decides_nothing",
             "fuzz/test_dns_garbage.py::test_garbage_from_a_resolver_ends_a_look_up_and_proves_no_absence",
@@ -171,7 +183,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         fault="Tier-2 times out, refuses, answers wrongly, or its budget is spent",
-        behaviour="the attempt stays spent; 401 halts the tool; the cap is exact",
+        behaviour="the attempt stays spent, a 401 halts the tool, and the cap is exact",
         tests=(
             "e2e/test_tier2.py::test_the_vendor_decides_what_smtp_leaves_open_and_is_asked_once",
             "e2e/test_tier2.py::"
@@ -179,8 +191,8 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        fault="another, older, or empty database, a revoked grant",
-        behaviour="everything waits and says why",
+        fault="another, an older or an empty database, or a revoked grant",
+        behaviour="everything waits, and the worker says why",
         tests=(
             "trouble/test_postgres.py::test_a_ledger_that_lost_rows_makes_everything_wait_and_decides_nobody_twice",
             "trouble/test_postgres.py::test_another_database_is_told_by_its_epoch",
@@ -189,7 +201,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         fault="clocks jump; a month or a day ends",
-        behaviour="durations by the monotonic clock, caps by the database's",
+        behaviour="durations follow the monotonic clock, caps follow the database's",
         tests=(
             "store/test_limits.py::test_the_days_look_ups_end_at_midnight_utc",
             _MACHINE + "test_a_clock_that_jumps_decides_nothing_and_spends_no_other_day",
@@ -200,8 +212,8 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        fault="too few descriptors; no memory, no ports; a full disk for logs",
-        behaviour="companies wait",
+        fault="too few descriptors, no memory, no ports, or a full disk for logs",
+        behaviour="companies wait, and none is charged with it",
         tests=(
             "trouble/test_descriptors.py::test_companies_wait_for_descriptors_and_none_is_charged_for_them",
             "company/test_companies.py::test_a_machine_that_has_no_more_is_charged_to_nobody",
@@ -211,7 +223,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         fault="domain text with control characters, look-alikes, 300 characters",
-        behaviour="never reaches SMTP; NO-DOMAIN",
+        behaviour="it never reaches SMTP; the company fails with NO-DOMAIN",
         tests=(
             "gate/test_decision_table.py::test_a_stored_domain_is_brought_to_canonical_form_or_fails_no_domain",
             "trouble/test_poison.py::"
@@ -219,8 +231,9 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        fault="a worker hangs by a fault of its own: its loop, an event, a waiting company, its commits or its input",
-        behaviour="it says where and ends with 76; three times at one place, then a person; never for an outage",
+        fault="a worker hangs by its own fault: its loop, an event, a waiting company, its commits or its input",
+        behaviour="it says where and ends with 76; after the third time at one place it waits for a person; "
+        "never for an outage",
         tests=(
             _HANGS + "test_a_blocked_loop_ends_the_worker_three_times_and_then_it_waits_for_a_person",
             _HANGS + "test_an_event_that_never_comes_back_ends_the_worker_with_what_it_was_doing",
@@ -234,49 +247,50 @@ ROWS: tuple[Row, ...] = (
             _HANGS + "test_a_locked_table_ends_no_worker_though_postgres_answers",
             _HANGS + "test_a_broker_that_hangs_ends_no_worker",
         ),
-        open="code that holds the interpreter's lock for ever: nobody answers /livez then",
+        open="code that holds the interpreter's lock for ever; `/livez` does not answer then",
     ),
     Row(
-        fault="`spine.created` lost records, or offsets are of another cluster: it ends before where the group stands",
-        behaviour="the worker ends, and refuses to start until the group is reset; nothing is dropped as read",
+        fault="`spine.created` ends before the group's offset: it lost records, or the offsets are another cluster's",
+        behaviour="the worker ends, and refuses to start until the group is reset; no record is skipped as read",
         tests=("kafka/test_reset.py::test_a_topic_that_ends_before_where_the_group_stands_is_not_read_on",),
-        open="one that has grown past the group before a worker looks: no offset tells what is new",
+        open="a topic that has grown past the group's offset before a worker looks: no offset shows what is new",
     ),
 )
 
 HEAD = """\
-# What may break, and what shows that it holds
+# What may break, and which test shows that it holds
 
-Generated from `tests/faults/rows.py` by `python -m tests.faults.rows`. Invariants are checked from outside by
-`tests/faults/invariants.py`: topics, ledger, rows, offsets, and what the mail servers were asked. In production
-`ct-stream verify` checks those that are visible there.
+Generated from `tests/faults/rows.py` by `python -m tests.faults.rows`.
 
-| # | fault | what must hold | shown by | not shown |
+The tests check the invariants from outside (`tests/faults/invariants.py`): topics, ledger, rows, offsets, and what the
+mail servers were asked. In production `ct-stream verify` checks those that it can see there.
+
+| # | fault | what must hold | shown by | no test shows |
 |---|---|---|---|---|
 """
 
-#: What was run last, and what was seen: on two shared cores, 2026-11-24.
+#: What was run last, and what was seen.
 MEASURED: tuple[tuple[str, str], ...] = (
     (
         "`make outages MINUTES=5`, 50 companies a second: port 25 refused, port 25 dropped, resolvers refused, "
         "resolvers dropped, Postgres crashed, five minutes each, 2026-11-27",
-        "97,627 companies, each with its planned outcome, none twice, 7 mailboxes asked again; no NO-MX or SMTP-FAIL "
-        "made by an outage; the last waiting one decided 131, 137, 125, 153 and 56 s after the repair; 30 s after it "
-        "105, 192, 175, 201 and 105 decided a second. On another day's machine, twice as fast: 63 to 74 s. Three of "
-        "them and Postgres again after the last change of leases: 108, 115, 118 and 53 s; 162, 146, 155 and 50 (all "
-        "there is) a second; no FAIL made by an outage",
+        "97,627 companies, each with its planned outcome, none decided twice, 7 mailboxes asked again. No NO-MX or "
+        "SMTP-FAIL came from an outage. The last waiting company was decided 131, 137, 125, 153 and 56 s after the "
+        "repair; 30 s after it 105, 192, 175, 201 and 105 were decided a second. Another day's machine was twice as "
+        "fast: 63 to 74 s. Three of them and Postgres again, after the last change of leases: 108, 115, 118 and 53 s; "
+        "162, 146, 155 and 50 (all there were) a second; no FAIL came from an outage",
     ),
     (
         "`kafka/test_limits.py`, eight workers, a cap of 1,000 sessions",
-        "1,000 counted by the servers without kills, at most 1,000 with three; no two sessions of a domain closer "
-        "than 2.0 s",
+        "the servers counted 1,000 without kills, and at most 1,000 with three; no two sessions of a domain were "
+        "closer than 2.0 s",
     ),
     (
         "`make soak MINUTES=30 SEED=20261127`, three brokers, two workers, 2026-11-27",
         "37,791 companies, 29,478 of them with an SMTP dialogue, 88 kills, 85 of them with 200 or more in flight, 24 "
         "at the late steps, 18 restarts of brokers and Postgres, 8 freezes, 6 third workers, 12 lies or outages of "
-        "resolvers and port 25, 793 duplicates, 167 pieces of junk: everything held, no answer from inside a fault was "
-        "believed, at rest 91 s after the last fault; 424 repeats on the topics, all identical",
+        "resolvers and port 25, 793 duplicates, 167 pieces of junk. Everything held, and no answer from inside a fault "
+        "was believed. All was at rest 91 s after the last fault; 424 repeats on the topics, all identical",
     ),
     (
         "`make fuzz`, five minutes each, 2026-11-27",
