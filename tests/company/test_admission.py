@@ -1,0 +1,42 @@
+"""May another event be taken in hand? Each obstacle by itself."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ct_stream.company.admission import Admission
+from ct_stream.gate.questions import ControlKind
+from ct_stream.gate.waits import control_wait
+
+BROKEN = control_wait(ControlKind.SMTP, "our way out to port 25: refused; companies wait")
+
+
+def admission(**changed: Any) -> Admission:
+    """Return one with nothing in the way, of ten in flight; three resumed companies are running."""
+    parts = {"is_up": True, "is_halted": False, "trouble": None, "running": 3} | changed
+    world: Any = SimpleNamespace(**parts)
+    return Admission(database=world, input_check=world, own_way=world, scheduler=world, in_flight=10)
+
+
+def test_resumed_companies_take_places_too() -> None:
+    assert admission().may_pull(6)
+    assert not admission().may_pull(7)
+
+
+@pytest.mark.parametrize("changed", [{"is_up": False}, {"is_halted": True}], ids=["no database", "a person must look"])
+def test_nothing_is_pulled_while_something_is_in_the_way(changed: dict[str, bool]) -> None:
+    assert not admission(**changed).may_pull(0)
+
+
+def test_while_our_own_way_is_broken_as_many_wait_as_may_be_in_flight_and_no_more_are_pulled() -> None:
+    broken = admission(trouble=BROKEN)
+    broken.undecided = 9
+    assert broken.may_pull(0), "what needs no network goes through"
+    broken.undecided = 10
+    assert not broken.may_pull(0)
+    well = admission()
+    well.undecided = 100_000
+    assert well.may_pull(0), "companies that wait for something else hold nobody up"
