@@ -55,6 +55,7 @@ class Reading:
         self._health = health
         self._on_fatal = on_fatal
         self._running: asyncio.Task[None] | None = None
+        self._stopping = False
         #: Whether a record waits for us in Kafka that nobody gives us.
         self.delivery = Delivery(positions=guard.positions, busy_at=self._busy_at, first_records=view.first_records)
         app.drain = agent.drain
@@ -67,6 +68,7 @@ class Reading:
 
     async def stop(self) -> None:
         """Drain, commit and leave the group; nothing where it was never started."""
+        self._stopping = True
         if self._running is None:
             return
         await self._app.stop()
@@ -83,9 +85,11 @@ class Reading:
             return
         self._health.set("start", None)
         log.info("Ready: reading %s as group ct-stream", SPINE_CREATED, extra={"action": "ready"})
-        while not self._app.crashed:  # noqa: ASYNC110 - Faust keeps a flag
+        while not self._stopping:  # what breaks while Faust stops is no crash
+            if self._app.crashed:
+                self._on_fatal(f"Faust crashed: {self._app.crash_reason!r}")
+                return
             await asyncio.sleep(_LOOK_EVERY_S)
-        self._on_fatal(f"Faust crashed: {self._app.crash_reason!r}")
 
     async def _assigned(self, _app: Any, partitions: set[Any], **_: Any) -> None:
         self._agent.assigned()
