@@ -160,7 +160,7 @@ async def _permits(settings: Settings, toolbox: Toolbox) -> AsyncIterator[Permit
         try:
             await database.open()
         except UnfitDatabase as error:
-            raise ServiceTrouble(f"CT_POSTGRES_DSN: {error}") from error
+            raise ServiceTrouble(f"CT_POSTGRES_DSN: {error.problem.what}", error.problem.action) from error
     limits = SharedLimits(
         database,
         f"check/{uuid4().hex[:8]}",

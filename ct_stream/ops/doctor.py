@@ -75,32 +75,32 @@ def _read_settings(environ: Mapping[str, str]) -> tuple[Settings, list[Check]]:
             break
         except SettingsError as error:
             for problem in error.problems:
-                name = problem.split(" ", 1)[0]
-                checks.append(Check(name=name, ok=False, detail=problem, action=f"correct {name}"))
+                name = problem.setting
+                checks.append(Check(name=name, ok=False, detail=problem.what, action=problem.action))
                 for key in (name, f"{name}_FILE"):
                     usable.pop(key, None)
-            if any(problem.startswith("CT_KAFKA_SASL") for problem in error.problems):
+            if any(problem.setting.startswith("CT_KAFKA_SASL") for problem in error.problems):
                 usable.pop("CT_KAFKA_SECURITY_PROTOCOL", None)
-            if any(problem.startswith("CT_TIER2") for problem in error.problems):
+            if any(problem.setting.startswith("CT_TIER2") for problem in error.problems):
                 usable.pop("CT_TIER2_PROVIDER", None)
     for name in _NEEDED:
         try:
             settings.require(name)
         except SettingsError as error:
-            checks.append(Check(name=variable(name), ok=False, detail="is not set", action=_advice(error)))
+            checks += (
+                Check(name=problem.setting, ok=False, detail=problem.what, action=problem.action)
+                for problem in error.problems
+            )
         else:
             checks.append(Check(name=variable(name), ok=True, detail="is set"))
     try:
         load_toolbox(settings.toolbox)
     except ToolboxError as error:
-        checks.append(Check(name="CT_TOOLBOX", ok=False, detail=str(error), action="correct the file"))
+        action = error.problem.action or "correct the file"
+        checks.append(Check(name="CT_TOOLBOX", ok=False, detail=error.problem.what, action=action))
     else:
         checks.append(Check(name="toolbox", ok=True, detail=f"read from {settings.toolbox or 'the package'}"))
     return settings, checks
-
-
-def _advice(error: SettingsError) -> str:
-    return error.problems[0].partition("; ")[2]
 
 
 async def _looked_at(name: str, look: Callable[[Settings], Awaitable[list[Check]]], settings: Settings) -> list[Check]:
@@ -109,11 +109,13 @@ async def _looked_at(name: str, look: Callable[[Settings], Awaitable[list[Check]
         async with asyncio.timeout(_PART_S):
             return await look(settings)
     except ServiceTrouble as error:
-        what, _, action = str(error).partition("; ")
-        return [Check(name=name, ok=False, detail=what, action=action or "start it, or correct the setting")]
+        action = error.problem.action or "start it, or correct the setting"
+        return [Check(name=name, ok=False, detail=error.problem.what, action=action)]
     except SettingsError as error:
-        what, _, action = error.problems[0].partition("; ")
-        return [Check(name=name, ok=False, detail=what, action=action)]
+        return [
+            Check(name=name, ok=False, detail=f"{problem.setting} {problem.what}", action=problem.action)
+            for problem in error.problems
+        ]
     except TimeoutError:
         return [Check(name=name, ok=False, detail=f"no answer within {_PART_S:g} s", action="look at its network path")]
 
@@ -151,8 +153,7 @@ async def _topics(admin: AIOKafkaAdminClient, brokers: int) -> list[Check]:
     counts = await partition_counts(admin, names)
     problem = misfit(counts)
     if problem is not None:
-        what, _, action = problem.partition("; ")
-        checks = [Check(name="topics", ok=False, detail=what, action=action)]
+        checks = [Check(name="topics", ok=False, detail=problem.what, action=problem.action)]
     else:
         partitions = sorted(set(counts.values()))
         checks = [

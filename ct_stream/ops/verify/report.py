@@ -22,7 +22,7 @@ class Example:
     topic: str | None = None
     partition: int | None = None
     offset: int | None = None
-    count: int = 1  #: how many things it stands for
+    count: int = 1  #: how many things it counts for
 
     def told(self) -> dict[str, Any]:
         """Return what is known of it, as `--json` prints it."""

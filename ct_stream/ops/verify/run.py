@@ -1,8 +1,8 @@
 """In which order is everything read, so that work in flight is no false alarm?
 
-Where the group stands, then the ends of the topics, then the topics up to there, then the database at one moment: what
-was committed is accounted for by then, and what was stamped before is on its topic. Whatever still does not agree is
-looked at a second time after a grace, with what the topics got meanwhile.
+First the group's committed offsets, then the ends of the topics, then the topics up to there, then the database at one
+moment: what was committed is accounted for by then, and what was stamped before is on its topic. Whatever still does
+not agree is looked at a second time after a grace, with what the topics got meanwhile.
 """
 
 from __future__ import annotations

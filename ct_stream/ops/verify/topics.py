@@ -54,12 +54,12 @@ class Topics:
         self._positions: dict[TopicPartition, int] = {}
 
     async def mark(self) -> None:
-        """Note where the group stands, then where the topics end: what is committed is in what will be read."""
+        """Note what the group has committed, then where the topics end: what is committed will then be read."""
         self.committed = await committed_offsets(self._settings)
         counts = await self._counts()
         for topic in _ORDER:
             if topic not in counts:
-                raise ServiceTrouble(f"topic {topic} is missing; make it with `ct-stream topics`")
+                raise ServiceTrouble(f"topic {topic} is missing", "make it with `ct-stream topics`")
             self._partitions[topic] = [TopicPartition(topic, number) for number in range(counts[topic])]
         for tps in self._partitions.values():
             self.begins |= await self._consumer.beginning_offsets(tps)
