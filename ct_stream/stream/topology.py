@@ -49,7 +49,7 @@ class KafkaUnavailable(TopologyError):
 
 
 def kafka_options(settings: Settings) -> dict[str, Any]:
-    """Return what every aiokafka client of ours is made with."""
+    """Return the options of every aiokafka client of this program."""
     options: dict[str, Any] = {
         "bootstrap_servers": settings.kafka_bootstrap,
         "security_protocol": settings.kafka_security_protocol,

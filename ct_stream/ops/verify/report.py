@@ -1,4 +1,4 @@
-"""What was found, counted, with a few examples of each kind?"""
+"""What was found: each kind of disagreement counted, with a few examples."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _PAGE = 2000
 _COMMAND_S = 1800.0  #: the server joins and sorts all tables before the first row comes
-_LATE = timedelta(minutes=5)  #: published by then, gone on with by then
+_LATE = timedelta(minutes=5)  #: how late publishing, or the next step of a wait, may be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

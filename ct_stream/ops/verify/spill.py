@@ -1,4 +1,4 @@
-"""How are millions of records compared in little memory? Kept on disk, and read back sorted by outreach_id."""
+"""Keep millions of records on disk and read them back sorted by outreach_id, to compare them in little memory."""
 
 from __future__ import annotations
 

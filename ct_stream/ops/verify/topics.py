@@ -1,4 +1,4 @@
-"""What is on the topics, up to where they ended when the comparison began? Read without a group."""
+"""Read the topics without a group, up to where they ended when the comparison began."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ct_stream.settings import Settings
 
 _ORDER = (CT_REJECTED, CT_PASS, CT_FAIL, SPINE_CREATED)  #: a rejected record's source is read after it
-_IDLE_S = 1.0  #: where end offsets cannot be trusted, a topic that is silent for so long has been read
-_STALL_S = 20.0  #: where they can, silence before the end is a broker in trouble
+_IDLE_S = 1.0  #: how long a topic must be silent to count as read, where end offsets cannot be trusted
+_STALL_S = 20.0  #: where they can be trusted: how long a broker may be silent before the end
 _BATCH = 5000
 _ODD_KEPT = 1000
 _PARTITION_BYTES = 256 * 1024
