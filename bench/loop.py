@@ -20,8 +20,8 @@ import uvloop
 from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.verdicts import Held, Passed
 from ct_stream.probes.answer import PassDriver, World
-from ct_stream.probes.local_limits import NoMemory, NoSpine, Tier2Off
 from ct_stream.probes.probing import make_probing
+from ct_stream.probes.solo import NoMemory, NoSpine, Tier2Off
 from ct_stream.probes.toolbox import load_toolbox
 from ct_stream.settings import load_settings
 

@@ -1,7 +1,7 @@
-"""What did the operator set, and is it usable?
+"""Read the settings, which are environment variables with the prefix `CT_`, and say what is wrong with them.
 
-Environment variables with the prefix `CT_`; a variable `NAME_FILE` names a file that holds the value (for secrets).
-Every missing or wrong one is named in a line of its own, all at once.
+A variable `NAME_FILE` names a file that holds the value (for secrets). All that are missing or wrong are named at once,
+each in a line of its own.
 """
 
 from __future__ import annotations
@@ -13,18 +13,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from ct_stream.problems import Problem, ProblemError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrongSetting(Problem):
+    """A setting that is missing or wrong; `what` continues a sentence that begins with the setting's name."""
+
+    setting: str  #: such as CT_SMTP_HELO
+
+    def __str__(self) -> str:
+        return f"{self.setting} {self.what}; {self.action}"
 
 
 class SettingsError(Exception):
     """One or more settings are missing or wrong; one line for each."""
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
+    def __init__(self, problems: Sequence[WrongSetting]) -> None:
+        super().__init__("\n".join(map(str, problems)))
         self.problems = problems
+
+
+class _Unusable(ProblemError):
+    """A value that no setting can have; the message starts where the setting's name ends."""
 
 
 def _default_data_dir() -> Path:
@@ -51,13 +67,13 @@ class Settings:
     smtp_port: int = 25
     smtp_helo: str | None = None  #: the name that our address's reverse DNS gives
     smtp_mail_from: str | None = None  #: the sender of our probes, an address that takes bounces
-    smtp_allow_cidrs: tuple[str, ...] = ()  #: networks besides the public ones that may be connected to
-    control_domains: tuple[str, ...] = ("gmail.com", "outlook.com")  #: prove that our own way works
+    smtp_allow_cidrs: tuple[str, ...] = ()  #: networks that may be connected to besides the public ones
+    control_domains: tuple[str, ...] = ("gmail.com", "outlook.com")  #: prove that our own resolvers and port 25 work
     toolbox: Path | None = None  #: another SNAP_ON_TOOLBOX.yaml
-    in_flight: int = 1000  #: running passes of one worker
-    pass_deadline_s: float = 90.0  #: of waiting for servers' answers, for one company
-    drain_s: float = 20.0  #: running passes get so long when a worker stops
-    spine_grace_s: float = 60.0  #: an event must be so old before its absence from the spine counts
+    in_flight: int = 1000  #: companies that one worker asks about at the same time
+    pass_deadline_s: float = 90.0  #: how long one company may wait for servers' answers
+    drain_s: float = 20.0  #: how long running passes may still take when a worker stops
+    spine_grace_s: float = 60.0  #: how old an event must be before a missing spine row counts
     tier2_provider: str = "none"  #: none, millionverifier or reacher
     tier2_url: str | None = None  #: of the vendor; default: the public one, where it has one
     tier2_api_key: str | None = field(default=None, repr=False)
@@ -70,7 +86,9 @@ class Settings:
     def require(self, *names: str) -> None:
         """Raise SettingsError with a line for each of `names` that is not set."""
         problems = [
-            f"{variable(name)} is not set; set it to {_EXAMPLES[name]}" for name in names if getattr(self, name) is None
+            WrongSetting(setting=variable(name), what="is not set", action=f"set it to {_EXAMPLES[name]}")
+            for name in names
+            if getattr(self, name) is None
         ]
         if problems:
             raise SettingsError(problems)
@@ -93,25 +111,26 @@ def variable(name: str) -> str:
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """Read all settings from `environ`. Raises SettingsError with a line for each wrong one."""
-    problems: list[str] = []
+    problems: list[WrongSetting] = []
     values: dict[str, Any] = {}
     for name, read in _READERS.items():
         try:
             raw = _raw(environ, variable(name))
             if raw is not None:
                 values[name] = read(raw)
-        except ValueError as error:
-            problems.append(f"{variable(name)} {error}")
+        except _Unusable as error:
+            problem = error.problem
+            problems.append(WrongSetting(setting=variable(name), what=problem.what, action=problem.action))
     known = {variable(name) for name in _READERS}
     problems.extend(
-        f"{key} is no setting of ct-stream; see the README's table of settings"
+        WrongSetting(setting=key, what="is no setting of ct-stream", action="see the README's table of settings")
         for key in sorted(environ)
         if key.startswith("CT_") and key not in known and key.removesuffix("_FILE") not in known
     )
     problems.extend(_tier2_problems(values))
     sasl = values.get("kafka_security_protocol", "").startswith("SASL")
     problems.extend(
-        f"{variable(name)} is not set; CT_KAFKA_SECURITY_PROTOCOL needs it"
+        WrongSetting(setting=variable(name), what="is not set; CT_KAFKA_SECURITY_PROTOCOL needs it", action="set it")
         for name in ("kafka_sasl_mechanism", "kafka_sasl_username", "kafka_sasl_password")
         if sasl and name not in values
     )
@@ -120,29 +139,43 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
-def _tier2_problems(values: Mapping[str, Any]) -> list[str]:
-    """Return what the chosen Tier-2 vendor lacks. The key is in none of the lines."""
+def _tier2_problems(values: Mapping[str, Any]) -> list[WrongSetting]:
+    """Return what is missing or wrong for the chosen Tier-2 vendor. No line contains the key."""
     provider, url = values.get("tier2_provider"), values.get("tier2_url")
     key = values.get("tier2_api_key")
     problems = []
     if provider == "millionverifier":
         if key is None:
             problems.append(
-                "CT_TIER2_API_KEY is not set; CT_TIER2_PROVIDER 'millionverifier' needs it, best from a file: "
-                "CT_TIER2_API_KEY_FILE"
+                WrongSetting(
+                    setting="CT_TIER2_API_KEY",
+                    what="is not set; CT_TIER2_PROVIDER 'millionverifier' needs it",
+                    action="set it, best from a file: CT_TIER2_API_KEY_FILE",
+                )
             )
         elif key.startswith("API_KEY_FOR_"):
             problems.append(
-                "CT_TIER2_API_KEY is one of the vendor's test keys, whose results are made up; set a real one"
+                WrongSetting(
+                    setting="CT_TIER2_API_KEY",
+                    what="is one of the vendor's test keys, whose results are made up",
+                    action="set a real one",
+                )
             )
         if url is not None and url.startswith("http://") and not _is_loopback(url):
             problems.append(
-                f"CT_TIER2_URL {url!r} would send the key unencrypted; write https://, or unset it for the vendor's own"
+                WrongSetting(
+                    setting="CT_TIER2_URL",
+                    what=f"{url!r} would send the key unencrypted",
+                    action="write https://, or unset it for the vendor's own",
+                )
             )
     if provider == "reacher" and url is None:
         problems.append(
-            "CT_TIER2_URL is not set; CT_TIER2_PROVIDER 'reacher' needs your back end's, such as "
-            "http://reacher.internal:8080/v1/check_email"
+            WrongSetting(
+                setting="CT_TIER2_URL",
+                what="is not set; CT_TIER2_PROVIDER 'reacher' needs it",
+                action="set it to your back end's, such as http://reacher.internal:8080/v1/check_email",
+            )
         )
     return problems
 
@@ -155,23 +188,23 @@ def _is_loopback(url: str) -> bool:
 
 
 def _raw(environ: Mapping[str, str], key: str) -> str | None:
-    """Return a variable's value, or the contents of the file that its _FILE twin names; empty means unset."""
+    """Return a variable's value, or the contents of the file that NAME_FILE names; empty means unset."""
     value = environ.get(key, "").strip()
     path = environ.get(f"{key}_FILE", "").strip()
     if value and path:
-        raise ValueError(f"and {key}_FILE are both set; keep one of them")
+        raise _Unusable(f"and {key}_FILE are both set", "keep one of them")
     if path:
         try:
             return Path(path).read_text("utf-8").strip() or None
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot be read from {key}_FILE {path!r}: {error}") from error
+            raise _Unusable(f"cannot be read from {key}_FILE {path!r}: {error}", "name a text file there") from error
     return value or None
 
 
 def _choice(*options: str) -> Callable[[str], str]:
     def read(raw: str) -> str:
         if raw not in options:
-            raise ValueError(f"{raw!r} is unknown; use one of {', '.join(options)}")
+            raise _Unusable(f"{raw!r} is unknown", f"use one of {', '.join(options)}")
         return raw
 
     return read
@@ -182,9 +215,9 @@ def _number(kind: Callable[[str], Value], least: float, most: float) -> Callable
         try:
             number = kind(raw)
         except ValueError:
-            raise ValueError(f"{raw!r} is not a number") from None
+            raise _Unusable(f"{raw!r} is not a number", f"use {least:g} to {most:g}") from None
         if not least <= number <= most:  # type: ignore[operator]
-            raise ValueError(f"{raw!r} is out of range; use {least:g} to {most:g}")
+            raise _Unusable(f"{raw!r} is out of range", f"use {least:g} to {most:g}")
         return number
 
     return read
@@ -194,7 +227,7 @@ def _bootstrap(raw: str) -> str:
     for broker in raw.split(","):
         host, colon, port = broker.strip().rpartition(":")
         if not (colon and host and port.isdigit()):
-            raise ValueError(f"{broker!r} is not host:port; write host:port,host:port")
+            raise _Unusable(f"{broker!r} is not host:port", "write host:port,host:port")
     return ",".join(broker.strip() for broker in raw.split(","))
 
 
@@ -210,9 +243,9 @@ def _dns_servers(raw: str) -> tuple[str, ...]:
         try:
             address = ipaddress.ip_address(host)
         except ValueError:
-            raise ValueError(f"{text!r} is not ip:port; write addresses, such as 192.0.2.53:53") from None
-        if not port.isdigit() or not 0 < int(port) < 65536:
-            raise ValueError(f"{text!r} has no usable port; write ip:port")
+            raise _Unusable(f"{text!r} is not ip:port", "write addresses, such as 192.0.2.53:53") from None
+        if not port.isdecimal() or not 0 < int(port) < 65536:
+            raise _Unusable(f"{text!r} has no usable port", "write ip:port")
         servers.append(f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}")
     return tuple(servers)
 
@@ -223,21 +256,23 @@ def _cidrs(raw: str) -> tuple[str, ...]:
         try:
             networks.append(str(ipaddress.ip_network(text.strip())))
         except ValueError as error:
-            raise ValueError(f"{text.strip()!r} is not a network: {error}") from None
+            raise _Unusable(
+                f"{text.strip()!r} is not a network: {error}", "write networks, such as 192.0.2.0/24"
+            ) from None
     return tuple(networks)
 
 
 def _host_name(raw: str) -> str:
     labels = raw.rstrip(".").split(".")
     if len(labels) < 2 or not all(label.replace("-", "a").isalnum() and label.isascii() for label in labels):
-        raise ValueError(f"{raw!r} is not a full host name; set it to the name in your reverse DNS")
+        raise _Unusable(f"{raw!r} is not a full host name", "set it to the name in your reverse DNS")
     return raw.rstrip(".").lower()
 
 
 def _mail_address(raw: str) -> str:
     local_part, at, domain = raw.rpartition("@")
     if not at or not local_part or any(c.isspace() or c in "<>" for c in raw):
-        raise ValueError(f"{raw!r} is not a mail address; set it to a sender that takes bounces")
+        raise _Unusable(f"{raw!r} is not a mail address", "set it to a sender that takes bounces")
     _host_name(domain)
     return raw
 
@@ -247,14 +282,14 @@ def _domains(raw: str) -> tuple[str, ...]:
 
 
 def _webhook(raw: str) -> str:
-    """Read an address that is a secret: what is wrong with it is said without it."""
+    """Read an address that is a secret: an error never quotes it."""
     try:
         parts = urlsplit(raw)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of its port
+    except ValueError:  # its port is no number
         usable = False
     if not usable or any(c.isspace() for c in raw):
-        raise ValueError("is not an http or https address; write https://hooks.example.com/...")
+        raise _Unusable("is not an http or https address", "write https://hooks.example.com/...")
     return raw
 
 
@@ -265,29 +300,29 @@ def _vendor_url(raw: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise ValueError("is not an http:// or https:// URL; write scheme://host:port/path")
+        raise _Unusable("is not an http:// or https:// URL", "write scheme://host:port/path")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("holds a password; put the secret into CT_TIER2_API_KEY")
+        raise _Unusable("holds a password", "put the secret into CT_TIER2_API_KEY")
     if parts.query or parts.fragment:
-        raise ValueError("has a query or a fragment; write scheme://host:port/path, the rest is added")
+        raise _Unusable("has a query or a fragment", "write scheme://host:port/path, the rest is added")
     return raw
 
 
 def _secret(raw: str) -> str:
     if not raw.isascii() or not raw.isprintable() or " " in raw:
-        raise ValueError("holds a space, a line break or a letter that no key has; set the key alone")
+        raise _Unusable("holds a space, a line break or a letter that no key has", "set the key alone")
     return raw
 
 
 def _existing_file(raw: str) -> Path:
     if not Path(raw).is_file():
-        raise ValueError(f"{raw!r} is not a file")
+        raise _Unusable(f"{raw!r} is not a file", "name a file that exists")
     return Path(raw)
 
 
 def _dsn(raw: str) -> str:
     if not raw.startswith(("postgresql://", "postgres://")):
-        raise ValueError("does not start with postgresql://; write postgresql://user:password@host:port/database")
+        raise _Unusable("does not start with postgresql://", "write postgresql://user:password@host:port/database")
     return raw
 
 

@@ -30,8 +30,9 @@ def add_to(main: click.Group) -> None:
         """Ask about DOMAIN as a worker would, and record nothing.
 
         Asks DNS and the domain's mail servers. Needs CT_SMTP_HELO and CT_SMTP_MAIL_FROM. With CT_POSTGRES_DSN it counts
-        against the limits that all workers share, and obeys halts. Never asks the paid vendor. Exits 0 for PASS, 1 for
-        FAIL, 2 for HELD: a limit, a halt or a problem on our side prevents a verdict now.
+        against the limits that all workers share, and obeys halts. Without it, it keeps the pause between two sessions
+        and counts nothing. Never asks the paid vendor. Exits 0 for PASS, 1 for FAIL, 2 for HELD: a limit, a halt or a
+        problem on our side prevents a verdict now.
         """
         from ct_stream.ops import check as checking
         from ct_stream.probes.probing import make_probing
@@ -40,7 +41,7 @@ def add_to(main: click.Group) -> None:
         chosen = settings()
         chosen.require("smtp_helo", "smtp_mail_from")
         if chosen.postgres_dsn is None:
-            say("CT_POSTGRES_DSN is not set: limits hold for this process only, and halts are not seen")
+            say("CT_POSTGRES_DSN is not set: this is not counted against the limits, and halts are not seen")
         if chosen.tier2_provider != "none":
             say(
                 f"Tier-2 ({chosen.tier2_provider}) is not asked: check never pays; a worker asks it before an SMTP-FAIL"

@@ -70,7 +70,7 @@ class Program(click.Group):
             return Exit.USAGE
         except (SettingsError, WrongInput) as error:
             for problem in error.problems:
-                say(problem)
+                say(str(problem))
             return Exit.USAGE
         except (ServiceTrouble, MigrationError, TopologyError, LocalError) as error:
             say(str(error))

@@ -1,4 +1,4 @@
-"""Where does the Kafka protocol come from when there is no Kafka? From a Tansu broker that lives in memory."""
+"""Run the embedded broker: Tansu, which speaks the Kafka protocol and keeps everything in memory."""
 
 import asyncio
 import importlib.util
@@ -50,7 +50,7 @@ class EmbeddedBroker:
         require_free_port(self.port, "the broker")
         url = f"tcp://{self.bootstrap}"
         self._child = ChildProcess(
-            # Every address is said: by itself it listens on all interfaces and calls itself localhost.
+            # Every address is given: by default it listens on all interfaces and calls itself localhost.
             [
                 *(_broker_binary(), "broker"),
                 *("--listener-url", url),

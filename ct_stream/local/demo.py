@@ -1,4 +1,4 @@
-"""How does the whole gate run on a machine where nothing is? With broker, Postgres, mail farm, worker as children."""
+"""Run the whole gate on an empty machine: broker, Postgres, mail farm and worker as child processes."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from ct_stream.local.demo_companies import Plan, Planned, Record
     from ct_stream.local.stack import StackState
 
-PASS_DEADLINE_S = 10  #: in place of 90: the silent servers of the demo would keep everybody waiting
-SPINE_GRACE_S = 3  #: in place of 60
+PASS_DEADLINE_S = 10  #: instead of 90: the demo has silent servers, and nobody wants to wait for them
+SPINE_GRACE_S = 3  #: instead of 60
 _READY_S = 30.0
 _TOPIC_S = 10.0
 _IDLE_S = 0.3
@@ -73,7 +73,7 @@ def toolbox() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far the gate has come."""
+    """How many companies the gate has decided so far."""
 
     at_s: float  #: since the events were published
     planned: int
@@ -89,13 +89,13 @@ class Progress:
 
     @property
     def is_complete(self) -> bool:
-        """Tell if every company has an outcome and every outcome is published."""
+        """Return whether every company has an outcome and every outcome is published."""
         return self.decided >= self.planned and self.published >= self.planned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disagreement:
-    """A company of which something else was decided than planned."""
+    """A company whose outcome is not the planned one."""
 
     company: Planned
     decided: str
@@ -104,12 +104,12 @@ class Disagreement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What the demo ends with."""
+    """The result of the demo."""
 
     planned: int
     agreed: int
     disagreements: tuple[Disagreement, ...]
-    problems: tuple[str, ...]  #: where database, topics and plan do not fit each other
+    problems: tuple[str, ...]  #: what database, topics and plan do not agree on
     by_outcome: dict[str, tuple[int, int]]  #: planned and decided
     on_topics: dict[str, int]
     already_processed: int
@@ -122,7 +122,7 @@ class Summary:
 
     @property
     def is_good(self) -> bool:
-        """Tell if all agrees."""
+        """Return whether everything agrees."""
         return not self.disagreements and not self.problems
 
 
@@ -328,7 +328,7 @@ class Demo:
 
 
 def _disagreement(company: Planned, decided: Mapping[UUID, Row]) -> Disagreement | None:
-    """Return what was decided of a company where it is not what was planned."""
+    """Return how a company's outcome differs from the plan, or None."""
     row = decided.get(company.outreach_id)
     if row is None:
         return Disagreement(company=company, decided="nothing", reason="")
@@ -356,7 +356,7 @@ def _by_outcome(companies: tuple[Planned, ...], decided: Mapping[UUID, Row]) -> 
         outcome = company.expected.outcome
         row = decided.get(company.outreach_id)
         if row is not None and row["outcome"] in company.expected.also:
-            outcome = row["outcome"]  # right too: it depends on what is read first
+            outcome = row["outcome"]  # right as well: it depends on what is read first
         planned[outcome] = planned.get(outcome, 0) + 1
     found: dict[str, int] = {}
     for row in decided.values():

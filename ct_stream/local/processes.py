@@ -1,4 +1,4 @@
-"""How does a child process live and die with us?
+"""Run child processes that end when this process ends, however it ends.
 
 A child runs in a session of its own, so Ctrl-C at the terminal reaches only the parent, which stops its children in
 order. If the parent is killed, the kernel sends each child its death signal: no orphans either way.
@@ -59,7 +59,7 @@ class ChildProcess:
     def start(self) -> None:
         """Start the program; its output is appended to the log file."""
         if threading.current_thread() is not threading.main_thread():
-            raise LocalError(f"{self.name} must be started from the main thread, it would die with any other one")
+            raise LocalError(f"{self.name} must be started from the main thread: it would end with any other one")
         # setpriv sets the death signal after the change of user (which would clear it) and then becomes the program.
         # A preexec_fn could do the same but may deadlock in a process with threads.
         setpriv = shutil.which("setpriv")

@@ -1,9 +1,9 @@
-"""How does the embedded stack stay up after the shell that started it? Under a supervisor of its own.
+"""Keep the embedded stack up after the shell that started it has ended, under its own supervisor.
 
     python -m ct_stream.local.stack --data-dir DIR
 
 The supervisor owns broker and Postgres: they die with it (see `processes`), and it ends when one of them dies. A lock
-on `stack.lock` says that it lives, whatever a crash left lying about; `stack.json` appears when both serve.
+on `stack.lock` says that it lives, whatever files a crash left behind; `stack.json` appears when both serve.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def main() -> int:
         if not _locked(lock):
             print("another supervisor runs on this directory", file=sys.stderr)
             return 1
-        # What a killed supervisor left leads nowhere.
+        # The state file of a supervisor that was killed is out of date.
         (data_dir / _STATE).unlink(missing_ok=True)
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -231,7 +231,7 @@ def main() -> int:
 
 
 def _locked(lock: TextIO) -> bool:
-    """Take the lock, if no supervisor holds it: who only looks at it holds it for a moment."""
+    """Take the lock if no supervisor holds it; somebody who only checks it holds it for a moment, so try again."""
     for _ in range(20):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What would stage M say of one domain now? Without an event, an outcome or a trace in any table but the limits'."""
+"""Run stage M on one domain now: no event, no outcome, and no trace in any table but those of the limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput, postgres_answers
 from ct_stream.probes.answer import PassDriver, Waiting, World
-from ct_stream.probes.local_limits import LocalControls, LocalPermits, LocalRefusals, NoMemory, NoSpine, Tier2Off
+from ct_stream.probes.solo import NoMemory, NoSpine, SoloControls, SoloPermits, SoloRefusals, Tier2Off
 from ct_stream.store.database import Database
 from ct_stream.store.limits import DomainLease, SharedLimits
 from ct_stream.store.outage import UnfitDatabase
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ct_stream.probes.toolbox import Toolbox
     from ct_stream.settings import Settings
 
-_SLACK_S = 120.0  #: for limits, leases and controls, which the pass deadline does not count
+_SLACK_S = 120.0  #: for limits, leases and controls, which the pass deadline leaves out
 _SHORT_S = 5.0
 _SLOTS = (WaitReason.RATE_LIMIT, WaitReason.DOMAIN_BUSY)
 _TIER2_OFF = "Tier-2 is never asked by `check`"
@@ -48,7 +48,7 @@ class Probing(Protocol):
 
     @property
     def smtp_control(self) -> SmtpControl:
-        """Return the proof that our way out works."""
+        """Return the proof that port 25 is open for us."""
 
     def prober(self, permits: Permits, stopwatch: Stopwatch) -> MailboxAsker:
         """Return the prober of one pass."""
@@ -83,8 +83,8 @@ async def check(settings: Settings, toolbox: Toolbox, probing: Probing, typed: s
             memory=NoMemory(),
             resolver=probing.resolver,
             permits=permits,
-            controls=LocalControls(probing.resolver, probing.smtp_control, settings.control_domains),
-            refusals=LocalRefusals(probing.smtp_control, settings.control_domains),
+            controls=SoloControls(probing.resolver, probing.smtp_control, settings.control_domains),
+            refusals=SoloRefusals(probing.smtp_control, settings.control_domains),
             tier2=Tier2Off(_TIER2_OFF),
             probers=lambda stopwatch: probing.prober(permits, stopwatch),
         )
@@ -112,7 +112,7 @@ async def check(settings: Settings, toolbox: Toolbox, probing: Probing, typed: s
 
 
 def _is_short(wait: Wait) -> bool:
-    """Tell if a person would rather wait than ask again: a slot or a domain's pause, never a cap or a guardrail."""
+    """Return whether a person would rather wait than ask again: for a slot or a domain's pause, never for a cap."""
     return wait.reason in _SLOTS and wait.after_s is not None and wait.after_s <= _SHORT_S
 
 
@@ -151,16 +151,16 @@ def _checked(domain: str, ending: Ending, exchanges: Sequence[Exchange]) -> Chec
 
 @asynccontextmanager
 async def _permits(settings: Settings, toolbox: Toolbox) -> AsyncIterator[Permits]:
-    """Lend the limits: all workers' where CT_POSTGRES_DSN is set, else this process' own."""
+    """Lend the limits of all workers where CT_POSTGRES_DSN is set; without it only the pause between two sessions."""
     if settings.postgres_dsn is None:
-        yield LocalPermits(toolbox)
+        yield SoloPermits(toolbox.smtp.domain_pause_s)
         return
     database = Database(settings.postgres_dsn, application_name="ct-stream check", pool_size=2)
     with postgres_answers("CT_POSTGRES_DSN"):
         try:
             await database.open()
         except UnfitDatabase as error:
-            raise ServiceTrouble(f"CT_POSTGRES_DSN: {error}") from error
+            raise ServiceTrouble(f"CT_POSTGRES_DSN: {error.problem.what}", error.problem.action) from error
     limits = SharedLimits(
         database,
         f"check/{uuid4().hex[:8]}",
@@ -193,13 +193,13 @@ class _SharedPermits:
 
 
 class _SharedLease:
-    """A shared lease; how the talk went is not recorded: a person's check is no evidence for workers."""
+    """A shared lease that records nothing: a person's check is no evidence for workers."""
 
     def __init__(self, lease: DomainLease) -> None:
         self._lease = lease
 
     async def enter(self, provider: str) -> Wait | None:
-        """Go on at another provider."""
+        """Continue at another provider."""
         return await self._lease.enter(provider)
 
     async def next_session(self) -> Wait | None:

@@ -1,4 +1,4 @@
-"""How are the SMTP replies of a file read, and how does that compare with what people say of them?"""
+"""Read the SMTP replies of a file as a worker does, and compare that with the labels that people gave them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Score:
     rows: int
     exact: int
     right: int  #: exact, or the acceptable alternative
-    wrong_rejects: int  #: read as reject where neither label says so: a lost company
+    wrong_rejects: int  #: read as reject although neither label says so: a lost company
     halts: int  #: rows labelled halt
     halts_seen: int
     confusion: dict[str, dict[str, int]]  #: label, then reading

@@ -1,4 +1,4 @@
-"""How do companies get in front of the gate by hand? As `spine.created` records, all checked before one is sent."""
+"""Publish `spine.created` events by hand; all are checked before the first one is sent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Event:
 def read_events(lines: Iterable[str], *, ids: bool) -> list[Event]:
     """Return the event of each line: a JSON object with an outreach_id, or with `ids` a bare UUID.
 
-    Empty lines are passed over. Raises WrongInput that names the wrong lines.
+    Empty lines are skipped. Raises WrongInput that names the wrong lines.
     """
     events: list[Event] = []
     problems: list[str] = []
@@ -50,7 +50,7 @@ def read_events(lines: Iterable[str], *, ids: bool) -> list[Event]:
         if isinstance(read, Unreadable):
             problems.append(f"line {number}: {read.reason}")
         else:
-            # The key in its one spelling, so that all events of a company meet in one partition.
+            # The key in its canonical spelling, so that all events of a company go to one partition.
             events.append(Event(key=str(read.outreach_id).encode(), value=value))
     if problems:
         hidden = len(problems) - _SHOWN_PROBLEMS
@@ -92,8 +92,8 @@ class Sender:
             if not isinstance(failed[0], KafkaError | TimeoutError | OSError):
                 raise failed[0]
             raise ServiceTrouble(
-                f"Kafka took {self.sent} events, then: {failed[0] or type(failed[0]).__name__}; "
-                "send the same again: the gate decides each company once"
+                f"Kafka took {self.sent} events, then: {failed[0] or type(failed[0]).__name__}",
+                "send the same again: the gate decides each company once",
             )
 
 
@@ -117,6 +117,6 @@ async def _require_topic(settings: Settings) -> None:
     try:
         await admin.start()
         if SPINE_CREATED not in await partition_counts(admin, (SPINE_CREATED,)):
-            raise ServiceTrouble(f"topic {SPINE_CREATED} is missing; make it with `ct-stream topics`")
+            raise ServiceTrouble(f"topic {SPINE_CREATED} is missing", "make it with `ct-stream topics`")
     finally:
         await admin.close()

@@ -1,4 +1,4 @@
-"""How do people's commands read the gate's tables? As ct_ops, one connection, in read-only transactions."""
+"""Read the gate's tables for people: as ct_ops, on one connection, in read-only transactions."""
 
 from __future__ import annotations
 

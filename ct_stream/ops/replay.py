@@ -1,4 +1,4 @@
-"""What is in a topic, and what became of it? Read by assign and seek: no group, no commit, nothing is changed."""
+"""Read a topic, with the outcome of each record, by assign and seek: no group, no commit, nothing is changed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ct_stream.settings import Settings
 
 TOPICS = (SPINE_CREATED, CT_PASS, CT_FAIL, CT_REJECTED)
-_IDLE_S = 1.0  #: where end offsets cannot be trusted, a topic that is silent for so long has been read
-_STALL_S = 20.0  #: where they can, silence before the end is a broker in trouble
+_IDLE_S = 1.0  #: how long a topic must be silent to count as read, where end offsets cannot be trusted
+_STALL_S = 20.0  #: where they can be trusted: how long a broker may be silent before the end
 _BATCH = 500
 
 Record = dict[str, Any]
@@ -83,9 +83,9 @@ async def lag(settings: Settings) -> int:
 
 
 def _chosen(topic: str, all_of_it: list[TopicPartition], partition: int | None) -> list[TopicPartition]:
-    """Return the partitions to read. Raises ServiceTrouble where there is no such one."""
+    """Return the partitions to read. Raises ServiceTrouble when there are none."""
     if not all_of_it:
-        raise ServiceTrouble(f"topic {topic} is missing; make it with `ct-stream topics`")
+        raise ServiceTrouble(f"topic {topic} is missing", "make it with `ct-stream topics`")
     chosen = [tp for tp in all_of_it if partition in (None, tp.partition)]
     if not chosen:
         raise ServiceTrouble(f"{topic} has no partition {partition}; it has 0 to {len(all_of_it) - 1}")
@@ -99,16 +99,16 @@ async def _starts(
     from_offset: int | None,
     from_time: datetime | None,
 ) -> dict[TopicPartition, int]:
-    """Return the offset to begin at; the end of a partition, where that is known, for what lies behind it.
+    """Return the offset to begin at; for anything past the end of a partition its end, where that is known.
 
-    Always a number: from the moment of assign() aiokafka looks up a start of its own, and a seek to "the end" or
-    outside of what is there is answered by what that look finds.
+    Always a number: from assign() on aiokafka looks up a start by itself, and a seek to "the end", or to an offset
+    that does not exist, ends where that look-up leads.
     """
     begins = await consumer.beginning_offsets(partitions)
     wanted = dict.fromkeys(partitions, from_offset or 0)
     if from_time is not None and ends is not None:
         found = await consumer.offsets_for_times({tp: int(from_time.timestamp() * 1000) for tp in partitions})
-        wanted = {tp: ends[tp] if at is None else at.offset for tp, at in found.items()}  # None: nothing is so new
+        wanted = {tp: ends[tp] if at is None else at.offset for tp, at in found.items()}  # None: no record is that new
     starts = {tp: max(begins[tp], wanted[tp]) for tp in partitions}
     return starts if ends is None else {tp: min(start, ends[tp]) for tp, start in starts.items()}
 

@@ -1,4 +1,4 @@
-"""What does ops ask of the gate's tables, and what does the runbook say to each answer?"""
+"""The reports of the gate's tables, each failure with the runbook's words."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ def _explained(row: Row) -> Row:
     """Add the runbook's meaning, action and escalation to a row with a failure_code."""
     try:
         said = FAILURE_MEANINGS[FailureCode(row["failure_code"])]
-    except ValueError:  # adopted: a code of before the gate
+    except ValueError:  # adopted: a code from before the gate
         return row | {"meaning": "", "action": "", "escalate_to": "Engineering (check logs)"}
     return row | {"meaning": said.meaning, "action": said.action, "escalate_to": said.escalate_to}

@@ -1,9 +1,10 @@
-"""How old is a spine row? The spine is upstream's: its `created_at` may be missing, or not for our eyes."""
+"""How old is a spine row? The spine is upstream's: its `created_at` may be missing, or closed to our login."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ct_stream.problems import Problem
 from ct_stream.store.queries import query
 
 if TYPE_CHECKING:
@@ -13,14 +14,20 @@ _STAND_IN = "NULL::timestamptz AS spine_at"
 _COLUMN = "u.created_at::timestamptz AS spine_at"
 
 
-async def why_ageless(read: Reader) -> str | None:
-    """Return why the age of spine rows cannot be told, and what is needed; None: it can."""
+async def why_ageless(read: Reader) -> Problem | None:
+    """Return why the age of spine rows cannot be known, or None when it can."""
     row = await read.row("spine_has_age")
     assert row is not None
     if not row["has_column"]:
-        return "the spine outreach.outreach has no column created_at of a point in time; upstream may add one"
+        return Problem(
+            what="the spine outreach.outreach has no column created_at of a point in time",
+            action="upstream may add one",
+        )
     if not row["may_read"]:
-        return "CT_POSTGRES_OPS_DSN may not read outreach.outreach.created_at; run `ct-stream migrate` (grants)"
+        return Problem(
+            what="CT_POSTGRES_OPS_DSN may not read outreach.outreach.created_at",
+            action="run `ct-stream migrate` (grants)",
+        )
     return None
 
 

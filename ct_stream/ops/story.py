@@ -58,7 +58,7 @@ def story_lines(told: Story) -> Iterator[str]:
         if spine is None:
             yield "state      unknown: no spine row, no outcome, no wait"
         else:
-            yield "state      no event of it was taken in hand yet; publish one with `ct-stream publish`"
+            yield "state      no worker has taken up an event of it yet; publish one with `ct-stream publish`"
         return
     if known["event_topic"] is not None:
         yield f"event      {known['event_topic']} partition {known['event_partition']} offset {known['event_offset']}"
@@ -85,7 +85,7 @@ def exchange_lines(values: list[dict[str, Any]]) -> Iterator[str]:
     for number, exchange in enumerate(exchanges, 1):
         first, *more = _answer_lines(exchange)
         if exchange.remembered:
-            more.append(f"remembered: so it answered another company of this domain at {exchange.at}")
+            more.append(f"remembered: this is what it answered for another company of this domain at {exchange.at}")
         yield f"{number:2}. {_question(exchange)}: {first}"
         yield from (f"    {'':{len(_question(exchange))}}  {line}" for line in more)
 

@@ -1,4 +1,4 @@
-"""What stands between a person's question and its answer, in one line?"""
+"""Errors of the commands: a service that does not answer, or input that cannot be used."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 import asyncpg
 from aiokafka.errors import KafkaError
 
-from ct_stream.settings import SettingsError
+from ct_stream.problems import ProblemError
+from ct_stream.settings import SettingsError, WrongSetting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class ServiceTrouble(Exception):
-    """A service does not answer, or cannot do what was asked; the message is one line that says what to do."""
+class ServiceTrouble(ProblemError):
+    """A service does not answer, or cannot do what was asked."""
 
 
 class WrongInput(Exception):
-    """What a person gave cannot be used; one line for each problem."""
+    """The input cannot be used; one line for each problem."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -27,26 +28,29 @@ class WrongInput(Exception):
 
 
 class NotSupported(ServiceTrouble):
-    """The broker cannot tell; a wrong number would be worse than none."""
+    """This broker does not know the answer; a wrong number would be worse than none."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what}: not supported by this broker; ask an Apache Kafka cluster")
+        super().__init__(f"{what}: not supported by this broker", "ask an Apache Kafka cluster")
 
 
 @contextmanager
 def postgres_answers(setting: str) -> Iterator[None]:
-    """Turn what a database that `setting` names can do to us into one line."""
+    """Turn the errors of the database that `setting` names into SettingsError or ServiceTrouble."""
     try:
         yield
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-        raise SettingsError(
-            [f"{setting} is refused by Postgres: {_line(error)}; correct its login or database"]
-        ) from error
+        refused = WrongSetting(
+            setting=setting, what=f"is refused by Postgres: {_line(error)}", action="correct its login or database"
+        )
+        raise SettingsError([refused]) from error
     except asyncpg.UndefinedTableError as error:
-        raise ServiceTrouble(f"Postgres: {_line(error)}; run `ct-stream migrate`, or name another database") from error
+        raise ServiceTrouble(
+            f"Postgres: {_line(error)}", "run `ct-stream migrate`, or name another database"
+        ) from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise ServiceTrouble(
-            f"Postgres: {_line(error)}; {setting} needs another role, or run `ct-stream migrate`"
+            f"Postgres: {_line(error)}", f"{setting} needs another role, or run `ct-stream migrate`"
         ) from error
     except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
         raise ServiceTrouble(f"Postgres ({setting}) does not answer: {_line(error)}") from error
@@ -56,12 +60,12 @@ def postgres_answers(setting: str) -> Iterator[None]:
 
 @contextmanager
 def kafka_answers(bootstrap: str | None) -> Iterator[None]:
-    """Turn what brokers can do to us into one line."""
+    """Turn the errors of brokers into ServiceTrouble."""
     try:
         yield
     except (KafkaError, OSError, TimeoutError) as error:
         raise ServiceTrouble(
-            f"Kafka at {bootstrap} does not answer: {_line(error)}; check CT_KAFKA_BOOTSTRAP"
+            f"Kafka at {bootstrap} does not answer: {_line(error)}", "check CT_KAFKA_BOOTSTRAP"
         ) from error
 
 

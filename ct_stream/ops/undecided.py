@@ -1,7 +1,7 @@
-"""Which companies of the spine were never seen by the gate, and how do they get in front of it?
+"""Find the companies of the spine that the gate never saw, and publish an event for each.
 
-An event may be lost upstream, or by retention before it was read. The spine knows the company all the same: a new
-event puts it right. A company that is decided, waits or is stuck is never sent; nothing could come of it.
+An event may be lost upstream, or by retention before it was read. The company is in the spine all the same, so a new
+event brings it to the gate. A company that is decided, waits or is stuck is never sent: an event would change nothing.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ async def publish_undecided(
         now = await stack.enter_async_context(reader(settings))
         if older_than is not None and (why := await why_ageless(rows)) is not None:
             raise ServiceTrouble(
-                f"the age of spine rows cannot be told: {why}; or give --all instead of --older-than: it sends the "
-                "undecided of any age, also those whose first event is on its way"
+                f"the age of spine rows cannot be told: {why.what}",
+                f"{why.action}; or give --all instead of --older-than: it sends the undecided of any age, even those "
+                "whose first event is on its way",
             )
         sender = None if dry_run else await stack.enter_async_context(sending(settings))
         statement = query_with_age("undecided", has_age=older_than is not None)

@@ -1,4 +1,4 @@
-"""How many outcomes would other rules change, which way, and of how many can that not be told?
+"""Recompute recorded outcomes with other rules: which would change, how, and for which can nobody know?
 
 The evidence for a change of the pattern list (the runbook: "High NO-PATTERN rate: review email pattern list").
 Reads the ledger, in one read-only transaction; asks nobody and changes nothing.

@@ -1,6 +1,6 @@
 """What does a pass need from the rest of the program, to ask the world within its limits?
 
-Protocols only: the store implements them over Postgres for workers, `local_limits` in the process for
+Protocols only: the store implements them over Postgres for workers, `solo` for a pass that runs alone, as in
 `ct-stream check`. The driver in `answer` knows nothing else.
 """
 

@@ -17,6 +17,7 @@ from ct_stream.gate.patterns import PATTERNS, Address, Pattern, ProbeName, rende
 from ct_stream.gate.questions import RANDOM
 from ct_stream.gate.rules import Rules
 from ct_stream.gate.toolbox_limits import PaidLimits, ProbeLimits
+from ct_stream.problems import ProblemError
 
 _FILE_NAME = "SNAP_ON_TOOLBOX.yaml"
 _NAME = re.compile(r"[a-z]{1,40}")  # a local part is at most 64 octets (RFC 5321 section 4.5.3.1.1)
@@ -30,8 +31,8 @@ _MOST_PATTERNS = 16  #: two sessions; more would look like a search for users
 _Key: TypeAlias = tuple[str, ...]
 
 
-class ToolboxError(Exception):
-    """The toolbox cannot be used: one line with the file, the key, and what is expected there."""
+class ToolboxError(ProblemError):
+    """The toolbox cannot be used: the file, the key, and what is expected there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ class SmtpLimits:
     """TOOL-005, SMTPCheck. One session per domain at a time is a rule, not a setting."""
 
     per_day: int  #: sessions
-    domain_pause_s: float  #: from the end of one session to the begin of the next at the same domain
+    domain_pause_s: float  #: from the end of one session to the start of the next at the same domain
     sessions_per_provider: int  #: at once
 
 
@@ -86,7 +87,7 @@ class Toolbox:
 
 
 def load_toolbox(path: Path | str | None = None) -> Toolbox:
-    """Read the toolbox at `path`, or the package's copy. Raises ToolboxError when it cannot be used as it stands."""
+    """Read the toolbox at `path`, or the package's copy. Raises ToolboxError when it cannot be used."""
     if path is None:
         name, text = _FILE_NAME, files("ct_stream.probes").joinpath(_FILE_NAME).read_text(encoding="utf-8")
     else:
@@ -212,7 +213,7 @@ class _Section:
     def end(self) -> None:
         for key in self._values:
             raise ToolboxError(
-                f"{self._file}: {'.'.join((*self._key, str(key)))}: is not a key of the toolbox; remove it"
+                f"{self._file}: {'.'.join((*self._key, str(key)))}: is not a key of the toolbox", "remove it"
             )
 
 

@@ -164,7 +164,7 @@ class Database:
             await self._look(connection)
             applied = {row["part"] for row in await connection.fetch(query("applied"))}
         if missing_part(applied) is not None:
-            raise UnfitDatabase("the schema is older than this version; run `ct-stream migrate`")
+            raise UnfitDatabase("the schema is older than this version", "run `ct-stream migrate`")
         self.trouble = None
         self._up.set()
 
@@ -177,10 +177,10 @@ class Database:
         row = await connection.fetchrow(query("server"))
         assert row is not None
         if row["in_recovery"] or row["read_only"] == "on":
-            raise UnfitDatabase("the server is a standby or read-only; CT_POSTGRES_DSN must name the primary")
+            raise UnfitDatabase("the server is a standby or read-only", "CT_POSTGRES_DSN must name the primary")
         epoch = row["epoch"]
         if epoch is None:
-            raise UnfitDatabase("the ledger has no epoch; run `ct-stream migrate`")
+            raise UnfitDatabase("the ledger has no epoch", "run `ct-stream migrate`")
         if self._epoch is not None and epoch != self._epoch:
             raise UnfitDatabase(f"this is another ledger (epoch {epoch}, was {self._epoch}): restored or replaced?")
         if row["last_ordinal"] < seen:

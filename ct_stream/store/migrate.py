@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from ct_stream.problems import ProblemError
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from importlib.resources.abc import Traversable
@@ -27,8 +29,8 @@ _SAFELY = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL row_security =
 ROLES = ("ct_owner", "ct_gate", "ct_ops")
 
 
-class MigrationError(Exception):
-    """The database cannot be migrated; the message says why and what to do."""
+class MigrationError(ProblemError):
+    """The database cannot be migrated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,14 +101,14 @@ async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationRepor
     connection = await asyncpg.connect(admin_dsn, timeout=10)
     try:
         if connection.get_server_version().major < _MIN_SERVER:
-            raise MigrationError(f"PostgreSQL {connection.get_server_version().major} is too old; use 15 or newer")
+            raise MigrationError(f"PostgreSQL {connection.get_server_version().major} is too old", "use 15 or newer")
         async with connection.transaction():
             await connection.execute(_SAFELY)
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
             return await _migrate(connection, sql or sql_files())
     except asyncpg.InsufficientPrivilegeError as error:
         raise MigrationError(
-            f"{error}; CT_POSTGRES_ADMIN_DSN needs a role that may create roles and owns the schema outreach"
+            str(error), "CT_POSTGRES_ADMIN_DSN needs a role that may create roles and owns the schema outreach"
         ) from error
     finally:
         await connection.close()
@@ -145,15 +147,16 @@ async def _apply_missing(connection: asyncpg.Connection, sql: SqlFiles) -> list[
     known = {row["name"]: row["checksum"] for row in rows}
     if _BASELINE not in known:
         raise MigrationError(
-            "the database was made by a version from before the first release; drop the ct_* tables and functions of "
-            "schema outreach (CASCADE) and migrate again: what was decided is adopted"
+            "the database was made by a version from before the first release",
+            "drop the ct_* tables and functions of schema outreach (CASCADE) and migrate again: what was decided is "
+            "adopted",
         )
     newer = sorted(set(known) - {_BASELINE, *sql.migrations})
     if newer:
-        raise MigrationError(f"the database has migration {newer[0]!r}, which this version does not know; upgrade it")
+        raise MigrationError(f"the database has migration {newer[0]!r}, which this version does not know", "upgrade it")
     for name, text in sql.migrations.items():
         if known.get(name, _checksum(text)) != _checksum(text):
-            raise MigrationError(f"migration {name!r} was applied with other contents; restore the released file")
+            raise MigrationError(f"migration {name!r} was applied with other contents", "restore the released file")
     missing = {name: text for name, text in sql.migrations.items() if name not in known}
     for name, text in missing.items():
         await _run(connection, name, text)
@@ -171,7 +174,7 @@ async def _replace_functions(connection: asyncpg.Connection, sql: SqlFiles) -> l
     had = [row["checksum"] for row in rows]
     is_new = sql.functions_checksum not in had
     if not is_new and had[-1] != sql.functions_checksum:
-        raise MigrationError("the database has the functions of a newer version; upgrade this one")
+        raise MigrationError("the database has the functions of a newer version", "upgrade this one")
     for name, text in sql.functions.items():
         await _run(connection, f"functions/{name}", text)
     if not is_new:
@@ -185,7 +188,7 @@ async def _run(connection: asyncpg.Connection, name: str, text: str) -> None:
     try:
         await connection.execute(text)
     except asyncpg.UniqueViolationError as error:
-        raise MigrationError(f"{name}: {error}; make outreach_id unique in that table first") from error
+        raise MigrationError(f"{name}: {error}", "make outreach_id unique in that table first") from error
 
 
 async def _note(connection: asyncpg.Connection, applied: Mapping[str, str]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncpg
 
+from ct_stream.problems import ProblemError
 
-class UnfitDatabase(Exception):
-    """The server answers, but outcomes must not be written to it; the message says why and what to do."""
+
+class UnfitDatabase(ProblemError):
+    """The server answers, but outcomes must not be written to it."""
 
 
 #: Run again at once: two batches met in opposite orders, or a serialisation conflict.

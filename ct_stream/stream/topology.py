@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
+from ct_stream.problems import Problem, ProblemError
+
 if TYPE_CHECKING:
     from ct_stream.settings import Settings
 
@@ -38,8 +40,8 @@ class TopicPlan:
     config: dict[str, str] = field(default_factory=dict)
 
 
-class TopologyError(Exception):
-    """Topics are missing or do not fit; the message names the command that mends it."""
+class TopologyError(ProblemError):
+    """Topics are missing or do not fit; the action names the command that mends it."""
 
 
 class KafkaUnavailable(TopologyError):
@@ -47,7 +49,7 @@ class KafkaUnavailable(TopologyError):
 
 
 def kafka_options(settings: Settings) -> dict[str, Any]:
-    """Return what every aiokafka client of ours is made with."""
+    """Return the options of every aiokafka client of this program."""
     options: dict[str, Any] = {
         "bootstrap_servers": settings.kafka_bootstrap,
         "security_protocol": settings.kafka_security_protocol,
@@ -115,9 +117,7 @@ async def create_topics(settings: Settings, *, replication: int | None = None) -
                 continue  # somebody else made it meanwhile
             made.append(plan.name)
         counts = await _counts_of_all(admin, names, within_s=_KNOWN_S)
-        problem = misfit(counts)
-        if problem:
-            raise TopologyError(problem)
+        _require_fit(counts)
         return made, counts
     finally:
         await admin.close()
@@ -146,18 +146,24 @@ async def _create(admin: AIOKafkaAdminClient, topic: NewTopic) -> None:
             raise TopologyError(f"topic {entry[0]} could not be made: error {code} {message or ''}".rstrip())
 
 
-def misfit(counts: dict[str, int]) -> str | None:
-    """Return what is wrong with the topics, in a line that says what to do, or None."""
+def misfit(counts: dict[str, int]) -> Problem | None:
+    """Return what is wrong with the topics, or None."""
     missing = [plan.name for plan in topic_plans(1, min_insync=None) if plan.name not in counts]
     if missing:
-        return f"topics are missing: {', '.join(missing)}; make them with `ct-stream topics`"
+        return Problem(what=f"topics are missing: {', '.join(missing)}", action="make them with `ct-stream topics`")
     source, changelog = counts[SPINE_CREATED], counts[CHANGELOG]
     if source != changelog:
-        return (
-            f"{SPINE_CREATED} has {source} partitions and {CHANGELOG} has {changelog}; the table cannot follow: "
-            f"delete {CHANGELOG} (it is a cache) and run `ct-stream topics`"
+        return Problem(
+            what=f"{SPINE_CREATED} has {source} partitions and {CHANGELOG} has {changelog}",
+            action=f"the table cannot follow: delete {CHANGELOG} (it is a cache) and run `ct-stream topics`",
         )
     return None
+
+
+def _require_fit(counts: dict[str, int]) -> None:
+    problem = misfit(counts)
+    if problem is not None:
+        raise TopologyError(problem.what, problem.action)
 
 
 async def check_topics(settings: Settings) -> dict[str, int]:
@@ -171,7 +177,5 @@ async def check_topics(settings: Settings) -> dict[str, int]:
         raise KafkaUnavailable(f"Kafka at {settings.kafka_bootstrap} does not answer: {error}") from error
     finally:
         await admin.close()
-    problem = misfit(counts)
-    if problem:
-        raise TopologyError(problem)
+    _require_fit(counts)
     return counts

@@ -69,5 +69,6 @@ def test_each_mistake_is_one_line_without_the_key(environ: dict[str, str], words
     with pytest.raises(SettingsError) as caught:
         load_settings({f"CT_TIER2_{name}": value for name, value in environ.items()})
     (problem,) = caught.value.problems
-    assert problem.startswith(words)
-    assert KEY not in problem
+    assert str(problem).startswith(words)
+    assert KEY not in str(problem)
+    assert problem.action, "it says what to do"

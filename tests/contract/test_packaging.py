@@ -1,9 +1,10 @@
-"""What is installed is what pyproject.toml asks for, pinned and hashed."""
+"""What is installed is what pyproject.toml asks for, pinned and hashed; every file of the package has its own name."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,12 @@ def test_the_image_runs_what_the_tests_ran() -> None:
     assert {name: everything.get(name) for name in runtime} == runtime
     extras = {canonicalize_name(Requirement(line).name) for line in _ALL if line not in _RUNTIME}
     assert not extras & runtime.keys()
+
+
+def test_no_two_files_of_the_package_share_a_name() -> None:
+    """A traceback, a search or a conversation names a file without its folder."""
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for path in sorted((_ROOT / "ct_stream").rglob("*")):
+        if path.is_file() and path.suffix != ".pyc" and path.name not in ("__init__.py", "__main__.py"):
+            places[path.name].append(str(path.relative_to(_ROOT)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

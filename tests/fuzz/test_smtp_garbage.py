@@ -23,9 +23,9 @@ from ct_stream.gate.transcript import from_json, to_json
 from ct_stream.gate.verdicts import Failed, Held, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
-from ct_stream.probes.local_limits import NoMemory, NoSpine, Tier2Off
 from ct_stream.probes.mailbox import MailboxProber
 from ct_stream.probes.smtp import SmtpSettings
+from ct_stream.probes.solo import NoMemory, NoSpine, Tier2Off
 from tests.fuzz.rounds import EXAMPLES, hang_up, rounds
 
 if TYPE_CHECKING:

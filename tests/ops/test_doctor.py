@@ -76,7 +76,7 @@ async def test_a_gate_login_that_sees_too_much_is_a_problem(database: DatabaseDs
 
 async def test_a_server_that_leaves_its_tables_alone_is_a_problem(database: DatabaseDsns) -> None:
     async def looked_at(*, ok: bool) -> Check:
-        for _ in range(100):  # the server's first process reads its settings anew when it comes to it
+        for _ in range(100):  # the server's first process reads its settings again when it gets to them
             check = by_name(await examine({"CT_POSTGRES_DSN": database.gate}))["autovacuum"]
             if check.ok is ok:
                 return check
@@ -124,3 +124,10 @@ async def test_a_missing_tier2_key_is_named() -> None:
     assert checks["CT_TIER2_API_KEY"].ok is False
     assert "CT_TIER2_PROVIDER 'millionverifier' needs it" in checks["CT_TIER2_API_KEY"].detail
     assert checks["Kafka"].ok is None, "the other parts are looked at all the same"
+
+
+async def test_a_wrong_setting_is_one_line_and_a_semicolon_in_it_is_no_action() -> None:
+    checks = await examine({"CT_SMTP_HELO": "probe; example.com", "CT_DNS_SERVERS": "127.0.0.1:1"})
+    (check,) = (check for check in checks if check.name == "CT_SMTP_HELO")
+    assert check.detail == "'probe; example.com' is not a full host name"
+    assert check.action == "set it to the name in your reverse DNS"

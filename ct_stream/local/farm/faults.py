@@ -1,4 +1,4 @@
-"""What is wrong with our side of the world right now?"""
+"""The faults on our own side that the farm plays now: resolvers, port 25, refusals."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,11 +51,11 @@ class Faults:
         self.refusals: dict[str, Refusal] = {}
 
     def set_resolver(self, index: int, mode: ResolverMode | str) -> None:
-        """Let the resolver with that place in CT_DNS_SERVERS behave so."""
+        """Set how the resolver at that place in CT_DNS_SERVERS behaves."""
         self.resolvers[index] = ResolverMode(mode)
 
     def set_resolvers(self, mode: ResolverMode | str) -> None:
-        """Let all resolvers behave so."""
+        """Set how all resolvers behave."""
         for index in range(len(self.resolvers)):
             self.set_resolver(index, mode)
 
@@ -73,7 +73,7 @@ class Faults:
         self.refusals.pop(provider, None)
 
     def refusal(self, domain: str, stage: Stage) -> str | None:
-        """Return the reply that a host of `domain` gives us at that stage in place of its own."""
+        """Return the reply that a host of `domain` gives us at that stage instead of its own."""
         for refusal in (self.refusals.get(domain), self.refusals.get(EVERYWHERE)):
             if refusal is not None and refusal.stage is stage:
                 return refusal.reply

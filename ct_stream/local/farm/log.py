@@ -82,7 +82,7 @@ class FarmLog:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return the log that a farm wrote to `path`, also while it runs: flush it first."""
+        """Return the log that a farm wrote to `path`; flush it first if the farm still runs."""
         log = cls()
         for line in path.read_bytes().splitlines():
             event = orjson.loads(line)
@@ -150,7 +150,7 @@ class FarmLog:
         self._write("close", {"session": session.id, "at": session.closed, "ended_by": ended_by})
 
     def flush(self) -> None:
-        """Bring everything to the file."""
+        """Write everything to the file."""
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None

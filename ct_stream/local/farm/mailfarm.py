@@ -1,4 +1,4 @@
-"""How do the farm's parts fit together?"""
+"""The farm as a whole: its resolvers, its mail servers and what they know of each company."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ct_stream.local.processes import LocalError
 
 _RESOLVERS = 2
 _NETWORK = ipaddress.ip_network("127.77.0.0/16")
-#: Beyond the farm's network, where the `mxloop` company points: who connects here is not careful.
+#: Beyond the farm's network, where the `mxloop` company points: a client that connects here is not careful.
 _TRIPWIRE = Endpoint(
     address="127.0.0.1",
     host=MxHost(name="localhost", domain="localhost", scenario=SCENARIOS["catchall"], mx=Mx()),

@@ -1,4 +1,4 @@
-"""Which company, and which MX host, does a name stand for?"""
+"""Which company, or which MX host, does a name belong to?"""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,7 +36,7 @@ class MxHost:
 
     @property
     def is_shared(self) -> bool:
-        """Is it a provider's host, that takes mail for many domains?"""
+        """Return whether it is a provider's host, which takes mail for many domains."""
         return self.scenario is PROVIDER
 
 

@@ -1,4 +1,4 @@
-"""How is a farm in a process of its own steered? By one JSON object a line, over loopback.
+"""Control a farm that runs in another process, by one JSON object a line over loopback.
 
 The farm's process writes a state file when it is ready; `FarmClient` reads it. Tests that kill workers, and benches
 that must not share a processor with the farm, run it this way.
@@ -143,11 +143,11 @@ class FarmClient:
         await self._call("add", domain, scenario, provider)
 
     async def set_resolver(self, index: int, mode: ResolverMode | str) -> None:
-        """Let one resolver behave so."""
+        """Set how one resolver behaves."""
         await self._call("set_resolver", index, mode)
 
     async def set_resolvers(self, mode: ResolverMode | str) -> None:
-        """Let all resolvers behave so."""
+        """Set how all resolvers behave."""
         await self._call("set_resolvers", mode)
 
     async def block_smtp(self, mode: SmtpBlock | str | None) -> None:

@@ -64,8 +64,8 @@ MEANINGS: dict[Kind, Meaning] = {
     Kind.COMMITTED_PAST_END: Meaning(
         invariant=2,
         sentence="partitions whose committed offset is past their end: new events there are passed over",
-        todo="was spine.created made anew, or is this another cluster? Delete the group ct-stream's offsets while no "
-        "worker runs, then start one with --first-start",
+        todo="was spine.created deleted and created again, or is this another cluster? Delete the offsets of the group "
+        "ct-stream while no worker runs, then start one with --first-start",
     ),
     Kind.UNREADABLE_NOT_REJECTED: Meaning(
         invariant=2,
@@ -75,7 +75,7 @@ MEANINGS: dict[Kind, Meaning] = {
     Kind.REJECTED_WITHOUT_SOURCE: Meaning(
         invariant=2,
         sentence="rejected records whose source is not in spine.created",
-        todo="was spine.created made anew? Then ct.rejected tells of the old one; else Engineering",
+        todo="was spine.created deleted and created again? Then ct.rejected is about the old one; if not, Engineering",
     ),
     Kind.SPINE_WITHOUT_OUTCOME: Meaning(
         invariant=1,
@@ -102,8 +102,8 @@ MEANINGS: dict[Kind, Meaning] = {
     Kind.NOT_ON_TOPIC: Meaning(
         invariant=4,
         sentence="outcomes that are stamped as published and are not on their topic",
-        todo="was the topic made anew, cleaned or given a retention, or is this another cluster? The hubs miss these "
-        "companies; Engineering publishes the ledger's bytes again",
+        todo="was the topic created again, cleaned or given a retention, or is this another cluster? The hubs miss "
+        "these companies; Engineering publishes the ledger's bytes again",
     ),
     Kind.UNPUBLISHED: Meaning(
         invariant=4,
@@ -121,7 +121,7 @@ MEANINGS: dict[Kind, Meaning] = {
     Kind.FINAL_WITHOUT_ROW: Meaning(
         invariant=5,
         sentence="final rows of company_target or company_target_errors without a ledger row",
-        todo="decided before the gate came: `ct-stream migrate` adopts them; else something else writes there",
+        todo="decided before the gate came: `ct-stream migrate` adopts them; if not, something else writes there",
     ),
     Kind.STUCK: Meaning(
         invariant=None,
@@ -136,7 +136,7 @@ MEANINGS: dict[Kind, Meaning] = {
     Kind.OVERDUE: Meaning(
         invariant=None,
         sentence="companies whose wait ended, or whose worker went silent, more than 5 minutes ago",
-        todo="see that workers run; each one goes on with them by itself",
+        todo="see that workers run; each one continues with them by itself",
     ),
     Kind.SPINE_OF_UNKNOWN_AGE: Meaning(
         invariant=None,
@@ -152,5 +152,5 @@ MEANINGS: dict[Kind, Meaning] = {
 
 
 def is_note(kind: Kind) -> bool:
-    """Tell if a kind breaks no promise."""
+    """Return whether a kind breaks no promise."""
     return MEANINGS[kind].invariant is None

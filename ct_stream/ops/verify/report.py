@@ -1,4 +1,4 @@
-"""What was found, counted, with a few examples of each kind?"""
+"""What was found: each kind of disagreement counted, with a few examples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Example:
     topic: str | None = None
     partition: int | None = None
     offset: int | None = None
-    count: int = 1  #: how many things it stands for
+    count: int = 1  #: how many things it counts for
 
     def told(self) -> dict[str, Any]:
         """Return what is known of it, as `--json` prints it."""

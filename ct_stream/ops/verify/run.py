@@ -1,8 +1,8 @@
 """In which order is everything read, so that work in flight is no false alarm?
 
-Where the group stands, then the ends of the topics, then the topics up to there, then the database at one moment: what
-was committed is accounted for by then, and what was stamped before is on its topic. Whatever still does not agree is
-looked at a second time after a grace, with what the topics got meanwhile.
+First the group's committed offsets, then the ends of the topics, then the topics up to there, then the database at one
+moment: what was committed is accounted for by then, and what was stamped before is on its topic. Whatever still does
+not agree is looked at a second time after a grace, with what the topics got meanwhile.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _PAGE = 2000
 _COMMAND_S = 1800.0  #: the server joins and sorts all tables before the first row comes
-_LATE = timedelta(minutes=5)  #: published by then, gone on with by then
+_LATE = timedelta(minutes=5)  #: how late publishing, or the next step of a wait, may be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

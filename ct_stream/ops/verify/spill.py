@@ -1,4 +1,4 @@
-"""How are millions of records compared in little memory? Kept on disk, and read back sorted by outreach_id."""
+"""Keep millions of records on disk and read them back sorted by outreach_id, to compare them in little memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CREATE TABLE suspects (id BLOB PRIMARY KEY) WITHOUT ROWID;
 
 
 def digest_of(key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> bytes:
-    """Return 32 bytes that stand for a record: the query `verify_companies` computes the same of a ledger row."""
+    """Return 32 bytes that identify a record: the query `verify_companies` computes the same for a ledger row."""
     text = json.dumps([[name, _header(data)] for name, data in headers], ensure_ascii=False)
     folded = (key or b"") + b"\0" + hashlib.sha256(value or b"").digest() + text.encode("utf-8", "surrogatepass")
     return hashlib.sha256(folded).digest()

@@ -1,4 +1,4 @@
-"""What is on the topics, up to where they ended when the comparison began? Read without a group."""
+"""Read the topics without a group, up to where they ended when the comparison began."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ct_stream.settings import Settings
 
 _ORDER = (CT_REJECTED, CT_PASS, CT_FAIL, SPINE_CREATED)  #: a rejected record's source is read after it
-_IDLE_S = 1.0  #: where end offsets cannot be trusted, a topic that is silent for so long has been read
-_STALL_S = 20.0  #: where they can, silence before the end is a broker in trouble
+_IDLE_S = 1.0  #: how long a topic must be silent to count as read, where end offsets cannot be trusted
+_STALL_S = 20.0  #: where they can be trusted: how long a broker may be silent before the end
 _BATCH = 5000
 _ODD_KEPT = 1000
 _PARTITION_BYTES = 256 * 1024
@@ -54,12 +54,12 @@ class Topics:
         self._positions: dict[TopicPartition, int] = {}
 
     async def mark(self) -> None:
-        """Note where the group stands, then where the topics end: what is committed is in what will be read."""
+        """Note what the group has committed, then where the topics end: what is committed will then be read."""
         self.committed = await committed_offsets(self._settings)
         counts = await self._counts()
         for topic in _ORDER:
             if topic not in counts:
-                raise ServiceTrouble(f"topic {topic} is missing; make it with `ct-stream topics`")
+                raise ServiceTrouble(f"topic {topic} is missing", "make it with `ct-stream topics`")
             self._partitions[topic] = [TopicPartition(topic, number) for number in range(counts[topic])]
         for tps in self._partitions.values():
             self.begins |= await self._consumer.beginning_offsets(tps)

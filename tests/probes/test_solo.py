@@ -1,8 +1,7 @@
-"""How does `ct-stream check` keep the limits, and hold instead of failing?"""
+"""A pass alone keeps the pause, and is held instead of failing a domain for our own trouble."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -16,20 +15,10 @@ from ct_stream.gate.verdicts import Failed, Held, HeldBy, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.control_probe import SmtpControl
-from ct_stream.probes.local_limits import (
-    LocalControls,
-    LocalLease,
-    LocalPermits,
-    LocalRefusals,
-    NoMemory,
-    NoSpine,
-    Tier2Off,
-    next_slot,
-)
 from ct_stream.probes.mailbox import MailboxProber
 from ct_stream.probes.mx import ControlResult, NameTrouble
 from ct_stream.probes.smtp import SmtpSettings
-from ct_stream.probes.toolbox import MxLimits, SmtpLimits, load_toolbox
+from ct_stream.probes.solo import NoMemory, NoSpine, SoloControls, SoloPermits, SoloRefusals, Tier2Off
 
 if TYPE_CHECKING:
     from ct_stream.gate.middle_stage import Flow
@@ -54,41 +43,11 @@ class Clock:
         self.now += seconds
 
 
-def permits(clock: Clock, *, per_day: int = 10, places: int = 10) -> LocalPermits:
-    toolbox = replace(
-        load_toolbox(),
-        mx=MxLimits(per_second=50, per_day=per_day),
-        smtp=SmtpLimits(per_day=per_day, domain_pause_s=2.0, sessions_per_provider=places),
-    )
-    return LocalPermits(toolbox, clock=clock, sleep=clock.sleep)
-
-
-def test_slots_are_a_rate_apart_and_idle_time_is_not_saved_up() -> None:
-    assert next_slot(0.0, 50, 100.0) == (0.0, 100.02)
-    wait_s, tat = next_slot(100.02, 50, 100.0)
-    assert (round(wait_s, 6), round(tat, 6)) == (0.02, 100.04)
-    assert next_slot(100.04, 50, 200.0) == (0.0, 200.02)
-
-
-async def test_mx_look_ups_keep_their_rate_and_their_day() -> None:
-    clock = Clock()
-    local = permits(clock, per_day=3)
-    assert [await local.mx_lookup() for _ in range(3)] == [None] * 3
-    assert clock.slept == [0.0, 0.02, 0.02]
-    wait = await local.mx_lookup()
-    assert wait is not None
-    assert wait.reason is WaitReason.DAILY_CAP
-
-
-async def begin(local: LocalPermits, domain: str, provider: str = "p.example") -> LocalLease:
-    lease = await local.begin_probe(domain, provider)
-    assert isinstance(lease, LocalLease)
-    return lease
-
-
 async def test_the_next_session_of_a_domain_begins_two_seconds_after_the_end_of_the_last() -> None:
     clock = Clock()
-    lease = await begin(permits(clock), "a.example")
+    permits = SoloPermits(2.0, clock=clock, sleep=clock.sleep)
+    lease = await permits.begin_probe("a.example", "p.example")
+    assert not isinstance(lease, Wait)
     assert await lease.next_session() is None
     assert clock.slept == []
     clock.now += 7
@@ -96,60 +55,6 @@ async def test_the_next_session_of_a_domain_begins_two_seconds_after_the_end_of_
     clock.now += 0.5
     assert await lease.next_session() is None
     assert clock.slept == [1.5]
-
-
-async def test_a_domain_is_asked_by_one_pass_at_a_time_and_rests_after_it() -> None:
-    clock = Clock()
-    local = permits(clock)
-    lease = await begin(local, "a.example")
-    assert isinstance(await local.begin_probe("a.example", "p.example"), Wait)
-    await begin(local, "b.example")
-    lease.session_ended()
-    await lease.release(met={}, refused=[])
-    wait = await local.begin_probe("a.example", "p.example")
-    assert isinstance(wait, Wait)
-    assert (wait.reason, wait.after_s) == (WaitReason.DOMAIN_BUSY, 2.0)
-    clock.now += 2
-    await begin(local, "a.example")
-
-
-async def test_a_provider_has_so_many_places() -> None:
-    local = permits(Clock(), places=2)
-    first = await begin(local, "a.example")
-    await begin(local, "b.example")
-    wait = await local.begin_probe("c.example", "p.example")
-    assert isinstance(wait, Wait)
-    assert wait.reason is WaitReason.PROVIDER_BUSY
-    await begin(local, "c.example", "q.example")
-    await first.release(met={}, refused=[])
-    await first.release(met={}, refused=[])
-    await begin(local, "d.example")
-    assert isinstance(await local.begin_probe("e.example", "p.example"), Wait)
-
-
-async def test_a_pass_that_goes_on_at_another_provider_takes_a_place_there_for_its_own() -> None:
-    local = permits(Clock(), places=1)
-    first = await begin(local, "a.example")
-    other = await begin(local, "b.example", "q.example")
-    wait = await first.enter("q.example")
-    assert isinstance(wait, Wait)
-    assert wait.reason is WaitReason.PROVIDER_BUSY
-    assert isinstance(await local.begin_probe("c.example", "p.example"), Wait), "and has given none back"
-    await other.release(met={}, refused=[])
-    assert await first.enter("q.example") is None
-    await begin(local, "c.example")
-    assert isinstance(await local.begin_probe("d.example", "q.example"), Wait)
-
-
-async def test_the_days_sessions_are_counted_one_by_one() -> None:
-    local = permits(Clock(), per_day=2)
-    lease = await begin(local, "a.example")
-    assert await lease.next_session() is None
-    assert await lease.next_session() is None
-    wait = await lease.next_session()
-    assert wait is not None
-    assert wait.reason is WaitReason.DAILY_CAP
-    assert isinstance(await local.begin_probe("b.example", "q.example"), Wait)
 
 
 # ---------------------------------------------------------------- controls and refusals
@@ -190,18 +95,18 @@ def settings(farm: MailFarm) -> SmtpSettings:
 async def check(farm: MailFarm, names: Names) -> Passed | Failed | Waiting:
     """Do what `ct-stream check acme.example` does without a database."""
     clock = Clock()
-    local = permits(clock, per_day=100)
+    permits = SoloPermits(2.0, clock=clock, sleep=clock.sleep)
     smtp = SmtpControl(names, settings(farm))
     world = World(
         spine=NoSpine("acme.example"),
         memory=NoMemory(),
         resolver=names,
-        permits=local,
-        controls=LocalControls(names, smtp, ["control.example"]),
-        refusals=LocalRefusals(smtp, ["control.example"]),
+        permits=permits,
+        controls=SoloControls(names, smtp, ["control.example"]),
+        refusals=SoloRefusals(smtp, ["control.example"]),
         tier2=Tier2Off(),
         probers=lambda stopwatch: MailboxProber(
-            resolver=names, permits=local, settings=settings(farm), stopwatch=stopwatch
+            resolver=names, permits=permits, settings=settings(farm), stopwatch=stopwatch
         ),
     )
 
@@ -300,7 +205,7 @@ async def test_controls_say_what_they_saw(farm: MailFarm) -> None:
     await farm.server()
     await farm.server(["220 control"])
     names = Names(farm)
-    controls = LocalControls(names, SmtpControl(names, settings(farm)), ["control.example"])
+    controls = SoloControls(names, SmtpControl(names, settings(farm)), ["control.example"])
     assert await controls.confirm(ControlKind.SMTP, []) == ControlAnswer(detail="mx.control.example greets us")
     assert await controls.confirm(ControlKind.DNS, []) == ControlAnswer(detail="scripted control.example")
 
@@ -321,7 +226,7 @@ async def test_a_control_without_mx_or_address_fails(farm: MailFarm) -> None:
 
 async def test_without_control_domains_nothing_is_confirmed(farm: MailFarm) -> None:
     names = Names(farm)
-    wait = await LocalControls(names, SmtpControl(names, settings(farm)), []).confirm(ControlKind.DNS, [])
+    wait = await SoloControls(names, SmtpControl(names, settings(farm)), []).confirm(ControlKind.DNS, [])
     assert isinstance(wait, Wait)
     assert "no control domain is set" in wait.detail
 
@@ -334,7 +239,7 @@ async def test_tier2_that_is_off_is_never_asked() -> None:
 
 async def test_held_by_rate_names_the_provider(farm: MailFarm) -> None:
     held = Held(by=HeldBy.RATE, host="mx.bigmail.example", reason="slow down")
-    wait = await LocalRefusals(SmtpControl(Names(farm), settings(farm)), []).judge(
+    wait = await SoloRefusals(SmtpControl(Names(farm), settings(farm)), []).judge(
         held, "acme.example", "bigmail.example"
     )
     assert wait is not None

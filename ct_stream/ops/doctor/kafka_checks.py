@@ -1,0 +1,141 @@
+"""Do the brokers answer, and are the topics set up as the gate needs them?"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError
+
+from ct_stream.ops.doctor.part import Check, Part, Seen, verdict
+from ct_stream.ops.troubles import kafka_answers
+from ct_stream.stream.producer import supports_idempotence
+from ct_stream.stream.topology import kafka_options, misfit, partition_counts, topic_plans
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from ct_stream.settings import Settings
+
+_NAMES = tuple(plan.name for plan in topic_plans(1, min_insync=None))
+_MOST_COPIES = 3  #: of each partition, where there are as many brokers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cluster:
+    """What was asked of the brokers for all checks, and the way to ask more."""
+
+    settings: Settings
+    admin: AIOKafkaAdminClient
+    brokers: int
+    partitions: dict[str, int]  #: by topic, of those that exist
+
+    @property
+    def copies(self) -> int:
+        """Return how many copies each partition should have."""
+        return min(_MOST_COPIES, self.brokers)
+
+
+@asynccontextmanager
+async def _cluster(settings: Settings) -> AsyncIterator[_Cluster]:
+    with kafka_answers(settings.kafka_bootstrap):
+        admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-doctor")
+        try:
+            await admin.start()
+            brokers = len((await admin.describe_cluster())["brokers"])
+            partitions = await partition_counts(admin, _NAMES)
+            yield _Cluster(settings=settings, admin=admin, brokers=brokers, partitions=partitions)
+        finally:
+            await admin.close()
+
+
+async def _brokers(cluster: _Cluster) -> Check:
+    detail = f"{cluster.settings.kafka_bootstrap} answers, {cluster.brokers} brokers"
+    return Check(name="Kafka", ok=True, detail=detail)
+
+
+async def _topics(cluster: _Cluster) -> Check:
+    problem = misfit(cluster.partitions)
+    if problem is not None:
+        return Check(name="topics", ok=False, detail=problem.what, action=problem.action)
+    counts = " or ".join(map(str, sorted(set(cluster.partitions.values()))))
+    return Check(name="topics", ok=True, detail=f"all {len(_NAMES)} are there, with {counts} partitions")
+
+
+async def _replication(cluster: _Cluster) -> Seen:
+    if not cluster.partitions:
+        return ()
+    copies = {
+        topic["topic"]: min(len(partition["replicas"]) for partition in topic["partitions"])
+        for topic in await cluster.admin.describe_topics(_present(cluster))
+    }
+    few = [f"{name} {copies[name]}" for name in _present(cluster) if copies[name] < cluster.copies]
+    return verdict(
+        "replication",
+        ok=not few,
+        good=f"each partition has {cluster.copies} of {cluster.copies} copies that {cluster.brokers} brokers allow",
+        bad=f"fewer than {cluster.copies} copies: {', '.join(few)}",
+        action="move them to more brokers with kafka-reassign-partitions",
+    )
+
+
+async def _topic_settings(cluster: _Cluster) -> Seen:
+    if not cluster.partitions:
+        return ()
+    try:
+        configs = await _configs(cluster.admin, _present(cluster))
+    except (KafkaError, ValueError, IndexError) as error:
+        return Check(name="topic settings", ok=None, detail=f"this broker does not tell them: {error}")
+    wrong = []
+    for plan in topic_plans(1, min_insync=2 if cluster.copies == _MOST_COPIES else None):
+        found = configs.get(plan.name, {})
+        for key in ("cleanup.policy", "min.insync.replicas"):
+            value, wish = found.get(key), plan.config.get(key)
+            if value is None or wish is None:
+                continue
+            enough = int(value) >= int(wish) if key == "min.insync.replicas" else wish in value.split(",")
+            if not enough:
+                wrong.append(f"{plan.name} has {key}={value}, not {wish}")
+    return verdict(
+        "topic settings",
+        ok=not wrong,
+        good="compaction and min.insync.replicas are as they must be",
+        bad="; ".join(wrong),
+        action="change them with kafka-configs --alter --entity-type topics",
+    )
+
+
+async def _idempotent_producer(cluster: _Cluster) -> Check:
+    if await supports_idempotence(cluster.settings):
+        return Check(name="idempotent producer", ok=True, detail="supported")
+    detail = "not supported by this broker, nor are lag and replay by time; enough for trying things out"
+    return Check(name="idempotent producer", ok=None, detail=detail)
+
+
+KAFKA = Part(
+    name="Kafka",
+    setting="kafka_bootstrap",
+    connect=_cluster,
+    checks=(_brokers, _topics, _replication, _topic_settings, _idempotent_producer),
+)
+
+
+def _present(cluster: _Cluster) -> list[str]:
+    return [name for name in _NAMES if name in cluster.partitions]
+
+
+async def _configs(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return each topic's settings. Raises KafkaError or ValueError where the broker does not tell them."""
+    asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    found: dict[str, dict[str, str]] = {}
+    for response in await admin.describe_configs(asked):
+        for code, message, _kind, name, entries, *_ in response.resources:
+            if code:
+                raise ValueError(message or f"error {code}")
+            found[name] = {entry[0]: entry[1] for entry in entries}
+    if not any(found.values()):
+        raise ValueError("an empty answer")
+    return found

@@ -1,0 +1,180 @@
+"""Do names resolve, is port 25 open, and does our HELO name lead back to us?"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import aiodns
+
+from ct_stream.ops.doctor.part import Check, Part, Seen, verdict
+from ct_stream.probes.control_probe import SmtpControl
+from ct_stream.probes.mx import NameTrouble, Resolver
+from ct_stream.probes.smtp import SmtpSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ct_stream.settings import Settings
+
+_PTR_S = 5.0
+
+
+def _resolver(settings: Settings, servers: tuple[str, ...] = (), *, anywhere: bool = False) -> Resolver:
+    networks = ("0.0.0.0/0", "::/0") if anywhere else settings.smtp_allow_cidrs
+    return Resolver(
+        servers or settings.dns_servers or None,
+        allowed=[ipaddress.ip_network(network) for network in networks],
+    )
+
+
+# ---------------------------------------------------------------- DNS
+
+
+async def _resolvers(settings: Settings) -> list[Check]:
+    """Ask each resolver by itself: the gate needs one, and a second one to confirm an absence."""
+    servers = _resolver(settings).servers
+    if not servers:
+        return [Check(name="DNS", ok=False, detail="no resolver is known", action="set CT_DNS_SERVERS to ip:port,...")]
+    domain = settings.control_domains[0]
+    results = await asyncio.gather(*(_resolver(settings, (server,)).dns_control(domain) for server in servers))
+    return [
+        verdict(
+            f"resolver {server}",
+            ok=result.ok,
+            good=result.detail,
+            bad=result.detail,
+            action="name resolvers that answer for any domain in CT_DNS_SERVERS",
+        )
+        for server, result in zip(servers, results, strict=True)
+    ]
+
+
+async def _second_resolver(settings: Settings) -> Seen:
+    if len(_resolver(settings).servers) != 1:
+        return ()
+    detail = "there is none: a domain without MX is not confirmed by another"
+    return Check(name="second resolver", ok=None, detail=detail)
+
+
+DNS = Part(name="DNS", connect=nullcontext, checks=(_resolvers, _second_resolver))
+
+
+# ---------------------------------------------------------------- port 25
+
+
+async def _outbound_port(settings: Settings) -> Check:
+    """Talk to the servers of the control domains; one that greets us is enough."""
+    smtp = SmtpSettings(
+        helo=settings.smtp_helo or "localhost.localdomain",
+        mail_from=settings.smtp_mail_from or "",
+        port=settings.smtp_port,
+    )
+    control = SmtpControl(_resolver(settings), smtp)
+    results = await asyncio.gather(*(control.smtp_control(domain) for domain in settings.control_domains))
+    good = [result.detail for result in results if result.ok]
+    return verdict(
+        f"outbound port {settings.smtp_port}",
+        ok=bool(good),
+        good="; ".join(good),
+        bad="; ".join(result.detail for result in results),
+        action="have your network let connections to that port out; many hosting networks close it",
+    )
+
+
+PORT_25 = Part(name="port 25", connect=nullcontext, checks=(_outbound_port,))
+
+
+# ---------------------------------------------------------------- HELO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Name:
+    """The HELO name, and what DNS says of it."""
+
+    settings: Settings
+    helo: str
+    found: tuple[str, ...] | NameTrouble
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Return its addresses; none where it has none."""
+        return () if isinstance(self.found, NameTrouble) else self.found
+
+
+@asynccontextmanager
+async def _helo_name(settings: Settings) -> AsyncIterator[_Name]:
+    assert settings.smtp_helo is not None
+    found = await _resolver(settings, anywhere=True).lookup_addresses(settings.smtp_helo)
+    yield _Name(settings=settings, helo=settings.smtp_helo, found=found)
+
+
+async def _helo(name: _Name) -> Check:
+    """Look for the name's addresses: servers refuse a HELO that leads nowhere."""
+    if not isinstance(name.found, NameTrouble):
+        return Check(name="HELO", ok=True, detail=f"{name.helo} is {', '.join(name.addresses)}")
+    why = f"{name.found.trouble} {name.found.detail}".strip()
+    return Check(
+        name="HELO",
+        ok=False,
+        detail=f"CT_SMTP_HELO {name.helo!r} has no address ({why})",
+        action="set it to the name in your address's reverse DNS",
+    )
+
+
+async def _reverse_dns(name: _Name) -> Seen:
+    """Compare the addresses' names with HELO: servers refuse an address that has none."""
+    if not name.addresses:
+        return ()
+    names = {address: await _names_of(name.settings, address) for address in name.addresses}
+    wrong = [f"{address} is {' and '.join(its) or 'nobody'}" for address, its in names.items() if name.helo not in its]
+    return verdict(
+        "reverse DNS",
+        ok=not wrong,
+        good=f"leads back to {name.helo}",
+        bad=f"{'; '.join(wrong)}, not {name.helo}",
+        action=f"have the owner of the address set its PTR record to {name.helo}",
+    )
+
+
+async def _our_address(name: _Name) -> Seen:
+    own = _own_address()
+    if own is None or not name.addresses:
+        return ()
+    return verdict(
+        "our address",
+        ok=own in name.addresses,
+        good=f"connections leave from {own}",
+        bad=f"connections leave from {own}, which is not {name.helo}",
+        action="set CT_SMTP_HELO to the name of the address that connections leave from",
+    )
+
+
+HELO = Part(name="HELO", setting="smtp_helo", connect=_helo_name, checks=(_helo, _reverse_dns, _our_address))
+
+
+async def _names_of(settings: Settings, address: str) -> list[str]:
+    """Return the names of an address; none when its PTR record cannot be had."""
+    servers = _resolver(settings).servers
+    name = ipaddress.ip_address(address).reverse_pointer
+    async with aiodns.DNSResolver(nameservers=list(servers), timeout=_PTR_S, tries=1) as resolver:
+        try:
+            answer = await resolver.query_dns(name, "PTR")
+        except aiodns.error.DNSError:
+            return []
+    return [str(record.data.dname).rstrip(".").lower() for record in answer.answer if hasattr(record.data, "dname")]
+
+
+def _own_address() -> str | None:
+    """Return the public address that connections leave from; None where it is not known (NAT, no network)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 25))  # nothing is sent: the kernel only chooses the way
+            address = str(probe.getsockname()[0])
+        except OSError:
+            return None
+    return address if ipaddress.ip_address(address).is_global else None

@@ -1,0 +1,206 @@
+"""May each login do what its commands do, and nothing more? Is the database fit to hold outcomes?"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from ct_stream.ops.doctor.part import Check, Part, Seen, verdict
+from ct_stream.ops.troubles import postgres_answers
+from ct_stream.settings import variable
+from ct_stream.store.migrate import ROLES, latest_migration, missing_part
+from ct_stream.store.queries import query
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from ct_stream.settings import Settings
+
+_CONNECT_S = 10.0
+_MIN_POSTGRES = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Login:
+    """A connection as one of the three logins."""
+
+    setting: str  #: the variable that names it
+    connection: asyncpg.Connection[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _GateLogin(_Login):
+    """The gate's connection, with what the server says of it."""
+
+    seen: asyncpg.Record  #: the row of the query doctor_server
+
+
+def _login(field: str) -> Callable[[Settings], AbstractAsyncContextManager[_Login]]:
+    @asynccontextmanager
+    async def connected(settings: Settings) -> AsyncIterator[_Login]:
+        setting = variable(field)
+        with postgres_answers(setting):
+            connection: asyncpg.Connection[Any] = await asyncpg.connect(getattr(settings, field), timeout=_CONNECT_S)
+            try:
+                yield _Login(setting=setting, connection=connection)
+            finally:
+                await connection.close()
+
+    return connected
+
+
+@asynccontextmanager
+async def _gate_login(settings: Settings) -> AsyncIterator[_GateLogin]:
+    async with _login("postgres_dsn")(settings) as login:
+        row = await login.connection.fetchrow(query("doctor_server"))
+        assert row is not None
+        yield _GateLogin(setting=login.setting, connection=login.connection, seen=row)
+
+
+# ---------------------------------------------------------------- the gate's login
+
+
+async def _version(gate: _GateLogin) -> Check:
+    major = gate.connection.get_server_version().major
+    seen = f"version {major}, login {gate.seen['login']}"
+    action = f"use PostgreSQL {_MIN_POSTGRES} or newer"
+    return verdict("Postgres", ok=major >= _MIN_POSTGRES, good=seen, bad=seen, action=action)
+
+
+async def _primary(gate: _GateLogin) -> Check:
+    return verdict(
+        "primary",
+        ok=not gate.seen["in_recovery"] and gate.seen["read_only"] == "off",
+        good="it is one",
+        bad="a standby or read-only",
+        action=f"name the primary in {gate.setting}",
+    )
+
+
+async def _autovacuum(gate: _GateLogin) -> Check:
+    return verdict(
+        "autovacuum",
+        ok=gate.seen["autovacuum"],
+        good="on",
+        bad="off: statements grow slower as tables grow and change",
+        action="set autovacuum and track_counts to on in postgresql.conf, and reload it",
+    )
+
+
+async def _roles(gate: _GateLogin) -> Check:
+    missing = [role for role in ROLES if role not in gate.seen["roles"]]
+    return verdict(
+        "roles",
+        ok=not missing,
+        good=", ".join(ROLES),
+        bad=f"missing: {', '.join(missing)}",
+        action="run `ct-stream migrate`",
+    )
+
+
+async def _schema(gate: _GateLogin) -> Check:
+    migrate = "run `ct-stream migrate`"
+    try:
+        applied = {row["part"] for row in await gate.connection.fetch(query("applied"))}
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError, asyncpg.InsufficientPrivilegeError) as error:
+        return Check(name="schema", ok=False, detail=str(error), action=migrate)
+    lacking = missing_part(applied)
+    return verdict(
+        "schema",
+        ok=lacking is None,
+        good=f"{latest_migration()} is applied",
+        bad=f"older than this version, {lacking} is missing",
+        action=migrate,
+    )
+
+
+async def _spine(gate: _GateLogin) -> Check:
+    if not gate.seen["spine"]:
+        return Check(
+            name="spine",
+            ok=False,
+            detail="outreach.outreach is missing, or not for this login",
+            action="have upstream make it, then run `ct-stream migrate` for the grants",
+        )
+    return verdict(
+        "spine",
+        ok=gate.seen["reads_domain"],
+        good="outreach_id and domain can be read",
+        bad="outreach_id and domain cannot be read",
+        action="run `ct-stream migrate`, which grants it",
+    )
+
+
+async def _sovereign_id(gate: _GateLogin) -> Seen:
+    if not gate.seen["spine"]:
+        return ()
+    return verdict(
+        "sovereign_id",
+        ok=not gate.seen["reads_sovereign_id"],
+        good="cannot be read by the gate's login",
+        bad="can be read by the gate's login",
+        action="use a login that has ct_gate's rights only, and revoke the others",
+    )
+
+
+async def _cl_schema(gate: _GateLogin) -> Seen:
+    if not gate.seen["spine"]:
+        return ()
+    return verdict(
+        "CL schema",
+        ok=not gate.seen["uses_cl"],
+        good="is closed to the gate's login",
+        bad="is open to the gate's login",
+        action="revoke USAGE on schema cl from this login",
+    )
+
+
+async def _row_security(gate: _GateLogin) -> Seen:
+    if not gate.seen["spine"]:
+        return ()
+    return verdict(
+        "row security",
+        ok=not gate.seen["row_security"],
+        good="hides nothing",
+        bad="hides spine rows from the gate's login",
+        action="exempt the gate's login from it",
+    )
+
+
+POSTGRES_GATE = Part(
+    name="Postgres, gate",
+    setting="postgres_dsn",
+    connect=_gate_login,
+    checks=(_version, _primary, _autovacuum, _roles, _schema, _spine, _sovereign_id, _cl_schema, _row_security),
+)
+
+
+# ---------------------------------------------------------------- the other two logins
+
+
+async def _people_connect(login: _Login) -> Check:
+    return Check(name="Postgres, people", ok=True, detail=f"{login.setting} lets us in")
+
+
+async def _migrations_connect(login: _Login) -> Check:
+    return Check(name="Postgres, migrations", ok=True, detail=f"{login.setting} lets us in")
+
+
+POSTGRES_PEOPLE = Part(
+    name="Postgres, people",
+    setting="postgres_ops_dsn",
+    needed_by="show, held, failures and the like",
+    connect=_login("postgres_ops_dsn"),
+    checks=(_people_connect,),
+)
+POSTGRES_MIGRATIONS = Part(
+    name="Postgres, migrations",
+    setting="postgres_admin_dsn",
+    needed_by="migrate",
+    connect=_login("postgres_admin_dsn"),
+    checks=(_migrations_connect,),
+)

@@ -1,0 +1,27 @@
+"""What is wrong, and what to do about it: the two halves of every error that a person is shown.
+
+Printed, a problem is one line. Code that needs one half takes the field and never splits the line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something that a person can put right."""
+
+    what: str  #: what is wrong, and which one
+    action: str = ""  #: what to do about it; empty where only the reader can know
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.action}" if self.action else self.what
+
+
+class ProblemError(Exception):
+    """This code cannot go on before somebody puts `problem` right."""
+
+    def __init__(self, what: str, action: str = "") -> None:
+        self.problem = Problem(what=what, action=action)
+        super().__init__(str(self.problem))
