@@ -7,7 +7,7 @@ unexport PYTHONPATH PYTHONHOME
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 KAFKA_READY := .kafka/.ready
-KAFKA := $(PYTHON) -m ct_stream.local.kafka_background
+KAFKA := $(PYTHON) -m tools.kafka.background
 # What meets a broker, and tests/kafka: what only Apache Kafka can show.
 KAFKA_TESTS := tests/faults tests/kafka tests/contract tests/stream tests/ops/test_publish.py tests/ops/test_replay.py \
 	tests/ops/test_verify.py tests/ops/test_undecided.py tests/e2e/test_verify_at_work.py

@@ -19,8 +19,8 @@ from tests.faults.harness import Stack
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ct_stream.local.kafka_cluster import KafkaCluster
     from ct_stream.settings import Settings
+    from tools.kafka.cluster import KafkaCluster
 
 
 async def published(stack: Stack) -> dict[UUID, list[tuple[object, ...]]]:

@@ -22,7 +22,7 @@ from tests.kafka.upstream import send, transactional
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ct_stream.local.kafka_cluster import KafkaCluster
+    from tools.kafka.cluster import KafkaCluster
 
 pytestmark = pytest.mark.usefixtures("cluster")
 PARTITION = 4
