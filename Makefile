@@ -1,7 +1,7 @@
 # Each target sets up what it needs, in .venv and nowhere else.
 .DEFAULT_GOAL := help
 .PHONY: help demo farm fuzz test test-mta test-kafka test-trouble setup check fmt lint types imports bench up down lock clean
-.PHONY: soak outages kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
+.PHONY: soak outages score kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
 unexport PYTHONPATH PYTHONHOME
 
 PYTHON := .venv/bin/python
@@ -65,6 +65,9 @@ imports: $(READY)  ## check that imports point one way and that gate/ is pure
 
 bench: $(READY)  ## measure the gate against a bare loop of the same probes
 	@$(PYTHON) -m bench
+
+score: $(READY)  ## compare how the rules read labelled replies with their labels: FILE=labelled.tsv ARGS=--explain
+	@$(PYTHON) -m tools.score_replies $(or $(FILE),tests/data/smtp_replies.tsv) $(ARGS)
 
 farm: $(READY)  ## run mail servers of every kind on loopback, to ask with ct-stream check
 	@$(PYTHON) -m ct_stream.local.farm
