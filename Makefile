@@ -1,7 +1,7 @@
 # Each target sets up what it needs, in .venv and nowhere else.
 .DEFAULT_GOAL := help
 .PHONY: help demo farm fuzz test test-mta test-kafka test-trouble setup check fmt lint types imports bench up down lock clean
-.PHONY: soak outages score kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
+.PHONY: soak outages nightly score kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
 unexport PYTHONPATH PYTHONHOME
 
 PYTHON := .venv/bin/python
@@ -40,6 +40,9 @@ soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kaf
 
 outages: $(READY)  ## break network and database in turn under a stream (root, nft, ip): MINUTES=5 each, ONLY=Postgres
 	@$(CLEANLY) -m tests.soak.outages --minutes $(or $(MINUTES),5) $(if $(ONLY),--only '$(ONLY)')
+
+nightly: $(READY)  ## soak, outages, kills, fuzz, verify a million; 2 h: ONLY='soak fuzz' MINUTES='soak=60 fuzz=2'
+	@$(PYTHON) -m tools.nightly --only '$(ONLY)' --minutes '$(MINUTES)'
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e
 	@$(PYTEST) tests/$*
