@@ -8,11 +8,14 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 KAFKA_READY := .kafka/.ready
 KAFKA := $(PYTHON) -m tools.kafka.background
-# What meets a broker, and tests/kafka: what only Apache Kafka can show.
-KAFKA_TESTS := tests/faults tests/kafka tests/contract tests/stream tests/ops/test_publish.py tests/ops/test_replay.py \
-	tests/ops/test_verify.py tests/ops/test_undecided.py tests/e2e/test_verify_at_work.py
+# The tests that meet a broker, and tests/kafka: what only Apache Kafka can show. What meets none runs in `make test` alone.
+KAFKA_TESTS := tests/kafka tests/faults/test_kill.py tests/faults/test_recovery_race.py \
+	tests/contract/test_faust_on_a_broker.py tests/stream/test_connection.py tests/ops/test_publish.py \
+	tests/ops/test_replay.py tests/ops/test_verify.py tests/ops/test_undecided.py tests/e2e/test_verify_at_work.py
 CLEANLY := $(PYTHON) tools/no_orphans.py $(PYTHON)
 PYTEST := $(CLEANLY) -m pytest
+# One after the other to whoever is free, the long ones first (the marker `long`).
+IN_ORDER := --dist load --maxschedchunk 1
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,13 +30,13 @@ test-mta: $(READY)  ## ask real mail servers and resolvers (Debian, root): Postf
 	@$(PYTEST) tests/mta
 
 test-kafka: $(READY) $(KAFKA_READY)  ## run on three brokers of Apache Kafka what depends on Kafka (Java 17, Maven)
-	@$(PYTEST) --broker kafka --numprocesses 2 --dist worksteal $(KAFKA_TESTS)
+	@$(PYTEST) --broker kafka --numprocesses 2 $(IN_ORDER) $(KAFKA_TESTS)
 
 fuzz: $(READY)  ## send garbage to the SMTP driver and from resolvers, for FUZZ_S seconds each (300)
 	@CT_TEST_FUZZ_S=$(or $(FUZZ_S),300) $(PYTEST) --capture=no tests/fuzz
 
 test-trouble: $(READY)  ## meet troubles of our own that take their time: refusals, Postgres, poison, descriptors
-	@$(PYTEST) --numprocesses 3 --dist worksteal tests/trouble
+	@$(PYTEST) --numprocesses 3 $(IN_ORDER) tests/trouble
 
 soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kafka: MINUTES=30 SEED=7
 	@$(CLEANLY) -m tests.soak.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))

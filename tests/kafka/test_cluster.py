@@ -41,6 +41,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     kafka(tmp_path / "cluster", "down")
 
 
+@pytest.mark.long
 def test_up_kill_stop_start_down(folder: Path) -> None:
     cluster = BackgroundCluster(folder)
     assert kafka(folder, "start", "1") == (69, "there is no cluster; make one with `make kafka-cluster`\n")
