@@ -1,18 +1,21 @@
 # Each target sets up what it needs, in .venv and nowhere else.
 .DEFAULT_GOAL := help
 .PHONY: help demo farm fuzz test test-mta test-kafka test-trouble setup check fmt lint types imports bench up down lock clean
-.PHONY: soak outages kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
+.PHONY: soak outages nightly score kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
 unexport PYTHONPATH PYTHONHOME
 
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 KAFKA_READY := .kafka/.ready
-KAFKA := $(PYTHON) -m ct_stream.local.kafka_background
-# What meets a broker, and tests/kafka: what only Apache Kafka can show.
-KAFKA_TESTS := tests/faults tests/kafka tests/contract tests/stream tests/ops/test_publish.py tests/ops/test_replay.py \
-	tests/ops/test_verify.py tests/ops/test_undecided.py tests/e2e/test_verify_at_work.py
+KAFKA := $(PYTHON) -m tools.kafka.background
+# The tests that meet a broker, and tests/kafka: what only Apache Kafka can show. What meets none runs in `make test` alone.
+KAFKA_TESTS := tests/kafka tests/faults/test_kill.py tests/faults/test_recovery_race.py \
+	tests/contract/test_faust_on_a_broker.py tests/stream/test_connection.py tests/ops/test_publish.py \
+	tests/ops/test_replay.py tests/ops/test_verify.py tests/ops/test_undecided.py tests/e2e/test_verify_at_work.py
 CLEANLY := $(PYTHON) tools/no_orphans.py $(PYTHON)
 PYTEST := $(CLEANLY) -m pytest
+# One after the other to whoever is free, the long ones first (the marker `long`).
+IN_ORDER := --dist load --maxschedchunk 1
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,19 +30,22 @@ test-mta: $(READY)  ## ask real mail servers and resolvers (Debian, root): Postf
 	@$(PYTEST) tests/mta
 
 test-kafka: $(READY) $(KAFKA_READY)  ## run on three brokers of Apache Kafka what depends on Kafka (Java 17, Maven)
-	@$(PYTEST) --broker kafka --numprocesses 2 --dist worksteal $(KAFKA_TESTS)
+	@$(PYTEST) --broker kafka --numprocesses 2 $(IN_ORDER) $(KAFKA_TESTS)
 
 fuzz: $(READY)  ## send garbage to the SMTP driver and from resolvers, for FUZZ_S seconds each (300)
 	@CT_TEST_FUZZ_S=$(or $(FUZZ_S),300) $(PYTEST) --capture=no tests/fuzz
 
 test-trouble: $(READY)  ## meet troubles of our own that take their time: refusals, Postgres, poison, descriptors
-	@$(PYTEST) --numprocesses 3 --dist worksteal tests/trouble
+	@$(PYTEST) --numprocesses 3 $(IN_ORDER) tests/trouble
 
 soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kafka: MINUTES=30 SEED=7
 	@$(CLEANLY) -m tests.soak.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
 outages: $(READY)  ## break network and database in turn under a stream (root, nft, ip): MINUTES=5 each, ONLY=Postgres
 	@$(CLEANLY) -m tests.soak.outages --minutes $(or $(MINUTES),5) $(if $(ONLY),--only '$(ONLY)')
+
+nightly: $(READY)  ## soak, outages, kills, fuzz, verify a million; 2 h: ONLY='soak fuzz' MINUTES='soak=60 fuzz=2'
+	@$(PYTHON) -m tools.nightly --only '$(ONLY)' --minutes '$(MINUTES)'
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e
 	@$(PYTEST) tests/$*
@@ -65,6 +71,9 @@ imports: $(READY)  ## check that imports point one way and that gate/ is pure
 
 bench: $(READY)  ## measure the gate against a bare loop of the same probes
 	@$(PYTHON) -m bench
+
+score: $(READY)  ## compare how the rules read labelled replies with their labels: FILE=labelled.tsv ARGS=--explain
+	@$(PYTHON) -m tools.score_replies $(or $(FILE),tests/data/smtp_replies.tsv) $(ARGS)
 
 farm: $(READY)  ## run mail servers of every kind on loopback, to ask with ct-stream check
 	@$(PYTHON) -m ct_stream.local.farm

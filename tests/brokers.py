@@ -15,7 +15,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from ct_stream.local.broker import EmbeddedBroker
-from ct_stream.local.kafka_cluster import KafkaCluster
+from tools.kafka.cluster import KafkaCluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -1,8 +1,7 @@
-"""Read the SMTP replies of a file as a worker does, and compare that with the labels that people gave them."""
+"""Read the SMTP replies of a file as a worker does."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from ct_stream.gate.replies import Meaning, Reply, Stage, deciding_rule
 from ct_stream.ops.troubles import WrongInput
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from ct_stream.gate.reply_rules import Rule
 
@@ -36,19 +35,12 @@ class Classified:
     meaning: str  #: one of LABELS
     rule: Rule
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """How the readings compare with `gate_meaning` and `alt_gate`."""
-
-    rows: int
-    exact: int
-    right: int  #: exact, or the acceptable alternative
-    wrong_rejects: int  #: read as reject although neither label says so: a lost company
-    halts: int  #: rows labelled halt
-    halts_seen: int
-    confusion: dict[str, dict[str, int]]  #: label, then reading
-    misread: list[Classified]
+    def columns(self, *, explain: bool) -> dict[str, str]:
+        """Return the row with what was read: `meaning`, `rule`, and why it reads so where that is asked for."""
+        columns = {**self.row, "meaning": self.meaning, "rule": self.rule.name}
+        if explain:
+            columns |= {"rule_why": self.rule.why, "rule_source": self.rule.source}
+        return columns
 
 
 def classify(text: str, name: str) -> list[Classified]:
@@ -87,31 +79,3 @@ def _classified(row: Mapping[str, str]) -> Classified:
     reply = Reply(code=code, enhanced=row["enhanced"].strip(), text=row["text"].replace("\\n", "\n"))
     rule = deciding_rule(stage, reply)
     return Classified(row=row, meaning=_LABEL_OF[rule.meaning], rule=rule)
-
-
-def score(classified: Sequence[Classified], name: str) -> Score:
-    """Compare with the labels of the file. Raises WrongInput where a row has none."""
-    confusion = {label: dict.fromkeys(LABELS, 0) for label in LABELS}
-    counts: Counter[str] = Counter()
-    misread = []
-    for number, reading in enumerate(classified, start=1):
-        label, alternative = reading.row.get("gate_meaning", ""), reading.row.get("alt_gate", "")
-        if label not in LABELS:
-            raise WrongInput([f"{name}, reply {number}: gate_meaning {label!r} is none of {', '.join(LABELS)}"])
-        confusion[label][reading.meaning] += 1
-        counts["exact"] += reading.meaning == label
-        is_right = reading.meaning in (label, alternative)
-        counts["right"] += is_right
-        counts["wrong_rejects"] += reading.meaning == "reject" and not is_right
-        if not is_right:
-            misread.append(reading)
-    return Score(
-        rows=len(classified),
-        exact=counts["exact"],
-        right=counts["right"],
-        wrong_rejects=counts["wrong_rejects"],
-        halts=sum(confusion["halt"].values()),
-        halts_seen=confusion["halt"]["halt"],
-        confusion=confusion,
-        misread=misread,
-    )

@@ -62,11 +62,10 @@ async def restart_with_a_backlog(stack: Stack, prelude: str, delay: str = DELAY)
     second = stack.start_worker(prelude=delay + prelude, CT_IN_FLIGHT="10")
     await stack.wait_said("Ready", 30)
     await stack.farm.set_reply_delay(0.0)
-    expected = 46 + BACKLOG
-    decided, more = 0, await stack.wait_decided(expected, QUIET_S)
-    while decided < more < expected:  # a busy machine decides slowly; what is lost never comes
-        decided, more = more, await stack.wait_decided(expected, QUIET_S)
-    return expected - more, second.poll()
+    decided, before = await stack.count_decided(), -1
+    while before < decided < 46 + BACKLOG and second.poll() is None:
+        before, decided = decided, await stack.wait_decided(46 + BACKLOG, QUIET_S)
+    return 46 + BACKLOG - decided, second.poll()
 
 
 async def test_faust_alone_never_delivers_what_arrives_during_recovery(tmp_path: Path) -> None:

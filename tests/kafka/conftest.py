@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from ct_stream.local.kafka_cluster import KafkaCluster
+    from tools.kafka.cluster import KafkaCluster
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from tests.faults.harness import Stack
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ct_stream.local.kafka_cluster import KafkaCluster
     from ct_stream.settings import Settings
+    from tools.kafka.cluster import KafkaCluster
 
 
 async def published(stack: Stack) -> dict[UUID, list[tuple[object, ...]]]:
@@ -65,6 +65,7 @@ async def test_a_broker_that_is_away_does_not_hide_what_the_others_can(
         await supports_idempotence(settings)
 
 
+@pytest.mark.long
 async def test_one_of_three_brokers_dies_under_load_and_the_gate_goes_on(tmp_path: Path, cluster: KafkaCluster) -> None:
     async with Stack(tmp_path, reply_delay_s=0.1) as stack:
         ids = await stack.mint([f"info-{n}.example" for n in range(800)])
@@ -87,6 +88,7 @@ async def test_one_of_three_brokers_dies_under_load_and_the_gate_goes_on(tmp_pat
         assert stack.end_worker(worker) == 0
 
 
+@pytest.mark.long
 async def test_two_of_three_brokers_die_and_everything_waits_until_they_are_back(
     tmp_path: Path, cluster: KafkaCluster
 ) -> None:

@@ -11,23 +11,23 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from ct_stream.local.kafka_background import BackgroundCluster
 from ct_stream.stream.position import outside_consumer
 from ct_stream.stream.topology import SPINE_CREATED
 from tests.kafka.upstream import transactional
+from tools.kafka.background import BackgroundCluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ct_stream.local.kafka_cluster import KafkaCluster
     from ct_stream.settings import Settings
+    from tools.kafka.cluster import KafkaCluster
 
 
 def kafka(folder: Path, *words: str) -> tuple[int, str]:
     """Do as the Makefile does; return the exit code and what was said."""
     done = subprocess.run(
-        [sys.executable, "-m", "ct_stream.local.kafka_background", "--folder", str(folder), *words],
+        [sys.executable, "-m", "tools.kafka.background", "--folder", str(folder), *words],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, check=False, timeout=150,
     )  # fmt: skip
@@ -41,6 +41,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     kafka(tmp_path / "cluster", "down")
 
 
+@pytest.mark.long
 def test_up_kill_stop_start_down(folder: Path) -> None:
     cluster = BackgroundCluster(folder)
     assert kafka(folder, "start", "1") == (69, "there is no cluster; make one with `make kafka-cluster`\n")

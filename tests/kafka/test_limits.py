@@ -8,6 +8,8 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.faults import invariants
 from tests.faults.harness import Stack
 
@@ -62,6 +64,7 @@ def domains() -> list[str | None]:
     return names
 
 
+@pytest.mark.long
 async def test_the_days_cap_is_exact_with_eight_workers(tmp_path: Path) -> None:
     async with Stack(tmp_path, reply_delay_s=0.01, pause_s=0.5, smtp_per_day=CAP) as stack:
         await away_from_midnight(stack)
@@ -76,6 +79,7 @@ async def test_the_days_cap_is_exact_with_eight_workers(tmp_path: Path) -> None:
         assert waiting > 0
 
 
+@pytest.mark.long
 async def test_no_kill_passes_the_cap_or_the_pause_of_a_domain(tmp_path: Path) -> None:
     async with Stack(tmp_path, reply_delay_s=0.05, pause_s=PAUSE_S, smtp_per_day=CAP) as stack:
         await away_from_midnight(stack)

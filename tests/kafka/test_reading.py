@@ -20,8 +20,8 @@ from tests.kafka.upstream import send_in_transaction
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ct_stream.local.kafka_cluster import KafkaCluster
     from ct_stream.settings import Settings
+    from tools.kafka.cluster import KafkaCluster
 
 EARLIEST = -2  #: how Kafka's ListOffsets asks for the first offset
 

@@ -15,7 +15,7 @@ from tests.trouble.test_poison import committed_to, send
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ct_stream.local.kafka_cluster import KafkaCluster
+    from tools.kafka.cluster import KafkaCluster
 
 
 async def limit(cluster: KafkaCluster, most_bytes: int, topic: str = "ct.rejected") -> None:

@@ -6,6 +6,8 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.faults import invariants
 from tests.faults.harness import Stack
 from tests.faults.steps import BATCH_STEPS, STEPS
@@ -53,6 +55,7 @@ async def produce_while(stack: Stack, name: str, worker: subprocess.Popen[bytes]
     return companies
 
 
+@pytest.mark.long
 async def test_a_kill_at_each_step_leaves_one_outcome_for_each_company(tmp_path: Path) -> None:
     async with Stack(tmp_path, reply_delay_s=0.05, pause_s=PAUSE_S) as stack:
         companies: dict[UUID, str | None] = {}

@@ -7,6 +7,8 @@ import signal
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import pytest
+
 from tests.faults.harness import Stack, said
 from tests.faults.test_recovery_race import DELAY
 
@@ -27,6 +29,7 @@ def living(*workers: subprocess.Popen[bytes]) -> list[int | None]:
     return [worker.poll() for worker in workers]
 
 
+@pytest.mark.long
 async def test_a_second_worker_takes_half_of_the_partitions_and_gives_them_back(tmp_path: Path) -> None:
     async with Stack(tmp_path, reply_delay_s=0.1) as stack:
         first = stack.start_worker(CT_IN_FLIGHT="30")
@@ -49,6 +52,7 @@ async def test_a_second_worker_takes_half_of_the_partitions_and_gives_them_back(
         assert stack.end_worker(first) == 0
 
 
+@pytest.mark.long
 async def test_an_idle_spare_takes_over_from_a_killed_worker_and_loses_nothing(tmp_path: Path) -> None:
     """One partition, two workers: the spare recovers a table and gets a backlog at once, where Faust's race is.
 
@@ -79,6 +83,7 @@ async def test_an_idle_spare_takes_over_from_a_killed_worker_and_loses_nothing(t
         await each_published_once_or_alike(stack, ids)
 
 
+@pytest.mark.long
 async def test_a_worker_that_hangs_is_replaced_and_cannot_overwrite_when_it_goes_on(tmp_path: Path) -> None:
     async with Stack(tmp_path, reply_delay_s=0.1) as stack:
         hanging = stack.start_worker(CT_IN_FLIGHT="40")

@@ -22,7 +22,7 @@ from tests.kafka.upstream import send, transactional
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ct_stream.local.kafka_cluster import KafkaCluster
+    from tools.kafka.cluster import KafkaCluster
 
 pytestmark = pytest.mark.usefixtures("cluster")
 PARTITION = 4
@@ -89,6 +89,7 @@ async def test_an_open_transaction_is_waited_for(tmp_path: Path) -> None:
         assert await stack.wait_decided(3, 30) == 3, stack.worker_log()[-2000:]
 
 
+@pytest.mark.long
 async def test_holes_that_compaction_leaves_raise_no_alarm_and_hold_nothing_up(
     tmp_path: Path, cluster: KafkaCluster
 ) -> None:

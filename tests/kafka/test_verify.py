@@ -20,9 +20,9 @@ from tests.kafka.upstream import send, transactional
 from tests.ops.planted import NOW, Place, company, many, well
 
 if TYPE_CHECKING:
-    from ct_stream.local.kafka_cluster import KafkaCluster
     from ct_stream.settings import Settings
     from tests.conftest import DatabaseDsns
+    from tools.kafka.cluster import KafkaCluster
 
 PARTITION = 4
 

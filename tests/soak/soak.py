@@ -29,11 +29,11 @@ import orjson
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from ct_stream.local.kafka_cluster import BROKERS, KafkaCluster
 from ct_stream.stream.topology import SPINE_CREATED
 from tests import brokers
 from tests.faults import invariants
 from tests.faults.harness import Stack
+from tools.kafka.cluster import BROKERS, KafkaCluster
 
 if TYPE_CHECKING:
     import subprocess

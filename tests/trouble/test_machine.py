@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.faults import invariants
 from tests.faults.harness import Stack
 
@@ -102,6 +104,7 @@ async def _start_again(stack: Stack) -> None:
         await asyncio.sleep(0.5)
 
 
+@pytest.mark.long
 async def test_a_limit_of_memory_decides_nothing(tmp_path: Path) -> None:
     """It may end the worker, and its supervisor starts another; no company pays for it."""
     async with Stack(tmp_path, reply_delay_s=0.2) as stack:
@@ -155,6 +158,7 @@ SmtpSettings.__init__.__kwdefaults__["command_s"] = 250.0
 """
 
 
+@pytest.mark.long
 async def test_five_thousand_in_flight_are_given_up_within_the_drain_and_come_again(tmp_path: Path) -> None:
     number = 5000
     async with Stack(tmp_path, reply_delay_s=200.0, CT_IN_FLIGHT=str(number), CT_PASS_DEADLINE_S="300") as stack:

@@ -9,6 +9,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import pytest
 from aiokafka import AIOKafkaProducer
 
 from ct_stream.stream.topology import SPINE_CREATED
@@ -152,6 +153,7 @@ async def rejected(stack: Stack) -> list[tuple[bytes, bytes]]:
     return [(h["ct_source_partition"], h["ct_source_offset"]) for h in headers]
 
 
+@pytest.mark.long
 async def test_a_flood_of_unreadable_records_waits_for_a_person_and_is_not_emptied_into_the_rejects(
     tmp_path: Path,
 ) -> None:

@@ -117,15 +117,15 @@ async def revoked(stack: Stack) -> AsyncIterator[None]:
 @pytest.mark.parametrize(
     ("fault", "is_ready", "lasts_s"),
     [
-        (locked, False, 18.0),
-        (locked, False, 75.0),  # longer than leases, claims, a session of the group, and a control's interval
-        (full, False, 6.0),
-        (slow, True, 8.0),
-        (crawling, False, 60.0),
-        (read_only, False, 6.0),
-        (revoked, False, 6.0),
+        pytest.param(locked, False, 18.0, id="locked", marks=pytest.mark.long),
+        # Longer than leases, claims, a session of the group, and a control's interval.
+        pytest.param(locked, False, 75.0, id="locked for long", marks=pytest.mark.long),
+        pytest.param(full, False, 6.0, id="full"),
+        pytest.param(slow, True, 8.0, id="slow", marks=pytest.mark.long),
+        pytest.param(crawling, False, 60.0, id="crawling", marks=pytest.mark.long),
+        pytest.param(read_only, False, 6.0, id="read-only"),
+        pytest.param(revoked, False, 6.0, id="revoked"),
     ],
-    ids=["locked", "locked for long", "full", "slow", "crawling", "read-only", "revoked"],
 )
 async def test_a_postgres_in_trouble_fails_nobody_and_all_is_decided_after_the_repair(
     tmp_path: Path, fault: object, is_ready: bool, lasts_s: float

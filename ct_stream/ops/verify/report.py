@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from ct_stream.ops.verify.kinds import MEANINGS, Kind, is_note
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +54,6 @@ class Findings:
         found.count += example.count
         if len(found.examples) < self._examples:
             found.examples.append(example)
-
-    def add_all(self, examples: Iterable[Example]) -> None:
-        """Count each."""
-        for example in examples:
-            self.add(example)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

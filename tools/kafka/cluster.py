@@ -275,18 +275,8 @@ class KafkaCluster:
 
     async def wait_healthy(self, within_s: float = _READY_S) -> None:
         """Wait until all that run serve, and are in sync in each partition. Raises LocalError."""
-        await self._wait(within_s, in_sync=len(self._serving))
-
-    async def wait_leaders(self, within_s: float = _READY_S) -> None:
-        """Wait until each partition has a leader that lives. Raises LocalError."""
-        await self._wait(within_s, in_sync=1)
-
-    async def _wait(self, within_s: float, *, in_sync: int) -> None:
         deadline = time.monotonic() + within_s
-        while True:
-            trouble = await trouble_of(self.admin(), self._serving, in_sync=in_sync)
-            if trouble is None:
-                return
+        while (trouble := await trouble_of(self.admin(), self._serving)) is not None:
             if time.monotonic() > deadline:
                 raise LocalError(f"Kafka is not well after {within_s:g} s: {trouble} (see {self.files.folder})")
             await asyncio.sleep(_POLL_S)
@@ -330,8 +320,8 @@ class KafkaCluster:
             raise LocalError(f"{broker.name} does not listen after {_READY_S:g} s; see {broker.log_path}") from error
 
 
-async def trouble_of(admin: Any, expected: list[int], *, in_sync: int) -> str | None:
-    """Return what a cluster lacks: a broker, a leader, or replicas in sync; None when it lacks nothing."""
+async def trouble_of(admin: Any, expected: list[int]) -> str | None:
+    """Return what a cluster of these brokers lacks: one of them, a leader, or a replica in sync; None for nothing."""
     try:
         async with admin as client:
             present = {int(broker["node_id"]) for broker in (await client.describe_cluster())["brokers"]}
@@ -346,7 +336,7 @@ async def trouble_of(admin: Any, expected: list[int], *, in_sync: int) -> str | 
             # The controller believes in a killed broker until its session ends, 9 s later.
             if partition["leader"] not in expected:
                 return f"{name} has no leader that lives"
-            if len(partition["isr"]) < min(in_sync, len(partition["replicas"])):
+            if len(partition["isr"]) < min(len(expected), len(partition["replicas"])):
                 return f"{name} has {len(partition['isr'])} replicas in sync"
     return None
 

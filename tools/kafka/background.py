@@ -1,7 +1,7 @@
 """Keep three Kafka brokers up after the shell that started them has ended.
 
-    python -m ct_stream.local.kafka_background up|status|down
-    python -m ct_stream.local.kafka_background start|stop|kill BROKER
+    python -m tools.kafka.background up|status|down
+    python -m tools.kafka.background start|stop|kill BROKER
 
 Each broker holds a lock on a file of its own for as long as it lives, through a descriptor that it inherits: the kernel
 frees the lock however the broker ends, so no file can lie about who runs. There is no supervisor: one broker may die
@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 
 from aiokafka.admin import AIOKafkaAdminClient
 
-from ct_stream.local.kafka_cluster import BROKERS, ClusterFiles, port_is_open, trouble_of
 from ct_stream.local.processes import LocalError, require_free_port
+from tools.kafka.cluster import BROKERS, ClusterFiles, port_is_open, trouble_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -111,7 +111,7 @@ class BackgroundCluster:
         running = self.running
         if not running:
             return "no broker runs"
-        return await trouble_of(self._admin(running), running, in_sync=len(running))
+        return await trouble_of(self._admin(running), running)
 
     @asynccontextmanager
     async def _admin(self, nodes: Sequence[int]) -> AsyncIterator[AIOKafkaAdminClient]:
@@ -186,7 +186,7 @@ async def _obey(cluster: BackgroundCluster, command: str, node: int | None) -> i
 
 def main() -> int:
     """Do what a person asked for."""
-    parser = argparse.ArgumentParser(prog="python -m ct_stream.local.kafka_background")
+    parser = argparse.ArgumentParser(prog="python -m tools.kafka.background")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("up", "status", "down"):
