@@ -74,19 +74,18 @@ class Companies:
         return list(self._running)
 
     async def from_event(self, origin: Origin, event_at: datetime | None, remembered: str | None = None) -> str | None:
-        """Bring a company to where its event may be acked; return its outcome, PASS or FAIL, if published.
+        """Bring a company to where its event may be acked; return its outcome, PASS or FAIL, if it has one now.
 
         `remembered` is the outcome that the dedupe table has of it: then its event waits until the ledger shows one.
-        Never raises but CancelledError.
+        Raises CancelledError, and what breaks while a remembered row is looked for: that event must stay un-acked.
         """
+        recorded = None if remembered is None else await self._recorded(origin.outreach_id, remembered)
         while (other := self._running.get(origin.outreach_id)) is not None:
             # The same company is in hand already: its second event has nothing to add but must not be acked first.
             await asyncio.wait([other])
         with _InHand(self._running, origin.outreach_id):
             try:
-                known = await self._ledger.look_up(origin.outreach_id)
-                if remembered is not None and known.outcome is None:
-                    known = await self._wait_for_row(origin.outreach_id, remembered)
+                known = recorded or await self._ledger.look_up(origin.outreach_id)
                 if known.outcome is not None:
                     self._metrics.already.inc()
                     log.info(
@@ -103,21 +102,21 @@ class Companies:
                 await self._charge(origin, event_at, error)
                 return None
 
-    async def _wait_for_row(self, outreach_id: UUID, remembered: str) -> Known:
-        """Hold an event whose outcome we remember and the ledger does not: the ledger has lost rows (FAULTS row 24)."""
-        while True:
-            trouble = (
-                f"the ledger has no row of {outreach_id}, decided {remembered} under the same epoch: "
-                "was it restored from a backup? The gate waits; it will not decide a company twice"
-            )
-            if "ledger" not in self._health.troubles:
-                log.error("%s", trouble, extra={"action": "ledger_lost_rows"})
-            self._health.set("ledger", trouble)
-            await asyncio.sleep(_LOST_ROW_RETRY_S)
-            known = await self._ledger.look_up(outreach_id)
-            if known.outcome is not None:
-                self._health.set("ledger", None)
-                return known
+    async def _recorded(self, outreach_id: UUID, remembered: str) -> Known:
+        """Return the row of a company whose outcome we remember; wait while the ledger has lost it (FAULTS row 24)."""
+        try:
+            while (known := await self._ledger.look_up(outreach_id)).outcome is None:
+                trouble = (
+                    f"the ledger has no row of {outreach_id}, decided {remembered} under the same epoch: "
+                    "was it restored from a backup? The gate waits; it will not decide a company twice"
+                )
+                if "ledger" not in self._health.troubles:
+                    log.error("%s", trouble, extra={"action": "ledger_lost_rows"})
+                self._health.set("ledger", trouble)
+                await asyncio.sleep(_LOST_ROW_RETRY_S)
+            return known
+        finally:
+            self._health.set("ledger", None)  # another event that still waits says so again
 
     async def from_waiting(self, resumed: Resumed) -> None:
         """Resume an undecided company that this worker has leased. Never raises but CancelledError."""
@@ -197,7 +196,7 @@ class Companies:
 
     async def _see_published(self, outreach_id: UUID, known: Known) -> str | None:
         """See a recorded outcome published and stamped, by whoever holds the claim, and return it."""
-        while known.needs_publishing:
+        while not known.is_done:  # nor where the row is gone: a ledger that lost rows must let no event go
             publication = await self._ledger.claim(outreach_id)
             if publication is not None and await self._outbox.publish(publication):
                 break

@@ -20,6 +20,11 @@ class StuckBreaker:
         self._on_fatal = on_fatal
 
     async def look(self) -> None:
-        """Count them; to be called whenever another one became stuck."""
-        if await self._parked.stuck_lately() >= _STUCK_AN_HOUR:
+        """Count them; to be called whenever another one became stuck. Raises nothing."""
+        try:
+            stuck = await self._parked.stuck_lately()
+        except Exception as error:
+            self._on_fatal(f"the companies that are stuck cannot be counted: {error!r}")
+            return
+        if stuck >= _STUCK_AN_HOUR:
             self._on_fatal(f"{_STUCK_AN_HOUR} companies became stuck within an hour: this version has a bug")

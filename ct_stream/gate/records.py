@@ -34,6 +34,11 @@ class Known:
     memory: Memory | None = None  #: what that domain has answered to others, at the same moment
     looked_up_at: float = -inf  #: that moment, by the monotonic clock of this process
 
+    @property
+    def is_done(self) -> bool:
+        """Return whether its outcome is recorded, and published or never to be: only then may its event be acked."""
+        return self.outcome is not None and not self.needs_publishing
+
 
 CLAIM_S = 30.0  #: how long a worker has to publish an outcome that it recorded or claimed; then another may
 PRODUCE_S = CLAIM_S - 10.0  #: for one try to hand it to the broker, so that a claim outlives it

@@ -131,7 +131,7 @@ async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationRe
     temp_open = await _is_temp_open(connection)
     return MigrationReport(
         applied=tuple(applied),
-        adopted=await connection.fetchval("SELECT outreach.ct_adopt()"),
+        adopted=await _adopted(connection),
         pending=await connection.fetchval(
             "SELECT count(*) FROM outreach.company_target AS t WHERE t.execution_status = 'pending'"
         ),
@@ -141,6 +141,17 @@ async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationRe
     )
 
 
+async def _adopted(connection: asyncpg.Connection) -> int:
+    """Adopt companies that were decided before, and return how many."""
+    try:
+        return int(await connection.fetchval("SELECT outreach.ct_adopt()"))
+    except asyncpg.InsufficientPrivilegeError as error:  # 42501, also where row security hides rows from ct_owner
+        raise MigrationError(
+            f"companies decided before cannot be adopted: {error}",
+            "let a superuser ALTER ROLE ct_owner BYPASSRLS, or switch row security off for that table meanwhile",
+        ) from error
+
+
 async def _apply_missing(connection: asyncpg.Connection, sql: SqlFiles) -> list[str]:
     """Run the migrations that an existing database does not have yet, and return their names."""
     rows = await connection.fetch("SELECT m.name, m.checksum FROM outreach.ct_migrations AS m")
@@ -148,8 +159,10 @@ async def _apply_missing(connection: asyncpg.Connection, sql: SqlFiles) -> list[
     if _BASELINE not in known:
         raise MigrationError(
             "the database was made by a version from before the first release",
-            "drop the ct_* tables and functions of schema outreach (CASCADE) and migrate again: what was decided is "
-            "adopted",
+            "let its workers finish until `ct-stream held` is empty and nothing is unpublished, stop them, drop the "
+            "ct_* tables and functions of schema outreach (CASCADE) and migrate again: what was decided is adopted. "
+            "Companies that still waited are sent again by `ct-stream publish --undecided`; paid attempts and halts are "
+            "forgotten",
         )
     newer = sorted(set(known) - {_BASELINE, *sql.migrations})
     if newer:

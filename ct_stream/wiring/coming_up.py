@@ -144,6 +144,8 @@ class ComingUp:
             await self._rest()
             await guardrails.refresh(now=True)
         self._health.set("watchdog", None)
+        if self._stop.asked.is_set():
+            raise Stopped  # before Faust joins the group
 
     # ---------------------------------------------------------------- until it works
 

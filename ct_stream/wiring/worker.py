@@ -219,6 +219,7 @@ async def _work(
 
     # ---- at work: what says how the worker is, at once; what decides companies, once nothing hung here again and again
     await parked.retry_stuck()
+    stack.push_async_callback(loops.stop)  # whatever happens below
     loops.start(
         outbox.loop(),
         MachineWatch(database, pulse, health).loop(),

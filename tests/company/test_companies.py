@@ -198,6 +198,58 @@ async def test_while_the_broker_does_not_take_it_the_event_is_not_let_go(monkeyp
     assert parts.steps[-1] == "publish recorded"
 
 
+@pytest.mark.parametrize(
+    ("wins", "broker_takes", "known"),
+    [
+        pytest.param(True, False, [UNKNOWN], id="it won, and the broker did not take it"),
+        pytest.param(False, True, [UNKNOWN], id="another one won"),
+        pytest.param(True, True, [UNSTAMPED, UNKNOWN], id="gone while its claim was waited for"),
+    ],
+)
+async def test_no_event_is_let_go_while_the_ledger_has_lost_the_row(
+    monkeypatch: pytest.MonkeyPatch, wins: bool, broker_takes: bool, known: list[Known]
+) -> None:
+    """A failover to a standby that lagged: what was recorded is gone, and an acked event would be lost for good."""
+    monkeypatch.setattr("ct_stream.company.companies._CLAIM_RETRY_S", 0.01)
+    parts = Parts()
+    parts.wins, parts.broker_takes, parts.known = wins, broker_takes, known
+
+    async def nobody(_outreach_id: UUID) -> None:
+        parts.steps.append("claim")
+
+    monkeypatch.setattr(parts, "claim", nobody)
+    task = asyncio.create_task(parts.companies.from_event(origin(), None))
+    await asyncio.sleep(0.1)
+    assert not task.done(), "acked without an outcome and without a wait"
+    parts.known = [SETTLED]
+    assert await task == "PASS"
+
+
+async def test_the_lost_row_of_an_event_that_was_given_up_is_no_trouble_any_more() -> None:
+    parts = Parts()
+    task = asyncio.create_task(parts.companies.from_event(origin(), None, "PASS"))
+    await asyncio.sleep(0.01)
+    assert "ledger" in parts.health.troubles
+    assert parts.companies.in_hand == [], "the scheduler would be kept from a company that waits"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert parts.health.troubles == {}
+
+
+async def test_what_breaks_while_a_remembered_row_is_looked_for_is_charged_to_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = Parts()
+
+    async def broken(_outreach_id: UUID) -> Known:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(parts, "look_up", broken)
+    with pytest.raises(KeyError):
+        await parts.companies.from_event(origin(), None, "PASS")
+    assert parts.exceptions == 0, "counted, it would be decided a second time"
+
+
 async def test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck() -> None:
     parts = Parts(KeyError("x"))
     company = origin()

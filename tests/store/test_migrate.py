@@ -102,7 +102,7 @@ async def test_a_database_from_before_the_first_release_is_refused(database: Dat
     connection = await asyncpg.connect(database.admin)
     await connection.execute("UPDATE outreach.ct_migrations SET name = '0001_tables.sql'")
     await connection.close()
-    with pytest.raises(MigrationError, match="before the first release; drop"):
+    with pytest.raises(MigrationError, match="before the first release; let its workers finish"):
         await migrate(database.admin)
 
 
@@ -209,3 +209,20 @@ async def test_a_schema_that_is_too_old_is_refused_with_the_command(database: Da
             await db.open()
     finally:
         await db.close()
+
+
+async def test_rows_that_row_security_hides_are_named_and_nothing_is_half_adopted(postgres: EmbeddedPostgres) -> None:
+    dsn = await postgres.create_database(f"hidden_{uuid4().hex}")
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(
+        "CREATE SCHEMA outreach; CREATE TABLE outreach.company_target ("
+        " outreach_id uuid PRIMARY KEY, email_method text, method_type text, confidence_score numeric,"
+        " is_catchall boolean, execution_status text, imo_completed_at timestamptz);"
+        "ALTER TABLE outreach.company_target ENABLE ROW LEVEL SECURITY"
+    )
+    with pytest.raises(MigrationError, match=r"cannot be adopted: .*row-level security.*; let a superuser ALTER ROLE"):
+        await migrate(dsn)
+    assert await connection.fetchval("SELECT to_regclass('outreach.ct_outcomes') IS NULL")
+    await connection.execute("ALTER TABLE outreach.company_target DISABLE ROW LEVEL SECURITY")
+    await migrate(dsn)
+    await connection.close()
