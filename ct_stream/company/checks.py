@@ -92,7 +92,7 @@ class SpineCheck:
             return None
         return Wait(
             reason=WaitReason.SPINE_CONTROL,
-            detail=f"a missing spine row is not believed: {trouble}",
+            detail=f"a missing spine row does not count now: {trouble}",
             after_s=None if self.RAIL in self._guardrails.halted else _SPINE_POLL_S,
             waits_on=WaitsOn.spine(),
         )
@@ -114,7 +114,7 @@ class SpineCheck:
             if row["row_security"]:
                 return "row security hides spine rows from the gate's role; exempt ct_gate from it"
             if not row["has_rows"]:
-                return "the spine holds no company at all: is this the right database?"
+                return "the spine holds no companies: is this the right database?"
             misses = self._lookups.count(False)
             if misses > self.MOST_MISSES:
                 reason = f"{misses} of the last {len(self._lookups)} spine look-ups found no usable row"

@@ -107,8 +107,8 @@ class Companies:
         """Hold an event whose outcome we remember and the ledger does not: the ledger has lost rows (FAULTS row 24)."""
         while True:
             trouble = (
-                f"the ledger has no row of {outreach_id}, decided {remembered} under the same epoch: "
-                "was it restored from a backup? The gate waits; it will not decide a company twice"
+                f"the ledger has no row for {outreach_id}, which was decided {remembered} under the same epoch: "
+                "was it restored from a backup? The worker waits, so that no company is decided twice"
             )
             if "ledger" not in self._health.troubles:
                 log.error("%s", trouble, extra={"action": "ledger_lost_rows"})
@@ -161,10 +161,15 @@ class Companies:
             if isinstance(error, OSError) and error.errno not in _MACHINE:
                 raise
             # Neither the company's fault nor a bug: another company's end gives back what is missing.
-            log.warning("This machine: %s", error or "MemoryError", extra={"action": "our_machine"})
+            log.warning(
+                "This machine has run out of something: %s; the company waits %g s",
+                error or "MemoryError",
+                _MACHINE_AGAIN_S,
+                extra={"action": "our_machine"},
+            )
             result = Wait(
                 reason=WaitReason.OUR_MACHINE,
-                detail=f"this machine: {error or type(error).__name__}",
+                detail=f"this machine has run out of something: {error or type(error).__name__}",
                 after_s=_MACHINE_AGAIN_S,
             )
         match result:
@@ -213,7 +218,7 @@ class Companies:
 
     def _park_answers(self, origin: Origin, event_at: datetime | None, running: CompanyPass) -> None:
         """Store the answers of a pass that is given up, so that nobody asks them again (law 2)."""
-        wait = Wait(reason=WaitReason.DRAIN, detail="its worker was told to stop; it goes on elsewhere", after_s=0.0)
+        wait = Wait(reason=WaitReason.DRAIN, detail="its worker was told to stop; another one resumes it", after_s=0.0)
         parking = self._park(running.parked(origin, event_at, wait))
         task = asyncio.create_task(parking, name=f"park:{origin.outreach_id}")
         self._parking.add(task)
@@ -228,7 +233,7 @@ class Companies:
         """Count an exception of ours; the third makes the company stuck (law 3: no outcome)."""
         self._metrics.exceptions.inc()
         log.exception(
-            "Our bug, not the company's fault: %s raised %s",
+            "Our bug, not the company's fault: deciding %s raised %s",
             origin.outreach_id,
             type(error).__name__,
             extra={"action": "our_bug", "outreach_id": str(origin.outreach_id)},
@@ -239,7 +244,7 @@ class Companies:
         if state == "stuck":
             self._metrics.stuck.inc()
             log.error(
-                "Company %s is stuck after %d exceptions; no outcome, a worker of another version tries it again",
+                "Company %s is stuck after %d exceptions; only a worker of another version will try it again",
                 origin.outreach_id,
                 exceptions,
                 extra={"action": "stuck", "outreach_id": str(origin.outreach_id)},

@@ -33,4 +33,4 @@ class Farewells:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             # No answer is lost by it, and a lease runs out by itself.
-            log.error("A session did not end well: %r", error, exc_info=error, extra={"action": "our_bug"})
+            log.error("Closing an SMTP session failed: %r", error, exc_info=error, extra={"action": "our_bug"})

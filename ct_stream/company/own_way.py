@@ -89,12 +89,19 @@ class OwnWay:
             return
         result = await self._probing.ask_control(kind)
         if result.refused:
-            await self._guardrails.set_state(SMTP_RAIL, "halted", f"a control refuses us: {result.detail}", None)
+            await self._guardrails.set_state(
+                SMTP_RAIL, "halted", f"a control domain's server refuses us: {result.detail}", None
+            )
         if result.ok:
             await self._controls.succeeded(kind, begun_at, result.detail)
         else:
             await self._controls.failed(kind, result.detail)
-            log.warning("Control %s failed: %s", kind, result.detail, extra={"action": "control_failed", "kind": kind})
+            log.warning(
+                "The control of %s failed, companies wait: %s",
+                _NAMES[kind],
+                result.detail,
+                extra={"action": "control_failed", "kind": kind},
+            )
 
 
 class Proofs:

@@ -30,7 +30,9 @@ log = logging.getLogger(__name__)
 
 _OFF = "Tier-2 is off (CT_TIER2_PROVIDER is none)"
 _STOPPING = Wait(
-    reason=WaitReason.DRAIN, detail="its worker stops and begins no paid call; it goes on elsewhere", after_s=0.0
+    reason=WaitReason.DRAIN,
+    detail="its worker is stopping and starts no paid call; another one resumes it",
+    after_s=0.0,
 )
 
 Result: TypeAlias = VerifyAnswer | Wait | TurnedOff
@@ -78,7 +80,11 @@ class PaidCalls:
         if self._running:
             await asyncio.wait(set(self._running.values()), timeout=within_s)
         if self._running:
-            log.warning("%d paid calls are left behind", len(self._running), extra={"action": "tier2_left"})
+            log.warning(
+                "Stopping with %d paid calls unanswered; their companies are decided without Tier-2",
+                len(self._running),
+                extra={"action": "tier2_left"},
+            )
         for task in self._running.values():
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -117,7 +123,7 @@ class PaidCalls:
                     return taken.stored
                 return VerifyAnswer(
                     status=VerifyStatus.NO_ANSWER,
-                    detail=f"the one attempt was about {taken.asked}, under other rules",
+                    detail=f"the one attempt asked about {taken.asked}, under other rules",
                 )
             case "off":
                 return TurnedOff(because=_OFF)
@@ -141,14 +147,14 @@ class PaidCalls:
             case "turn":
                 return Wait(
                     reason=WaitReason.TIER2,
-                    detail="others go first: the vendor has not given a usable answer lately",
+                    detail="others go first, because the vendor has not given a usable answer lately",
                     after_s=taken.retry_s,
                     waits_on=WaitsOn.vendor(),
                 )
             case "rate":
                 return Wait(
                     reason=WaitReason.RATE_LIMIT,
-                    detail=f"{self._attempts.limits.per_second:g} paid calls a second (TOOL-019) are allowed",
+                    detail=f"only {self._attempts.limits.per_second:g} paid calls a second (TOOL-019) are allowed",
                     after_s=taken.retry_s,
                 )
         raise AssertionError(taken.answer)

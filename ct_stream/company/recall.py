@@ -61,7 +61,7 @@ class Recall:
         if not is_asker or memory.is_busy or (memory.has_begun and self._is_new):
             return Wait(
                 reason=WaitReason.DOMAIN_BUSY,
-                detail=f"another company of {domain} is asking it; its answers will serve",
+                detail=f"another company is asking {domain}; this one will use its answers",
                 waits_on=WaitsOn.domain(domain),
             )
         return memory

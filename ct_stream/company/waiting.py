@@ -57,7 +57,7 @@ class Scheduler:
         try:
             due = await self._parked.claim_due(min(room, _MOST_AT_ONCE))
         except Exception as error:  # it costs this look, not the worker
-            log.warning("claim_due: %s", error, extra={"action": "upkeep_failed"})
+            log.warning("Companies that wait could not be claimed: %s", error, extra={"action": "upkeep_failed"})
             return 0
         if self._stopping:
             return 0  # told to stop meanwhile: nobody would drain them. Their leases end with this worker.

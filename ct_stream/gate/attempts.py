@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _TROUBLE_SENTENCES = {
     Trouble.NO_ADDRESS: "the MX host's name has no address",
     Trouble.NAME_LOOKUP: "the MX host's address could not be looked up",
-    Trouble.UNROUTABLE: "MX is not publicly routable",
+    Trouble.UNROUTABLE: "the MX host's address is not publicly routable",
     Trouble.REFUSED: "connection refused",
     Trouble.UNREACHABLE: "network unreachable",
     Trouble.TIMEOUT: "timeout",

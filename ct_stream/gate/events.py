@@ -62,9 +62,9 @@ def read_spine_created(key: bytes | None, value: bytes | None) -> SpineCreated |
     try:
         twice = _name_that_comes_twice(value, len(body))
     except RecursionError:  # deeper than that reader goes, though orjson went there
-        return _unreadable("too-deep: nested too deep to be looked through")
+        return _unreadable("too-deep: nested too deeply to be read")
     if twice is not None:
-        return _unreadable(f"duplicate-key: {twice} comes more than once, and readers differ in which one they take")
+        return _unreadable(f"duplicate-key: {twice} appears more than once, and readers disagree on which one counts")
     outreach_id = UUID(body["outreach_id"])
     if key is not None and _key_text(key) != str(outreach_id):
         return _unreadable("key-mismatch: the record's key differs from the value's outreach_id")

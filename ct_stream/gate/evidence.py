@@ -47,8 +47,8 @@ _NAME_TROUBLE = frozenset({Trouble.NO_ADDRESS, Trouble.NAME_LOOKUP, Trouble.UNRO
 _CONNECTION_TROUBLE = frozenset(Trouble) - _NAME_TROUBLE
 
 _CONTROL_SENTENCES = {
-    ControlKind.DNS: "our resolvers must prove that they work (control domain) before its DNS answer is believed",
-    ControlKind.SMTP: "our way out to port 25 must prove to work (control) before its silence is believed",
+    ControlKind.DNS: "its DNS answer counts only after a control has proved that our resolvers work",
+    ControlKind.SMTP: "its server's silence counts only after a control has proved that port 25 is open to us",
 }
 
 #: When a failed answer was asked for, and when it came.
@@ -100,10 +100,10 @@ def confirmed(kind: ControlKind, way: Way, window: Window, *, in_chain: bool) ->
     if way.proves(failed_at):
         if in_chain or way.unbroken(asked_at):
             return ControlAnswer(detail=way.ok_detail)
-        sentence = f"{_CONTROL_SENTENCES[kind]}; nothing proved that when it was asked, so it is asked again"
+        sentence = f"{_CONTROL_SENTENCES[kind]}; no proof covers the time of the question, so it is asked again"
         return control_wait(kind, sentence, after_s=0.0)
     if way.is_failing:
-        return control_wait(kind, f"{_CONTROL_SENTENCES[kind]}; the last one failed: {way.failed_detail}")
+        return control_wait(kind, f"{_CONTROL_SENTENCES[kind]}; the last control failed: {way.failed_detail}")
     return unproven(kind)
 
 
@@ -280,7 +280,7 @@ class Settling:
             return None
         return Wait(
             reason=WaitReason.REFUSED,
-            detail=f"{what}; counts as its own policy when others have not refused us for {self.settle_s:g} s",
+            detail=f"{what}; this counts as its own policy if no others refuse us within {self.settle_s:g} s",
             after_s=self._left_s,
         )
 
@@ -290,8 +290,8 @@ class Settling:
             return None
         return Wait(
             reason=WaitReason.PROVIDER_SILENT,
-            detail=f"no server of {provider} could be reached; counts once {self.settle_s:g} s have shown that it is "
-            "not the provider as a whole",
+            detail=f"no server of {provider} could be reached; this counts against the company after "
+            f"{self.settle_s:g} s, unless the whole provider proves to be out of reach",
             after_s=self._left_s,
         )
 
@@ -427,7 +427,7 @@ class Case:
         return self.needs_names and not self.ways[ControlKind.DNS].proves(self.failed_at)
 
     def wait_for_names(self) -> Kept:
-        sentence = "its first host's name may be silent by our resolvers' fault"
+        sentence = "the name of one of its hosts could not be looked up, perhaps because our resolvers failed"
         return self._keep(wait=control_wait(ControlKind.DNS, sentence))
 
     def is_a_providers_word(self) -> bool:

@@ -157,7 +157,7 @@ def _accepted(outreach_id: UUID, domain: str, pattern: Pattern, host: str, *, re
         return _passed(pattern, domain, pattern.confidence, VerifiedBy.SMTP)
     # The company's yes stands whatever stopped the second question, even a reply about us: waiting could only
     # raise the confidence, never change the outcome.
-    note = f"whether a random mailbox is refused could not be told: {reading.cause}"
+    note = f"it is not known whether a random mailbox is refused: {reading.cause}"
     return _passed(pattern, domain, min(pattern.confidence, UNPROVEN_CONFIDENCE), VerifiedBy.SMTP, note)
 
 
@@ -174,7 +174,9 @@ def _inconclusive(domain: str, asked: list[_Asked], causes: list[str], rules: Ru
             case VerifyStatus.CATCH_ALL:
                 return _catch_all(domain, VerifiedBy.TIER2)
             case VerifyStatus.INVALID:
-                return Failed(code=FailureCode.VERIFY_FAIL, reason=f"{answer.detail}; before: {reason}", domain=domain)
+                return Failed(
+                    code=FailureCode.VERIFY_FAIL, reason=f"{answer.detail}; over SMTP: {reason}", domain=domain
+                )
             case VerifyStatus.NO_ANSWER:
                 reason = f"{reason}; Tier-2 gave no usable answer: {answer.detail}"
     else:

@@ -62,7 +62,7 @@ class Play:
     def answer(self, answer: Answer, *, asked: str = "", at: str = "") -> None:
         """Answer the open question and move to the next one, or to the verdict."""
         if self.question is None:
-            raise OutOfStep("the pass has a verdict already")
+            raise OutOfStep("the pass already has a verdict")
         self._take(Exchange(key=self.question.key, answer=answer, asked=asked, at=at))
 
     def resume(self, kept: Sequence[Exchange]) -> None:
@@ -70,7 +70,7 @@ class Play:
         for exchange in kept:
             if self.question is None or self.question.key != exchange.key:
                 open_key = self.question.key if self.question else "none"
-                raise OutOfStep(f"kept answer {exchange.key!r} meets the question {open_key!r}")
+                raise OutOfStep(f"kept answer {exchange.key!r} does not fit the question {open_key!r}")
             self._take(exchange)
 
     def _take(self, exchange: Exchange) -> None:

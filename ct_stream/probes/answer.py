@@ -166,7 +166,7 @@ class PassDriver:
             play.resume(self._kept)
         except OutOfStep as error:
             log.warning(
-                "Asking %s from the start: %s",
+                "Asking everything about %s again: %s",
                 self._outreach_id,
                 error,
                 extra={"action": "pass_restarted", "outreach_id": str(self._outreach_id)},
@@ -199,7 +199,8 @@ class PassDriver:
         if not isinstance(answer, TurnedOff) and may_be_ours(answer) and (rest_s := self._stalled_since(begun_at)):
             return Wait(
                 reason=WaitReason.OUR_MACHINE,
-                detail=f"this process stood still while {_asked(question)} was asked, so its silence says nothing",
+                detail=f"this process was stopped or short of CPU while it asked {_asked(question)}, "
+                "so the missing answer says nothing",
                 after_s=rest_s,
             )
         if isinstance(answer, TurnedOff):

@@ -188,7 +188,7 @@ class LocalControls:
             return ControlAnswer(detail=result.detail)
         return Wait(
             reason=WaitReason.RESOLVER if kind is ControlKind.DNS else WaitReason.CONTROL,
-            detail=f"no control succeeds: {result.detail}",
+            detail=f"no control succeeded: {result.detail}",
             waits_on=WaitsOn.control(kind),
         )
 
@@ -217,7 +217,7 @@ class LocalRefusals:
         if not result.ok:
             return Wait(
                 reason=WaitReason.HALTED,
-                detail=f"a control does not take mail from us either: {result.detail}; first: {held.reason}",
+                detail=f"no control domain takes mail from us either: {result.detail}; first refusal: {held.reason}",
                 waits_on=WaitsOn.tool("TOOL-005"),
             )
         if is_own_server(held.host, domain):
@@ -260,5 +260,7 @@ class NoSpine:
 
 def _daily_cap(tool: str, per_day: int) -> Wait:
     return Wait(
-        reason=WaitReason.DAILY_CAP, detail=f"{tool} has used its {per_day} of the day", waits_on=WaitsOn.tool(tool)
+        reason=WaitReason.DAILY_CAP,
+        detail=f"{tool} has used up its {per_day} units of the day",
+        waits_on=WaitsOn.tool(tool),
     )

@@ -169,7 +169,7 @@ class Resolver:
             elif any(isinstance(answer, _NoAnswer) for answer in answers):
                 silent.append(f"no answer about a random name below {domain} from {server}")
             else:
-                wrong.append(f"{server} does not say that a random name below {domain} is absent")
+                wrong.append(f"{server} does not say that a random name below {domain} is missing")
         if works and not wrong:
             found = f"{', '.join(works)} finds the MX of {domain} and no random name below it"
             return ControlResult(ok=True, detail="; ".join([found, *silent]))
@@ -251,7 +251,7 @@ class Resolver:
                 records = await self._ask_twice(server, name, kind)
             # c-ares calls each return code that it does not know a success (ares_dns_query_reply_tostatus), and does
             # not hand the code over: without a record it is no answer, and no absence.
-            return records or _NoAnswer(detail=f"an answer without records or a reason from {server}")
+            return records or _NoAnswer(detail=f"neither records nor a reason from {server}")
         except TimeoutError:
             self._silent_until[server] = time.monotonic() + _SILENT_S
             return _NoAnswer(detail=f"timeout from {server}")

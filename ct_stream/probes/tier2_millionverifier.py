@@ -66,7 +66,7 @@ class MillionVerifier:
             return refused
         answer = json_object(body)
         if answer is None or not isinstance(answer.get("result"), str):
-            return no_answer(f"{self.name} sent no answer as documented")
+            return no_answer(f"{self.name} sent an answer that its documentation does not describe")
         result, error = answer["result"], answer.get("error")
         if result == "error" or error:
             return self._error(error)
@@ -82,7 +82,7 @@ class MillionVerifier:
         if known is None or code not in (None, known[0]) or isinstance(code, bool):
             return no_answer(f"{self.name} sent an unknown result: {cleaned(result)} {cleaned(str(code))}".rstrip())
         if not is_same_address(answer.get("email"), address):
-            return no_answer(f"{self.name} answered about another address")
+            return no_answer(f"{self.name} answered about a different address")
         subresult = cleaned(answer.get("subresult"))
         said = f"{result}, {subresult}" if subresult and subresult != result else result
         return Said(status=known[1], detail=f"{self.name} says {said}: {known[2]}")

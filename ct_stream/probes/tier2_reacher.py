@@ -45,7 +45,7 @@ class Reacher:
         if status == 400 and _SECRET_HEADER.encode() in body[:1000].lower():
             return Said(
                 status=VerifyStatus.NO_ANSWER,
-                detail=f"{self.name} answers HTTP 400: it does not take our {_SECRET_HEADER}",
+                detail=f"{self.name} answers HTTP 400: it does not accept our {_SECRET_HEADER}; check CT_TIER2_API_KEY",
                 about_us=True,
             )
         refused = by_status(self.name, status)
@@ -54,9 +54,9 @@ class Reacher:
         answer = json_object(body)
         reachable = answer.get("is_reachable") if answer is not None else None
         if answer is None or reachable not in _REACHABLE:
-            return no_answer(f"{self.name} sent no answer as documented")
+            return no_answer(f"{self.name} sent an answer that its documentation does not describe")
         if not is_same_address(answer.get("input"), address):
-            return no_answer(f"{self.name} answered about another address")
+            return no_answer(f"{self.name} answered about a different address")
         match reachable:
             case "safe":
                 return self._said(VerifyStatus.VALID, "safe: very likely to be delivered")
@@ -71,7 +71,7 @@ class Reacher:
         smtp, misc = answer.get("smtp"), answer.get("misc")
         facts = ("is_deliverable", "is_catch_all", "is_disabled", "has_full_inbox")
         if not isinstance(smtp, dict) or not all(isinstance(smtp.get(fact), bool) for fact in facts):
-            return no_answer(f"{self.name} says risky, and not why")
+            return no_answer(f"{self.name} says risky without saying why")
         if isinstance(misc, dict) and misc.get("is_disposable") is True:
             return self._said(VerifyStatus.INVALID, "risky: a temporary address")
         if smtp["is_catch_all"]:
@@ -82,7 +82,7 @@ class Reacher:
             return self._said(VerifyStatus.INVALID, "risky: not deliverable")
         if isinstance(misc, dict) and misc.get("is_role_account") is True:
             return self._said(VerifyStatus.VALID, "risky only because it is a role account: deliverable")
-        return no_answer(f"{self.name} says risky, and not why")
+        return no_answer(f"{self.name} says risky without saying why")
 
     def _unknown(self, answer: dict[str, Any]) -> Said:
         smtp, mx = answer.get("smtp"), answer.get("mx")

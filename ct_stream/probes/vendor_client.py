@@ -100,9 +100,9 @@ class VendorClient:
                 return no_answer(f"{vendor.name} sent more than {MAX_BODY} bytes")
             return self._without_secret(vendor.read(status, body, address))
         except aiohttp.ConnectionTimeoutError:
-            return no_answer(f"{vendor.name} could not be connected to within {_CONNECT_S:g} s")
+            return no_answer(f"{vendor.name} accepted no connection within {_CONNECT_S:g} s")
         except TimeoutError:
-            return no_answer(f"no answer of {vendor.name} within {self._timeout_s:g} s")
+            return no_answer(f"no answer from {vendor.name} within {self._timeout_s:g} s")
         except Exception as error:
             return no_answer(f"the call to {vendor.name} failed: {_named(error)}")
 

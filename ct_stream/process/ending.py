@@ -41,7 +41,7 @@ class StopSignals:
 
     def _received(self) -> None:
         if self.asked.is_set():
-            _say("second signal: exiting now; what is not acked comes again")
+            _say("second signal: exiting now; events that are not acked are delivered again")
             os._exit(EXIT_NOW)
         self.stop(EXIT_OK)
 
@@ -53,7 +53,7 @@ class StopSignals:
             asyncio.get_running_loop().call_later(self.drain_s + _STOP_SLACK_S, self._force)
 
     def _force(self) -> None:
-        _say("the drain is over and something still hangs: exiting; what is not acked comes again")
+        _say("the drain is over and something still hangs: exiting; events that are not acked are delivered again")
         os._exit(self.exit_code)
 
 
@@ -78,7 +78,7 @@ def run_to_the_end(
 
 
 def _leave(code: int) -> None:
-    _say("the worker has stopped and a thread still hangs: exiting; what is not acked comes again")
+    _say("the worker has stopped and a thread still hangs: exiting; events that are not acked are delivered again")
     os._exit(code)
 
 
@@ -86,7 +86,8 @@ def _end_broken(error: BaseException) -> NoReturn:
     """Say what broke, as well as that goes without memory, and end the process."""
     try:
         traceback.print_exception(error)
-        _say(f"the worker's loop broke ({type(error).__name__}): exiting; what is not acked comes again")
+        name = type(error).__name__
+        _say(f"the worker's event loop broke ({name}): exiting; events that are not acked are delivered again")
     finally:
         os._exit(EXIT_BUG)
 

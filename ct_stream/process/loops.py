@@ -48,7 +48,13 @@ class Loop:
             except Exception as error:
                 if not self.may_fail:
                     raise
-                log.warning("%s: %s", self.name, error, extra={"action": "upkeep_failed"})
+                log.warning(
+                    "The background loop %s failed, and runs again in %g s: %s",
+                    self.name,
+                    self.every_s,
+                    error,
+                    extra={"action": "upkeep_failed"},
+                )
             await asyncio.sleep(self.every_s)
 
 
@@ -75,5 +81,5 @@ class Loops:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.critical("%s failed: %r", task.get_name(), error, exc_info=error)
-            self._on_failure(f"{task.get_name()} failed: {error!r}")
+            log.critical("The background loop %s failed: %r", task.get_name(), error, exc_info=error)
+            self._on_failure(f"the background loop {task.get_name()} failed: {error!r}")

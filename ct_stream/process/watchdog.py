@@ -103,7 +103,7 @@ class Watch:
         hung = sorted((place for place, age in ages.items() if age > limit), key=lambda place: -ages[place])
         if not hung:
             return None
-        reason = f"{hung[0]} is in hand for {ages[hung[0]]:.0f} s and not acked (at most {limit:g} s)"
+        reason = f"{hung[0]} has been in hand for {ages[hung[0]]:.0f} s and is not done (at most {limit:g} s)"
         return Hang(reason=reason, places=tuple(hung))
 
     def look_at_commits(self, at: float, commits: Mapping[str, Commits]) -> Hang | None:
@@ -114,8 +114,8 @@ class Watch:
         if not hung:
             return None
         partition, age = next(iter(hung.items()))
-        reason = f"no commit for {age:.0f} s: {partition} is done up to {commits[partition].done}, the group stands at "
-        return Hang(reason=f"{reason}{due[partition]} (at most {limit:g} s)", places=_places(hung, due))
+        done = f"{partition} is done up to {commits[partition].done}, but committed only to {due[partition]}"
+        return Hang(reason=f"no commit for {age:.0f} s (at most {limit:g} s): {done}", places=_places(hung, due))
 
     def look_at_input(self, at: float, undelivered: Mapping[str, int]) -> Hang | None:
         """Judge the first record of each partition that waits in Kafka while nothing is delivered."""
@@ -125,7 +125,7 @@ class Watch:
             return None
         places = _places(hung, undelivered)
         age = next(iter(hung.values()))
-        reason = f"{places[0]} waits in Kafka and is not delivered for {age:.0f} s (at most {limit:g} s)"
+        reason = f"{places[0]} has been in Kafka for {age:.0f} s and is not delivered (at most {limit:g} s)"
         return Hang(reason=reason, places=places)
 
     def look_at_group(self, at: float, unassigned_since: float | None) -> Hang | None:
@@ -282,7 +282,7 @@ class Watchdog:
             outage = await senses.outage()
             if outage is None and senses.excused() < time.monotonic() - _LOOK_EVERY_S:
                 await self._bite(hang)
-            self._excuse(outage or "a trouble that is known meanwhile")
+            self._excuse(outage or "a trouble that has become known meanwhile")
 
     async def _commits(self, senses: Senses) -> Hang | None:
         """Ask the broker how far it knows us, now and then, while there is something to commit."""
@@ -295,7 +295,7 @@ class Watchdog:
             try:
                 self._known = await senses.committed()
             except (OSError, TimeoutError, RuntimeError) as error:
-                self._excuse(f"Kafka does not tell what is committed: {error or type(error).__name__}")
+                self._excuse(f"Kafka does not say what is committed: {error or type(error).__name__}")
                 return None
         commits = {
             f"{self._topic}[{partition}]": Commits(done=offset, committed=self._known.get(partition, 0))
@@ -318,7 +318,7 @@ class Watchdog:
             undelivered = looked.result()
         except Exception as error:  # of whatever kind: an eye that fails is no reason to end, nor to close the others
             self._watch.look_at_input(time.monotonic(), {})
-            self._say(f"what there is to read cannot be told: {error!r}")
+            self._say(f"it could not be seen what is left to read: {error!r}")
             return None
         return self._watch.look_at_input(time.monotonic(), undelivered)
 
@@ -339,9 +339,9 @@ class Watchdog:
         try:
             await self._recorded(hang.places, hang.reason)
         except Exception as error:
-            log.warning("This exit cannot be recorded, and does not count: %r", error)
+            log.warning("This exit could not be recorded, so it does not count as a hang: %r", error)
         log.critical(
-            "Hung: %s. Exiting without a commit; what is not acked comes again. What it was doing:\n%s",
+            "Hung: %s. Exiting without a commit; events that are not acked are delivered again. What it was doing:\n%s",
             hang.reason,
             dump,
             extra={"action": "watchdog", "places": list(hang.places)},
@@ -356,12 +356,13 @@ class Watchdog:
         """End a process whose loop stands still; runs in the thread, and takes no lock that the loop may hold."""
         _end_anyhow()
         place = self._place_of_block()
-        reason = f"the event loop is blocked for {missed_s:.0f} s (at most {self._thresholds.blocked_s:g} s) in {place}"
-        words = f"ct-stream: hung: {reason}; exiting without a commit, what is not acked comes again\n"
+        limit_s = self._thresholds.blocked_s
+        reason = f"the event loop has been blocked for {missed_s:.0f} s (at most {limit_s:g} s) in {place}"
+        words = f"ct-stream: hung: {reason}; exiting without a commit, events that are not acked are delivered again\n"
         try:
             asyncio.run(self._recorded([place], reason))
         except Exception as error:
-            words += f"ct-stream: this exit cannot be recorded, and does not count: {error!r}\n"
+            words += f"ct-stream: this exit could not be recorded, so it does not count as a hang: {error!r}\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, words.encode())
         faulthandler.dump_traceback(all_threads=True)
         os._exit(EXIT_CODE)

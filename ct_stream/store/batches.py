@@ -82,7 +82,12 @@ class Batches(Generic[Item, Result]):
                 try:
                     await unclaimed(future.result())
                 except Exception as error:  # the cancellation counts; what was taken runs out by itself
-                    log.warning("Batch %s: nothing was given back: %s", self.name, error, extra={"action": "unclaimed"})
+                    log.warning(
+                        "Batch %s: what a cancelled company had taken could not be given back: %s",
+                        self.name,
+                        error,
+                        extra={"action": "unclaimed"},
+                    )
             raise
 
     def __len__(self) -> int:

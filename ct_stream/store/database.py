@@ -94,7 +94,7 @@ class Database:
         """Take the database's time as it was just told, so that a clock that is set is followed at once."""
         ahead_s = (now - self.now()).total_seconds() if self._clock_base is not None else 0.0
         if ahead_s > _JUMP_S:
-            log.warning("Postgres's clock was set %.0f s ahead", ahead_s, extra={"action": "postgres_clock_ahead"})
+            log.warning("The clock of Postgres jumped %.0f s ahead", ahead_s, extra={"action": "postgres_clock_ahead"})
             self._jumps.append((now, ahead_s))
         back_s = -ahead_s
         while back_s > _JUMP_S and self._jumps:  # set back: it comes back from its last jumps
@@ -182,10 +182,13 @@ class Database:
         if epoch is None:
             raise UnfitDatabase("the ledger has no epoch; run `ct-stream migrate`")
         if self._epoch is not None and epoch != self._epoch:
-            raise UnfitDatabase(f"this is another ledger (epoch {epoch}, was {self._epoch}): restored or replaced?")
+            raise UnfitDatabase(
+                f"this is another ledger (epoch {epoch}, was {self._epoch}): was the database restored or replaced?"
+            )
         if row["last_ordinal"] < seen:
             raise UnfitDatabase(
-                f"the ledger ends at {row['last_ordinal']}, but {seen} was seen: restored from a backup?"
+                f"the ledger ends at outcome {row['last_ordinal']}, but this worker has seen outcome {seen}: "
+                "was the database restored from a backup?"
             )
         self._epoch = epoch
         self.saw_clock(row["now"])
@@ -236,7 +239,7 @@ class Database:
             try:
                 return await self.fetch(name, *args)
             except AGAIN as error:
-                log.info("%s runs again: %s", name, error, extra={"action": "query_again"})
+                log.info("The query %s runs again: %s", name, error, extra={"action": "query_again"})
             except OUTAGE as error:
                 await self.retrying(name, error)
 

@@ -64,4 +64,4 @@ async def hung_again(database: Database, within_s: float, most: int) -> str | No
     if not rows:
         return None
     times, place, reason = rows[0]["exits"], rows[0]["place"], rows[0]["reason"]
-    return f"{times} times within {within_s / 60:.0f} minutes a worker hung at {place}: {reason}"
+    return f"a worker hung {times} times within {within_s / 60:.0f} minutes at {place}: {reason}"

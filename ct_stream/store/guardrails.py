@@ -77,7 +77,7 @@ class Guardrails:
             await self.set_state(SMTP_RAIL, "halted", reason, None)
         if is_own_server(held.host, domain):
             # Its own policy, if a control talks to us normally: the scope is settled by that proof.
-            return control_wait(ControlKind.SMTP, f"{held.host} refuses us; a control must show whether all do")
+            return control_wait(ControlKind.SMTP, f"{held.host} refuses us; a control must show whether others do too")
         await self._close_where_due(provider, held.reason)
         return Wait(
             reason=WaitReason.REFUSED,
@@ -96,14 +96,14 @@ class Guardrails:
 
     async def silent(self, provider: str, domain: str) -> None:
         """Record that no server of a shared provider could be reached for this company."""
-        await self._note(provider, domain, "silent", "", "no server of it could be reached")
+        await self._note(provider, domain, "silent", "", "none of its servers could be reached")
 
     async def unreached(self, provider: str, age_s: float) -> Wait | None:
         """Return why a shared provider's silence, so many seconds old, is not its company's failure (yet)."""
-        if await self._close_where_due(provider, "no server of it could be reached"):
+        if await self._close_where_due(provider, "none of its servers could be reached"):
             return Wait(
                 reason=WaitReason.PROVIDER_CLOSED,
-                detail=f"several companies at {provider} end without an answer: the provider, or its view of us",
+                detail=f"several companies at {provider} got no answer: the provider is out of reach, or blocks us",
                 waits_on=WaitsOn.provider(provider),
             )
         return self.settling(age_s).silence(provider)
@@ -158,6 +158,7 @@ class Guardrails:
         rows = await self._database.persist("refusals_at_provider", provider, EVIDENCE_KEPT)
         if rows[0]["companies"] < CLOSE_AFTER_COMPANIES:
             return False
-        why = f"{rows[0]['companies']} companies within {_HOURS} h and no good talk between, the last one: {reason}"
+        companies = f"{rows[0]['companies']} companies within {_HOURS} h were refused or got no answer"
+        why = f"{companies}, with no normal session in between; the last one: {reason}"
         await self.set_state(WaitsOn.provider(provider), "closed", why, FIRST_TRY_S)
         return True

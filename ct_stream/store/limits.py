@@ -181,7 +181,7 @@ class SharedLimits:
                 # Put away until its turn is near: in the order refused, one slot apart.
                 wait = Wait(
                     reason=WaitReason.RATE_LIMIT,
-                    detail=f"{limits.mx_per_second:g} MX look-ups a second (TOOL-004) are allowed",
+                    detail=f"only {limits.mx_per_second:g} MX look-ups a second (TOOL-004) are allowed",
                     after_s=row["retry_s"] + n / limits.mx_per_second,
                 )
             slots.append(Slot(wait=wait))
@@ -293,7 +293,7 @@ class DomainLease:
         if time.monotonic() - self._granted_at > _SURE_S:
             return Wait(
                 reason=WaitReason.OUR_MACHINE,
-                detail=f"its turn at {self._held.domain} may be over: our process stood still, or Postgres was late",
+                detail=f"its lease on {self._held.domain} may have ended: this process was stopped, or Postgres slow",
                 after_s=_AGAIN_S,
             )
         self._begun += 1
@@ -334,7 +334,7 @@ def _wait(begun: Begun, domain: str, provider: str, limits: ProbeLimits) -> Wait
         case "trial":
             return Wait(
                 reason=WaitReason.HALTED,
-                detail=f"TOOL-005 comes back carefully, one company at a time: {begun.detail}",
+                detail=f"TOOL-005 was resumed and is tried with one company at a time: {begun.detail}",
                 waits_on=WaitsOn.tool("TOOL-005"),
             )
         case "provider_closed":
@@ -346,7 +346,7 @@ def _wait(begun: Begun, domain: str, provider: str, limits: ProbeLimits) -> Wait
         case "provider_busy":
             return Wait(
                 reason=WaitReason.PROVIDER_BUSY,
-                detail=f"all sessions allowed at provider {provider} are open",
+                detail=f"all sessions allowed at provider {provider} are in use",
                 waits_on=WaitsOn.place(provider),
             )
         case "domain_busy":
@@ -359,7 +359,7 @@ def _wait(begun: Begun, domain: str, provider: str, limits: ProbeLimits) -> Wait
         case "answered":
             return Wait(
                 reason=WaitReason.DOMAIN_BUSY,
-                detail=f"another company of {domain} has just been decided; its answers will serve",
+                detail=f"another company of {domain} has just been decided; this one will use its answers",
                 after_s=0.0,
             )
         case "cap":

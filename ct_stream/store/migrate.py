@@ -146,11 +146,13 @@ async def _apply_missing(connection: asyncpg.Connection, sql: SqlFiles) -> list[
     if _BASELINE not in known:
         raise MigrationError(
             "the database was made by a version from before the first release; drop the ct_* tables and functions of "
-            "schema outreach (CASCADE) and migrate again: what was decided is adopted"
+            "schema outreach (CASCADE) and migrate again: companies that were decided keep their decisions"
         )
     newer = sorted(set(known) - {_BASELINE, *sql.migrations})
     if newer:
-        raise MigrationError(f"the database has migration {newer[0]!r}, which this version does not know; upgrade it")
+        raise MigrationError(
+            f"the database has migration {newer[0]!r}, which this version does not know; upgrade ct-stream"
+        )
     for name, text in sql.migrations.items():
         if known.get(name, _checksum(text)) != _checksum(text):
             raise MigrationError(f"migration {name!r} was applied with other contents; restore the released file")
@@ -171,7 +173,7 @@ async def _replace_functions(connection: asyncpg.Connection, sql: SqlFiles) -> l
     had = [row["checksum"] for row in rows]
     is_new = sql.functions_checksum not in had
     if not is_new and had[-1] != sql.functions_checksum:
-        raise MigrationError("the database has the functions of a newer version; upgrade this one")
+        raise MigrationError("the database has the functions of a newer version; upgrade ct-stream")
     for name, text in sql.functions.items():
         await _run(connection, f"functions/{name}", text)
     if not is_new:

@@ -135,7 +135,7 @@ class GateAgent:
         self._freed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its event stays un-acked, and this process must not go on as if nothing had happened.
-            log.critical("An event's task failed: %r", error, exc_info=error)
+            log.critical("The task of an event failed, so the worker stops: %r", error, exc_info=error)
             self._on_fatal(f"an event's task failed: {error!r}")
 
     # ---------------------------------------------------------------- one event
@@ -200,7 +200,7 @@ class GateAgent:
         self._draining = True
         self.join()
         if self._tasks:
-            log.info("Draining %d events", len(self._tasks), extra={"action": "drain"})
+            log.info("Draining: %d events are in hand", len(self._tasks), extra={"action": "drain"})
             await asyncio.wait(self._tasks, timeout=self._drain_s)
         given_up = set(self._tasks)
         for task in given_up:
@@ -229,7 +229,7 @@ def _carried(headers: dict[str, bytes | None], name: str, message: Any) -> bytes
     value = headers.get(name)
     if value is None or len(value) <= _MOST_CARRIED:
         return value
-    log.warning("%s: header %s of %d bytes is not carried through", _place(message), name, len(value))
+    log.warning("%s: header %s has %d bytes, too many to copy to the outcome", _place(message), name, len(value))
     return None
 
 

@@ -134,7 +134,7 @@ class OffsetGuard:
                 try:
                     ends = await self._end_of(tp)
                 except (KafkaError, OSError, TimeoutError) as error:
-                    log.warning("Where %s[%d] ends cannot be told: %r", tp.topic, tp.partition, error)
+                    log.warning("The end of %s[%d] cannot be read, trying again: %r", tp.topic, tp.partition, error)
                     await asyncio.sleep(_LOOK_AGAIN_S)  # without an answer nothing is dropped
                     continue
                 if ends < stood and self._is_current(message.generation_id):
@@ -163,7 +163,13 @@ class OffsetGuard:
                 if stands < message.offset:
                     self._on_hole(tp, expected, message.offset)
                     return False
-                log.info("%s[%d]: expected %d, and the group stands at %d", tp.topic, tp.partition, expected, stands)
+                log.info(
+                    "%s[%d]: offset %d was expected, but the group has committed up to %d; nothing is lost",
+                    tp.topic,
+                    tp.partition,
+                    expected,
+                    stands,
+                )
             # Faust's own bookkeeping counts the record behind the hole as done, too: it is told of the hole only.
             consumer: Any = self._app.consumer
             await type(consumer)._add_gap(consumer, tp, expected, message.offset - 1)
@@ -183,7 +189,12 @@ class OffsetGuard:
             try:
                 read = await self._next_offsets(tp, offset)
             except (KafkaError, OSError, TimeoutError) as error:
-                log.warning("A hole in %s[%d] cannot be looked into: %r", tp.topic, tp.partition, error)
+                log.warning(
+                    "A hole in the offsets of %s[%d] cannot be checked, trying again: %r",
+                    tp.topic,
+                    tp.partition,
+                    error,
+                )
                 read = []
             if not self._is_current(generation):
                 return None
@@ -200,7 +211,9 @@ class OffsetGuard:
             try:
                 stands = (await self._committed()).get(tp.partition, 0)
             except (KafkaError, OSError, TimeoutError) as error:
-                log.warning("Where the group stands in %s[%d] cannot be told: %r", tp.topic, tp.partition, error)
+                log.warning(
+                    "The committed offset of %s[%d] cannot be read, trying again: %r", tp.topic, tp.partition, error
+                )
                 stands = None
             if not self._is_current(generation):
                 return None
@@ -265,7 +278,7 @@ def exit_without_commit(tp: TP, expected: int, got: int) -> None:
     """End the process at once, so that the offsets of a hole are never committed."""
     sys.stderr.write(
         f"ct-stream: {tp.topic}[{tp.partition}] delivered offset {got} where {expected} was expected; "
-        "exiting without a commit so that nothing is lost; the restart reads from there again\n"
+        f"exiting without a commit so that nothing is lost; a restart reads the missing records again\n"
     )
     sys.stderr.flush()
     os._exit(EXIT_CODE)

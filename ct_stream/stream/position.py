@@ -140,9 +140,10 @@ class CutOff:
     def __str__(self) -> str:
         """Return what a person needs to know, and do."""
         return (
-            f"{SPINE_CREATED}[{self.partition}] ends at {self.ends}, but the group {GROUP} stands at {self.stands}: "
-            "did the cluster lose records, or come the offsets from another one? What comes below would count as read "
-            "and never be decided. Stop all workers and run kafka-consumer-groups.sh "
+            f"{SPINE_CREATED}[{self.partition}] ends at {self.ends}, but the group {GROUP} has committed up to "
+            f"{self.stands}: did the cluster lose records, or do the offsets come from another cluster? New records "
+            "below that offset would count as read and never be decided. Stop all workers and run "
+            "kafka-consumer-groups.sh "
             f"--group {GROUP} --topic {SPINE_CREATED} "
             "--reset-offsets --to-earliest --execute (no company is decided twice)"
         )

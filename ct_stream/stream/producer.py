@@ -63,7 +63,7 @@ class Producer:
         )
         await self._producer.start()
         if not self.is_idempotent:
-            log.info("This broker has no idempotent producer; repeats on a topic are identical all the same")
+            log.info("This broker has no idempotent producers; if a record is sent twice, the two are identical")
 
     async def stop(self) -> None:
         """Send what is buffered, and close."""
@@ -117,7 +117,7 @@ class Producer:
 
     def note_failure(self, error: BaseException) -> None:
         """Say that the broker does not take records."""
-        text = f"Kafka does not take records: {error or type(error).__name__}"
+        text = f"Kafka does not accept records: {error or type(error).__name__}"
         if self._health.troubles.get("kafka") != text:
             log.warning("%s", text, extra={"action": "kafka_down"})
         self._health.set("kafka", text)

@@ -63,7 +63,12 @@ async def reject(producer: Producer, message: Any, reason: str) -> None:
         try:
             await producer.deliver(CT_REJECTED, key, value, headers)
         except RecordTooLarge as error:
-            log.warning("%s takes no record of %d bytes: %s", CT_REJECTED, max_bytes, error)
+            log.warning(
+                "%s accepts no record with %d bytes of the original, sending less of it: %s",
+                CT_REJECTED,
+                max_bytes,
+                error,
+            )
         else:
             return
     # Not even its place fits (about 500 bytes). That is the topic's fault: it waits like for a broker that is away.

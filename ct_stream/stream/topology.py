@@ -143,19 +143,19 @@ async def _create(admin: AIOKafkaAdminClient, topic: NewTopic) -> None:
         if code == TopicAlreadyExistsError.errno:
             raise TopicAlreadyExistsError
         if code:
-            raise TopologyError(f"topic {entry[0]} could not be made: error {code} {message or ''}".rstrip())
+            raise TopologyError(f"topic {entry[0]} could not be created: error {code} {message or ''}".rstrip())
 
 
 def misfit(counts: dict[str, int]) -> str | None:
     """Return what is wrong with the topics, in a line that says what to do, or None."""
     missing = [plan.name for plan in topic_plans(1, min_insync=None) if plan.name not in counts]
     if missing:
-        return f"topics are missing: {', '.join(missing)}; make them with `ct-stream topics`"
+        return f"topics are missing: {', '.join(missing)}; create them with `ct-stream topics`"
     source, changelog = counts[SPINE_CREATED], counts[CHANGELOG]
     if source != changelog:
         return (
-            f"{SPINE_CREATED} has {source} partitions and {CHANGELOG} has {changelog}; the table cannot follow: "
-            f"delete {CHANGELOG} (it is a cache) and run `ct-stream topics`"
+            f"{SPINE_CREATED} has {source} partitions and {CHANGELOG} has {changelog}; they must have the same number: "
+            f"delete {CHANGELOG} (it is only a cache) and run `ct-stream topics`"
         )
     return None
 

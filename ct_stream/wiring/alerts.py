@@ -80,9 +80,9 @@ class Alert:
                 what = f"guardrail {self.rail} is {'on trial' if self.state == 'trial' else self.state}"
             case "control":
                 way = "our resolvers" if self.rail == "control:dns" else "our way out to port 25"
-                what = f"{way}: {'a control fails, companies wait' if self.state == 'failing' else 'working again'}"
+                what = f"{way}: {'a control failed, companies wait' if self.state == 'failing' else 'working again'}"
             case "stuck":
-                what = f"company {self.outreach_id} is stuck, our bug"
+                what = f"company {self.outreach_id} is stuck because of our own bug"
             case _:
                 what = f"a worker is {self.state}"
         return f"ct-stream: {what}: {clean(self.reason)}"
@@ -200,7 +200,7 @@ class Alerts:
         if 200 <= status < 300:
             return "", False
         if 300 <= status < 400:
-            return f"answers {status}; redirects are not followed, name the last address", False
+            return f"answers {status}; redirects are not followed, set CT_ALERT_WEBHOOK to the final address", False
         return f"answers {status}", status >= 500 or status in (408, 429)
 
     def _place(self) -> str:
@@ -229,7 +229,7 @@ class AlertRelay:
         try:
             rows = await self._database.fetch("take_alerts", self._alerts.worker, room, _STALE)
         except (*AGAIN, *OUTAGE, asyncpg.PostgresError) as error:
-            sentence = f"Alerts cannot be read: {error or type(error).__name__}"
+            sentence = f"Alerts cannot be read from Postgres: {error or type(error).__name__}"
             if sentence != self._said:
                 log.warning("%s", sentence, extra={"action": "alerts_unread"})
             self._said = sentence
@@ -262,6 +262,6 @@ async def alerting(alerts: Alerts) -> AsyncIterator[None]:
             async with asyncio.timeout(DRAIN_S):
                 await alerts.wait_idle()
         except TimeoutError:
-            log.warning("The receiver of alerts did not take the last ones in time", extra={"action": "alert_failed"})
+            log.warning("The last alerts were not delivered in time", extra={"action": "alert_failed"})
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)

@@ -72,13 +72,13 @@ class ComingUp:
         descriptors, wanted = raise_limit(), self._settings.in_flight
         if descriptors < LEAST:
             raise Refused(
-                f"the system lets this process open {descriptors} files, sockets among them; a worker needs {LEAST} at "
-                "least: raise the limit (ulimit -n, LimitNOFILE, --ulimit nofile)"
+                f"this process may open only {descriptors} files and sockets, and a worker needs at least {LEAST}; "
+                "raise the limit (ulimit -n, LimitNOFILE, --ulimit nofile)"
             )
         fits = room(wanted, descriptors, most_asking=MAX_ASKING)
         if fits.in_flight < wanted:
-            sentence = f"{fits.in_flight} companies in flight, not {wanted}: only {descriptors} files may be open"
-            log.warning("%s; raise the limit (ulimit -n)", sentence, extra={"action": "few_descriptors"})
+            sentence = f"{fits.in_flight} companies at a time, not {wanted}: only {descriptors} files may be open"
+            log.warning("Deciding %s; raise the limit (ulimit -n)", sentence, extra={"action": "few_descriptors"})
             self._health.notes["descriptors"] = sentence
         return fits
 
@@ -91,7 +91,7 @@ class ComingUp:
                 served = await stack.enter_async_context(health_server(host, port, self._health, metrics))
             except OSError as error:
                 raise Refused(
-                    f"CT_WEB_HOST {host!r} CT_WEB_PORT {port} cannot be served: {error}; "
+                    f"cannot listen on CT_WEB_HOST {host!r}, CT_WEB_PORT {port}: {error}; "
                     "set CT_WEB_PORT to a free port, or 0 for any"
                 ) from error
             yield served
@@ -137,8 +137,8 @@ class ComingUp:
             await guardrails.set_state(WATCHDOG_RAIL, "halted", again, None)
         while (reason := guardrails.halted.get(WATCHDOG_RAIL)) is not None:
             if "watchdog" not in self._health.troubles:
-                why = f"{reason}; nothing is pulled until a person runs `ct-stream guardrails resume {WATCHDOG_RAIL}`"
-                log.error("Not restarting for ever: %s", why, extra={"action": "watchdog_halted"})
+                why = f"{reason}; no event is taken until a person runs `ct-stream guardrails resume {WATCHDOG_RAIL}`"
+                log.error("Workers keep hanging: %s", why, extra={"action": "watchdog_halted"})
                 self._health.set("watchdog", why)
                 self._health.set("start", None)
             await self._rest()

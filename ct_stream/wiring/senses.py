@@ -75,12 +75,12 @@ class WorkerSenses:
         self._health.notes.pop("recovery", None)
         if recovery.in_recovery:
             left = recovery.active_remaining_total()
-            self._health.notes["recovery"] = f"reads the dedupe table's changelog: {left} records are left"
+            self._health.notes["recovery"] = f"reading the dedupe table's changelog: {left} records are left"
             return {CHANGELOG: left}
         undelivered = await self._delivery.undelivered()
         found = {f"{tp.topic}[{tp.partition}]": offset for tp, offset in undelivered.items()}
         waiting = ", ".join(f"{partition} offset {offset}" for partition, offset in found.items())
-        self._health.set("delivery", f"Kafka has {waiting} for us, and it is not delivered" if found else None)
+        self._health.set("delivery", f"Kafka has {waiting} and does not deliver it to this worker" if found else None)
         return found
 
     def unassigned_since(self) -> float | None:

@@ -49,8 +49,8 @@ class MachineWatch:
         stalls = self._pulse.stalls_lately
         if stalls:
             self._health.notes["machine"] = (
-                f"this process stood still {stalls} times in the last five minutes (stopped, or too little CPU): "
-                "what servers did not say meanwhile is asked again"
+                f"this process was stopped or short of CPU {stalls} times in the last five minutes; "
+                "questions without an answer from those moments are asked again"
             )
         else:
             self._health.notes.pop("machine", None)

@@ -234,7 +234,7 @@ async def _work(
         await stop.asked.wait()
 
     # ---- the way down: what runs gets its time, what is left stores its answers, what is leased goes back
-    log.info("Stopping: running passes get %g s", settings.drain_s, extra={"action": "stopping"})
+    log.info("Stopping: companies in hand get %g s to finish", settings.drain_s, extra={"action": "stopping"})
     health.set("start", "stopping")
     agent.stop_pulling()
     await asyncio.gather(scheduler.drain(settings.drain_s), reading.stop(), paid_calls.drain(settings.drain_s))

@@ -180,7 +180,7 @@ def test_none_accepted_and_all_inconclusive_fails_smtp_with_the_cause(answer: Ma
         (Trouble.TIMEOUT, "timeout", ControlKind.SMTP),
         (Trouble.CLOSED, "closed the connection", ControlKind.SMTP),
         (Trouble.UNREACHABLE, "unreachable", ControlKind.SMTP),
-        (Trouble.UNROUTABLE, "not publicly routable", ControlKind.DNS),
+        (Trouble.UNROUTABLE, "address is not publicly routable", ControlKind.DNS),
         (Trouble.NO_ADDRESS, "no address", ControlKind.DNS),
         (Trouble.NAME_LOOKUP, "could not be looked up", ControlKind.DNS),
     ],

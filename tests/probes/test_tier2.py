@@ -206,7 +206,7 @@ async def test_a_redirect_is_not_followed(provider: str) -> None:
 
 async def test_a_vendor_that_is_slow_is_left_in_time() -> None:
     said = await asked("millionverifier", Answer(delay_s=5.0), timeout_s=0.2)
-    assert said == Said(status=NO_ANSWER, detail="no answer of millionverifier within 0.2 s")
+    assert said == Said(status=NO_ANSWER, detail="no answer from millionverifier within 0.2 s")
 
 
 async def test_a_body_without_end_is_left_in_time() -> None:

@@ -108,7 +108,7 @@ def test_a_record_that_waits_in_kafka_and_is_not_delivered_is_a_hang() -> None:
     hang = watch.look_at_input(300.0, {PARTITION: 7, "spine.created[4]": 9})
     assert hang is not None
     assert hang.places == ("spine.created[3] offset 7",)
-    assert hang.reason == f"{PARTITION} offset 7 waits in Kafka and is not delivered for 300 s (at most 60 s)"
+    assert hang.reason == f"{PARTITION} offset 7 has been in Kafka for 300 s and is not delivered (at most 60 s)"
 
 
 def test_a_partition_that_moves_or_has_nothing_to_read_is_none() -> None:
@@ -213,7 +213,7 @@ def test_a_blocked_loop_ends_the_process_and_says_which_event_and_which_line() -
     done = run_blocked("time.sleep(20)")
     assert done.returncode == EXIT_CODE
     assert done.stdout == "['spine.created[2] offset 41']\n"
-    assert "the event loop is blocked for 0 s (at most 0.4 s) in spine.created[2] offset 41" in done.stderr
+    assert "the event loop has been blocked for 0 s (at most 0.4 s) in spine.created[2] offset 41" in done.stderr
     assert "in event" in done.stderr, "no stack of the blocked thread"
 
 

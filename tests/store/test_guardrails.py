@@ -359,7 +359,7 @@ async def test_three_hangs_at_one_place_in_the_window_are_told_until_a_person_re
             assert await hung_again(db, 600, 3) is None
             await record_exit(database.gate, Exit(places=places, reason="hangs", worker="w", version="1"))
         again = await hung_again(db, 600, 3)
-        assert again == "3 times within 10 minutes a worker hung at b: hangs"
+        assert again == "a worker hung 3 times within 10 minutes at b: hangs"
         await p.one.set_state("watchdog", "halted", again, None)
         assert await p.resume("watchdog") == "halted -> open"
         assert await hung_again(db, 600, 3) is None
