@@ -1,4 +1,4 @@
-"""What does one attempt at a mail server mean, and does its reply speak about us?"""
+"""Says what one attempt at a mail server means, and whether its reply is about us."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""In which order are replies to be read, and who says so? The rules of `replies` as data.
+"""The rules of `replies` as data: in which order replies are read, and the source of each rule.
 
-The first rule that holds decides. The order is the argument: what is about this moment or about us comes before
-what is about the mailbox, since servers put both into one reply ("Mailbox unavailable. Your IP is blacklisted"), and
-the words that name a mailbox come last but for what is left, which is inconclusive.
+The first rule that holds decides. The order matters: rules about this moment or about us come before rules about the
+mailbox, because servers put both into one reply ("Mailbox unavailable. Your IP is blacklisted"). Words that name a
+mailbox come last; whatever is left after them is inconclusive.
 
-Patterns meet folded text: lower case, without accents, one line, "@" for each mail address (`replies.fold`).
+Patterns are matched against folded text: lower case, without accents, one line, "@" for each mail address
+(`replies.fold`).
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ _ANY_STAGE = frozenset(Stage)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One way of reading a reply. All that is given must hold; `enhanced` or `says` is enough where `either`."""
+    """One way of reading a reply. Every given condition must hold; with `either`, `enhanced` or `says` is enough."""
 
     name: str
     meaning: Meaning
-    why: str  #: one sentence for people, with what speaks for it
+    why: str  #: one sentence for people: the reason for this reading
     source: str
-    cause: str = ""  #: the word that a failure's reason uses
+    cause: str = ""  #: the word for it in the reason of a failure
     stages: frozenset[Stage] = _ANY_STAGE
     codes: Callable[[int], bool] = lambda code: code >= 400
     enhanced: re.Pattern[str] | None = None  #: full match, "" where the server gave none
     says: re.Pattern[str] | None = None
-    unless: re.Pattern[str] | None = None  #: words that take the rule away
+    unless: re.Pattern[str] | None = None  #: words with which the rule does not hold
     either: bool = False
     is_session_limit: bool = False
 
@@ -70,7 +71,7 @@ def _words(*patterns: str) -> re.Pattern[str]:
 
 
 _IP = r"(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-f]{1,4}(?::[0-9a-f]{0,4}){2,7})"
-#: The one that is asked for, in the languages that servers speak.
+#: Words for the mailbox that is asked about, in the languages that servers speak.
 _USER = (
     r"(?:users?|usernames?|mail ?box|mail ?boxes|recipients?|accounts?|addressees?|address(?:es)?|person"
     r"|alias|in ?box"
@@ -84,7 +85,7 @@ _REFUSED = (
     r"(?:block\w*|refus\w*|reject\w*|denied|deny|ban(?:ned)?|forbid\w*"
     r"|not (?:be )?(?:accept|allow|permit|welcome)\w*)"
 )
-#: The same in other languages; folded, as all patterns are.
+#: The same in other languages; folded, like all patterns.
 _REFUSED_ELSEWHERE = (
     r"(?:gesperrt|blockiert|abgelehnt|zuruckgewiesen|bloque\w*|refuse[es]?\b|rejete\w*|bloquead\w*|rechazad\w*"
     r"|rejeitad\w*|recusad\w*|bloccat\w*|rifiutat\w*|geblokkeerd|geweigerd|zablokowan\w*|odrzucon\w*|blokovan\w*"
@@ -96,18 +97,18 @@ _OURS = (
     r"|isp|mta|system|address|connection|location|message source|domain|access|organi[sz]ation)"
     r"|(?:this|remote|client|source|sender) ip(?: address)?)\b"
 )
-#: The word, not a URL's parameter ("response_codes?ip=192.0.2.54").
+#: The word "IP", but not a URL's parameter ("response_codes?ip=192.0.2.54").
 _IP_WORD = (
     r"(?:(?<![?&/=.\w-])ips?(?:v[46])?(?:\b(?![=.])|(?=地址|アドレス|주소))"
     r"|(?:adresse|direccion|indirizzo|endereco|adres) ip\b)"
 )
-#: Who sends, in other languages than English.
+#: Words for the sender, in languages other than English.
 _SENDER_ELSEWHERE = (
     r"(?:absender\w*|expediteur\w*|emetteur\w*|remitente\w*|remetente\w*|mittente\w*|afzender\w*|nadawc\w*"
     r"|odesilatel\w*|avsandar\w*|avsender\w*|afsender\w*|gonderen\w*|отправител\w*|відправник\w*"
     r"|发件人|發件人|发信人|送信者|差出人|발신자|보낸)"
 )
-#: "Does not exist" in letters that are not Latin.
+#: "Does not exist" in scripts other than Latin.
 _ABSENT_ELSEWHERE = r"(?:не ?существ|не ?з?наиден|неизвест|несуществ|不存在|存在し(?:ません|ない)|존재하지|찾을 수 없)"
 _DOMAIN_ELSEWHERE = r"(?:domini\w*|domaine|domene|doman\b|domen\w*|домен\w*|域名|ドメイン|도메인)"
 

@@ -1,4 +1,4 @@
-"""How does `ct-stream check` keep the limits without a database: in this process, for this run?"""
+"""The limits of a `ct-stream check` without a database: kept in this process, for this run."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _RATE_PAUSE_S = 60.0  #: after a reply about our rate
 def next_slot(tat: float, per_second: float, now: float) -> tuple[float, float]:
     """Return (seconds to wait, the next theoretical arrival time) for one more unit at `per_second`.
 
-    The generic cell rate algorithm without burst: `tat` is the moment from which a unit is free of waiting, 0 at the
-    begin.
+    This is the generic cell rate algorithm without bursts. `tat` is the moment from which a unit need not wait, 0 at
+    first.
     """
     begin = max(tat, now)
     return begin - now, begin + 1 / per_second
 
 
 class NoMemory:
-    """A person who checks a domain wants to hear what it says now."""
+    """No memory: a person who checks a domain wants to know what it says now."""
 
     async def recall(self, domain: str) -> Memory | Wait:  # noqa: ARG002
         """Remember nothing."""
@@ -68,7 +68,7 @@ class LocalPermits:
         self._open: dict[str, int] = {}  #: sessions by provider
 
     async def mx_lookup(self) -> Wait | None:
-        """Take one MXLookup unit, after the wait of at most a few milliseconds that its rate asks for."""
+        """Take one MXLookup unit, after the few milliseconds that its rate may ask for."""
         if self._mx_today >= self._toolbox.mx.per_day:
             return _daily_cap("TOOL-004", self._toolbox.mx.per_day)
         self._mx_today += 1
@@ -104,7 +104,7 @@ class LocalPermits:
         )
 
     def move(self, provider: str, to_provider: str) -> Wait | None:
-        """Take a place at another provider and give one back, or neither."""
+        """Take a place at `to_provider` and give the one at `provider` back, or do neither."""
         wait = self._no_place(to_provider)
         if wait is None:
             self._open[to_provider] = self._open.get(to_provider, 0) + 1
@@ -142,14 +142,14 @@ class LocalLease:
         self._released = False
 
     async def enter(self, provider: str) -> Wait | None:
-        """Take a place at another provider for the one that was held."""
+        """Exchange the held place for one at another provider."""
         wait = self._permits.move(self._provider, provider)
         if wait is None:
             self._provider = provider
         return wait
 
     async def next_session(self) -> Wait | None:
-        """Take one SMTPCheck unit and sleep until the domain's pause is over; the first time at once."""
+        """Take one SMTPCheck unit and sleep until the domain's pause is over. The first call returns at once."""
         if self._first:
             self._first = False
             return None
@@ -173,7 +173,7 @@ class LocalLease:
 
 
 class LocalControls:
-    """Controls asked on the spot: each one begins after the failed answer that it is asked for."""
+    """Asks controls at once: each one begins after the failed answer that needs it."""
 
     def __init__(self, resolver: ControlResolver, smtp: SmtpControl, domains: Sequence[str]) -> None:
         self._resolver = resolver
@@ -181,7 +181,7 @@ class LocalControls:
         self._domains = tuple(domains)
 
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:  # noqa: ARG002 - it is asked now, after them all
-        """Return the first control domain's success, or the wait that all their failures make."""
+        """Return the first control domain's success, or a wait if all of them fail."""
         ask = self._resolver.dns_control if kind is ControlKind.DNS else self._smtp.smtp_control
         result = await first_success(ask, self._domains)
         if result.ok:
@@ -194,14 +194,14 @@ class LocalControls:
 
 
 class LocalRefusals:
-    """Replies about us, judged one at a time: nothing is known of what other companies' servers said."""
+    """Judges replies about us one at a time: nothing is known about other companies' servers."""
 
     def __init__(self, smtp: SmtpControl, domains: Sequence[str]) -> None:
         self._smtp = smtp
         self._domains = tuple(domains)
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:
-        """Return None when a company's own server refuses us while a control talks normally up to MAIL FROM."""
+        """Return None if a company's own server refuses us while a control domain's server takes MAIL FROM."""
         if held.by is HeldBy.RATE:
             return Wait(
                 reason=WaitReason.OUR_RATE,
@@ -243,12 +243,12 @@ class Tier2Off:
         return self._because
 
     async def verify(self, outreach_id: UUID, address: Address) -> Brought:
-        """Raise RuntimeError: the gate asks no tool that is off."""
+        """Raise RuntimeError: the gate does not ask a tool that is off."""
         raise RuntimeError(f"Tier-2 is off, yet {outreach_id} asked for an address at {address.domain}")
 
 
 class NoSpine:
-    """The spine of a run that has no database: it is given the domain instead."""
+    """The spine of a run without a database: it is given the domain instead."""
 
     def __init__(self, domain: str) -> None:
         self._domain = domain

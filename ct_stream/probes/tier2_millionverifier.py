@@ -1,8 +1,8 @@
-"""How is MillionVerifier asked, and what do its answers mean?
+"""Asks MillionVerifier about an address, and reads its answers.
 
 Single API v3: `GET https://api.millionverifier.com/api/v3/?api=KEY&email=...&timeout=...`, the key in the query,
-`timeout` 2 to 60 s for the recipient's server (https://developer.millionverifier.com/). It answers 200 also when it
-refuses us: then `result` is `error` and `error` says why. What the results mean:
+`timeout` 2 to 60 s for the recipient's server (https://developer.millionverifier.com/). Even a refusal comes with
+status 200: then `result` is `error` and `error` says why. What the results mean:
 https://help.millionverifier.com/email-verification/email-verification-results
 """
 
@@ -32,12 +32,12 @@ URL = "https://api.millionverifier.com/api/v3/"
 _RESULTS = {
     "ok": (1, VerifyStatus.VALID, "the address exists"),
     "catch_all": (2, VerifyStatus.CATCH_ALL, "the server is set to accept all mail"),
-    # Final as far as this one attempt goes: "we couldn't determine whether the email address exists".
+    # Final for this one attempt: "we couldn't determine whether the email address exists".
     "unknown": (3, VerifyStatus.INVALID, "whether the address exists could not be determined"),
     "disposable": (5, VerifyStatus.INVALID, "a temporary address, not safe to send to"),
     "invalid": (6, VerifyStatus.INVALID, "the address does not exist"),
 }
-#: Words of its errors that are about our account (the demo keys API_KEY_FOR_ERROR_... name these errors), and ours.
+#: Words in its errors that are about our account (its demo keys API_KEY_FOR_ERROR_... name them), and our words for it.
 _ABOUT_US = (
     (("apikey", "api key", "api_key"), "it does not know our key"),
     (("credit",), "our credit is used up"),
@@ -60,7 +60,7 @@ class MillionVerifier:
         )
 
     def read(self, status: int, body: bytes, address: Address) -> Said:
-        """Return what a response means; a result that contradicts itself is no usable answer."""
+        """Return what a response means. A result that contradicts itself is no usable answer."""
         refused = by_status(self.name, status)
         if refused is not None:
             return refused

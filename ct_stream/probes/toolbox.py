@@ -1,6 +1,6 @@
-"""Which tools may the gate use, and how hard?
+"""Reads SNAP_ON_TOOLBOX.yaml: which tools the gate may use, and within which limits.
 
-Read from SNAP_ON_TOOLBOX.yaml; the package's copy is the default, and `ops/tooling/` holds the same bytes.
+The package's copy is the default, and `ops/tooling/` holds the same bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ct_stream.gate.toolbox_limits import PaidLimits, ProbeLimits
 _FILE_NAME = "SNAP_ON_TOOLBOX.yaml"
 _NAME = re.compile(r"[a-z]{1,40}")  # a local part is at most 64 octets (RFC 5321 section 4.5.3.1.1)
 _PATTERN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
-#: A dot-atom of lower case (RFC 5321 section 4.1.2): no dot at either end, and no two in a row.
+#: A dot-atom in lower case (RFC 5321 section 4.1.2): no dot at either end, and no two in a row.
 _TEMPLATE = re.compile(
     r"(?=.{1,60}\Z)(?:[a-z0-9_-]|\{(?:first|last|f|l)\})+(?:\.(?:[a-z0-9_-]|\{(?:first|last|f|l)\})+)*"
 )
@@ -31,7 +31,7 @@ _Key: TypeAlias = tuple[str, ...]
 
 
 class ToolboxError(Exception):
-    """The toolbox cannot be used: one line with the file, the key, and what is expected there."""
+    """The toolbox cannot be used. The message names the file, the key, and what is expected there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +47,16 @@ class SmtpLimits:
     """TOOL-005, SMTPCheck. One session per domain at a time is a rule, not a setting."""
 
     per_day: int  #: sessions
-    domain_pause_s: float  #: from the end of one session to the begin of the next at the same domain
+    domain_pause_s: float  #: from the end of one session to the start of the next at the same domain
     sessions_per_provider: int  #: at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlLimits:
-    """How often our own DNS and our own way out are tried."""
+    """How often our own DNS and our own way out are checked."""
 
-    interval_s: float  #: at most one control of a kind in so many seconds, over all workers
-    settle_s: float  #: how long what one company alone meets may still prove to be about us
+    interval_s: float  #: at most one control of each kind in so many seconds, over all workers
+    settle_s: float  #: how long trouble that only one company meets may still turn out to be about us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
