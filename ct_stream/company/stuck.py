@@ -1,4 +1,4 @@
-"""When is it our version that is broken, and no longer single companies?"""
+"""Stops the worker when so many companies are stuck that this version itself must be broken."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ class StuckBreaker:
         self._on_fatal = on_fatal
 
     async def look(self) -> None:
-        """Count them; to be called whenever another one became stuck."""
+        """Count them. To be called whenever another company becomes stuck."""
         if await self._parked.stuck_lately() >= _STUCK_AN_HOUR:
             self._on_fatal(f"{_STUCK_AN_HOUR} companies became stuck within an hour: this version has a bug")
