@@ -134,7 +134,7 @@ async def test_reachers_documented_answers(answer: Answer, status: VerifyStatus,
         pytest.param(Answer(status=-1), False, id="hangs up"),
     ],
 )
-async def test_what_is_no_documented_answer_is_none(provider: str, answer: Answer, about_us: bool) -> None:
+async def test_an_undocumented_answer_is_no_answer(provider: str, answer: Answer, about_us: bool) -> None:
     said = await asked(provider, answer)
     assert (said.status, said.about_us) == (NO_ANSWER, about_us), said.detail
 

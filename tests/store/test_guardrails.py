@@ -99,7 +99,7 @@ async def test_a_good_talk_between_them_keeps_a_provider_open(database: Database
         assert await p.state("provider:bigmail.example") in (None, "open")
 
 
-async def test_a_pass_that_goes_on_at_another_provider_meets_its_rail_and_its_places(database: DatabaseDsns) -> None:
+async def test_a_pass_that_moves_to_another_provider_obeys_its_guardrail_and_its_places(database: DatabaseDsns) -> None:
     rail = "provider:bigmail.example"
     async with parts(database) as p:
         lease = await p.limits.begin_probe("acme.example", "acme.example")

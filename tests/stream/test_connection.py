@@ -51,7 +51,7 @@ def test_a_cut_connection_is_a_broken_one(tmp_path: Path) -> None:
     uvloop.run(run())
 
 
-def test_what_is_wrong_with_a_request_is_said_and_breaks_nothing(tmp_path: Path) -> None:
+def test_a_request_that_cannot_be_sent_raises_its_own_error_and_keeps_the_connection(tmp_path: Path) -> None:
     """A broker without idempotence is known by it (stream/producer.py); aiokafka's errors are RuntimeErrors, too."""
 
     async def run() -> None:

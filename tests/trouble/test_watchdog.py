@@ -203,7 +203,7 @@ async def test_an_event_that_never_comes_back_ends_the_worker_with_what_it_was_d
         await decided_once(stack, 30)
 
 
-async def test_a_waiting_company_that_never_comes_back_ends_the_worker_and_is_gone_on_with(tmp_path: Path) -> None:
+async def test_a_resumed_company_that_never_ends_ends_the_worker_and_is_resumed_again(tmp_path: Path) -> None:
     async with Stack(tmp_path) as stack:
         ids = await stack.mint(["nxdomain-1.example", *(f"info-{n}.example" for n in range(10))])
         await stack.publish(ids)
