@@ -83,7 +83,7 @@ class AskControl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyEmail:
-    """What does the paid Tier-2 vendor say of this address? Asked once per outreach_id, for ever."""
+    """What does the paid Tier-2 vendor say about this address? It is asked only once for each outreach_id."""
 
     pattern: str
     address: Address

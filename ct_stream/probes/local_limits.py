@@ -163,7 +163,7 @@ class LocalLease:
         self._free_at = self._permits.clock() + self._permits.pause_s
 
     def greeted(self, begun_at: float) -> None:
-        """Nobody is told."""
+        """Do nothing: no other worker needs to know."""
 
     async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:  # noqa: ARG002 - no provider is remembered
         """Give the domain and the provider's place back, once."""
@@ -229,7 +229,7 @@ class LocalRefusals:
         )
 
     async def note(self, held: Held, domain: str, provider: str) -> None:
-        """Nobody is told."""
+        """Do nothing: no other company needs to know."""
 
 
 class Tier2Off:

@@ -86,7 +86,7 @@ class Toolbox:
 
 
 def load_toolbox(path: Path | str | None = None) -> Toolbox:
-    """Read the toolbox at `path`, or the package's copy. Raises ToolboxError when it cannot be used as it stands."""
+    """Read the toolbox at `path`, or the package's copy. Raises ToolboxError if it cannot be used."""
     if path is None:
         name, text = _FILE_NAME, files("ct_stream.probes").joinpath(_FILE_NAME).read_text(encoding="utf-8")
     else:

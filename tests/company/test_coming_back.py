@@ -1,4 +1,4 @@
-"""A company that comes back again and again, with what was put away: it is decided, and by what counts only.
+"""A company that is resumed again and again with what was kept of it is decided, and only by answers that count.
 
 The proofs of our way lie around every question unless a test says otherwise: the friendliest world there is.
 """
@@ -46,7 +46,7 @@ def refuses(host: str, *before: Attempt) -> MailboxAnswer:
 
 
 class Company:
-    """What is put away of it, what its servers say, and how often they were asked."""
+    """What is kept of it while it is parked, what its servers say, and how often they were asked."""
 
     def __init__(self, hosts: tuple[str, ...], says: MailboxAnswer | Wait, **put_away: Any) -> None:
         self.says = says
@@ -99,7 +99,7 @@ class Company:
         return Wait(reason=WaitReason.REFUSED, detail="ten minutes", after_s=600.0)
 
     async def come_back(self) -> Passed | Failed | Wait:
-        """Go through the gate once more, and put away what is left of it as Postgres does."""
+        """Go through the gate once more, and park what is left of it as Postgres does."""
 
         def prober(_permits: object, watch: Stopwatch) -> SimpleNamespace:
             return SimpleNamespace(ask=partial(self._ask, watch), close=self._nothing, heard=())

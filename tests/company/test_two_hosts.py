@@ -53,7 +53,7 @@ class TwoHosts(Company):
 
 
 def is_about_us(owner: str, what: str) -> bool:
-    """Tell if it is a word about us that is not one company's own policy."""
+    """Return whether it is a reply about us that is not one company's own policy."""
     return "too fast" in what or (owner == "shared" and "refuses us" in what)
 
 

@@ -57,7 +57,7 @@ def test_an_outage_that_comes_and_goes_never_counts() -> None:
 
 
 def test_a_process_that_was_stopped_is_not_one_that_hangs() -> None:
-    """SIGSTOP for an hour, or a frozen machine: nobody looked meanwhile, and nothing could get on."""
+    """SIGSTOP for an hour, or a frozen machine: nobody looked meanwhile, and nothing could make progress."""
     watch = Watch(LIMITS)
     assert watch.look(1000.0, {PLACE: 1000.0}) is None
     assert watch.look(4600.0, {PLACE: 1000.0}) is None
@@ -229,7 +229,7 @@ async def test_a_look_that_always_fails_does_not_stop_the_others() -> None:
 
     async def undelivered() -> dict[str, int]:
         looks.append(time.monotonic())
-        raise TypeError("a bug of ours")
+        raise TypeError("our own bug")
 
     async def nothing(*_: object) -> None:
         return None

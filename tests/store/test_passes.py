@@ -1,4 +1,4 @@
-"""Undecided companies wait in Postgres, with their answers, and exactly one worker goes on with each."""
+"""Undecided companies wait in Postgres with their answers, and exactly one worker resumes each of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_a_wait_for_a_control_has_a_moment_that_a_proof_can_be_later_than(
 
 
 async def test_when_it_was_asked_stays_on_record_until_it_is_asked_again(database: DatabaseDsns) -> None:
-    """Else answers from inside our own trouble would grow younger than it by being put away twice."""
+    """Otherwise answers from our own trouble would seem to be newer than it after being parked twice."""
     async with opened(database.gate) as db:
         passes = ParkedCompanies(db, "a", "test")
         async with running(passes.park):

@@ -1,4 +1,4 @@
-"""A broker that goes away while uvloop runs: aiokafka connects anew, and nothing of it dies in silence."""
+"""A broker that goes away while uvloop runs: aiokafka connects again, and none of its tasks ends silently."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_brokers_addresses_are_kept_up_to_date_after_a_cut(tmp_path: Path) -
             client = producer.client
             await cut(producer)
             await client._metadata_update(client.cluster, client._topics)
-            assert await client._metadata_update(client.cluster, client._topics), "it did not connect anew"
+            assert await client._metadata_update(client.cluster, client._topics), "it did not connect again"
 
     uvloop.run(run())
 

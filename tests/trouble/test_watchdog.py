@@ -32,7 +32,7 @@ watchdog.Thresholds.of = classmethod(
 import ct_stream.stream.delivery as delivery
 delivery._QUIET_S, delivery._ON_ITS_WAY_S = 1.0, 0.2
 """
-#: What a bug of ours would do to one company.
+#: What a bug in our code would do to one company.
 BUG = (
     LIMITS
     + """
@@ -134,7 +134,7 @@ async def ends(stack: Stack, within_s: float) -> int | None:
 
 
 def broker_pid(stack: Stack) -> int:
-    """Return the process of the stack's embedded broker: the child of ours that has its address."""
+    """Return the process of the stack's embedded broker: our child process that has its address."""
     address = f"tcp://{stack.env['CT_KAFKA_BOOTSTRAP']}"
     found = [
         int(entry.name)
