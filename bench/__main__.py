@@ -110,7 +110,7 @@ async def bench_waiting(stack: Stack, companies: int, rounds: int, waiting: int)
         parked = await stack.admin.fetchval("SELECT count(*) FROM outreach.ct_passes")
     took = time.monotonic() - begin
     after = await rate("after")
-    print(f"\n{parked} companies wait for a closed provider (put away in {took:.0f} s):")
+    print(f"\n{parked} companies wait for a closed provider (parked in {took:.0f} s):")
     print(f"  others before {before:.1f}/s, with them {after:.1f}/s, ratio {after / before:.2f}")
 
 

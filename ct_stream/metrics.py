@@ -1,4 +1,4 @@
-"""What does the worker count, and why is it ready or not?"""
+"""The worker's metrics, and the troubles that make it not ready."""
 
 from __future__ import annotations
 
@@ -16,31 +16,41 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
-        self.received = Counter("ct_received_total", "Records of spine.created taken in hand", registry=r)
+        self.received = Counter("ct_received_total", "Records of spine.created taken for processing", registry=r)
         self.passed = Counter("ct_pass_total", "Outcomes PASS recorded by this worker", ["verified_by"], registry=r)
         self.failed = Counter("ct_fail_total", "Outcomes FAIL recorded by this worker", ["code"], registry=r)
         self.already = Counter("ct_already_processed_total", "Events of companies that had an outcome", registry=r)
         self.rejected = Counter("ct_rejected_total", "Unreadable records sent to ct.rejected", ["reason"], registry=r)
         self.keyless = Counter("ct_keyless_total", "Records without a key", registry=r)
-        self.parked = Counter("ct_parked_total", "Companies put away undecided", ["reason"], registry=r)
-        self.resumed = Counter("ct_resumed_total", "Undecided companies gone on with", registry=r)
-        self.exceptions = Counter("ct_exceptions_total", "Exceptions of our own, by company", registry=r)
+        self.parked = Counter("ct_parked_total", "Times that an undecided company was parked", ["reason"], registry=r)
+        self.resumed = Counter("ct_resumed_total", "Times that an undecided company was resumed", registry=r)
+        self.exceptions = Counter("ct_exceptions_total", "Exceptions raised by bugs in ct-stream", registry=r)
         self.stuck = Counter("ct_stuck_total", "Companies that became stuck", registry=r)
-        self.published = Counter("ct_published_total", "Outcomes sent to Kafka", ["topic"], registry=r)
+        self.published = Counter("ct_published_total", "Outcomes published to Kafka", ["topic"], registry=r)
         self.swept = Counter("ct_swept_total", "Outcomes published by the sweeper after a crash", registry=r)
-        self.table_hits = Counter("ct_table_hits_total", "Events found in the dedupe table", registry=r)
-        self.tool_calls = Counter("ct_tool_calls_total", "Calls of a tool by this worker", ["tool"], registry=r)
-        self.tier2_answers = Counter("ct_tier2_answers_total", "Paid calls of this worker", ["status"], registry=r)
-        self.tier2_usd = Counter("ct_tier2_usd_total", "US dollars that those calls were reserved for", registry=r)
+        self.table_hits = Counter(
+            "ct_table_hits_total", "Events whose company was found in the dedupe table", registry=r
+        )
+        self.tool_calls = Counter("ct_tool_calls_total", "Calls of a toolbox tool by this worker", ["tool"], registry=r)
+        self.tier2_answers = Counter(
+            "ct_tier2_answers_total", "Answers to paid calls of this worker", ["status"], registry=r
+        )
+        self.tier2_usd = Counter("ct_tier2_usd_total", "US dollars reserved for paid calls of this worker", registry=r)
         self.acked = Counter("ct_acked_total", "Offsets acked", registry=r)
         self.runtime = Histogram("ct_runtime_seconds", "From event to outcome", buckets=_BUCKETS, registry=r)
-        self.running = Gauge("ct_running_passes", "Passes running in this worker", registry=r)
-        self.unacked = Gauge("ct_unacked_events", "Events in hand and not acked", registry=r)
-        self.oldest_unacked = Gauge("ct_oldest_unacked_seconds", "Age of the oldest event in hand", registry=r)
+        self.running = Gauge(
+            "ct_running_passes", "Companies being decided in this worker, resumed ones included", registry=r
+        )
+        self.unacked = Gauge("ct_unacked_events", "Events taken and not yet acked", registry=r)
+        self.oldest_unacked = Gauge(
+            "ct_oldest_unacked_seconds", "Age of the oldest event that is not acked", registry=r
+        )
         self.waiting = Gauge("ct_undecided", "Undecided companies in Postgres", ["state", "reason"], registry=r)
         self.unpublished = Gauge("ct_unpublished", "Outcomes recorded and not yet published", registry=r)
-        self.lag = Gauge("ct_lag", "Records of spine.created not yet committed, -1: not known", registry=r)
-        self.alerts = Counter("ct_alerts_total", "Alerts: sent, failed, dropped", ["result"], registry=r)
+        self.lag = Gauge("ct_lag", "Records of spine.created not yet committed; -1: unknown", registry=r)
+        self.alerts = Counter(
+            "ct_alerts_total", "Alerts, by what happened to them: sent, failed, dropped", ["result"], registry=r
+        )
         self.ready = Gauge("ct_ready", "1 when the worker is ready", registry=r)
 
 
@@ -49,7 +59,7 @@ class Health:
     """Why the worker is not ready: a sentence for each part in trouble."""
 
     troubles: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)  #: worth saying, and no trouble
+    notes: dict[str, str] = field(default_factory=dict)  #: worth saying, but no trouble
     _ended_at: dict[str, float] = field(default_factory=dict)
 
     def set(self, part: str, trouble: str | None) -> None:
@@ -68,5 +78,5 @@ class Health:
 
     @property
     def is_ready(self) -> bool:
-        """Tell if no part is in trouble."""
+        """Return whether no part is in trouble."""
         return not self.troubles

@@ -1,1 +1,1 @@
-"""One company, from its event to its outcome: the one layer that knows stream, probes and store together."""
+"""One company, from its event to its outcome: the only layer that knows stream, probes and store together."""

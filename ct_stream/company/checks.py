@@ -1,4 +1,4 @@
-"""May what comes in be believed: a missing spine row, an unreadable record? Where most are, a person looks first."""
+"""Checks whether a missing spine row or an unreadable record may count; if most are like that, a person looks first."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ _SPINE_POLL_S = 30.0
 class InputCheck:
     """May unreadable records be put on `ct.rejected`?
 
-    Not when most of the last ones are: an upstream that changed its format would empty the topic into it. A person
-    looks, and resumes the rail `input`; records from before that moment count no more, so that what lies there goes.
+    Not if most of the last records are unreadable: otherwise an upstream that changed its format would empty the topic
+    into it. A person looks, and resumes the guardrail `input`. Records from before that moment no longer count, so that
+    the ones in the topic can be rejected.
     """
 
     RAIL = "input"
@@ -39,7 +40,7 @@ class InputCheck:
 
     @property
     def is_halted(self) -> bool:
-        """Return whether a person must look first, as last read."""
+        """Return whether a person must look first, according to the last look at the guardrails."""
         return self.RAIL in self._guardrails.halted
 
     def saw(self, at: datetime | None, *, readable: bool) -> None:
@@ -47,7 +48,7 @@ class InputCheck:
         self._records.append((at, readable))
 
     async def trouble(self) -> str | None:
-        """Return why an unreadable record must not be let go of now, or None."""
+        """Return why an unreadable record must not be rejected now, or None."""
         async with self._lock:
             await self._guardrails.refresh()
             if self.is_halted:
@@ -65,8 +66,8 @@ class InputCheck:
 class SpineCheck:
     """May a missing spine row be believed?
 
-    Not when too many of the last look-ups missed: a wrong database, a lagging replica or a lost grant looks just
-    like that. A person looks, and resumes the rail `spine`.
+    Not if too many of the last look-ups found nothing: a wrong database, a lagging replica or a lost grant looks just
+    like that. A person looks, and resumes the guardrail `spine`.
     """
 
     WINDOW = 50
@@ -86,19 +87,19 @@ class SpineCheck:
         del self._lookups[: -self.WINDOW]
 
     async def disbelief(self) -> Wait | None:
-        """Return the wait of a company whose miss must not be believed now, or None."""
+        """Return the wait of a company whose missing row must not be believed now, or None."""
         trouble = await self.trouble()
         if trouble is None:
             return None
         return Wait(
             reason=WaitReason.SPINE_CONTROL,
-            detail=f"a missing spine row is not believed: {trouble}",
+            detail=f"a missing spine row does not count now: {trouble}",
             after_s=None if self.RAIL in self._guardrails.halted else _SPINE_POLL_S,
             waits_on=WaitsOn.spine(),
         )
 
     async def trouble(self) -> str | None:
-        """Return why a miss must not be believed now, or None."""
+        """Return why a missing row must not be believed now, or None."""
         async with self._lock:
             await self._guardrails.refresh()
             halted = self._guardrails.halted.get(self.RAIL)
@@ -114,7 +115,7 @@ class SpineCheck:
             if row["row_security"]:
                 return "row security hides spine rows from the gate's role; exempt ct_gate from it"
             if not row["has_rows"]:
-                return "the spine holds no company at all: is this the right database?"
+                return "the spine holds no companies: is this the right database?"
             misses = self._lookups.count(False)
             if misses > self.MOST_MISSES:
                 reason = f"{misses} of the last {len(self._lookups)} spine look-ups found no usable row"
@@ -124,7 +125,7 @@ class SpineCheck:
 
 
 class SpineRow:
-    """One company's row in the spine, as it was read with the company, and how long its absence is not believed."""
+    """One company's row in the spine, as it was read with the company, and the grace before its absence counts."""
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class SpineRow:
         age_s: Callable[[datetime], float],
         grace_s: float,
     ) -> None:
-        """`since`: when we first saw the company. `is_repeat`: it comes back from waiting for the spine check."""
+        """`since`: when we first saw the company. `is_repeat`: it has waited for the spine check before."""
         self._check = check
         self._known = known
         self._event_at = event_at
@@ -147,14 +148,14 @@ class SpineRow:
         self._grace_s = grace_s
 
     async def lookup(self, outreach_id: UUID) -> SpineAnswer | Wait:
-        """Return the row, its lasting absence, or why that cannot be believed yet."""
+        """Return the row, or that it is missing for good, or the wait until that can be believed."""
         known = self._known
         if known.in_spine and isinstance(canonical_domain(known.domain), str):
             self._saw(usable=True)
             return SpineAnswer(found=True, domain=known.domain)
         if not known.in_spine:
             age_s = self._age_s(self._event_at or self._since)
-            # A clock of another machine may run ahead: the grace also counts from when we first saw the company.
+            # Another machine's clock may run ahead. Then the grace counts from when we first saw the company.
             age_s = max(0.0, self._age_s(self._since)) if age_s < 0 else age_s
             if age_s < self._grace_s:
                 return Wait(
@@ -167,6 +168,6 @@ class SpineRow:
         return await self._check.disbelief() or SpineAnswer(found=known.in_spine, domain=known.domain)
 
     def _saw(self, *, usable: bool) -> None:
-        """Count this company's look-up once, however often it comes back from waiting for the spine check."""
+        """Count this company's look-up once, however often it waits for the spine check."""
         if not self._is_repeat:
             self._check.saw(usable=usable)

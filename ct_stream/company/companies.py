@@ -1,7 +1,7 @@
-"""How does one company get from its event to its outcome, and nothing twice?
+"""Takes one company from its event to its outcome, and does nothing twice.
 
-Steps (docs/flow.md): received, looked up, asked, recorded, published, stamped; then its event may be acked. An
-exception of ours is charged to the company in Postgres and to nothing else.
+The steps (docs/flow.md): received, looked up, asked, recorded, published, stamped; then its event may be acked. An
+exception in our own code is counted for this company in Postgres, and affects no other one.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _LOST_ROW_RETRY_S = 5.0
 #: Errors that mean this machine has run out of something: descriptors, buffers, memory, ports.
 _MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 _MACHINE_AGAIN_S = 5.0
-#: A recording that took longer may leave its claim too little time for a produce.
+#: If recording took longer, the claim may have too little time left to publish.
 _FRESH_CLAIM_S = CLAIM_S - PRODUCE_S - 2.0
 
 
 class Companies:
-    """Takes companies through the gate, from events and from the undecided ones."""
+    """Takes companies through the gate, both those of new events and those that waited."""
 
     def __init__(
         self,
@@ -74,14 +74,14 @@ class Companies:
         return list(self._running)
 
     async def from_event(self, origin: Origin, event_at: datetime | None, remembered: str | None = None) -> str | None:
-        """Bring a company to where its event may be acked; return its outcome, PASS or FAIL, if it has one now.
+        """Work on a company until its event may be acked; return its outcome, PASS or FAIL, if it has one now.
 
-        `remembered` is the outcome that the dedupe table has of it: then its event waits until the ledger shows one.
-        Raises CancelledError, and what breaks while a remembered row is looked for: that event must stay un-acked.
+        `remembered` is its outcome in the dedupe table: if there is one, the event waits until the ledger shows one
+        too. Raises CancelledError, and what breaks in that wait: such an event must stay un-acked.
         """
         recorded = None if remembered is None else await self._recorded(origin.outreach_id, remembered)
         while (other := self._running.get(origin.outreach_id)) is not None:
-            # The same company is in hand already: its second event has nothing to add but must not be acked first.
+            # The same company is already in hand. Its second event adds nothing, but must not be acked first.
             await asyncio.wait([other])
         with _InHand(self._running, origin.outreach_id):
             try:
@@ -107,8 +107,8 @@ class Companies:
         try:
             while (known := await self._ledger.look_up(outreach_id)).outcome is None:
                 trouble = (
-                    f"the ledger has no row of {outreach_id}, decided {remembered} under the same epoch: "
-                    "was it restored from a backup? The gate waits; it will not decide a company twice"
+                    f"the ledger has no row for {outreach_id}, which was decided {remembered} under the same epoch: "
+                    "was it restored from a backup? The worker waits, so that no company is decided twice"
                 )
                 if "ledger" not in self._health.troubles:
                     log.error("%s", trouble, extra={"action": "ledger_lost_rows"})
@@ -119,7 +119,7 @@ class Companies:
             self._health.set("ledger", None)  # another event that still waits says so again
 
     async def from_waiting(self, resumed: Resumed) -> None:
-        """Resume an undecided company that this worker has leased. Never raises but CancelledError."""
+        """Resume an undecided company that this worker has leased. Raises nothing but CancelledError."""
         origin = resumed.origin
         if origin.outreach_id in self._running:
             await self._parked.give_back([origin.outreach_id])
@@ -159,11 +159,16 @@ class Companies:
         except (OSError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno not in _MACHINE:
                 raise
-            # Neither the company's fault nor a bug: another company's end gives back what is missing.
-            log.warning("This machine: %s", error or "MemoryError", extra={"action": "our_machine"})
+            # Neither the company's fault nor a bug: when another company ends, the resource becomes free.
+            log.warning(
+                "This machine has run out of something: %s; the company waits %g s",
+                error or "MemoryError",
+                _MACHINE_AGAIN_S,
+                extra={"action": "our_machine"},
+            )
             result = Wait(
                 reason=WaitReason.OUR_MACHINE,
-                detail=f"this machine: {error or type(error).__name__}",
+                detail=f"this machine has run out of something: {error or type(error).__name__}",
                 after_s=_MACHINE_AGAIN_S,
             )
         match result:
@@ -195,7 +200,7 @@ class Companies:
         return await self._see_published(outcome.outreach_id, await self._ledger.look_up(outcome.outreach_id))
 
     async def _see_published(self, outreach_id: UUID, known: Known) -> str | None:
-        """See a recorded outcome published and stamped, by whoever holds the claim, and return it."""
+        """Wait until a recorded outcome is published and stamped, by us or by whoever holds the claim; return it."""
         while not known.is_done:  # nor where the row is gone: a ledger that lost rows must let no event go
             publication = await self._ledger.claim(outreach_id)
             if publication is not None and await self._outbox.publish(publication):
@@ -211,23 +216,23 @@ class Companies:
         self._metrics.parked.labels(reason=parked.wait.reason.value).inc()
 
     def _park_answers(self, origin: Origin, event_at: datetime | None, running: CompanyPass) -> None:
-        """Store the answers of a pass that is given up, so that nobody asks them again (law 2)."""
-        wait = Wait(reason=WaitReason.DRAIN, detail="its worker was told to stop; it goes on elsewhere", after_s=0.0)
+        """Store the answers of a pass that is given up, so that nobody asks for them again (law 2)."""
+        wait = Wait(reason=WaitReason.DRAIN, detail="its worker was told to stop; another one resumes it", after_s=0.0)
         parking = self._park(running.parked(origin, event_at, wait))
         task = asyncio.create_task(parking, name=f"park:{origin.outreach_id}")
         self._parking.add(task)
         task.add_done_callback(self._parking.discard)
 
     async def wait_parked(self) -> None:
-        """Come back when the answers of given-up passes are stored."""
+        """Return when the answers of given-up passes are stored."""
         while self._parking:
             await asyncio.wait(set(self._parking))
 
     async def _charge(self, origin: Origin, event_at: datetime | None, error: Exception) -> None:
-        """Count an exception of ours; the third makes the company stuck (law 3: no outcome)."""
+        """Count an exception in our own code; the third one makes the company stuck (law 3: no outcome)."""
         self._metrics.exceptions.inc()
         log.exception(
-            "Our bug, not the company's fault: %s raised %s",
+            "Our bug, not the company's fault: deciding %s raised %s",
             origin.outreach_id,
             type(error).__name__,
             extra={"action": "our_bug", "outreach_id": str(origin.outreach_id)},
@@ -238,7 +243,7 @@ class Companies:
         if state == "stuck":
             self._metrics.stuck.inc()
             log.error(
-                "Company %s is stuck after %d exceptions; no outcome, a worker of another version tries it again",
+                "Company %s is stuck after %d exceptions; only a worker of another version will try it again",
                 origin.outreach_id,
                 exceptions,
                 extra={"action": "stuck", "outreach_id": str(origin.outreach_id)},
@@ -261,7 +266,7 @@ class Companies:
 
 
 class _InHand:
-    """Marks a company as in hand for the length of a block."""
+    """Marks a company as in hand for the duration of a block."""
 
     def __init__(self, running: dict[UUID, asyncio.Future[None]], outreach_id: UUID) -> None:
         self._running = running

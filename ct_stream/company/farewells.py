@@ -1,4 +1,4 @@
-"""Who sees to what a decided company does not wait for: the end of its last session, what it tells the controls?"""
+"""Finishes what a decided company does not wait for: the end of its last session, and its report to the controls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class Farewells:
-    """Owns these endings, and is waited for when the worker stops."""
+    """Owns these tasks; a worker that stops waits for them."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
@@ -25,12 +25,12 @@ class Farewells:
         task.add_done_callback(self._done)
 
     async def wait(self) -> None:
-        """Come back when all sessions have ended."""
+        """Return when all sessions have ended."""
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # No answer is lost by it, and a lease runs out by itself.
-            log.error("A session did not end well: %r", error, exc_info=error, extra={"action": "our_bug"})
+            # This loses no answer, and a lease runs out by itself.
+            log.error("Closing an SMTP session failed: %r", error, exc_info=error, extra={"action": "our_bug"})

@@ -1,4 +1,4 @@
-"""May this company ask DNS and its mail servers now, and what do its sessions tell the controls and the guardrails?"""
+"""Lets one company ask DNS and its mail servers, and reports its sessions to the controls and guardrails."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from ct_stream.store.guardrails import Guardrails
     from ct_stream.store.limits import DomainLease, SharedLimits
 
-PLACE_PAUSES_S = (0.25, 0.5, 1.0, 2.0)  #: between the looks for a place at the next host's provider
-_AGAIN_S, _AGAIN_MOST_S = 60.0, 21_600.0  #: between two tries of a company that waits at its second provider
+PLACE_PAUSES_S = (0.25, 0.5, 1.0, 2.0)  #: between tries to get a place at the next host's provider
+_AGAIN_S, _AGAIN_MOST_S = 60.0, 21_600.0  #: between two tries of a company that waits for its second provider
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tellings:
-    """Whom a session of any company tells how it went."""
+    """Who is told how a session went."""
 
     controls: ControlLedger
     guardrails: Guardrails
     farewells: Farewells
     metrics: Metrics
-    stalled_since: Callable[[float], float]  #: did this process stand still since (monotonic)? 0.0, or seconds to rest
+    stalled_since: Callable[[float], float]  #: 0.0, or seconds to rest if this process stood still since (monotonic)
 
 
 class Permits:
@@ -75,24 +75,24 @@ class Permits:
 
 
 class Lease:
-    """The right to probe one domain; tells the controls and the guardrails how the talk went."""
+    """The right to probe one domain. It tells the controls and the guardrails how the sessions went."""
 
     def __init__(self, tellings: Tellings, lease: DomainLease, domain: str, place: str, waited_s: float) -> None:
         self._tell = tellings
         self._lease = lease
         self._domain = domain
-        self._place = place  # the provider at which it counts as a session
-        self._entered = {place}  # whose rails let it in
+        self._place = place  # the provider at which it takes up a place
+        self._entered = {place}  # the providers whose guardrails have let it in
         self._waited_s = waited_s
         self._begun_at = time.monotonic()
         self._sessions = 0
 
     async def enter(self, provider: str) -> Wait | None:
-        """Go on at a host of another provider, once there is a place; its own servers leave the place as it is.
+        """Continue at a host of another provider, once there is a place. For a company's own servers none is needed.
 
-        For a place it waits a moment. Where there is none, or the provider is closed, it comes back by time, each time
-        later, and is woken by nothing: the hosts before are asked again then, and must not be for each place that comes
-        free, or whenever a provider opens and closes.
+        It waits a moment for a place. If there is none, or the provider is closed, the company is parked until a fixed
+        time, later each time, and nothing else wakes it: its earlier hosts are asked again then, and that must not
+        happen for each place that comes free, or whenever a provider opens and closes.
         """
         if provider == self._place:
             return None
@@ -110,11 +110,11 @@ class Lease:
         return self._by_time(wait)
 
     def _by_time(self, wait: Wait | None) -> Wait | None:
-        """Have a company that waits for a provider behind another host come back by time."""
+        """Return the wait of a company that waits for a provider after another host: until a fixed time."""
         if wait is None or wait.reason not in (WaitReason.PROVIDER_BUSY, WaitReason.PROVIDER_CLOSED):
             return wait
         after_s = max(_AGAIN_S, self._waited_s, wait.after_s or 0.0)
-        # Spread, so that those who met the same moment do not meet again.
+        # Random, so that companies that were parked together do not come back together.
         return replace(wait, waits_on=NOTHING, after_s=min(after_s, _AGAIN_MOST_S) * random.uniform(1.0, 1.5))
 
     async def next_session(self) -> Wait | None:
@@ -126,7 +126,7 @@ class Lease:
         return wait if len(self._entered) == 1 else self._by_time(wait)
 
     def greeted(self, begun_at: float) -> None:
-        """Tell the controls, off the pass's way: a slow database must not try a server's patience."""
+        """Tell the controls in a task of its own: a slow database must not keep the server waiting."""
         if self._tell.controls.is_due("greeting"):
             self._tell.farewells.take(self._tell.controls.greeting(begun_at))
 

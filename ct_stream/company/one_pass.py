@@ -1,4 +1,4 @@
-"""What does one company's way through the gate consist of, and what is left of it when it has to wait?"""
+"""Puts together one company's pass through the gate, and says what is kept of it if the company has to wait."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class GateParts:
     farewells: Farewells
     metrics: Metrics
     now: Callable[[], datetime]
-    age_s: Callable[[datetime], float]  #: of a moment of the database; no more than this process has lived through
-    stalled_since: Callable[[float], float]  #: did this process stand still since (monotonic)? 0.0, or seconds to rest
+    age_s: Callable[[datetime], float]  #: of a moment of the database, at most as long as this process has been running
+    stalled_since: Callable[[float], float]  #: 0.0, or seconds to rest if this process stood still since (monotonic)
     pass_deadline_s: float
     spine_grace_s: float
 
@@ -81,7 +81,7 @@ class WorkerGate:
     async def begin(
         self, origin: Origin, event_at: datetime | None, known: Known, resumed: Resumed | None
     ) -> CompanyPass:
-        """Return the pass of a company, with its kept answers if it has waited."""
+        """Return the pass of a company, with its kept answers if it has waited before."""
         parts = self._parts
         since = resumed.since if resumed else parts.now()
         proofs = Proofs(parts.controls, parts.guardrails, parts.age_s)
@@ -128,7 +128,7 @@ class WorkerGate:
 
 
 class CompanyPass:
-    """One company's way through the gate, until there is a verdict or a wait."""
+    """One company's pass through the gate, up to a verdict or a wait."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class CompanyPass:
         self._ended: Waiting | None = None
 
     async def run(self) -> Passed | Failed | Wait:
-        """Go on until there is a verdict, or a wait."""
+        """Run until there is a verdict or a wait."""
         if self._kept.wait is not None:
             return self._kept.wait
         result: Passed | Failed | Waiting | None = None
@@ -165,7 +165,7 @@ class CompanyPass:
         return result
 
     def leave(self) -> None:
-        """Let another company ask the domain; after a verdict, once it is on record with the answers that serve."""
+        """Let another company ask the domain. After a verdict, call it only once that is recorded and can serve."""
         self._recall.leave()
 
     @property
@@ -174,7 +174,7 @@ class CompanyPass:
         return self._driver.exchanges
 
     def parked(self, origin: Origin, event_at: datetime | None, wait: Wait) -> Parked:
-        """Return the company as it waits: with its answers, and since when a proof counts for those that failed."""
+        """Return the company as it is parked: its wait, its answers, and when those that failed were asked and came."""
         return Parked(
             origin=origin,
             event_at=event_at,
@@ -203,7 +203,7 @@ class CompanyPass:
         return self._resumed.pending if self._resumed is not None and self._kept.wait is not None else None
 
     def _asked_at(self) -> datetime | None:
-        """Return when its first question was put, or None when that is on record."""
+        """Return when its first question was asked, or None if that is on record."""
         if self._moments.is_aged:
             return None
         return self._now() - timedelta(seconds=time.monotonic() - self._begun_at)

@@ -1,7 +1,7 @@
 """Does our own way to the world work, and may anything be asked now?
 
-Controls are asked when somebody waits for one: one of a kind at a time over all workers. What their proofs mean for an
-answer is decided by gate/evidence.py.
+A control is asked when somebody waits for one; over all workers there is one of each kind at a time. What a proof means
+for an answer is decided in gate/evidence.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class OwnWay:
         self._guardrails = guardrails
         self._probing = probing
         self._health = health
-        #: Why nothing may be asked: while a control fails companies wait before a unit of any limit is taken.
+        #: Why nothing may be asked. While a control fails, companies wait before they use up a unit of any limit.
         self.trouble: Wait | None = None
 
     def look_loop(self) -> Loop:
@@ -56,7 +56,7 @@ class OwnWay:
         return Loop(name="own_way", step=self.look, every_s=_LOOK_EVERY_S)
 
     def ask_loops(self) -> tuple[Loop, ...]:
-        """Return the loops that ask controls, one for each kind; an error of this machine costs one round."""
+        """Return the loops that ask controls, one for each kind. An error of this machine only costs one round."""
         return tuple(
             Loop(
                 name=f"control:{kind}", step=partial(self.ask, kind), every_s=_ASK_EVERY_S, rests_first=True,
@@ -66,7 +66,7 @@ class OwnWay:
         )  # fmt: skip
 
     async def look(self) -> None:
-        """Say, as all workers see it, whether our own way works."""
+        """Read, from what all workers have recorded, whether our own way works."""
         wait = None
         for kind in ControlKind:
             way = await self._controls.state(kind)
@@ -77,10 +77,10 @@ class OwnWay:
         self.trouble = wait
 
     async def ask(self, kind: ControlKind) -> None:
-        """Ask a control, where somebody waits for one and nobody asks it now.
+        """Ask a control, if somebody waits for one and nobody is asking it now.
 
-        One that refuses our address halts the tool until a person resumes it (address scope). Raises what this machine
-        raises (no descriptor, no port): that proves nothing.
+        If its server refuses our address, the tool is halted until a person resumes it (address scope). An error of
+        this machine (no descriptor, no port) is raised: it proves nothing.
         """
         if not self._database.is_up:
             return
@@ -89,26 +89,33 @@ class OwnWay:
             return
         result = await self._probing.ask_control(kind)
         if result.refused:
-            await self._guardrails.set_state(SMTP_RAIL, "halted", f"a control refuses us: {result.detail}", None)
+            await self._guardrails.set_state(
+                SMTP_RAIL, "halted", f"a control domain's server refuses us: {result.detail}", None
+            )
         if result.ok:
             await self._controls.succeeded(kind, begun_at, result.detail)
         else:
             await self._controls.failed(kind, result.detail)
-            log.warning("Control %s failed: %s", kind, result.detail, extra={"action": "control_failed", "kind": kind})
+            log.warning(
+                "The control of %s failed, companies wait: %s",
+                _NAMES[kind],
+                result.detail,
+                extra={"action": "control_failed", "kind": kind},
+            )
 
 
 class Proofs:
-    """What proofs of our own way say about the answers of one company."""
+    """Says what the proofs of our own way mean for the answers of one company."""
 
     def __init__(self, controls: ControlLedger, guardrails: Guardrails, age_s: Callable[[datetime], float]) -> None:
-        """`age_s` of a moment of the database: no more than this process has lived through."""
+        """`age_s`: of a moment of the database, at most as long as this process has been running."""
         self._controls = controls
         self._guardrails = guardrails
         self._age_s = age_s
         self.moments = Moments()  #: of the running pass's failed answers
 
     async def weigh(self, resumed: Resumed) -> Kept:
-        """Return what a company brings back from its wait; proofs are read only where something failed."""
+        """Return what a company brings back from its wait. Proofs are read only if something failed."""
         if nothing_failed(resumed):
             return weigh(resumed, {}, self._guardrails.settling(0.0))
         ways = {kind: await self._controls.state(kind) for kind in ControlKind}
@@ -118,16 +125,16 @@ class Proofs:
         return weigh(resumed, ways, self._guardrails.settling(self._age_s(resumed.failed_at)))
 
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:
-        """Return a proof that was begun after the last failed of these answers, or the wait for one.
+        """Return a proof that began after the last failed one of these answers, or the wait for one.
 
-        A proof of port 25 does not do for a shared provider's silence: that is settled by time, or closes it.
+        For a shared provider's silence a proof of port 25 is not enough: time must pass, or the provider is closed.
         """
         moments = self.moments
         answer = await self._controls.confirm(kind, moments.window(exchanges), in_chain=moments.is_in_chain(kind))
         if isinstance(answer, Wait) or kind is not ControlKind.SMTP:
             return answer
         for provider in sorted(silent_providers(exchanges)):
-            assert moments.failed_at is not None  # a proof was begun after it
+            assert moments.failed_at is not None  # a proof began after it
             wait = await self._guardrails.unreached(provider, self._age_s(moments.failed_at))
             if wait is not None:
                 return wait

@@ -1,7 +1,7 @@
-"""Who owns the paid calls of a worker, and what becomes of them when their event is gone?
+"""Makes the paid calls of a worker, each in a task of its own.
 
-A call that is paid for runs to its end in a task of its own, whatever happens to the event that wanted it: its answer
-is stored, and serves whoever goes on with the company (ADR-CT-IMO-017).
+A paid call runs to its end whatever happens to the event that wanted it: its answer is stored, and serves whoever
+resumes the company (ADR-CT-IMO-017).
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ log = logging.getLogger(__name__)
 
 _OFF = "Tier-2 is off (CT_TIER2_PROVIDER is none)"
 _STOPPING = Wait(
-    reason=WaitReason.DRAIN, detail="its worker stops and begins no paid call; it goes on elsewhere", after_s=0.0
+    reason=WaitReason.DRAIN,
+    detail="its worker is stopping and starts no paid call; another one resumes it",
+    after_s=0.0,
 )
 
 Result: TypeAlias = VerifyAnswer | Wait | TurnedOff
 
 
 class PaidCalls:
-    """The paid calls of this worker. `client` is None where no vendor is set: then only stored answers are read."""
+    """The paid calls of this worker. `client` is None if no vendor is set; then only stored answers are read."""
 
     def __init__(self, attempts: PaidAttempts, client: VendorClient | None, metrics: Metrics) -> None:
         self._attempts = attempts
@@ -45,17 +47,17 @@ class PaidCalls:
         self._metrics = metrics
         self._running: dict[UUID, asyncio.Task[Brought]] = {}
         self._stopping = False
-        self._spent: tuple[str, float] = ("", -inf)  # why the budget refuses, and until when by our monotonic clock
+        self._spent: tuple[str, float] = ("", -inf)  # why the budget refuses, and until when (monotonic)
 
     def off_because(self) -> str | None:
-        """Return why no company may call now, as far as this worker knows without asking; None when it may."""
+        """Return why no company may call now, as far as this worker knows without asking; None if one may."""
         if self._client is None:
             return _OFF
         why, until = self._spent
         return why if time.monotonic() < until else None
 
     async def verify(self, outreach_id: UUID, address: Address) -> Brought:
-        """Spend the company's one attempt, or return what it brought. Cancelling the caller leaves the call alone."""
+        """Spend the company's one attempt, or return its stored result. Cancelling the caller leaves the call alone."""
         task = self._running.get(outreach_id)
         if task is None:
             if self._stopping:
@@ -66,19 +68,23 @@ class PaidCalls:
         return await asyncio.shield(task)
 
     def stop(self) -> None:
-        """Begin no further call."""
+        """Start no further call."""
         self._stopping = True
 
     async def drain(self, within_s: float) -> None:
-        """Come back when the running calls have stored their answers, or the time is up.
+        """Return when the running calls have stored their answers, or the time is up.
 
-        A reservation that is left without an answer is written off when it is due, by whoever meets it.
+        A reservation without an answer is written off once it is due, by whoever finds it.
         """
         self.stop()
         if self._running:
             await asyncio.wait(set(self._running.values()), timeout=within_s)
         if self._running:
-            log.warning("%d paid calls are left behind", len(self._running), extra={"action": "tier2_left"})
+            log.warning(
+                "Stopping with %d paid calls unanswered; their companies are decided without Tier-2",
+                len(self._running),
+                extra={"action": "tier2_left"},
+            )
         for task in self._running.values():
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -86,7 +92,7 @@ class PaidCalls:
     def _ended(self, outreach_id: UUID, task: asyncio.Task[Brought]) -> None:
         del self._running[outreach_id]
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Whoever waits for it is told as well; after a cancellation nobody does.
+            # The company that waits for the call is told as well; after a cancellation nobody waits.
             log.error("The paid call of %s failed: %s", outreach_id, type(error).__name__)
 
     async def _attempt(self, outreach_id: UUID, address: Address) -> Brought:
@@ -117,7 +123,7 @@ class PaidCalls:
                     return taken.stored
                 return VerifyAnswer(
                     status=VerifyStatus.NO_ANSWER,
-                    detail=f"the one attempt was about {taken.asked}, under other rules",
+                    detail=f"the one attempt asked about {taken.asked}, under other rules",
                 )
             case "off":
                 return TurnedOff(because=_OFF)
@@ -141,14 +147,14 @@ class PaidCalls:
             case "turn":
                 return Wait(
                     reason=WaitReason.TIER2,
-                    detail="others go first: the vendor has not given a usable answer lately",
+                    detail="others go first, because the vendor has not given a usable answer lately",
                     after_s=taken.retry_s,
                     waits_on=WaitsOn.vendor(),
                 )
             case "rate":
                 return Wait(
                     reason=WaitReason.RATE_LIMIT,
-                    detail=f"{self._attempts.limits.per_second:g} paid calls a second (TOOL-019) are allowed",
+                    detail=f"only {self._attempts.limits.per_second:g} paid calls a second (TOOL-019) are allowed",
                     after_s=taken.retry_s,
                 )
         raise AssertionError(taken.answer)
@@ -158,14 +164,14 @@ class CompanysCall:
     """The one paid attempt of one company."""
 
     def __init__(self, calls: PaidCalls, *, is_paid: bool) -> None:
-        """`is_paid`: the attempt is spent, or under way."""
+        """`is_paid`: the attempt is already spent, or under way."""
         self._calls = calls
         self._is_paid = is_paid
 
     def off_because(self) -> str | None:
-        """Return why Tier-2 is not asked; a company that has spent its attempt takes what it brought all the same."""
+        """Return why Tier-2 is not asked. A company that has spent its attempt still reads the result."""
         return None if self._is_paid else self._calls.off_because()
 
     async def verify(self, outreach_id: UUID, address: Address) -> Brought:
-        """Spend the one attempt, or return what it brought."""
+        """Spend the one attempt, or return its stored result."""
         return await self._calls.verify(outreach_id, address)

@@ -1,4 +1,4 @@
-"""How does a recorded outcome reach Kafka, once if nothing breaks, and never changed?"""
+"""Publishes recorded outcomes to Kafka: once if nothing breaks, and always the same bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Outbox:
         self._metrics = metrics
 
     async def publish(self, publication: Publication) -> bool:
-        """Publish claimed bytes and stamp them; False when the broker did not take them (the claim runs out)."""
+        """Publish claimed bytes and stamp them; return False if the broker did not take them (the claim runs out)."""
         try:
             await self._producer.send(publication.topic, publication.key, publication.value, publication.headers)
         except (KafkaError, TimeoutError, OSError) as error:
@@ -46,9 +46,9 @@ class Outbox:
         return Loop(name="outbox:sweep", step=self.sweep, every_s=_SWEEP_EVERY_S, rests_first=True)
 
     async def sweep(self) -> None:
-        """Publish what a crash or a broker's outage left recorded and unpublished."""
+        """Publish what a crash or an outage of Kafka has left unpublished."""
         await self._database.wait_up()
         claimed = await self._ledger.claim_unpublished(_SWEEP_MANY)
-        # All at once: one by one the later claims would run out first.
+        # All at once: one after the other, the last claims would run out before their turn.
         published = await asyncio.gather(*map(self.publish, claimed))
         self._metrics.swept.inc(sum(published))

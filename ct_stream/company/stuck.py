@@ -1,4 +1,4 @@
-"""When is it our version that is broken, and no longer single companies?"""
+"""Stops the worker when so many companies are stuck that this version itself must be broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What do leases and waits need to be kept alive, woken, and tidied?"""
+"""The background loops that renew leases, wake companies that were left waiting, and tidy up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TIDY_EVERY_S = 600.0
 
 
 class Upkeep:
-    """The steps of three loops; none does anything while Postgres is away."""
+    """The steps of three loops. None of them does anything while Postgres is away."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Upkeep:
         self._memory = memory
 
     def loops(self) -> tuple[Loop, ...]:
-        """Return one loop for each step; an error costs one round."""
+        """Return one loop for each step. An error costs one round."""
         steps = (
             ("renew_leases", self.renew_leases, _RENEW_EVERY_S),
             ("wake_sleepers", self.wake_sleepers, _WAKE_EVERY_S),
@@ -48,12 +48,12 @@ class Upkeep:
         )
 
     async def renew_leases(self) -> None:
-        """Keep the companies and domains that this worker has in hand."""
+        """Renew the leases of the companies and domains that this worker has in hand."""
         if self._database.is_up:
             await self._parked.renew_leases(self._companies.in_hand, self._limits.held)
 
     async def wake_sleepers(self) -> None:
-        """Wake whom a crash or a race kept asleep, and who waits for midnight while units are left."""
+        """Wake companies that a crash or a race left waiting, and who waits for midnight though units are left."""
         if self._database.is_up:
             await self._parked.wake_sleepers(self._limits.limits.smtp_per_provider)
             await self._limits.wake_capped()

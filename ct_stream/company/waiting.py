@@ -1,4 +1,4 @@
-"""Who resumes the companies that wait? This scheduler, in every worker, by leases in Postgres."""
+"""Resumes the companies that wait: a scheduler in every worker, which shares them by leases in Postgres."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_AT_ONCE = 200
 
 
 class Scheduler:
-    """Resumes undecided companies, up to a number of its own so that new events keep their places."""
+    """Resumes undecided companies, only so many at a time that new events have room too."""
 
     name = "waiting"
 
@@ -33,18 +33,18 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """Return how many waiting companies this worker has resumed now."""
+        """Return how many resumed companies are in hand now."""
         return len(self._tasks)
 
     def heads(self) -> dict[str, float]:
-        """Return the company that was resumed first of those in hand, and when (monotonic)."""
+        """Return the resumed company that has been in hand longest, and since when (monotonic)."""
         if not self._tasks:
             return {}
         oldest = min(self._tasks, key=self._tasks.__getitem__)
         return {f"company {oldest.get_name().removeprefix('waiting:')}": self._tasks[oldest]}
 
     async def run(self) -> None:
-        """Resume who is due, until told to stop."""
+        """Resume companies that are due, until told to stop."""
         while not self._stopping:
             if await self.resume_due() == 0:
                 await asyncio.sleep(_LOOK_EVERY_S)
@@ -56,11 +56,11 @@ class Scheduler:
             return 0
         try:
             due = await self._parked.claim_due(min(room, _MOST_AT_ONCE))
-        except Exception as error:  # it costs this look, not the worker
-            log.warning("claim_due: %s", error, extra={"action": "upkeep_failed"})
+        except Exception as error:  # it costs one look, not the worker
+            log.warning("Companies that wait could not be claimed: %s", error, extra={"action": "upkeep_failed"})
             return 0
         if self._stopping:
-            return 0  # told to stop meanwhile: nobody would drain them. Their leases end with this worker.
+            return 0  # told to stop meanwhile, so nobody would drain them; their leases end with this worker
         for resumed in due:
             task = asyncio.create_task(
                 self._companies.from_waiting(resumed), name=f"waiting:{resumed.origin.outreach_id}"
@@ -70,7 +70,7 @@ class Scheduler:
         return len(due)
 
     async def drain(self, within_s: float) -> None:
-        """Take no more, give the running ones so long, then store their answers and give them up."""
+        """Take no more, give the running ones this long, then store their answers and give them up."""
         self._stopping = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=within_s)

@@ -1,1 +1,1 @@
-"""The decision, and nothing else: no await, clock, randomness, environment, Kafka or SQL (held by import-linter)."""
+"""The decision, and nothing else: no await, clock, randomness, environment, Kafka or SQL (import-linter checks it)."""

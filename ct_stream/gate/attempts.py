@@ -1,4 +1,4 @@
-"""What does one attempt at a mail server mean, and does its reply speak about us?"""
+"""Says what one attempt at a mail server means, and whether its reply is about us."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _TROUBLE_SENTENCES = {
     Trouble.NO_ADDRESS: "the MX host's name has no address",
     Trouble.NAME_LOOKUP: "the MX host's address could not be looked up",
-    Trouble.UNROUTABLE: "MX is not publicly routable",
+    Trouble.UNROUTABLE: "the MX host's address is not publicly routable",
     Trouble.REFUSED: "connection refused",
     Trouble.UNREACHABLE: "network unreachable",
     Trouble.TIMEOUT: "timeout",

@@ -1,6 +1,6 @@
-"""Do these values have the shape that the topics promise?
+"""Checks events against the JSON Schemas of their topics.
 
-The JSON Schemas are package data; `schemas/` at the top of the repository holds the same bytes (a test says so).
+The schemas are package data; `schemas/` at the top of the repository holds the same bytes (a test compares them).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What is the canonical form of a stored domain, and when is it none?
+"""Brings a stored domain to its canonical form, or says why it is not a domain.
 
-Brought to canonical form, never repaired: a scheme or a path is a data fault upstream, and cutting it off would
-hide it (the runbook forbids patching domains).
+Nothing is repaired: a scheme or a path is a data fault upstream, and cutting it off would hide the fault (the runbook
+forbids patching domains).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAX_QUOTED = 80  #: characters of a stored value that a reason repeats
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotADomain:
-    """Why a stored value is no host name of two or more labels."""
+    """Why a stored value is not a host name of two or more labels."""
 
     reason: str
 
@@ -33,7 +33,7 @@ def canonical_domain(stored: str | None) -> str | NotADomain:
     if any(ord(c) < 0x20 or ord(c) == 0x7F for c in trimmed):
         return NotADomain(reason=f"control characters in the spine's domain {quoted(stored)}")
     host = trimmed.removesuffix(".")
-    if len(host) > _MAX_HOST_NAME * 4:  # no A-label form of it can be short enough, and idna's work grows with it
+    if len(host) > _MAX_HOST_NAME * 4:  # no A-label form of it can be short enough, and idna takes longer with length
         return NotADomain(reason=f"the spine's domain is longer than a host name can be: {quoted(stored)}")
     if host.isascii():
         ascii_host = host.lower()

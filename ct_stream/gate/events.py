@@ -1,4 +1,4 @@
-"""What does a `spine.created` record say, and when can it not be read?"""
+"""Reads a `spine.created` record, or says why it cannot be read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_VALUE_BYTES = 256 * 1024  #: of a spine.created value; an upstream that sends more sends something else
 _SCHEMA_VERSION = 1
 _MOST_REASON = 300
-#: The input is believed broken, not single records, when more than half of the last 200 cannot be read; not before 50.
+#: When more than half of the last 200 records (of at least 50) cannot be read, the whole input counts as broken.
 INPUT_WINDOW, INPUT_LEAST = 200, 50
 
 
@@ -40,8 +40,8 @@ class Unreadable:
 def read_spine_created(key: bytes | None, value: bytes | None) -> SpineCreated | Unreadable:
     """Read one record of `spine.created`.
 
-    Unknown fields are ignored. A missing key is accepted; a key that differs from the value's outreach_id is not:
-    one of the two is wrong, and the partition cannot be trusted.
+    Unknown fields are ignored. A missing key is accepted. A key that differs from the value's outreach_id is not: one
+    of the two is wrong, so the partition may be wrong as well.
     """
     if value is None:
         return _unreadable("tombstone: the record has no value")
@@ -61,10 +61,10 @@ def read_spine_created(key: bytes | None, value: bytes | None) -> SpineCreated |
         return _unreadable(f"schema: {problem}")
     try:
         twice = _name_that_comes_twice(value, len(body))
-    except RecursionError:  # deeper than that reader goes, though orjson went there
-        return _unreadable("too-deep: nested too deep to be looked through")
+    except RecursionError:  # deeper than the json module reads, though orjson could
+        return _unreadable("too-deep: nested too deeply to be read")
     if twice is not None:
-        return _unreadable(f"duplicate-key: {twice} comes more than once, and readers differ in which one they take")
+        return _unreadable(f"duplicate-key: {twice} appears more than once, and readers disagree on which one counts")
     outreach_id = UUID(body["outreach_id"])
     if key is not None and _key_text(key) != str(outreach_id):
         return _unreadable("key-mismatch: the record's key differs from the value's outreach_id")
@@ -72,9 +72,9 @@ def read_spine_created(key: bytes | None, value: bytes | None) -> SpineCreated |
 
 
 def too_many_unreadable(readable: Sequence[bool]) -> str | None:
-    """Return why the input as a whole is not believed, or None.
+    """Return why the input as a whole counts as broken, or None.
 
-    `readable` says of each record so far, oldest first, if it could be read.
+    `readable` says for each record so far, oldest first, whether it could be read.
     """
     last = readable[-INPUT_WINDOW:]
     unreadable = last.count(False)
@@ -90,9 +90,9 @@ def _unreadable(reason: str) -> Unreadable:
 
 
 def _name_that_comes_twice(value: bytes, distinct: int) -> str | None:
-    """Return a name that is read here and stands twice in the outermost object (RFC 8259 section 4), or None.
+    """Return a name that is read here and appears twice in the outermost object (RFC 8259 section 4), or None.
 
-    `distinct` is how many different names it has. Raises RecursionError.
+    `distinct` is how many different names that object has. Raises RecursionError.
     """
     if value.count(b":") == distinct:
         return None  # each member has a colon of its own, so there are no more members than names
@@ -103,7 +103,7 @@ def _name_that_comes_twice(value: bytes, distinct: int) -> str | None:
 
 
 class _Members(list[tuple[str, object]]):
-    """An object's members as they stand, equal names and all; a JSON array is a plain list."""
+    """An object's members as written, including repeated names. A JSON array is a plain list instead."""
 
 
 def _key_text(key: bytes) -> str:

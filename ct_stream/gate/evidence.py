@@ -1,10 +1,10 @@
 """Does a failed answer count against the company?
 
 Silence, a refused connection, an absent MX or a reply about us may be our own fault: our resolver, our network, our
-address. A FAIL is for ever, so such an answer counts only where our own way to the world is proven around it
-(ADR-CT-IMO-024). `ROWS` is the decision, as a table: what becomes of the answers that a waiting company brings back.
-docs/decision.md is generated from it. How proofs follow each other is kept by store/functions/controls.sql; what they
-mean for an answer is decided here and nowhere else.
+address. A FAIL is for ever, so such an answer counts only if proofs before and after it show that our own way to the
+world works (ADR-CT-IMO-024). `ROWS` is the decision as a table: what becomes of the answers that a waiting company
+brings back. docs/decision.md is generated from it. store/functions/controls.sql keeps the chain of proofs; what the
+proofs mean for an answer is decided only here.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
     from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Held
 
-LOOKS = 1  #: how often silence is looked at again once our own way is proven
+LOOKS = 1  #: how often a silent server is asked again once our own way is proven
 _SERVICE_CLOSES = 421  #: RFC 5321 section 3.8: a server that waited too long for us says so, and closes
 
-#: Trouble that a resolver of ours may have made up.
+#: Trouble that one of our resolvers may have caused.
 _NAME_TROUBLE = frozenset({Trouble.NO_ADDRESS, Trouble.NAME_LOOKUP, Trouble.UNROUTABLE})
-#: Trouble that a broken way out may have made: all other kinds (an inspecting firewall of ours garbles every session).
+#: Trouble that our broken way out may have caused: all other kinds (an inspecting firewall can garble every session).
 _CONNECTION_TROUBLE = frozenset(Trouble) - _NAME_TROUBLE
 
 _CONTROL_SENTENCES = {
-    ControlKind.DNS: "our resolvers must prove that they work (control domain) before its DNS answer is believed",
-    ControlKind.SMTP: "our way out to port 25 must prove to work (control) before its silence is believed",
+    ControlKind.DNS: "its DNS answer counts only after a control has proved that our resolvers work",
+    ControlKind.SMTP: "its server's silence counts only after a control has proved that port 25 is open to us",
 }
 
 #: When a failed answer was asked for, and when it came.
@@ -60,9 +60,9 @@ Window: TypeAlias = "tuple[datetime, datetime]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """What controls have shown of our own way of one kind: its proofs and its last stretch of trouble.
+    """What the controls of one kind have shown: the proofs that our own way works, and its last stretch of trouble.
 
-    By the database's clock.
+    All moments are by the database's clock.
     """
 
     ok_begun_at: datetime
@@ -71,18 +71,18 @@ class Way:
     failed_detail: str
     trouble_from: datetime
     trouble_until: datetime
-    proven_since: datetime  #: since when proofs have followed each other without a gap, up to the last one
+    proven_since: datetime  #: where the unbroken chain of proofs begins that the last one belongs to
 
     def proves(self, failed_at: datetime) -> bool:
-        """Return whether a proof was begun after an answer that failed at `failed_at`."""
+        """Return whether a proof began after an answer that failed at `failed_at`."""
         return self.ok_begun_at > failed_at
 
     def voids(self, asked_at: datetime, failed_at: datetime) -> bool:
-        """Return whether an answer asked and failed in this window met a stretch of our own trouble."""
+        """Return whether our own trouble overlaps this window, from the question to its failed answer."""
         return self.trouble_from < failed_at and asked_at < self.trouble_until
 
     def unbroken(self, asked_at: datetime) -> bool:
-        """Return whether proofs have followed each other without a gap since before a question was put."""
+        """Return whether the chain of proofs is unbroken since before the question was put."""
         return self.proven_since <= asked_at and self.failed_at < self.proven_since
 
     @property
@@ -92,23 +92,24 @@ class Way:
 
 
 def confirmed(kind: ControlKind, way: Way, window: Window, *, in_chain: bool) -> ControlAnswer | Wait:
-    """Return the proof of an answer that was asked for and failed at these moments, or the wait for one.
+    """Return the proof for an answer that was asked for and failed at these moments, or the wait for one.
 
-    `in_chain`: that it lay in an unbroken chain was found before, and it has waited for something else since.
+    `in_chain`: it was already established that the answer lies in an unbroken chain; it has waited for something else
+    since.
     """
     asked_at, failed_at = window
     if way.proves(failed_at):
         if in_chain or way.unbroken(asked_at):
             return ControlAnswer(detail=way.ok_detail)
-        sentence = f"{_CONTROL_SENTENCES[kind]}; nothing proved that when it was asked, so it is asked again"
+        sentence = f"{_CONTROL_SENTENCES[kind]}; no proof covers the time of the question, so it is asked again"
         return control_wait(kind, sentence, after_s=0.0)
     if way.is_failing:
-        return control_wait(kind, f"{_CONTROL_SENTENCES[kind]}; the last one failed: {way.failed_detail}")
+        return control_wait(kind, f"{_CONTROL_SENTENCES[kind]}; the last control failed: {way.failed_detail}")
     return unproven(kind)
 
 
 def unproven(kind: ControlKind) -> Wait:
-    """Return the wait of an answer that failed just now: no proof can have begun after it."""
+    """Return the wait for an answer that failed just now: no proof can have begun after it yet."""
     return control_wait(kind, _CONTROL_SENTENCES[kind])
 
 
@@ -116,9 +117,9 @@ def unproven(kind: ControlKind) -> Wait:
 
 
 def troubled(answer: MailboxAnswer) -> tuple[Attempt, ...]:
-    """Return the attempts without a reply, but not those at the host that answered the RCPT TO in the end.
+    """Return the attempts without a reply, except those at the host that answered RCPT TO in the end.
 
-    A backup's word counts for the company only where its first host was silent by itself: that may be our trouble.
+    A backup's answer counts only if the first host was really silent; its silence may be our own trouble.
     """
     spoke = answer.attempts[-1].host if answer.reached_rcpt else None
     return tuple(attempt for attempt in answer.attempts if attempt.reply is None and attempt.host != spoke)
@@ -127,8 +128,8 @@ def troubled(answer: MailboxAnswer) -> tuple[Attempt, ...]:
 def proofs_needed(answers: Iterable[MailboxAnswer]) -> list[ControlKind]:
     """Return which of our own ways must be proven before these answers may fail a company.
 
-    Every attempt counts, not only the last: a timeout at the first host may be our own blocked port, whatever the
-    second host said. It may be a backup that knows no mailboxes.
+    Every attempt counts, not only the last one: a timeout at the first host may come from our own blocked port, and the
+    second host may be a backup that knows no mailboxes.
     """
     troubles = {attempt.trouble for answer in answers for attempt in troubled(answer)}
     needed = []
@@ -140,10 +141,10 @@ def proofs_needed(answers: Iterable[MailboxAnswer]) -> list[ControlKind]:
 
 
 def without_trouble(exchanges: Sequence[Exchange]) -> list[Exchange]:
-    """Return the exchanges without those that our own trouble may have made, and without what rests on them.
+    """Return the exchanges without those that our own trouble may have caused, and without what rests on them.
 
-    Called when a control failed around them: a timeout, a refused connection or a dead resolver then says nothing
-    about the company, and those questions count as unasked.
+    Used when a control failed around them: a timeout, a refused connection or a dead resolver then says nothing about
+    the company, and those questions count as not asked.
     """
     kept: list[Exchange] = []
     for exchange in exchanges:
@@ -151,7 +152,7 @@ def without_trouble(exchanges: Sequence[Exchange]) -> list[Exchange]:
         if isinstance(answer, MxAnswer) and answer.status is not MxStatus.FOUND:
             break
         if isinstance(answer, MailboxAnswer) and troubled(answer):
-            break  # what follows was asked of the hosts that this answer left
+            break  # the later questions went to the hosts that were left after this answer
         if isinstance(answer, ControlAnswer):
             break
         kept.append(exchange)
@@ -159,7 +160,7 @@ def without_trouble(exchanges: Sequence[Exchange]) -> list[Exchange]:
 
 
 def met_trouble(exchanges: Iterable[Exchange]) -> bool:
-    """Return whether anything but the other side's word is in these answers, so that it may be our own trouble."""
+    """Return whether one of these answers is not the other side's word, so that our own trouble may have caused it."""
     return any(
         answer.status is MxStatus.UNAVAILABLE
         if isinstance(answer, MxAnswer)
@@ -169,7 +170,7 @@ def met_trouble(exchanges: Iterable[Exchange]) -> bool:
 
 
 def met_name_trouble(exchanges: Iterable[Exchange]) -> bool:
-    """Return whether a mail host's name could not be looked up, so that it may be our resolvers' trouble."""
+    """Return whether a mail host's name could not be looked up, which may be our resolvers' trouble."""
     return any(
         attempt.trouble in _NAME_TROUBLE
         for exchange in exchanges
@@ -179,9 +180,9 @@ def met_name_trouble(exchanges: Iterable[Exchange]) -> bool:
 
 
 def answered(exchanges: Iterable[Exchange]) -> list[Exchange]:
-    """Return those in which a server answered RCPT TO: its word holds even if an answer before it is void.
+    """Return the exchanges in which a server answered RCPT TO: its word holds even if an earlier answer is void.
 
-    Not where another host was silent before: that one is to be tried again.
+    Those in which another host was silent first are left out: that host is to be tried again.
     """
     return [
         e for e in exchanges if isinstance(e.answer, MailboxAnswer) and e.answer.reached_rcpt and not troubled(e.answer)
@@ -189,14 +190,14 @@ def answered(exchanges: Iterable[Exchange]) -> list[Exchange]:
 
 
 def serves_again(exchange: Exchange, hosts: Sequence[str]) -> bool:
-    """Return whether what a server said behind a void answer holds for the same question, now put to these hosts."""
+    """Return whether an answer that followed a void one holds for the same question, now put to these hosts."""
     return isinstance(exchange.answer, MailboxAnswer) and exchange.answer.attempts[-1].host in hosts
 
 
 def may_be_ours(answer: Answer) -> bool:
-    """Return whether a process that was stopped for a while may have made this answer.
+    """Return whether this answer may come from a pause of our own process.
 
-    By a timeout, or by a server that lost patience.
+    After a pause a timeout has run out, or a server has lost patience.
     """
     if isinstance(answer, MxAnswer):
         return answer.status is MxStatus.UNAVAILABLE
@@ -211,7 +212,7 @@ def may_be_ours(answer: Answer) -> bool:
 
 
 def silent_providers(exchanges: Iterable[Exchange]) -> set[str]:
-    """Return the shared providers of which no server said a word to this pass, whatever other servers said."""
+    """Return the shared providers none of whose servers said a word to this pass, whatever other servers said."""
     silent: set[str] = set()
     talking: set[str] = set()
     for exchange in exchanges:
@@ -230,7 +231,7 @@ def silent_providers(exchanges: Iterable[Exchange]) -> set[str]:
 
 
 def about_us(question: Question, answer: MailboxAnswer) -> list[Held]:
-    """Return the replies about us that count: after a yes a refusal of the random address costs nobody anything."""
+    """Return the replies about us that count. After a yes, a refusal at the random address changes nothing."""
     helds = refusals(answer)
     if isinstance(question, ProbeMailbox) and question.pattern == RANDOM:
         return [held for held in helds if held.by is HeldBy.RATE]
@@ -238,15 +239,15 @@ def about_us(question: Question, answer: MailboxAnswer) -> list[Held]:
 
 
 def is_private(held: Held, domain: str) -> bool:
-    """Return whether a reply about us may be this one company's own policy: its own server refuses us."""
+    """Return whether a reply about us may be this one company's own policy, because its own server refuses us."""
     return held.by is HeldBy.REFUSED and is_own_server(held.host, domain)
 
 
 def to_judge(helds: Sequence[Held], domain: str) -> list[Held]:
-    """Return the replies about us that are judged, the one whose wait counts first.
+    """Return the replies about us that are to be judged. The wait of the first one counts.
 
-    What is never the company's own policy comes first: a shared provider's word, and that we ask too fast. Only one
-    refusal: a company counts once towards a halt. Each provider that finds us too fast is left alone.
+    Replies that are never a company's own policy come first: those of a shared provider, and "too fast". Only one
+    refusal is judged, so that a company counts once towards a halt. Each provider that says "too fast" is judged.
     """
     shared = [held for held in helds if not is_own_server(held.host, domain)]
     too_fast = [held for held in helds if held.by is HeldBy.RATE]
@@ -262,14 +263,14 @@ def to_judge(helds: Sequence[Held], domain: str) -> list[Held]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settling:
-    """What time, and a halt, have to say about what concerns one company alone (ADR-CT-IMO-024)."""
+    """When trouble that only one company met counts as that company's own (ADR-CT-IMO-024)."""
 
-    settle_s: float  #: how long others must not have shown that it concerns them too
-    age_s: float  #: of the failed answer; no more than this process has lived through
+    settle_s: float  #: how long no other company must have met the same
+    age_s: float  #: of the failed answer, at most as long as this process has been running
     halted: str | None = None  #: why TOOL-005 is halted
 
     def refusal(self, what: str) -> Wait | None:
-        """Return why a refusal by one company's own server is not its private policy yet."""
+        """Return the wait until a refusal by one company's own server counts as its policy; None: it counts now."""
         if self.halted is not None:
             return Wait(
                 reason=WaitReason.HALTED,
@@ -280,18 +281,18 @@ class Settling:
             return None
         return Wait(
             reason=WaitReason.REFUSED,
-            detail=f"{what}; counts as its own policy when others have not refused us for {self.settle_s:g} s",
+            detail=f"{what}; this counts as its own policy if no others refuse us within {self.settle_s:g} s",
             after_s=self._left_s,
         )
 
     def silence(self, provider: str) -> Wait | None:
-        """Return why a shared provider's silence is not its company's failure yet."""
+        """Return the wait until a shared provider's silence counts against a company; None: it counts now."""
         if self._left_s <= 0:
             return None
         return Wait(
             reason=WaitReason.PROVIDER_SILENT,
-            detail=f"no server of {provider} could be reached; counts once {self.settle_s:g} s have shown that it is "
-            "not the provider as a whole",
+            detail=f"no server of {provider} could be reached; this counts against the company after "
+            f"{self.settle_s:g} s, unless the whole provider proves to be out of reach",
             after_s=self._left_s,
         )
 
@@ -308,19 +309,19 @@ class Kept:
     """What an undecided company brings back from its wait."""
 
     exchanges: Sequence[Exchange] = ()
-    answered: Sequence[Exchange] = ()  #: what servers said behind a void answer: not asked again
-    asked_at: datetime | None = None  #: a proof of our own way must have come before it
-    failed_at: datetime | None = None  #: and one must have begun after it
-    gives_time_back: bool = False  #: some answers were dropped and are asked for again: their time was our fault
+    answered: Sequence[Exchange] = ()  #: what servers said after a void answer; it is not asked again
+    asked_at: datetime | None = None  #: a proof of our own way must have come before this moment
+    failed_at: datetime | None = None  #: and one must have begun after this one
+    gives_time_back: bool = False  #: dropped answers are asked for again, and the time they took was our fault
     in_chain: bool = False  #: an unbroken chain of port-25 proofs around them was established before this wait
-    in_both_chains: bool = False  #: and one of our resolvers, where that matters
+    in_both_chains: bool = False  #: and one of our resolvers' proofs, if it matters here
     looks: int = 0
-    wait: Wait | None = None  #: nothing may be asked yet: it waits on, with all that it has
+    wait: Wait | None = None  #: nothing may be asked yet: it keeps waiting, with everything it has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """All that decides about the answers of one company that comes back."""
+    """Everything that decides what the answers of a resumed company are worth."""
 
     resumed: Resumed
     ways: Mapping[ControlKind, Way]
@@ -333,19 +334,19 @@ class Case:
 
     @property
     def failed_at(self) -> datetime:
-        """Return when the last failed answer came; only for a company that has one (`nothing_failed`)."""
+        """Return when the last failed answer came. Only for a company that has one, see `nothing_failed`."""
         assert self.resumed.failed_at is not None
         return self.resumed.failed_at
 
     @property
     def everything(self) -> list[Exchange]:
-        """Return its answers with the reply about us that is not settled."""
+        """Return its answers, with the reply about us that is not settled yet."""
         pending = self.resumed.pending
         return [*self.resumed.exchanges, *([] if pending is None else [pending])]
 
     @property
     def refuses_us(self) -> list[Held]:
-        """Return what its servers said about us; nothing by rules that are newer than the answer."""
+        """Return what its servers said about us; empty if newer rules read the answer differently."""
         pending = self.resumed.pending
         assert pending is not None
         assert isinstance(pending.answer, MailboxAnswer)
@@ -353,14 +354,14 @@ class Case:
 
     @property
     def is_proven_about_us(self) -> bool:
-        """Return whether a reply about us is pending and a proof of port 25 came after it: it can be settled."""
+        """Return whether a reply about us is pending and port 25 was proven after it, so that it can be settled."""
         return self.resumed.pending is not None and self.ways[ControlKind.SMTP].proves(self.failed_at)
 
     @property
     def needs_names(self) -> bool:
-        """Return whether a reply about us came behind a host whose name could not be looked up.
+        """Return whether a reply about us came after a host whose name could not be looked up.
 
-        Asked once, before its long wait to be settled: in that wait nobody asks for proofs.
+        This is checked once, before its long wait to be settled: during that wait nobody asks for proofs.
         """
         is_new = self.resumed.reason != WaitReason.REFUSED
         return is_new and self.is_proven_about_us and met_name_trouble(self.everything)
@@ -386,13 +387,13 @@ class Case:
             wait=wait,
         )
 
-    # The columns of the table, in the order of its rows: when a row holds, and what it keeps.
+    # For each row of the table, in order: when it holds, and what it keeps.
 
     def nothing_failed(self) -> bool:
         return nothing_failed(self.resumed)
 
     def keep_all(self) -> Kept:
-        # It was put away while a control failed, before anything was asked; a provider's word is asked again.
+        # It was parked while a control failed, before anything was asked. A provider's word is asked for again.
         return self._keep(with_moments=False, drops_pending=self.resumed.pending is not None)
 
     def own_way_was_broken(self) -> bool:
@@ -414,20 +415,20 @@ class Case:
         return replace(self.void(), looks=self.resumed.looks + 1)
 
     def has_no_chain(self) -> bool:
-        # Nothing proved our own way shortly before: the answers may be of a time in which it was broken.
+        # Nothing proved our own way shortly before: it may have been broken when the answers came.
         waited_for = [way for kind, way in self.ways.items() if self.resumed.waits_on == WaitsOn.control(kind)]
         names = [self.ways[ControlKind.DNS]] if self.needs_names else []
         return any(way.proves(self.failed_at) and not way.unbroken(self.asked_at) for way in [*waited_for, *names])
 
     def is_a_closed_providers_silence(self) -> bool:
-        # The one try of a closed provider has to ask: its silence was heard before it closed.
+        # The one company that tries a closed provider must really ask: this silence is from before it closed.
         return self.resumed.reason == WaitReason.PROVIDER_CLOSED and met_trouble(self.resumed.exchanges)
 
     def lacks_a_proof_of_names(self) -> bool:
         return self.needs_names and not self.ways[ControlKind.DNS].proves(self.failed_at)
 
     def wait_for_names(self) -> Kept:
-        sentence = "its first host's name may be silent by our resolvers' fault"
+        sentence = "the name of one of its hosts could not be looked up, perhaps because our resolvers failed"
         return self._keep(wait=control_wait(ControlKind.DNS, sentence))
 
     def is_a_providers_word(self) -> bool:
@@ -452,7 +453,7 @@ class Case:
         return self.is_proven_about_us
 
     def keep_as_policy(self) -> Kept:
-        # Its own server refuses us while others talk to us: inconclusive (domain scope).
+        # Its own server refuses us while others talk to us, so the answer is inconclusive (domain scope).
         pending = self.resumed.pending
         assert pending is not None
         assert isinstance(pending.answer, MailboxAnswer)
@@ -493,8 +494,8 @@ ROWS = (
     ),
     Row(
         id="first look",
-        holds="trouble, and not looked at twice yet",
-        then="void, and one look more",
+        holds="trouble, and not asked a second time yet",
+        then="void, and asked once more",
         when=Case.was_not_looked_at_twice,
         keep=Case.void_for_one_more_look,
     ),
@@ -551,13 +552,13 @@ ROWS = (
 
 
 def weigh(resumed: Resumed, ways: Mapping[ControlKind, Way], settling: Settling) -> Kept:
-    """Return what still counts of the answers that a waiting company brings back: the first row that holds."""
+    """Return what still counts of the answers that a waiting company brings back. The first row that holds decides."""
     case = Case(resumed=resumed, ways=ways, settling=settling)
     return next(row for row in ROWS if row.when(case)).keep(case)
 
 
 def nothing_failed(resumed: Resumed) -> bool:
-    """Return whether a waiting company has no failed answer on record: then no proof decides about it."""
+    """Return whether a waiting company has no failed answer on record, so that no proof matters to it."""
     if resumed.failed_at is None:
         return True
     return resumed.pending is None and len(without_trouble(resumed.exchanges)) == len(resumed.exchanges)
@@ -566,8 +567,8 @@ def nothing_failed(resumed: Resumed) -> bool:
 def spent_s(resumed: Resumed | None, kept: Kept) -> float:
     """Return how much of its pass deadline a company has used up.
 
-    Nothing of it by answers that are void or about us, and nothing by sessions that a drain or a stop of ours broke
-    off: the time for which servers are waited for once more is our fault, and would fail the company in the end.
+    Void answers, replies about us, and sessions that our own drain or pause broke off count nothing: that their servers
+    are asked again is our fault, and their time must not fail the company in the end.
     """
     if resumed is None or kept.gives_time_back or resumed.reason in (WaitReason.DRAIN, WaitReason.OUR_MACHINE):
         return 0.0
@@ -579,23 +580,24 @@ def spent_s(resumed: Resumed | None, kept: Kept) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """When the failed answers of a running pass were asked for and came: as on record, or in this run.
+    """When the failed answers of a running pass were asked for, and when they came: as on record, or in this run.
 
-    A proof from before an answer of this run counts nothing for it.
+    A proof from before an answer of this run proves nothing about it.
     """
 
-    kept: int = 0  #: how many answers the pass went on from
+    kept: int = 0  #: how many kept answers the pass was resumed with
     asked_at: datetime | None = None
     failed_at: datetime | None = None
-    is_aged: bool = False  #: kept answers failed, and keep their age; else what fails is of this run
+    is_aged: bool = False  #: kept answers failed, and keep their age; False: whatever fails is from this run
     in_chain: bool = False
     in_both_chains: bool = False
 
     @classmethod
     def of(cls, resumed: Resumed | None, kept: Kept, *, taken: int) -> Moments:
-        """Return those of a pass that took so many of the kept answers: fewer, if they were given under other rules.
+        """Return the moments of a pass that took so many of the kept answers.
 
-        Then everything is asked anew, and nothing on record is about that.
+        It takes fewer if they were given under other rules. Then everything is asked again, and what is on record does
+        not apply.
         """
         if taken < len(kept.exchanges):
             return cls(kept=taken, in_chain=kept.in_chain, in_both_chains=kept.in_both_chains)
@@ -610,7 +612,7 @@ class Moments:
         )
 
     def is_fresh(self, exchanges: Sequence[Exchange], pending: Exchange | None = None) -> bool:
-        """Return whether the last failed answer is of this run, so that only a proof from now on counts."""
+        """Return whether the last failed answer is from this run, so that only a proof from now on counts."""
         answers = [e for e in exchanges[self.kept :] if not isinstance(e.answer, ControlAnswer)]
         return self.failed_at is None or bool(answers) or pending is not None
 
@@ -627,11 +629,11 @@ class Moments:
     def failed(
         self, exchanges: Sequence[Exchange], ended_by: Wait | None = None, pending: Exchange | None = None
     ) -> FailedAt:
-        """Return what to record as the moment of the last failed answer, for a pass that ends in this wait."""
+        """Return what to record as the moment of the last failed answer of a pass that ends in this wait."""
         if ended_by is not None and ended_by.waits_on.is_control and self.is_fresh(exchanges, pending):
             return FailedAt.NOW
         if ended_by is not None and not ended_by.waits_on.is_control and pending is not None:
-            return FailedAt.NONE  # a provider's word: asked again, and settled by its next talk
+            return FailedAt.NONE  # a provider's word: it is asked for again, and the next session settles it
         if self.failed_at is None:
             return FailedAt.NONE
         return FailedAt.NOW if met_trouble(exchanges[self.kept :]) else FailedAt.ON_RECORD

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class FailureCode(StrEnum):
-    """The codes of the runbook. ALREADY_PROCESSED is counted and logged, never written: it is no outcome."""
+    """The codes of the runbook. ALREADY_PROCESSED is counted and logged but never stored: it is not an outcome."""
 
     NOT_FOUND = "CT-I-NOT-FOUND"
     NO_DOMAIN = "CT-I-NO-DOMAIN"

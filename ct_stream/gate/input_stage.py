@@ -1,4 +1,4 @@
-"""Stage I: is this company in the spine, and with a domain that can be asked?"""
+"""Stage I: is this company in the spine, with a domain that can be asked?"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What may the answers of one company say to another one of the same domain, and for how long?
+"""Which answers of one company may serve another one of the same domain, and for how long.
 
-A domain's mail servers do not know which company asks. So a PASS answers for a week, the MX hosts for a day, and a
-FAIL for ten minutes: long enough for those who wait for the same domain, too short to carry a bad moment on
+A domain's mail servers do not know which company asks. So a PASS serves for a week, the MX hosts for a day, and a FAIL
+for ten minutes: long enough for the companies that wait for the same domain, too short to pass on one bad moment
 (ADR-CT-IMO-014).
 """
 
@@ -26,20 +26,20 @@ FAIL_KEPT = timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """What is remembered of a domain now; each exchange is marked, and keeps the time of its answer."""
+    """What is remembered of a domain now. Each exchange is marked as remembered, and keeps the time of its answer."""
 
     answers: tuple[Exchange, ...] = ()  #: of a whole decided pass, from MX on
     mx: tuple[Exchange, ...] = ()  #: the MX hosts alone
-    answered_at: datetime | None = None  #: of what is on record, however old; None when nothing is
+    answered_at: datetime | None = None  #: when what is on record was answered, however long ago; None: nothing is
     is_busy: bool = False  #: a company of the domain is being probed now
-    has_begun: bool = False  #: a company of the domain has begun, and waits for something else than the domain
+    has_begun: bool = False  #: a company of the domain has started, and now waits for something else
 
 
 def memorable(exchanges: Sequence[Exchange]) -> tuple[Exchange, ...]:
-    """Return what other companies may know of a decided pass: all but the spine's row.
+    """Return the answers of a decided pass that may serve other companies: all but the spine's row.
 
-    Nothing where the pass never came to MX, or where all of it came from memory. A paid call without a usable answer is
-    left out: it was that company's own attempt, and says nothing about the domain.
+    Return none if the pass never asked for the MX, or if all of it came from memory. A paid call without a usable
+    answer is left out: it was that company's own attempt, and says nothing about the domain.
     """
     told = tuple(exchange for exchange in exchanges if exchange.key != "spine")
     if is_unpaid(told):
@@ -50,18 +50,18 @@ def memorable(exchanges: Sequence[Exchange]) -> tuple[Exchange, ...]:
 
 
 def is_unpaid(exchanges: Sequence[Exchange]) -> bool:
-    """Tell if the pass ended with a paid call that brought no usable answer."""
+    """Return whether the pass ended with a paid call that brought no usable answer."""
     last = exchanges[-1].answer if exchanges else None
     return isinstance(last, VerifyAnswer) and last.status is VerifyStatus.NO_ANSWER
 
 
 def recalled(exchanges: Sequence[Exchange]) -> tuple[Exchange, ...]:
-    """Return exchanges as another company takes them over."""
+    """Return the exchanges, marked as remembered, for another company."""
     return tuple(replace(exchange, remembered=True) for exchange in exchanges)
 
 
 def mx_alone(exchanges: Sequence[Exchange]) -> tuple[Exchange, ...]:
-    """Return the MX exchange where it found hosts: an absence is remembered with its verdict only."""
+    """Return the MX exchange if it found hosts. An absence is remembered only as part of its verdict."""
     first = exchanges[0]
     found = isinstance(first.answer, MxAnswer) and first.answer.status is MxStatus.FOUND
     return (first,) if found else ()

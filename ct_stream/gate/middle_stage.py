@@ -1,7 +1,7 @@
 """Stage M: which mailbox pattern does this domain accept?
 
-A generator: it yields questions and is sent answers (the way of httpx's `Auth.auth_flow`), so a test is a list of
-answers, a pass goes on from kept answers, and a transcript can be read again under other rules.
+This is a generator: it yields questions and is sent answers, like httpx's `Auth.auth_flow`. So a test is a list of
+answers, a pass can be resumed from kept answers, and a transcript can be read again under other rules.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _NO_MX_REASONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """One mailbox question with its answer, read."""
+    """One mailbox question with its answer and what that means."""
 
     pattern: Pattern | None  #: None for the random address
     answer: MailboxAnswer
@@ -88,7 +88,7 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
 
     asked: list[_Asked] = []
     hosts = mx.hosts
-    refusing: set[str] = set()  # hosts whose policy towards us is known: saying so again is no news
+    refusing: set[str] = set()  # hosts whose policy towards us is known: if they repeat it, nothing changes
     for pattern in rules.patterns:
         address = render(pattern, rules.probe_name, domain)
         step = yield from _probe(pattern, address, hosts, refusing)
@@ -101,7 +101,7 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
             refused = [earlier for earlier in asked if earlier.reading.meaning is Meaning.REJECT]
             return (yield from _accepted(outreach_id, domain, pattern, step.attempt.host, refused=len(refused)))
         if step.reading.meaning is Meaning.ABOUT_US:
-            break  # its private policy: who refuses us is not asked on; earlier rejects stay evidence (ADR-015)
+            break  # its private policy: a host that refuses us is asked no more; earlier rejects still count (ADR-015)
         if step.answer.reached_rcpt:
             # From here on every question goes to this host: a backup MX may accept anything.
             hosts = (step.attempt.host,)
@@ -109,7 +109,8 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
             break  # no host can be talked to: the remaining patterns stay unasked, which is inconclusive
     for kind in proofs_needed(step.answer for step in asked):
         yield AskControl(kind=kind)
-    # Behind a host whose policy refuses us it may be a backup, which knows no mailboxes: that decides nothing.
+    # After a host that refuses us by policy, a backup may have answered. It may know no mailboxes, so it decides
+    # nothing.
     is_whole = not refusing and len(asked) == len(rules.patterns)
     if is_whole and all(step.reading.meaning is Meaning.REJECT for step in asked):
         reason = f"{asked[0].attempt.host} refused all {len(asked)} patterns as unknown mailboxes"
@@ -120,10 +121,10 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
 def _probe(
     pattern: Pattern | None, address: Address, hosts: tuple[str, ...], refusing: Collection[str]
 ) -> Generator[Question, Answer, _Asked | Held]:
-    """Ask about one mailbox; a reply about us that is not settled as the company's private policy holds the pass.
+    """Ask about one mailbox. A reply about us holds the pass, unless it is known to be the company's own policy.
 
-    Only a yes stands whatever a host before said of us. A no of the next host is that of a backup, which may know no
-    mailboxes, and the first one said nothing of them.
+    Only a yes counts whatever an earlier host said about us. A no comes from a backup then, which may know no
+    mailboxes, and the first host said nothing about them.
     """
     answer = yield ProbeMailbox(pattern=pattern.name if pattern else RANDOM, address=address, hosts=hosts)
     assert isinstance(answer, MailboxAnswer)
@@ -131,23 +132,23 @@ def _probe(
     reading = read_attempt(last)
     if not (last.stage is Stage.RCPT and reading.meaning is Meaning.ACCEPT):
         for held in refusals(answer):
-            # That we ask too fast is nobody's policy: it is waited for, whatever else is settled.
+            # "Too fast" is never one company's policy, so the pass waits for it in any case.
             if held.by is HeldBy.RATE or not (answer.is_private_policy or held.host in refusing):
                 return held
     return _Asked(pattern=pattern, answer=answer, reading=reading)
 
 
 def _accepted(outreach_id: UUID, domain: str, pattern: Pattern, host: str, *, refused: int) -> Flow:
-    """Tell an honest yes from a catch-all by asking the same host for a mailbox that cannot exist.
+    """Tell an honest yes from a catch-all, by asking the same host about a mailbox that cannot exist.
 
-    `refused` counts the patterns that it refused before.
+    `refused` counts the patterns that the host refused before.
     """
     answer = yield ProbeMailbox(pattern=RANDOM, address=random_address(outreach_id, domain), hosts=(host,))
     assert isinstance(answer, MailboxAnswer)
     reading = read_attempt(answer.attempts[-1])
     if reading.meaning is Meaning.ACCEPT and refused:
-        # It changed its mind, as servers do that mislead whoever asks for many unknown users: the usual guess of a
-        # catch-all was refused and would bounce (ADR-CT-IMO-015).
+        # The host changed its mind, like servers that mislead whoever asks about many unknown users. The usual guess at
+        # a catch-all is not taken here: that pattern was refused, and would bounce (ADR-CT-IMO-015).
         note = f"{host} refused {refused} patterns as unknown and then accepted a random mailbox too"
         passed = _passed(pattern, domain, CATCH_ALL_CONFIDENCE, VerifiedBy.CATCH_ALL, note)
         return replace(passed, is_catchall=True)
@@ -155,14 +156,14 @@ def _accepted(outreach_id: UUID, domain: str, pattern: Pattern, host: str, *, re
         return _catch_all(domain, VerifiedBy.CATCH_ALL)
     if reading.meaning is Meaning.REJECT:
         return _passed(pattern, domain, pattern.confidence, VerifiedBy.SMTP)
-    # The company's yes stands whatever stopped the second question, even a reply about us: waiting could only
-    # raise the confidence, never change the outcome.
-    note = f"whether a random mailbox is refused could not be told: {reading.cause}"
+    # The company's yes counts whatever stopped the second question, even a reply about us: waiting could only raise the
+    # confidence, never change the outcome.
+    note = f"it is not known whether a random mailbox is refused: {reading.cause}"
     return _passed(pattern, domain, min(pattern.confidence, UNPROVEN_CONFIDENCE), VerifiedBy.SMTP, note)
 
 
 def _inconclusive(domain: str, asked: list[_Asked], causes: list[str], rules: Rules, tier2_off: str | None) -> Flow:
-    """Stage M5: ask Tier-2 once where it is on, else fail with the cause."""
+    """Stage M5: ask Tier-2 once if it is on, otherwise fail with the cause."""
     reason = "; ".join(causes)
     if tier2_off is None:
         pattern = _pattern_for_tier2(asked, rules)
@@ -174,7 +175,9 @@ def _inconclusive(domain: str, asked: list[_Asked], causes: list[str], rules: Ru
             case VerifyStatus.CATCH_ALL:
                 return _catch_all(domain, VerifiedBy.TIER2)
             case VerifyStatus.INVALID:
-                return Failed(code=FailureCode.VERIFY_FAIL, reason=f"{answer.detail}; before: {reason}", domain=domain)
+                return Failed(
+                    code=FailureCode.VERIFY_FAIL, reason=f"{answer.detail}; over SMTP: {reason}", domain=domain
+                )
             case VerifyStatus.NO_ANSWER:
                 reason = f"{reason}; Tier-2 gave no usable answer: {answer.detail}"
     else:
@@ -198,7 +201,7 @@ def _pattern_for_tier2(asked: list[_Asked], rules: Rules) -> Pattern:
 
 
 def _catch_all(domain: str, verified_by: VerifiedBy) -> Passed:
-    """Return the PASS of a domain that takes any local part: the pattern is a guess (M4)."""
+    """Return the PASS of a domain that accepts any local part; the pattern is a guess (M4)."""
     guess = Pattern(name="first.last", template="{first}.{last}", confidence=CATCH_ALL_CONFIDENCE)
     return replace(_passed(guess, domain, CATCH_ALL_CONFIDENCE, verified_by), is_catchall=True)
 
@@ -216,7 +219,7 @@ def _passed(pattern: Pattern, domain: str, confidence: float, verified_by: Verif
 
 
 def _causes(asked: list[_Asked]) -> list[str]:
-    """Return each distinct cause with the host and reply that showed it, in the order met, at most three."""
+    """Return the first three distinct causes, each with the host and the reply that showed it."""
     causes: dict[str, str] = {}
     for step in asked:
         refused = {held.host for held in refusals(step.answer)} if step.answer.is_private_policy else set()

@@ -1,4 +1,4 @@
-"""Stage O: which bytes go to which topic for a verdict, and which row does each table get?"""
+"""Stage O: turns a verdict into its outcome, with the exact event to publish."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Headers: TypeAlias = tuple[tuple[str, bytes], ...]
 
 
 class ContractBroken(Exception):
-    """An outcome does not fit its own schema: a bug of ours, so there is no outcome."""
+    """An outcome does not fit its own schema. That is our own bug, so there is no outcome."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a company came from, and what is carried through to its outcome."""
+    """The event that a company came from, and what is copied from it to the outcome."""
 
     outreach_id: UUID
     topic: str = ""
@@ -47,7 +47,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """All that is kept of a decided company: rows and the exact bytes to publish."""
+    """Everything that is kept of a decided company: its rows and the exact bytes to publish."""
 
     origin: Origin
     verdict: Passed | Failed
@@ -136,7 +136,7 @@ def _fail_body(verdict: Failed) -> dict[str, Any]:
 
 
 def _headers(origin: Origin, *, passed: bool, decided: str) -> Headers:
-    """Return CloudEvents 1.0 headers in Kafka's binary mode; a repeat carries the same `ce_id`."""
+    """Return CloudEvents 1.0 headers in Kafka's binary mode. A repeat has the same `ce_id`."""
     ce_id = uuid5(_CE_NAMESPACE, f"{origin.outreach_id}/outcome")
     headers: list[tuple[str, bytes]] = [
         ("ce_specversion", b"1.0"),

@@ -1,4 +1,4 @@
-"""Which address patterns are asked about, in which order, and how sure does an accepted one make us?"""
+"""The address patterns in the order in which they are asked, each with the confidence of its PASS."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PATTERNS: tuple[Pattern, ...] = (
 )
 
 CATCH_ALL_CONFIDENCE = 0.50  #: any local part is accepted: the pattern is a guess
-UNPROVEN_CONFIDENCE = 0.70  #: accepted, but whether a random local part is refused could not be told
+UNPROVEN_CONFIDENCE = 0.70  #: accepted, but it is not known whether a random local part is refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +69,8 @@ def email_method(pattern: Pattern, domain: str) -> str:
 def random_address(outreach_id: UUID, domain: str) -> Address:
     """Return the address that no honest server knows, the same for each reading of one company's transcript.
 
-    Derived, not drawn: a pass that goes on in another process must ask for the same mailbox, or the random
-    address would be asked twice.
+    It is derived, not drawn: a pass that is resumed in another process must ask for the same mailbox. Otherwise two
+    random addresses would be asked.
     """
     digest = hashlib.sha256(b"ct-stream/random-local-part/" + outreach_id.bytes).hexdigest()
     return Address(local_part=f"q{digest[:14]}", domain=domain)

@@ -1,6 +1,6 @@
-"""Who runs the server that takes a company's mail: the company, or a provider that many share?
+"""Says who runs a mail server: the company itself, or a provider that many companies share.
 
-The one place that says so: limits, guardrails and evidence all ask here."""
+This is the only place that decides it; limits, guardrails and evidence all ask here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def registrable_domain(name: str) -> str:
 def provider_of(host: str, domain: str) -> str:
     """Return the name under which an MX host's limits and refusals are kept.
 
-    A host without a registrable domain (a bare suffix, a single label) stands for nobody but the company itself.
+    A host without a registrable domain (a bare suffix, a single label) counts as the company's own.
     """
     return _suffixes().privatesuffix(host.rstrip(".").lower()) or registrable_domain(domain)
 

@@ -1,7 +1,7 @@
-"""What may the gate ask the world, and what can the world answer?
+"""The questions that the gate asks the world, and the answers that it can get.
 
-Answers are facts (a code, a text, a kind of trouble); what they mean is decided by `replies` and `middle_stage`,
-so that a kept transcript can be read again under other rules.
+Answers are facts: a code, a text, a kind of trouble. What they mean is decided by `replies` and `middle_stage`, so that
+a kept transcript can be read again under other rules.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ProbeMailbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskControl:
-    """Did a control succeed after this pass's last failed answer? There is no other answer than yes: else it waits."""
+    """Did a control succeed after this pass's last failed answer? The only answer is yes; until then the pass waits."""
 
     kind: ControlKind
 
@@ -83,7 +83,7 @@ class AskControl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyEmail:
-    """What does the paid Tier-2 vendor say of this address? Asked once per outreach_id, for ever."""
+    """What does the paid Tier-2 vendor say about this address? It is asked only once for each outreach_id."""
 
     pattern: str
     address: Address
@@ -145,7 +145,7 @@ class Trouble(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One try at one address of one host: a reply, or the trouble that stood in its place."""
+    """One try at one address of one host: a reply, or the trouble that came instead."""
 
     host: str
     stage: Stage
@@ -159,8 +159,8 @@ class Attempt:
 class MailboxAnswer:
     """All attempts at one question in order; the last one is the answer.
 
-    `is_private_policy`: replies about us in it were found to be this one company's own policy (domain scope); only then
-    may they count as inconclusive.
+    `is_private_policy`: its replies about us proved to be this one company's own policy (domain scope). Only then may
+    they count as inconclusive.
     """
 
     attempts: tuple[Attempt, ...]
@@ -181,12 +181,12 @@ class ControlAnswer:
 
 
 class VerifyStatus(StrEnum):
-    """The vendor's answer, or that there was no usable one."""
+    """The vendor's answer, or the lack of a usable one."""
 
     VALID = "valid"
     CATCH_ALL = "catch_all"
-    INVALID = "invalid"  #: also the vendor's documented final "unknown"
-    NO_ANSWER = "no_answer"  #: the attempt is spent all the same
+    INVALID = "invalid"  #: includes the vendor's documented final "unknown"
+    NO_ANSWER = "no_answer"  #: the attempt is spent nevertheless
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""What would other rules have said to the answers of a transcript?
+"""Decides a company again from the answers of its transcript, under other rules.
 
 The gate is pure, so its questions can be put to a transcript instead of the world. A question that was never asked
-stays open: what a server would have said to it cannot be told.
+stays open, since nobody knows what a server would have answered.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeverAsked:
-    """The rules ask what the transcript does not answer."""
+    """The rules ask a question that the transcript does not answer."""
 
     question: str  #: its key, such as "rcpt:sales"
 
@@ -45,8 +45,8 @@ Recomputed: TypeAlias = "Verdict | NeverAsked"
 def recompute(outreach_id: UUID, exchanges: Sequence[Exchange], rules: Rules) -> Recomputed:
     """Return the verdict of `rules` on the answers of a transcript, or the first question that it does not answer.
 
-    A mailbox is known by its address, not by its pattern's name: another template or another probe name asks for
-    another mailbox. A proof of our own way (a control) is taken for granted: it says nothing about the company.
+    Mailboxes are compared by address, not by the pattern's name: another template or probe name asks for another
+    mailbox. Every control is taken to have succeeded, since controls say nothing about the company.
     """
     paid = any(exchange.key == "verify" for exchange in exchanges)
     play = Play(single_pass(outreach_id, rules, tier2_off=None if paid else "Tier-2 was off"))

@@ -1,6 +1,7 @@
-"""What is known of one company between its event and its outcome?
+"""What is known of one company between its event and its outcome.
 
-Plain values that the stream, the probes and the store hand to each other; those three do not import one another.
+These are plain values that the stream, the probes and the store hand to each other; those three do not import one
+another.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Known:
     domain: str | None
     needs_publishing: bool = False  #: its outcome is recorded, and its event is not published yet
     is_paid: bool = False  #: its one Tier-2 attempt is spent, or under way
-    recalled: str | None = None  #: the domain that `memory` is of
-    memory: Memory | None = None  #: what that domain has answered to others, at the same moment
+    recalled: str | None = None  #: the domain that `memory` is about
+    memory: Memory | None = None  #: what that domain had answered to other companies at that moment
     looked_up_at: float = -inf  #: that moment, by the monotonic clock of this process
 
     @property
@@ -40,8 +41,8 @@ class Known:
         return self.outcome is not None and not self.needs_publishing
 
 
-CLAIM_S = 30.0  #: how long a worker has to publish an outcome that it recorded or claimed; then another may
-PRODUCE_S = CLAIM_S - 10.0  #: for one try to hand it to the broker, so that a claim outlives it
+CLAIM_S = 30.0  #: how long a worker has to publish an outcome that it recorded or claimed; then another one may
+PRODUCE_S = CLAIM_S - 10.0  #: for one try to hand it to the broker, so that the claim lasts longer than the try
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class Publication:
 
     @classmethod
     def of(cls, outcome: Outcome) -> Publication:
-        """Return what to publish for an outcome that this worker has just recorded, and so holds the claim of."""
+        """Return what to publish for an outcome that this worker has just recorded, with a claim to publish it."""
         return cls(
             outreach_id=outcome.outreach_id,
             topic=outcome.topic,
@@ -67,16 +68,16 @@ class Publication:
 
 
 class FailedAt(StrEnum):
-    """When the last failed answer of a company that is put away came, by the database's clock."""
+    """When the last failed answer of a parked company came, by the database's clock."""
 
     NOW = "now"
-    ON_RECORD = "record"  #: it was put away with it before
+    ON_RECORD = "record"  #: at the time that an earlier wait recorded
     NONE = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parked:
-    """An undecided company as it is put away: its wait, and its answers so far."""
+    """An undecided company as it is parked: its wait, and its answers so far."""
 
     origin: Origin
     event_at: datetime | None  #: the record's timestamp
@@ -85,9 +86,9 @@ class Parked:
     exchanges: tuple[Exchange, ...] = ()
     pending: Exchange | None = None  #: an answer about us whose scope is not settled
     spent_s: float = 0.0  #: of the pass deadline
-    asked_at: datetime | None = None  #: its answers are no older, by the database's clock; None: as on record
-    failed: FailedAt = FailedAt.NONE  #: when its last failed answer came: controls look forward from there
-    looks: int = 0  #: how often nobody answered, and a control then proved our own way
+    asked_at: datetime | None = None  #: its oldest answer is not older, by the database's clock; None: as on record
+    failed: FailedAt = FailedAt.NONE  #: when its last failed answer came; only later controls prove anything about it
+    looks: int = 0  #: how often it met silence, and a control then proved that our own way works
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,4 +107,4 @@ class Resumed:
     since: datetime
     exceptions: int
     looks: int
-    waits_on: WaitsOn  #: what ended its wait
+    waits_on: WaitsOn  #: what it waited for

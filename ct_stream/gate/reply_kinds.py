@@ -1,4 +1,4 @@
-"""Which words does the reading of SMTP replies use: stages, meanings, a reply and what is read from it?"""
+"""The values in which SMTP replies are read: stages, meanings, a reply and its reading."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ class Reading:
     meaning: Meaning
     rule: str
     cause: str = ""
-    #: It says nothing about the mailbox that was asked for, only about the session: after other questions of the
-    #: same session it leaves its question unasked, to be put over a new connection.
+    #: It says nothing about the mailbox, only about the session. If other questions came before it in the session, its
+    #: question counts as not asked, and is put again over a new connection.
     is_session_limit: bool = False

@@ -1,10 +1,11 @@
-"""In which order are replies to be read, and who says so? The rules of `replies` as data.
+"""The rules of `replies` as data: in which order replies are read, and the source of each rule.
 
-The first rule that holds decides. The order is the argument: what is about this moment or about us comes before
-what is about the mailbox, since servers put both into one reply ("Mailbox unavailable. Your IP is blacklisted"), and
-the words that name a mailbox come last but for what is left, which is inconclusive.
+The first rule that holds decides. The order matters: rules about this moment or about us come before rules about the
+mailbox, because servers put both into one reply ("Mailbox unavailable. Your IP is blacklisted"). Words that name a
+mailbox come last; whatever is left after them is inconclusive.
 
-Patterns meet folded text: lower case, without accents, one line, "@" for each mail address (`replies.fold`).
+Patterns are matched against folded text: lower case, without accents, one line, "@" for each mail address
+(`replies.fold`).
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ _ANY_STAGE = frozenset(Stage)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One way of reading a reply. All that is given must hold; `enhanced` or `says` is enough where `either`."""
+    """One way of reading a reply. Every given condition must hold; with `either`, `enhanced` or `says` is enough."""
 
     name: str
     meaning: Meaning
-    why: str  #: one sentence for people, with what speaks for it
+    why: str  #: one sentence for people: the reason for this reading
     source: str
-    cause: str = ""  #: the word that a failure's reason uses
+    cause: str = ""  #: the word for it in the reason of a failure
     stages: frozenset[Stage] = _ANY_STAGE
     codes: Callable[[int], bool] = lambda code: code >= 400
     enhanced: re.Pattern[str] | None = None  #: full match, "" where the server gave none
     says: re.Pattern[str] | None = None
-    unless: re.Pattern[str] | None = None  #: words that take the rule away
+    unless: re.Pattern[str] | None = None  #: words with which the rule does not hold
     either: bool = False
     is_session_limit: bool = False
 
@@ -70,7 +71,7 @@ def _words(*patterns: str) -> re.Pattern[str]:
 
 
 _IP = r"(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-f]{1,4}(?::[0-9a-f]{0,4}){2,7})"
-#: The one that is asked for, in the languages that servers speak.
+#: Words for the mailbox that is asked about, in the languages that servers speak.
 _USER = (
     r"(?:users?|usernames?|mail ?box|mail ?boxes|recipients?|accounts?|addressees?|address(?:es)?|person"
     r"|alias|in ?box"
@@ -84,7 +85,7 @@ _REFUSED = (
     r"(?:block\w*|refus\w*|reject\w*|denied|deny|ban(?:ned)?|forbid\w*"
     r"|not (?:be )?(?:accept|allow|permit|welcome)\w*)"
 )
-#: The same in other languages; folded, as all patterns are.
+#: The same in other languages; folded, like all patterns.
 _REFUSED_ELSEWHERE = (
     r"(?:gesperrt|blockiert|abgelehnt|zuruckgewiesen|bloque\w*|refuse[es]?\b|rejete\w*|bloquead\w*|rechazad\w*"
     r"|rejeitad\w*|recusad\w*|bloccat\w*|rifiutat\w*|geblokkeerd|geweigerd|zablokowan\w*|odrzucon\w*|blokovan\w*"
@@ -96,18 +97,18 @@ _OURS = (
     r"|isp|mta|system|address|connection|location|message source|domain|access|organi[sz]ation)"
     r"|(?:this|remote|client|source|sender) ip(?: address)?)\b"
 )
-#: The word, not a URL's parameter ("response_codes?ip=192.0.2.54").
+#: The word "IP", but not a URL's parameter ("response_codes?ip=192.0.2.54").
 _IP_WORD = (
     r"(?:(?<![?&/=.\w-])ips?(?:v[46])?(?:\b(?![=.])|(?=地址|アドレス|주소))"
     r"|(?:adresse|direccion|indirizzo|endereco|adres) ip\b)"
 )
-#: Who sends, in other languages than English.
+#: Words for the sender, in languages other than English.
 _SENDER_ELSEWHERE = (
     r"(?:absender\w*|expediteur\w*|emetteur\w*|remitente\w*|remetente\w*|mittente\w*|afzender\w*|nadawc\w*"
     r"|odesilatel\w*|avsandar\w*|avsender\w*|afsender\w*|gonderen\w*|отправител\w*|відправник\w*"
     r"|发件人|發件人|发信人|送信者|差出人|발신자|보낸)"
 )
-#: "Does not exist" in letters that are not Latin.
+#: "Does not exist" in scripts other than Latin.
 _ABSENT_ELSEWHERE = r"(?:не ?существ|не ?з?наиден|неизвест|несуществ|不存在|存在し(?:ません|ない)|존재하지|찾을 수 없)"
 _DOMAIN_ELSEWHERE = r"(?:domini\w*|domaine|domene|doman\b|domen\w*|домен\w*|域名|ドメイン|도메인)"
 
@@ -162,7 +163,7 @@ _LISTED = _words(
     r"|черн\w+ спис|чорн\w+ спис"
     r"|黑名单|黑名單|ブラックリスト|블랙리스트",
 )
-#: Our address or network is refused in so many words.
+#: Words that refuse our address or network explicitly.
 _ADDRESS_REFUSED = _words(
     r"banned sending|sending ip|banned sender\b",
     rf"{_OURS}.{{0,80}}?\b(?:{_REFUSED}|listed|reputation|sending history|spam\w*|abus\w+|restricted|blacklist\w*"
@@ -242,17 +243,17 @@ _SENDER_VERIFY = _words(
     r"sender verif\w* fail",
     r"sender (?:callout|callback)",
     r"could not (?:verify|complete) sender",
-    # The last line is "Sender verify failed", and may be beyond what is kept of a long one.
+    # The last line is "Sender verify failed", and may be cut off in a long reply.
     r"^(?:postmaster )?verification failed (?:for|while checking) @|callback setup failed while verifying @",
 )
-#: What one mailbox does not want from anybody, or from senders like us: the mailbox is there.
+#: A mailbox that refuses mail from everybody, or from senders like us: the mailbox exists.
 _RESTRICTED = _words(
     r"allowed[ -]?senders?|permitted[ -]senders?|sender not (?:auth\w+|in|found in)|resolver\.rst"
     r"|not auth\w+ for (?:group|recipient)"
     r"|(?:blocked|rejected|refused|declined|denied|blacklisted) by (?:the )?(?:recipients?|user|addressee"
     r"|destination|their)(?! table| list| map)"
     r"|recipient preferences|user entry|only accepts?|members? only|white ?list"
-    # "Recipient rejected" alone is said of the recipient, not by it.
+    # "Recipient rejected" alone is about the recipient, not a choice of the recipient.
     r"|recipient(?:'s)? (?:has (?:blocked|rejected|refused)|blocked|refuses|rejects)"
     r"|(?:does not accept|not accepting) (?:mail|messages|e-?mails?) from|not allowed to receive external"
 )
@@ -357,7 +358,7 @@ _CLOSED = (
 _DISABLED = _words(
     rf"\b{_USER}\b[^.;]{{0,40}}?\b{_CLOSED}",
     rf"\b{_CLOSED}[ -](?:\w+ )?{_USER}\b",
-    # Of anything else (a message, a sender) these words say something else.
+    # About anything else (a message, a sender) these words mean something else.
     r"\b(?:account|mail ?box|compte|cuenta|conta|konto)\b[^.;]{0,40}?\b(?:blocked|locked|closed|cancell?ed"
     r"|deleted|removed|bloque\w*|bloquead\w*)",
     r"\buser (?:has been |was |is )?(?:deleted|removed)\b",
@@ -367,20 +368,20 @@ _UNAVAILABLE = _words(
     r"mail ?box (?:is )?unavailable|mailbox not available|account (?:is )?unavailable|unavailable mail ?user"
 )
 _OTHER_THING = r"(?:host(?:name)?s?|servers?|service|client|source|session|certificate|backend|software|network)"
-#: What is said of us, of a domain or of the server's own trouble is no word about the mailbox that was asked for.
+#: Words about us, about a domain or about the server's own trouble say nothing about the mailbox.
 _NOT_THE_MAILBOX = _words(
     rf"\bsenders?\b(?![.=])|{_SENDER_ELSEWHERE}|{_IP_WORD}|\b(?:address|host|client|server)(?:es|s)? \W?{_IP}",
     r"\byour (?:ip|(?:e-?mail )?address|host|server|domain|network|provider)\b",
     r"\b(?:dns|mx)\b(?![.-])|resource record|ldap|database|lookup (?:err|fail)|harvest|dictionary attack",
     r"(?:unable to|cannot|could not|can't) connect|connection (?:refused|timed|failed)|credentials",
-    # "Host not found", "invalid command": what is unknown is another thing. "No such user on this server" is none.
+    # "Host not found", "invalid command": something else is unknown. "No such user on this server" is not such a case.
     rf"\b{_OTHER_THING}\b(?:(?!returned|said)[^.;:,]){{0,25}}?(?:\b(?:{_NO_SUCH})|{_ABSENT_ELSEWHERE})",
     rf"\b(?:unknown|invalid|no such|not a valid|illegal|untrusted) (?:\w+ )?(?:{_OTHER_THING}"
     r"|commands?|parameters?|arguments?|attachments?|messages?|headers?)\b|\blicen[sc]e\b|\brfc ?\d",
     _LATER.pattern,
     _GREYLISTED.pattern,
 )
-#: A gateway asked the mail server behind it, and says why it got no yes: what refuses the gateway does not refuse us.
+#: A gateway asked the mail server behind it, and says why that refused: it refuses the gateway, not us.
 _CALLOUT = _words(
     r"^\W*(?:@\W*)?recipient address rejected: (?:undeliverable|unverified) address"
     r"(?!.*said: 5\d\d[ -]5\.1\.(?:1|10)\b)"
@@ -404,7 +405,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="cannot-verify",
         meaning=Meaning.INCONCLUSIVE,
-        why="252 says that the server cannot tell",
+        why="252 says that the server cannot verify the mailbox",
         source="RFC 5321 section 3.5.3",
         cause="the server cannot verify mailboxes",
         stages=_AT_RCPT,
@@ -432,7 +433,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="sender-callout",
         meaning=Meaning.ABOUT_US,
-        why="the server asked back at our own sender's domain; a user that is unknown there is ours",
+        why="the server checked our own sender at its domain; the unknown user is our sender",
         source="Exim specification, verify = sender; texts of smtp_in.c and verify.c in src/src",
         cause="our sender address is refused",
         says=_SENDER_VERIFY,
@@ -451,7 +452,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="receiver-rate",
         meaning=Meaning.INCONCLUSIVE,
-        why="the mailbox gets more mail than it may: it exists, and cannot take mail now",
+        why="the mailbox gets too much mail: it exists, and cannot take mail now",
         source="Gmail ReceivingRate, Exchange 5.2.122",
         cause="the mailbox receives too much mail",
         stages=_AT_RCPT,
@@ -478,7 +479,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="reverse-name",
         meaning=Meaning.ABOUT_US,
-        why="our address has no name, or another one",
+        why="our address has no reverse DNS name, or a different one",
         source="RFC 7372 section 3.3 (5.7.25); Postfix reject_unknown_client_hostname",
         cause="our reverse DNS is refused",
         says=_REVERSE_NAME,
@@ -495,7 +496,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="listed",
         meaning=Meaning.ABOUT_US,
-        why="our address or our domain is on a list, or in the words for one",
+        why="our address or our domain is on a blocklist, by name or in other words",
         source="RFC 5782; Postfix reject_rbl_client; pages of Proofpoint, Barracuda, Cisco, Yahoo, Microsoft",
         cause="our address is listed",
         says=_LISTED,
@@ -540,7 +541,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="our-rate",
         meaning=Meaning.OUR_RATE,
-        why="we, or all who connect, are too many or too fast at this moment",
+        why="there are too many connections, ours or all, or we are too fast at this moment",
         source="Postfix anvil; Sendmail ConnectionRateThrottle; Exim smtp_accept_max_per_host; Exchange 4.3.2, 4.7.500",
         cause="we ask too fast",
         says=_OUR_RATE,
@@ -549,7 +550,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="address-refused",
         meaning=Meaning.ABOUT_US,
-        why="our address, network or host is refused in so many words",
+        why="our address, network or host is refused explicitly",
         source="Postfix check_client_access; Exchange Online 5.7.606; Cisco, qmail, Comcast and AT&T refusals",
         cause="our address is refused",
         says=_ADDRESS_REFUSED,
@@ -560,7 +561,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="refused-before-rcpt",
         meaning=Meaning.ABOUT_US,
-        why="before RCPT the server knows only us: who is denied there is us",
+        why="before RCPT the server knows only us, so what it denies is us",
         source="RFC 5321 section 3.1 (554 at the greeting), section 7.9",
         cause="our address or sender is refused",
         stages=_BEFORE_RCPT,
@@ -618,7 +619,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="before-rcpt",
         meaning=Meaning.INCONCLUSIVE,
-        why="no mailbox was asked for yet",
+        why="no mailbox has been asked about yet",
         source="RFC 5321 section 4.3.2",
         cause="policy",
         stages=_BEFORE_RCPT,
@@ -635,7 +636,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="null-mx",
         meaning=Meaning.INCONCLUSIVE,
-        why="said by a relay of a domain, not of a mailbox",
+        why="a relay says this about a domain, not about a mailbox",
         source="RFC 7505 section 4.2, RFC 7504 section 4",
         cause="this host does not take mail for the domain",
         codes=_is(521, 556),
@@ -643,7 +644,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="login-needed",
         meaning=Meaning.INCONCLUSIVE,
-        why="a server for its own users asks who we are",
+        why="the server is for its own users, and wants a login",
         source="RFC 4954 section 6 (530, 5.7.0)",
         cause="policy",
         says=_NEEDS_LOGIN,
@@ -683,7 +684,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="other-system",
         meaning=Meaning.INCONCLUSIVE,
-        why="the enhanced code is about the domain, its routing or the mail system, and no word about the mailbox",
+        why="the enhanced code is about the domain, its routing or the mail system, not about the mailbox",
         source="RFC 3463 section 3.2 (X.1.2), 3.4 (X.3), 3.5 (X.4)",
         cause="this host does not take mail for the domain",
         enhanced=re.compile(r"5\.1\.2|5\.[34]\.\d+"),
@@ -699,7 +700,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="no-such-user-code",
         meaning=Meaning.REJECT,
-        why="the enhanced code says bad or moved mailbox, or mailbox disabled, and no word speaks against it",
+        why="the enhanced code says bad, moved or disabled mailbox, and no word contradicts it",
         source="RFC 3463 sections 3.2 and 3.3 (5.1.1, 5.1.6, 5.2.1); RFC 7505 registry (5.1.10)",
         stages=_AT_RCPT,
         codes=_is_5xx,
@@ -720,7 +721,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="mailbox-unavailable",
         meaning=Meaning.REJECT,
-        why="the standard's own words for a mailbox that is not there, and nothing else",
+        why="the standard's own words for a mailbox that does not exist, and nothing else",
         source="RFC 5321 section 4.2.3 (550); GMX, IONOS, Outlook.com",
         stages=_AT_RCPT,
         codes=_is(550),

@@ -1,4 +1,4 @@
-"""Which rules read a company, and under which version is its outcome kept?"""
+"""The rules that a decision rests on, and the version that is kept with its outcome."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ct_stream.gate.patterns import PATTERNS, Pattern, ProbeName
 
-#: Counted up whenever `replies`, `input_stage` or `middle_stage` would decide some transcript differently.
+#: Raised whenever `replies`, `input_stage` or `middle_stage` would decide some transcript differently.
 DECISION_VERSION = "4"
 
 

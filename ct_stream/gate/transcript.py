@@ -1,4 +1,4 @@
-"""How are questions and answers kept, and how does a pass go on from kept answers?"""
+"""Keeps questions and answers as JSON, and resumes a pass from kept answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Exchange:
 
 
 class OutOfStep(Exception):
-    """Kept answers do not fit the questions: they were given under other rules."""
+    """Kept answers do not fit the questions, because they were given under other rules."""
 
 
 class Play:
@@ -62,7 +62,7 @@ class Play:
     def answer(self, answer: Answer, *, asked: str = "", at: str = "") -> None:
         """Answer the open question and move to the next one, or to the verdict."""
         if self.question is None:
-            raise OutOfStep("the pass has a verdict already")
+            raise OutOfStep("the pass already has a verdict")
         self._take(Exchange(key=self.question.key, answer=answer, asked=asked, at=at))
 
     def resume(self, kept: Sequence[Exchange]) -> None:
@@ -70,7 +70,7 @@ class Play:
         for exchange in kept:
             if self.question is None or self.question.key != exchange.key:
                 open_key = self.question.key if self.question else "none"
-                raise OutOfStep(f"kept answer {exchange.key!r} meets the question {open_key!r}")
+                raise OutOfStep(f"kept answer {exchange.key!r} does not fit the question {open_key!r}")
             self._take(exchange)
 
     def _take(self, exchange: Exchange) -> None:
@@ -123,8 +123,8 @@ def from_json(values: Sequence[dict[str, Any]]) -> list[Exchange]:
 def _plain(value: Any) -> Any:
     """Return a dataclass as a dict without its unset fields, to keep a transcript short; anything else as it is.
 
-    A spine's empty domain is not unset. By hand, since `dataclasses.asdict` copies deeply and took a twentieth of a
-    worker's time.
+    An empty domain in the spine counts as set. Written by hand: `dataclasses.asdict` copies deeply, and took a
+    twentieth of a worker's time.
     """
     if is_dataclass(value):
         plain = {}

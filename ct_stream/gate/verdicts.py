@@ -1,4 +1,4 @@
-"""How can the reading of a company end: passed, failed, or held?"""
+"""How a pass can end: passed, failed, or held."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Failed:
 
 
 class HeldBy(StrEnum):
-    """Who stands between this company and a verdict: something of ours, never the company."""
+    """What keeps this company from a verdict: something on our side, never the company."""
 
     REFUSED = "refused"  #: a server refuses us; the scope is not settled yet
     RATE = "rate"  #: a server says that we ask too fast
@@ -50,7 +50,7 @@ class HeldBy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """No verdict: the last answer is about us and counts as unasked."""
+    """No verdict: the last answer is about us, so its question counts as not asked."""
 
     by: HeldBy
     host: str

@@ -1,6 +1,6 @@
 """Why does an undecided company wait, and what ends its wait?
 
-A wait is never an outcome: something of ours (a limit, a lease, a control, the spine's grace) is in the way.
+A wait is never an outcome: something on our side (a limit, a lease, a control, the spine's grace) is in the way.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ class WaitReason(StrEnum):
     DOMAIN_BUSY = "domain_busy"  #: another company of the same domain is being probed, or its 2 s are not over
     PROVIDER_BUSY = "provider_busy"  #: as many sessions as allowed are open to that provider
     PROVIDER_CLOSED = "provider_closed"  #: the provider refuses us; one company is tried now and then
-    PROVIDER_SILENT = "provider_silent"  #: a shared provider cannot be reached; whether all of it is not settled yet
+    PROVIDER_SILENT = "provider_silent"  #: a shared provider cannot be reached; it is not known yet whether for all
     HALTED = "halted"  #: a person must resume the tool
     CONTROL = "control"  #: a control must succeed after the last failed answer
-    RESOLVER = "resolver"  #: no resolver of ours answers
+    RESOLVER = "resolver"  #: none of our resolvers answers
     REFUSED = "refused"  #: a reply about us, its scope not settled yet
     OUR_RATE = "our_rate"  #: a server says that we ask too fast
     TIER2 = "tier2"  #: its one paid call is under way elsewhere, or others try the vendor first
     OUR_MACHINE = (
         "our_machine"  #: this machine has no descriptors, ports or memory left, or was stopped; it is tried again
     )
-    OUR_BUG = "our_bug"  #: an exception of ours; it is tried again
+    OUR_BUG = "our_bug"  #: an exception in our own code; it is tried again
     DRAIN = "drain"  #: given up by a worker that was told to stop
 
 
 class WaitsOn(str):
-    """The name of what ends a wait. Made by these constructors alone; Postgres wakes companies by the same names (a
-    test holds each kind that SQL builds to `KINDS`).
+    """The name of what ends a wait. Only these constructors make one.
 
-    `provider:`, `tool:` and the bare names are also the keys of guardrails: opening one ends the waits on it.
+    Postgres wakes companies by the same names; a test checks that every kind that SQL builds is in `KINDS`.
+    `provider:`, `tool:` and the bare names are also the keys of guardrails: opening a guardrail ends the waits on it.
     """
 
     __slots__ = ()
@@ -100,7 +100,7 @@ class WaitsOn(str):
         return self.startswith("control:")
 
 
-NOTHING = WaitsOn()  #: time alone ends the wait
+NOTHING = WaitsOn()  #: only time ends the wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,5 +114,5 @@ class Wait:
 
 
 def control_wait(kind: ControlKind, detail: str, *, after_s: float | None = None) -> Wait:
-    """Return the wait that a proof of `kind` ends, or time if that is sooner."""
+    """Return a wait that ends with a proof of `kind`, or after `after_s` if that is sooner."""
     return Wait(reason=WaitReason.CONTROL, detail=detail, after_s=after_s, waits_on=WaitsOn.control(kind))

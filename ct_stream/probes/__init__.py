@@ -1,1 +1,1 @@
-"""Asking the world: DNS, mail servers and the vendor, each within its limits."""
+"""Asks the world, DNS, mail servers and the vendor, each within its limits."""

@@ -1,4 +1,4 @@
-"""How does one pass get from the gate's questions to a verdict, or to a wait that keeps its answers?"""
+"""Drives one pass: puts the gate's questions to the world, up to a verdict or a wait that keeps the answers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_RECALL_AGAIN_S = 1.0  #: a look at the memory is good for so long; less than a domain's pause
+_RECALL_AGAIN_S = 1.0  #: how long a look at the memory stays valid; shorter than a domain's pause
 
 
 class MxLookup(Protocol):
@@ -69,10 +69,10 @@ class World:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """No verdict yet: what stands in the way, and all that is kept to go on later without asking again.
+    """No verdict yet: what is in the way, and what is kept so that the pass can be resumed without asking again.
 
-    `pending` is an answer about us whose scope is not settled. Given back as the last kept exchange it is judged
-    again; left out, its question is asked again.
+    `pending` is an answer about us whose scope is not settled. If it is given back as the last kept exchange, it is
+    judged again. If it is left out, its question is asked again.
     """
 
     wait: Wait
@@ -85,7 +85,7 @@ Ending: TypeAlias = Passed | Failed | Waiting
 
 
 class PassDriver:
-    """One pass of one company. `exchanges` and `spent_s` are true at every moment, also after a cancellation."""
+    """One pass of one company. `exchanges` and `spent_s` are correct at every moment, even after a cancellation."""
 
     def __init__(
         self,
@@ -101,15 +101,15 @@ class PassDriver:
         see_off: Callable[[Coroutine[Any, Any, None]], None] | None = None,
         stalled_since: Callable[[float], float] = lambda _moment: 0.0,
     ) -> None:
-        """Go on from `kept` after `spent_s` seconds of waiting; `flow` makes another decision than the single pass.
+        """Resume from `kept` after `spent_s` seconds of waiting; `flow` makes another decision than the single pass.
 
-        `answered` are what servers said to questions that come up again since an answer before them is void. They are
-        not put again (law 2) where the same server would be asked.
+        `answered` are answers to questions that come up again because an earlier answer is void. Such a question is not
+        put again (law 2) if the same server would be asked.
 
         `flow` is called again whenever answers are played again. `see_off` takes over the end of a decided company's
-        session (QUIT, which no verdict depends on), so that the verdict does not wait for it. `stalled_since` tells if
-        this process stood still after a moment of the monotonic clock (0.0, or how many seconds to rest): then trouble
-        of a server may be its own.
+        session (QUIT, which no verdict depends on), so that the verdict does not wait for it. `stalled_since` says
+        whether this process stood still after a moment of the monotonic clock: 0.0 for no, otherwise how many seconds
+        to rest. If it did, a server's trouble may be our own.
         """
         self._outreach_id = outreach_id
         self._world = world
@@ -117,9 +117,9 @@ class PassDriver:
         self._kept = tuple(kept)
         self._answered = {exchange.key: exchange for exchange in answered}
         self._prober: MailboxAsker | None = None
-        self._refused: list[Held] = []  # what servers of this run said about us
+        self._refused: list[Held] = []  # what servers said about us in this run
         self._is_judged = False
-        # A paid answer is read even if Tier-2 was turned off since.
+        # A paid answer is read even if Tier-2 has been turned off since.
         self._tier2_off = None if _is_paid(kept) else world.tier2.off_because()
         self._flow = flow or (lambda: single_pass(outreach_id, rules, tier2_off=self._tier2_off))
         self._see_off = see_off
@@ -134,13 +134,13 @@ class PassDriver:
 
     @property
     def spent_s(self) -> float:
-        """Return how long the pass has waited for servers, with the time that it was given as spent."""
+        """Return how long the pass has waited for servers, including the time spent before it was resumed."""
         return self._stopwatch.spent_s
 
     async def run(self) -> Ending:
         """Ask until there is a verdict or a wait. The session and its lease are given back however this ends.
 
-        Before a wait begins they are: whoever goes on with the company must not meet its own lease.
+        They are given back before a wait begins, so that whoever resumes the company does not meet its own lease.
         """
         try:
             while True:
@@ -166,7 +166,7 @@ class PassDriver:
             play.resume(self._kept)
         except OutOfStep as error:
             log.warning(
-                "Asking %s from the start: %s",
+                "Asking everything about %s again: %s",
                 self._outreach_id,
                 error,
                 extra={"action": "pass_restarted", "outreach_id": str(self._outreach_id)},
@@ -175,7 +175,7 @@ class PassDriver:
         return play
 
     async def _answer(self, question: Question) -> Wait | None:
-        """Answer the open question, or return what stands in the way."""
+        """Answer the open question, or return what is in the way."""
         domain = self._recallable(question)
         if domain is not None:
             memory = await self._world.memory.recall(domain)
@@ -192,14 +192,16 @@ class PassDriver:
         answer = await self._ask(question)
         if isinstance(answer, Wait):
             if isinstance(question, ProbeMailbox):
-                # A limit of ours between two hosts: what the first one did is not kept, so its time is not either.
+                # One of our limits came between two hosts. The first one's answer is not kept, so its time is not
+                # either.
                 self._stopwatch.spent_s = spent_s
                 return await self._wait_between(question, answer)
             return answer
         if not isinstance(answer, TurnedOff) and may_be_ours(answer) and (rest_s := self._stalled_since(begun_at)):
             return Wait(
                 reason=WaitReason.OUR_MACHINE,
-                detail=f"this process stood still while {_asked(question)} was asked, so its silence says nothing",
+                detail=f"this process was stopped or short of CPU while it asked {_asked(question)}, "
+                "so the missing answer says nothing",
                 after_s=rest_s,
             )
         if isinstance(answer, TurnedOff):
@@ -211,17 +213,17 @@ class PassDriver:
         return None
 
     def _cut_off(self) -> list[Held]:
-        """Return the replies about us to a question that came to no answer."""
+        """Return the replies about us to a question that got no answer in the end."""
         question = self._play.question
         if self._prober is None or question is None or not self._prober.heard:
             return []
         return about_us(question, MailboxAnswer(attempts=tuple(self._prober.heard)))
 
     async def _wait_between(self, question: ProbeMailbox, wait: Wait) -> Wait:
-        """Return the wait for a question that a limit of ours cut off between two hosts.
+        """Return the wait for a question that one of our limits cut off between two hosts.
 
-        What the first one said of us is judged all the same, and a provider that said so is waited for in its place:
-        else it would be asked again whenever the limit lets us go on.
+        What the first host said about us is judged nevertheless. If its provider said it, the company waits for the
+        provider instead: otherwise the host would be asked again each time the limit lets us continue.
         """
         helds, domain = self._cut_off(), question.address.domain
         if not helds:
@@ -232,16 +234,16 @@ class PassDriver:
         return judged if judged is not None and lasting else wait
 
     def _turn_off(self, because: str) -> None:
-        """Go on from the same answers as a pass that never had Tier-2."""
+        """Continue from the same answers as a pass that never had Tier-2."""
         exchanges = self._play.exchanges
         self._tier2_off = because
         self._play = Play(self._flow())
         self._play.resume(exchanges)
 
     def _recallable(self, question: Question) -> str | None:
-        """Return the domain where another company's answers may serve: before MX, and before the first mailbox.
+        """Return the domain if another company's answers may serve now: before MX, and before the first mailbox.
 
-        A pass that has waited for its domain comes back after the company that it waited for.
+        A pass that has waited for its domain is resumed after the company that it waited for.
         """
         match question:
             case LookupMx():
@@ -253,7 +255,7 @@ class PassDriver:
         return None
 
     def _recall(self, memory: Memory) -> bool:
-        """Go on from what is remembered, by the same rules as ever; False when nothing of it fits."""
+        """Continue from what is remembered, under the same rules; return False if nothing of it fits."""
         own = [exchange for exchange in self._play.exchanges if exchange.key == "spine"]
         for answers in (memory.answers, memory.mx):
             if not answers or len(own) + len(answers) <= len(self._play.exchanges):
@@ -301,10 +303,10 @@ class PassDriver:
         return self._play.verdict
 
     async def _end(self, verdict: Verdict) -> Ending | None:
-        """Return the end of the pass; None when it goes on because a reply about us proved to be private policy."""
+        """Return the end of the pass; None if it continues because a reply about us proved to be private policy."""
         if not isinstance(verdict, Held):
             if isinstance(verdict, Passed) and self._refused and not self._is_judged:
-                # It changes nothing for this company, whose backup took us. It may for all others.
+                # It changes nothing for this company, whose backup accepted us, but it may for all others.
                 for held in to_judge(self._refused, verdict.domain):
                     await self._world.refusals.note(held, verdict.domain, provider_of(held.host, verdict.domain))
             return verdict
@@ -321,7 +323,7 @@ class PassDriver:
         return None
 
     async def _judge(self, helds: Sequence[Held], domain: str) -> Wait | None:
-        """Have replies about us judged, and return the wait of the first of them."""
+        """Have replies about us judged, and return the wait for the first one."""
         self._is_judged = True
         first, *others = to_judge(helds, domain)
         for held in others:

@@ -1,4 +1,4 @@
-"""Do our own DNS and our own way out work, so that a failure may be blamed on a company?"""
+"""Asks control domains, to prove that our own DNS and our way out work before a failure counts against a company."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ct_stream.gate.questions import MxAnswer
 
-_CONTROL_S = 25.0  #: for one control domain's servers in all
+_CONTROL_S = 25.0  #: for all servers of one control domain together
 _CONTROL_HOSTS = 2  #: of a control domain, with two addresses each
 
 
@@ -29,13 +29,13 @@ class ControlResolver(Protocol):
         """Return the addresses of `host` that may be connected to."""
 
     async def dns_control(self, domain: str) -> ControlResult:
-        """Return whether a resolver finds `domain` and no random name below it."""
+        """Return whether the resolvers find `domain` and no random name below it."""
 
 
 class SmtpControl:
-    """Proof that our way out to port 25 works: a control domain's server greets us.
+    """Proves that our way out to port 25 works: a control domain's server greets us.
 
-    Counts outside the daily cap, and outside every pass.
+    A control belongs to no pass and does not count towards the daily cap.
     """
 
     def __init__(self, resolver: ControlResolver, settings: SmtpSettings) -> None:
@@ -43,7 +43,7 @@ class SmtpControl:
         self._settings = settings
 
     async def smtp_control(self, domain: str, *, up_to_mail: bool = False) -> ControlResult:
-        """Return whether a server of `domain` greets with 220 or, if asked, takes MAIL FROM as well. Never DATA."""
+        """Return whether a server of `domain` greets us with 220; with `up_to_mail`, whether it takes MAIL FROM too."""
         mx = await self._resolver.lookup_mx(domain)
         if not mx.hosts:
             return ControlResult(ok=False, detail=f"{domain}: {mx.status} {mx.detail}".rstrip())
@@ -83,7 +83,7 @@ class SmtpControl:
 
 
 async def first_success(ask: Callable[[str], Awaitable[ControlResult]], domains: Sequence[str]) -> ControlResult:
-    """Ask about one control domain after the other until one succeeds; return it, or all that failed."""
+    """Ask one control domain after the other until one succeeds; return that result, or all failures together."""
     failed: list[ControlResult] = []
     for domain in domains:
         result = await ask(domain)

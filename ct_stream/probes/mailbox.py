@@ -1,4 +1,4 @@
-"""How does one pass reach the servers of one company: which host, which address, over which session?"""
+"""Reaches the mail servers of one company: which host, which address, over which session."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class AddressLookup(Protocol):
 
 
 class MailboxProber:
-    """Ask for one mailbox after the other, over one open session where the server lets us.
+    """Asks about one mailbox after the other, over one open session if the server lets us.
 
-    The lease is taken at the first connection: a company whose hosts cannot be connected to costs no limit. What was
-    learnt on the way (addresses, the one that answered, a broken STARTTLS) holds for the rest of the pass.
+    The lease is taken at the first connection, so a company whose hosts have no usable address uses up no limit. What
+    is learnt on the way (addresses, the one that answered, a broken STARTTLS) holds for the rest of the pass.
     """
 
     def __init__(
@@ -50,19 +50,19 @@ class MailboxProber:
         self._session: SmtpSession | None = None
         self._lease: ProbeLease | None = None
         self._provider = ""  #: of the last session's host
-        self._met: dict[str, Met] = {}  #: by provider, once one of its servers was tried to the end
+        self._met: dict[str, Met] = {}  #: by provider, once one of its servers has been tried to the end
         self._addresses: dict[str, tuple[str, ...] | NameTrouble] = {}
         self._without_tls: set[str] = set()  #: hosts whose STARTTLS is broken
-        self.heard: list[Attempt] = []  #: of the present question
+        self.heard: list[Attempt] = []  #: for the current question
 
     async def ask(self, address: Address, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
-        """Ask RCPT TO for `address` of the first of `hosts` that can be talked to; its reply is the last attempt."""
+        """Ask the first of `hosts` that can be talked to RCPT TO for `address`; its reply is the last attempt."""
         attempts = self.heard = []
         if await self._can_go_on(hosts):
             assert self._session is not None
             attempts.append(await self._session.rcpt(address))
-            # A server that hung up, or will hear no more in this session, does so over earlier questions: this one
-            # was not answered, and is put again (ADR-CT-IMO-015).
+            # If a server hangs up, or will hear no more in this session, that is because of the earlier questions. This
+            # one was not answered, so it is asked again (ADR-CT-IMO-015).
             if attempts[-1].trouble is not Trouble.CLOSED and not _is_session_limit(attempts[-1]):
                 return MailboxAnswer(attempts=tuple(attempts))
             await self._end_session(self._lease)
@@ -75,7 +75,7 @@ class MailboxProber:
         return MailboxAnswer(attempts=tuple(attempts))
 
     async def close(self, *, refused: Sequence[Held] = ()) -> None:
-        """End the session and give the lease back, also when the pass is cancelled meanwhile."""
+        """End the session and give the lease back, even if the pass is cancelled meanwhile."""
         closing = asyncio.create_task(self._close(refused))
         cancelled: asyncio.CancelledError | None = None
         while not closing.done():
@@ -96,7 +96,7 @@ class MailboxProber:
                 await lease.release(met=self._met, refused=refused)
 
     async def _can_go_on(self, hosts: tuple[str, ...]) -> bool:
-        """Return whether the open session will do for the next question; end it when not."""
+        """Return whether the open session can take the next question; end it if not."""
         session = self._session
         if session is None:
             return False
@@ -135,7 +135,7 @@ class MailboxProber:
         return self._addresses[host]
 
     async def _open(self, host: str, ip: str, domain: str, attempts: list[Attempt]) -> SmtpSession | Wait | None:
-        """Return a session in which RCPT TO may be asked; None after adding why there is none."""
+        """Return a session in which RCPT TO may be asked; None after noting in `attempts` why there is none."""
         for tls in (True, False):
             if tls and host in self._without_tls:
                 continue
@@ -161,7 +161,7 @@ class MailboxProber:
         if stopped is None or session.greeted:
             met = Met.GREETED
         elif stopped.trouble is Trouble.DEADLINE:
-            return  # we went before it could say a word
+            return  # we left before it could say a word
         else:
             met = Met.SILENT if stopped.reply is None else Met.REPLIED
         self._met[self._provider] = max(met, self._met.get(self._provider, met))
@@ -174,7 +174,7 @@ class MailboxProber:
                 return lease
             self._lease = lease
         elif provider != self._provider:
-            # Its own rail and places, whoever's host was tried before it.
+            # Each provider has its own guardrail and places, whichever host was tried before.
             wait = await self._lease.enter(provider)
             if wait is not None:
                 return wait

@@ -1,8 +1,8 @@
 """Which hosts accept mail for a domain, and at which addresses may they be connected to?
 
-Every question goes out on a c-ares channel of its own. A shared channel would (a) keep negative answers in c-ares'
-cache, so that a poisoned NXDOMAIN outlives the control that clears it, and (b) learn a timeout of five times the
-resolver's mean latency, at least 250 ms, so that a slow domain at a fast resolver times out after about a second.
+Every question has a c-ares channel of its own. A shared channel would (a) keep negative answers in c-ares' cache, so
+that a poisoned NXDOMAIN outlives the control that clears it, and (b) learn a timeout of five times the resolver's mean
+latency, at least 250 ms, so that a slow domain at a fast resolver times out after about a second.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 MAX_MX_HOSTS = 5
 MAX_ADDRESSES = 2  #: per host
-_SILENT_S = 10.0  #: how long a resolver that did not answer is asked last
-_MAX_ALIASES = 8  #: followed by ourselves where a resolver gives an alias and no end
-MAX_ASKING = 200  #: questions under way, each with one socket or two: a dead resolver must not use up descriptors
+_SILENT_S = 10.0  #: for so long a resolver that did not answer is asked last
+_MAX_ALIASES = 8  #: that we follow ourselves, if a resolver returns an alias without its end
+MAX_ASKING = 200  #: questions at a time, each with one or two sockets: a dead resolver must not use up descriptors
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 
-# NOCHECKRESP hands SERVFAIL and REFUSED over at once: the next resolver is our choice, not c-ares'.
+# NOCHECKRESP returns SERVFAIL and REFUSED at once: we choose the next resolver, not c-ares.
 _FLAGS = pycares.ARES_FLAG_NOCHECKRESP | pycares.ARES_FLAG_EDNS | pycares.ARES_FLAG_NOSEARCH
 _ABSENCES = {
     aiodns.error.ARES_ENODATA: MxStatus.NO_RECORDS,
     aiodns.error.ARES_ENOTFOUND: MxStatus.NXDOMAIN,
 }
-# What a resolver, or the way to it, can do wrong. Any other code is trouble in this process, and raises.
+# What can go wrong at a resolver, or on the way to it. Any other code is trouble in this process, and raises.
 _TROUBLES = {
     aiodns.error.ARES_EFORMERR: "FORMERR",
     aiodns.error.ARES_ESERVFAIL: "SERVFAIL",
@@ -56,13 +56,13 @@ _TROUBLES = {
 class NameTrouble:
     """Why a host has no address that may be connected to."""
 
-    trouble: Trouble  #: NO_ADDRESS, NAME_LOOKUP, UNROUTABLE, or DEADLINE before the question was put
+    trouble: Trouble  #: NO_ADDRESS, NAME_LOOKUP, UNROUTABLE, or DEADLINE before the question was asked
     detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlResult:
-    """Whether a control held, and what it saw."""
+    """Whether a control succeeded, and what it saw."""
 
     ok: bool
     detail: str
@@ -79,7 +79,7 @@ _Answer = TypeVar("_Answer")
 
 
 class Resolver:
-    """Ask the configured resolvers, in their order; nothing stays open between questions."""
+    """Asks the configured resolvers, in their order. Nothing stays open between questions."""
 
     def __init__(
         self,
@@ -93,11 +93,11 @@ class Resolver:
     ) -> None:
         """Take `servers` as ip:port, or the system's; `allowed` networks may be connected to besides public ones.
 
-        `known` are domains that have an MX: a resolver that finds none of any of them is not believed when it says so
-        of another.
+        `known` are domains that have an MX. A resolver that finds no MX for any of them is not believed when it finds
+        none for another domain.
 
-        A question that has no answer after `again_s` is sent a second time (a datagram may be lost), and the first
-        answer counts; after `timeout_s` the next resolver is asked.
+        A question without an answer after `again_s` is sent a second time (a datagram may be lost), and the first
+        answer counts. After `timeout_s` the next resolver is asked.
         """
         self.servers = tuple(servers) if servers else _system_servers()
         for server in self.servers:
@@ -112,7 +112,7 @@ class Resolver:
     async def lookup_mx(self, domain: str) -> MxAnswer:
         """Return the hosts that accept mail for `domain`, most preferred first.
 
-        That there are none is confirmed by a second resolver where one is configured; one that finds records wins.
+        If there are none, a second resolver must confirm it, if one is configured. A resolver that finds records wins.
         """
         troubles: list[str] = []
         servers = self._by_turn()
@@ -146,10 +146,10 @@ class Resolver:
         return NameTrouble(trouble=Trouble.NO_ADDRESS, detail="")
 
     async def dns_control(self, domain: str) -> ControlResult:
-        """Return whether our resolvers find the MX of `domain` and tell that a random label below it does not exist.
+        """Return whether our resolvers find the MX of `domain` and say that a random name below it does not exist.
 
-        The second half unmasks a resolver that answers every name alike. One that answers wrongly spoils the control
-        whatever the others say: any of them may have given the answer that is to be believed.
+        The random name unmasks a resolver that answers every name alike. One wrong resolver fails the control, whatever
+        the others say: any of them may have given the answer that is in question.
         """
         works: list[str] = []
         silent: list[str] = []
@@ -169,17 +169,18 @@ class Resolver:
             elif any(isinstance(answer, _NoAnswer) for answer in answers):
                 silent.append(f"no answer about a random name below {domain} from {server}")
             else:
-                wrong.append(f"{server} does not say that a random name below {domain} is absent")
+                wrong.append(f"{server} does not say that a random name below {domain} is missing")
         if works and not wrong:
             found = f"{', '.join(works)} finds the MX of {domain} and no random name below it"
             return ControlResult(ok=True, detail="; ".join([found, *silent]))
         return ControlResult(ok=False, detail="; ".join([*wrong, *silent]))
 
     async def _lie(self, server: str) -> str | None:
-        """Return why an absence that this resolver just told is not believed, or None: a lie covers all names alike.
+        """Return why an absence that this resolver has just reported is not believed, or None.
 
-        The question is put after the answer, and to its own cache mostly: a poisoned resolver that is mended before a
-        control of all workers sees it has still told this one (ADR-CT-IMO-024).
+        A resolver that lies denies all names alike, so it is asked about known domains right after its answer, mostly
+        from its own cache. This catches a poisoned resolver that is repaired before any worker's control sees it
+        (ADR-CT-IMO-024).
         """
         said: list[str] = []
         for domain in self._known:
@@ -190,7 +191,7 @@ class Resolver:
         return ", ".join(said) or None
 
     async def _confirmed(self, answer: MxAnswer, domain: str, others: Sequence[str], troubles: list[str]) -> MxAnswer:
-        """Return `answer`, an absence, with what other resolvers say of it."""
+        """Return `answer`, an absence, with what the other resolvers say about it."""
         troubles = list(troubles)
         for server in others:
             second = await self._mx_at(server, domain)
@@ -202,9 +203,9 @@ class Resolver:
         return replace(answer, detail=f"not confirmed: {', '.join(troubles)}" if troubles else "")
 
     async def _mx_at(self, server: str, domain: str) -> MxAnswer:
-        """Return what this resolver says. An absence is believed from a return code only, or from a null MX.
+        """Return what this resolver says. Only a return code or a null MX counts as an absence.
 
-        An alias without an end (RFC 1034 section 3.6.2) is followed to where there is one.
+        An alias without its end (RFC 1034 section 3.6.2) is followed until there is one.
         """
         name = domain
         for _ in range(_MAX_ALIASES):
@@ -225,15 +226,15 @@ class Resolver:
         return MxAnswer(status=MxStatus.UNAVAILABLE, detail=f"too many aliases from {server}", resolver=server)
 
     def _by_turn(self) -> list[str]:
-        """Return the resolvers in their order, those last that were silent lately.
+        """Return the resolvers in their order, those that were silent lately last.
 
-        Else each question would wait for a dead one first, and the places for questions would be used up by waiting.
+        Otherwise each question would first wait for a dead resolver, and those that wait would use up all places.
         """
         now = time.monotonic()
         return sorted(self.servers, key=lambda server: self._silent_until.get(server, now) > now)
 
     async def _first_answer(self, name: str, kind: str) -> _Records | _NoAnswer:
-        """Return what the first resolver that answers says; its "there is none" is an empty list."""
+        """Return the answer of the first resolver that gives one; an absence is an empty list."""
         troubles: list[str] = []
         for server in self._by_turn():
             answer = await self._ask(server, name, kind)
@@ -249,9 +250,9 @@ class Resolver:
         try:
             async with self._places, asyncio.timeout(self._timeout_s):
                 records = await self._ask_twice(server, name, kind)
-            # c-ares calls each return code that it does not know a success (ares_dns_query_reply_tostatus), and does
-            # not hand the code over: without a record it is no answer, and no absence.
-            return records or _NoAnswer(detail=f"an answer without records or a reason from {server}")
+            # c-ares treats each return code that it does not know as a success (ares_dns_query_reply_tostatus), and
+            # does not pass the code on. Without a record that is neither an answer nor an absence.
+            return records or _NoAnswer(detail=f"neither records nor a reason from {server}")
         except TimeoutError:
             self._silent_until[server] = time.monotonic() + _SILENT_S
             return _NoAnswer(detail=f"timeout from {server}")
@@ -266,7 +267,7 @@ class Resolver:
             raise
 
     async def _ask_twice(self, server: str, name: str, kind: str) -> _Records:
-        """Return the first answer. The futures are c-ares' own: a task for each costs two rounds of the loop."""
+        """Return the first answer. The futures are c-ares' own: a task for each would cost two rounds of the loop."""
         asked: set[asyncio.Future[pycares.DNSResult]] = set()
         try:
             async with self._channel(server) as first:
@@ -280,7 +281,7 @@ class Resolver:
         finally:
             for future in asked:
                 if not future.cancel() and not future.cancelled():
-                    future.exception()  # of two answers one is read
+                    future.exception()  # only one of two answers is read
 
     def _channel(self, server: str) -> _Channel:
         # One try: c-ares drops the answer to an earlier datagram once it has sent a later one.
@@ -288,7 +289,7 @@ class Resolver:
 
 
 async def _both(questions: Iterable[Coroutine[Any, Any, _Answer]]) -> list[_Answer]:
-    """Put questions at once; an error of one is raised as itself, so that its caller can tell what it is."""
+    """Ask all questions at once. The error of one is raised as itself, not as a group, so that callers can catch it."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(question) for question in questions]
@@ -298,14 +299,14 @@ async def _both(questions: Iterable[Coroutine[Any, Any, _Answer]]) -> list[_Answ
 
 
 def _require_a_socket() -> None:
-    """Raise OSError where this process cannot make a socket, which c-ares calls a refused connection."""
+    """Raise OSError if this process cannot make a socket; c-ares reports that as a refused connection."""
     socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
 
 
 def mx_hosts(records: Iterable[tuple[int, str]]) -> tuple[str, ...]:
     """Return the hosts of MX records, most preferred first, each once; none for a null MX (RFC 7505).
 
-    A null MX among real ones breaks RFC 7505 section 3; the real ones are taken.
+    A null MX among real ones violates RFC 7505 section 3; the real ones are taken.
     """
     hosts: dict[str, None] = {}
     for _, host in sorted((preference, exchange.rstrip(".").lower()) for preference, exchange in records):
@@ -315,7 +316,7 @@ def mx_hosts(records: Iterable[tuple[int, str]]) -> tuple[str, ...]:
 
 
 class _Channel(aiodns.DNSResolver):
-    """A resolver that lives in the event loop alone: aiodns' own keeps a thread and an inotify watch per channel."""
+    """A resolver that uses only the event loop: aiodns' own keeps a thread and an inotify watch per channel."""
 
     def _make_channel(self, **options: Any) -> tuple[bool, pycares.Channel]:
         # Weak, as in aiodns: the channel must not keep its owner alive.
@@ -330,7 +331,7 @@ class _Channel(aiodns.DNSResolver):
 
 
 def _end_of_aliases(records: _Records, name: str) -> str | None:
-    """Return the name at which the CNAME records that begin at `name` end, or None where none begins there."""
+    """Return the name at which the chain of CNAME records from `name` ends, or None if no chain begins there."""
     aliases = {_plain(r.name): _plain(r.data.cname) for r in records if isinstance(r.data, pycares.CNAMERecordData)}
     end = _plain(name)
     for _ in range(len(aliases)):

@@ -1,7 +1,7 @@
-"""What does a pass need from the rest of the program, to ask the world within its limits?
+"""The protocols for what a pass needs in order to ask the world within its limits.
 
-Protocols only: the store implements them over Postgres for workers, `solo` for a pass that runs alone, as in
-`ct-stream check`. The driver in `answer` knows nothing else.
+For workers they are implemented over Postgres, for a pass that runs alone (`ct-stream check`) by `solo`. The driver in
+`answer` knows nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Met(IntEnum):
     """How far a pass came with the servers of one provider: the best of what they did."""
 
-    SILENT = 0  #: tried to the end, and not a word
+    SILENT = 0  #: tried to the end without a word
     REPLIED = 1  #: some reply, but no normal greeting
     GREETED = 2
 
@@ -34,24 +34,24 @@ class ProbeLease(Protocol):
     """The right to probe one domain, held from the first session of a pass to its last."""
 
     async def enter(self, provider: str) -> Wait | None:
-        """Take a place at the provider of the next host, for the one that was held, or come back with the wait."""
+        """Exchange the held place for one at the provider of the next host, or return the wait for it."""
 
     async def next_session(self) -> Wait | None:
-        """Take one SMTPCheck unit and come back when the domain's next slot is there, at most a few seconds later.
+        """Take one SMTPCheck unit and return when the domain's next slot is free, at most a few seconds later.
 
-        The first call of a lease returns at once: `begin_probe` took its unit and its slot.
+        The first call of a lease returns at once, since `begin_probe` has taken its unit and its slot.
         """
 
     def session_ended(self) -> None:
         """Start the domain's pause: the next session may begin 2 s after this call."""
 
     def greeted(self, begun_at: float) -> None:
-        """Tell that a server greeted a session begun at this moment of the monotonic clock."""
+        """Report that a server greeted a session that began at this moment of the monotonic clock."""
 
     async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:
-        """Give the domain and the provider's place back; say what each provider did, and what replies were about us.
+        """Give the domain and the provider's place back; say what each provider did, and which replies were about us.
 
-        A provider that is missing was not asked to the end, so its silence says nothing.
+        A provider that is missing from `met` was not tried to the end, so its silence says nothing.
         """
 
 
@@ -59,24 +59,24 @@ class Permits(Protocol):
     """The limits of the toolbox, over all workers."""
 
     async def mx_lookup(self) -> Wait | None:
-        """Take one MXLookup unit of the day and of the second; None when the look-up may go now."""
+        """Take one MXLookup unit of the day and of the second; None if the look-up may start now."""
 
     async def begin_probe(self, domain: str, provider: str) -> ProbeLease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit, or none of them."""
 
 
 class Spine(Protocol):
-    """The spine's row, with the grace and the control that a lasting absence needs."""
+    """The spine's row. That it is missing counts only after the grace and the spine check."""
 
     async def lookup(self, outreach_id: UUID) -> SpineAnswer | Wait:
-        """Return the row, or its lasting absence, or why that cannot be told yet."""
+        """Return the row, or that it is missing for good, or the wait until one of the two is known."""
 
 
 class Controls(Protocol):
     """Proof that our own resolvers and our way out work."""
 
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:
-        """Return a control's success that was begun after the last failed of a pass's answers, or a wait for one."""
+        """Return the success of a control that began after the last failed one of these answers, or a wait for it."""
 
 
 class Recall(Protocol):
@@ -87,25 +87,25 @@ class Recall(Protocol):
 
 
 class Refusals(Protocol):
-    """Where replies about us are judged: this company's policy, a closed provider, or all of us halted."""
+    """Judges replies about us: one company's policy, a provider that closes, or a halt of the whole tool."""
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:
-        """Return the wait that the reply puts on the pass; None when it is this one company's private policy."""
+        """Return the wait that the reply causes for the pass; None if it is this one company's private policy."""
 
     async def note(self, held: Held, domain: str, provider: str) -> None:
-        """Count a reply about us that puts no wait on its own company: for all others."""
+        """Count a reply about us that causes no wait for its own company, but may matter to others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnedOff:
-    """Tier-2 went off since the pass began: it is decided as without it."""
+    """Tier-2 was turned off after the pass began, so the pass is decided without it."""
 
     because: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Brought:
-    """What a paid attempt came to, and for how long the vendor was waited for."""
+    """The result of a paid attempt, and how long the vendor took."""
 
     result: VerifyAnswer | Wait | TurnedOff
     waited_s: float = 0.0
@@ -118,18 +118,18 @@ class Tier2(Protocol):
         """Return why Tier-2 is not asked, or None when it is on."""
 
     async def verify(self, outreach_id: UUID, address: Address) -> Brought:
-        """Spend the company's one attempt, or return what it brought."""
+        """Spend the company's one attempt, or return its stored result."""
 
 
 class MailboxAsker(Protocol):
-    """A pass's way to mail servers: keeps at most one session open."""
+    """What asks mail servers for a pass; it keeps at most one session open."""
 
     @property
     def heard(self) -> Sequence[Attempt]:
-        """Return what the hosts did for the question that is asked, or was asked last: also where a wait cut it off."""
+        """Return what the hosts did for the current or last question, even if a wait cut it off."""
 
     async def ask(self, address: Address, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
-        """Ask RCPT TO for `address` of the first host that can be talked to."""
+        """Ask the first host that can be talked to RCPT TO for `address`."""
 
     def close(self, *, refused: Sequence[Held] = ()) -> Coroutine[Any, Any, None]:
-        """Say QUIT where a session is open, and give the lease back, with the replies that were about us."""
+        """Say QUIT if a session is open, and give the lease back, with the replies that were about us."""

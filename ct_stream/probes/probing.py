@@ -1,4 +1,4 @@
-"""How does a worker ask DNS and mail servers, and how does it prove that its own way works?"""
+"""Puts together what asks DNS and mail servers, and what proves that our own way works."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probing:
-    """The way to the world, as the settings give it."""
+    """What asks the world, as the settings describe it."""
 
     resolver: Resolver
     smtp: SmtpSettings
@@ -38,12 +38,12 @@ class Probing:
         return await first_success(ask, self.control_domains)
 
     async def _up_to_mail(self, domain: str) -> ControlResult:
-        # Up to MAIL FROM, never DATA: the same proof then settles whether a refusal is one company's own policy.
+        # Up to MAIL FROM, never DATA: the same proof also shows whether a refusal is one company's own policy.
         return await self.smtp_control.smtp_control(domain, up_to_mail=True)
 
 
 def make_probing(settings: Settings, *, asking: int = MAX_ASKING) -> Probing:
-    """Return the way to the world, with so many DNS questions at once.
+    """Return what asks the world, with at most `asking` DNS questions at a time.
 
     CT_SMTP_HELO and CT_SMTP_MAIL_FROM must be set.
     """

@@ -1,7 +1,7 @@
 """Which addresses may be connected to?
 
-The company's MX records choose them, so they are hostile input. `ipaddress.is_global` is no guard on Python 3.11: it
-passes NAT64 and 6to4 forms of 127.0.0.1, `::127.0.0.1`, fec0::/10 and multicast.
+The company's MX records choose the addresses, so they are hostile input. `ipaddress.is_global` is not enough on Python
+3.11: it accepts NAT64 and 6to4 forms of 127.0.0.1, `::127.0.0.1`, fec0::/10 and multicast.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _V6_DROPPED = tuple(IPv6Network(network) for network in ("2001::/23", "2001:db8:
 def is_routable(address: str, allowed: Iterable[Network] = ()) -> bool:
     """Return whether `address` is publicly routable, or lies in one of the `allowed` networks.
 
-    Anything that is not the text of one address without a zone is not.
+    False for anything that is not the text of one address without a zone.
     """
     try:
         parsed = ip_address(address)
@@ -61,7 +61,7 @@ def is_routable(address: str, allowed: Iterable[Network] = ()) -> bool:
 
 
 def is_ip_literal(host: str) -> bool:
-    """Return whether an MX host is an address where RFC 5321 section 5.1 wants a name, in any spelling.
+    """Return whether an MX host is an address, in any spelling; RFC 5321 section 5.1 requires a name.
 
     No name ends in a label of digits (RFC 3696 section 2), so 127.1 is an address as well.
     """

@@ -1,7 +1,7 @@
 """What does one mail server say in one session, from its banner to RCPT TO?
 
-One connection to one checked address, one command at a time, never DATA. Every reply is attacker text: bounded,
-cleaned, and judged only when it stands alone after its command.
+One connection to one checked address, one command at a time, never DATA. Every reply is attacker text: it is bounded,
+cleaned, and judged only if it is the only thing that came after its command.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
     from ct_stream.gate.patterns import Address
 
-#: RCPT TO in one session: 8 patterns and one random address; Exim's shipped configuration denies all after 10.
+#: RCPT TO in one session: 8 patterns and one random address. Exim's shipped configuration denies all after 10.
 MAX_RCPTS = 9
 _MAX_TEXT_BYTES = 512
-_MAX_TAIL_BYTES = 180  #: of them; servers that explain at length say last what they decided
+_MAX_TAIL_BYTES = 180  #: of them from the end: servers that explain at length put their decision last
 _CUT = "\n[...]\n"
 _CLOSE_S = 0.2  #: for the event loop to let go of a socket that was aborted
-_TURNS = 3  #: of the event loop, in which it has read what a socket holds; one that it reads no more keeps what it has
+_TURNS = 3  #: of the event loop, in which it reads what a socket holds; a socket that it has given up keeps its bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmtpSettings:
-    """How we come forward, and how long we listen."""
+    """How we introduce ourselves, and how long we listen."""
 
     helo: str  #: the name in our reverse DNS
     mail_from: str  #: the envelope sender; "" is the null sender
@@ -52,8 +52,8 @@ class SmtpSettings:
 class SmtpSession:
     """One session with `host` at `ip`.
 
-    Its attempts say how far it came. Trouble of this process (descriptors, ports, memory) raises OSError: it is no
-    answer about the company.
+    Its attempts say how far it came. Trouble of this process (descriptors, ports, memory) raises OSError, because it
+    says nothing about the company.
     """
 
     def __init__(self, host: str, ip: str, settings: SmtpSettings, stopwatch: Stopwatch) -> None:
@@ -69,11 +69,11 @@ class SmtpSession:
         self._offers_starttls = False
 
     async def greet(self) -> Attempt | None:
-        """Connect and return None when the banner is 220, or return where and why it is not."""
+        """Connect and return None if the banner is 220; otherwise return where and why this failed."""
         return await self._connect() or await self._banner()
 
     async def start(self, *, tls: bool = True) -> Attempt | None:
-        """Come as far as an accepted MAIL FROM and return None, or return where and why it ended before."""
+        """Come as far as an accepted MAIL FROM and return None; otherwise return where and why it ended before."""
         stopped = await self.greet() or await self._helo()
         if stopped is None and tls and self._offers_starttls:
             stopped = await self._starttls()
@@ -89,15 +89,15 @@ class SmtpSession:
         return await self._command(Stage.RCPT, "RCPT", f"TO:<{address}>")
 
     async def in_step(self) -> bool:
-        """Return whether the session lives and the server has said nothing but replies to our commands."""
-        for _ in range(_TURNS):  # what has arrived already is read before we decide
+        """Return whether the session is alive and the server has sent nothing but replies to our commands."""
+        for _ in range(_TURNS):  # what has already arrived is read before we decide
             if self._wire is None or not self._wire.has_unread():
                 break
             await asyncio.sleep(0)
         return not self._over and self._wire is not None and self._wire.is_connected and not self._wire.surplus
 
     async def end(self) -> None:
-        """Say QUIT where the server still listens, and close; waits at most `quit_s`."""
+        """Say QUIT if the server still listens, and close; waits at most `quit_s`."""
         wire, self._wire = self._wire, None
         if wire is None:
             return
@@ -135,7 +135,7 @@ class SmtpSession:
         return None if _is_2xx(attempt) else attempt
 
     async def _starttls(self) -> Attempt | None:
-        """Encrypt without asking who answers, as mail servers do (RFC 7435); a refusal leaves the session as it was."""
+        """Encrypt without checking who answers, as mail servers do (RFC 7435). A refusal leaves the session as is."""
         if not await self.in_step():
             return self._out_of_step(Stage.STARTTLS)
         assert self._wire is not None
@@ -168,7 +168,7 @@ class SmtpSession:
         return await self._command(stage, *words)
 
     async def _command(self, stage: Stage, *words: str) -> Attempt:
-        """Send one command, or none for the banner, and return its reply or the trouble in its place."""
+        """Send one command, or none for the banner, and return its reply or the trouble that came instead."""
         assert self._wire is not None
         try:
             async with self._stopwatch.waiting(self._settings.command_s):
@@ -216,10 +216,10 @@ _REPLY_LINE = re.compile(rb"\d{3}(?:[ \t-]|\r*\Z)")
 
 
 class _Wire(SMTPProtocol):
-    """aiosmtplib's reader (8 KiB a line, 32 KiB a reply), made to notice what arrives out of step.
+    """aiosmtplib's reader (8 KiB a line, 32 KiB a reply), made to notice bytes that arrive out of step.
 
-    The original drops bytes that come between commands, and keeps what follows a reply in the same segment in its
-    buffer, where it would be read as the reply to the next command.
+    The original drops bytes that come between commands. It also keeps bytes that follow a reply in the same segment,
+    and would read them as the reply to the next command.
     """
 
     def __init__(self) -> None:
@@ -229,7 +229,7 @@ class _Wire(SMTPProtocol):
 
     @property
     def surplus(self) -> bool:
-        """Return whether the server said something that no command asked for."""
+        """Return whether the server sent something that no command asked for."""
         return self._out_of_step or bool(self._buffer)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -238,24 +238,24 @@ class _Wire(SMTPProtocol):
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def has_unread(self) -> bool:
-        """Return whether the socket of a living connection holds bytes, or its end, that the loop has not read.
+        """Return whether the socket of a live connection holds bytes, or an end, that the loop has not read yet.
 
-        Asked of the kernel: giving the loop a turn to look costs each reply a round of all other companies' work.
+        The kernel is asked: to give the loop a turn to look would cost each reply a round of all other companies' work.
         """
         return self.is_connected and bool(self._poll.poll(0))
 
     def data_received(self, data: bytes) -> None:
         if not self._response_pending or self._response_waiter is None or self._response_waiter.done():
             self._out_of_step = True
-            self._hang_up()  # a server that talks on and on is not listened to
+            self._hang_up()  # otherwise a server could keep talking for ever
             return
         super().data_received(data)
 
     def _read_response_from_buffer(self) -> SMTPResponse | None:
-        """Parse a reply, but only one whose lines have the form of RFC 5321 section 4.2 and one class of code.
+        """Parse a reply, but only if its lines have the form of RFC 5321 section 4.2 and one class of code.
 
-        The original takes any byte behind any three characters that `int` accepts, so that garbage could say "no such
-        mailbox", and of lines that contradict each other the last.
+        The original accepts any byte after any three characters that `int` accepts, so garbage could say "no such
+        mailbox". Of lines that contradict each other it takes the last.
         """
         begin, codes = 0, set()
         while (end := self._buffer.find(b"\n", begin)) != -1:
@@ -266,7 +266,7 @@ class _Wire(SMTPProtocol):
             if self._buffer[begin + 3 : begin + 4] != b"-":
                 break
             begin = end + 1
-        # A yes has one code. Two codes of one class of refusals stay one reply: a block must not be missed.
+        # A yes has one code. Two refusals of one class still make one reply, so that a block is not missed.
         if len(codes) > 1 and (len({code[:1] for code in codes}) > 1 or max(codes) < b"400"):
             raise SMTPResponseException(-1, "one reply with two codes")
         return super()._read_response_from_buffer()
@@ -276,13 +276,13 @@ class _Wire(SMTPProtocol):
         self._lost.set()
 
     async def abort(self) -> None:
-        """Close at once; unlike `close`, it waits neither for unsent bytes nor for a TLS farewell."""
+        """Close at once. Unlike `close`, this waits neither for unsent bytes nor for the end of TLS."""
         self._hang_up()
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await self._lost.wait()
         except TimeoutError:
-            pass  # a failed handshake has taken the connection's end with it
+            pass  # after a failed handshake `connection_lost` is never called
 
     def _hang_up(self) -> None:
         if self.transport is not None:
@@ -293,14 +293,14 @@ class _Wire(SMTPProtocol):
 
 _ENHANCED = re.compile(r"([245])\.\d{1,3}\.\d{1,3}(?![\d.])")  # RFC 3463 section 2
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
-#: Controls, bidi and other format characters, separators, what no table assigns or only a private one.
+#: Controls, bidi and other format characters, separators, unassigned and private-use characters.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"})
 
 
 def read_wire(code: int, message: str) -> Reply:
-    """Return one reply as it is kept: the enhanced code apart from the text.
+    """Return one reply as it is kept: the enhanced code separate from the text.
 
-    The enhanced code counts only when its class is the reply code's (RFC 3463 section 2).
+    The enhanced code counts only if its class is the reply code's (RFC 3463 section 2).
     """
     text = clean_text(message)
     match = _ENHANCED.match(text)
@@ -312,9 +312,9 @@ def read_wire(code: int, message: str) -> Reply:
 
 
 def clean_text(said: str) -> str:
-    """Return at most 512 bytes of what a server said, printable, one line break at a time; a long text's middle goes.
+    """Return at most 512 printable bytes of what a server said, without empty lines. A long text loses its middle.
 
-    `said` may hold lone surrogates, which is how aiosmtplib hands over bytes that are not UTF-8.
+    `said` may hold lone surrogates: aiosmtplib passes on bytes that are not UTF-8 in this form.
     """
     window = _MAX_TEXT_BYTES * 4
     text = said if len(said) <= 2 * window else said[:window] + "\n" + said[-window:]
@@ -331,7 +331,7 @@ def clean_text(said: str) -> str:
 
 
 def _seen(char: str) -> str:
-    """Return a character as it is shown: any space as a plain one, "" for one that cannot be seen."""
+    """Return a character as it is shown: a plain space for any space, "" if it cannot be seen."""
     if char in "\n ":
         return char
     category = unicodedata.category(char)
@@ -357,7 +357,7 @@ _CONNECT_TROUBLES = {
 
 
 def _connect_trouble(error: OSError, ip: str) -> Trouble:
-    """Return what a failed connection says; raises `error` when it is trouble of this process."""
+    """Return what a failed connection means; raises `error` if it is trouble of this process."""
     if isinstance(error, TimeoutError):
         return Trouble.TIMEOUT
     if ":" in ip and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
@@ -373,7 +373,7 @@ def _is_2xx(attempt: Attempt) -> bool:
 
 @cache
 def _unverified() -> ssl.SSLContext:
-    """Return a context that takes any certificate and any strength: the other choice is no encryption at all."""
+    """Return a context that accepts any certificate and any cipher: the alternative is no encryption at all."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

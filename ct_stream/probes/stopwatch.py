@@ -1,4 +1,4 @@
-"""How long has a pass waited for servers' answers, and may it wait longer?"""
+"""Counts how long a pass has waited for servers' answers, up to its deadline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class OutOfTime(Exception):
 
 
 class Stopwatch:
-    """Runs only inside `waiting`: our limits, leases, database and broker do not count (DESIGN section 3)."""
+    """Runs only inside `waiting`. Our limits, leases, database and broker do not count (DESIGN section 3)."""
 
     def __init__(self, deadline_s: float, spent_s: float = 0.0) -> None:
         self._deadline_s = deadline_s
@@ -32,7 +32,7 @@ class Stopwatch:
     async def waiting(self, limit_s: float = inf) -> AsyncIterator[None]:
         """Count the body's time; raise TimeoutError after `limit_s`, OutOfTime when the pass has no time left.
 
-        One body at a time.
+        Only one body may run at a time.
         """
         left_s = self.left_s
         if left_s <= 0:

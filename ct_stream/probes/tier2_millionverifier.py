@@ -1,8 +1,8 @@
-"""How is MillionVerifier asked, and what do its answers mean?
+"""Asks MillionVerifier about an address, and reads its answers.
 
 Single API v3: `GET https://api.millionverifier.com/api/v3/?api=KEY&email=...&timeout=...`, the key in the query,
-`timeout` 2 to 60 s for the recipient's server (https://developer.millionverifier.com/). It answers 200 also when it
-refuses us: then `result` is `error` and `error` says why. What the results mean:
+`timeout` 2 to 60 s for the recipient's server (https://developer.millionverifier.com/). Even a refusal comes with
+status 200: then `result` is `error` and `error` says why. What the results mean:
 https://help.millionverifier.com/email-verification/email-verification-results
 """
 
@@ -32,12 +32,12 @@ URL = "https://api.millionverifier.com/api/v3/"
 _RESULTS = {
     "ok": (1, VerifyStatus.VALID, "the address exists"),
     "catch_all": (2, VerifyStatus.CATCH_ALL, "the server is set to accept all mail"),
-    # Final as far as this one attempt goes: "we couldn't determine whether the email address exists".
+    # Final for this one attempt: "we couldn't determine whether the email address exists".
     "unknown": (3, VerifyStatus.INVALID, "whether the address exists could not be determined"),
     "disposable": (5, VerifyStatus.INVALID, "a temporary address, not safe to send to"),
     "invalid": (6, VerifyStatus.INVALID, "the address does not exist"),
 }
-#: Words of its errors that are about our account (the demo keys API_KEY_FOR_ERROR_... name these errors), and ours.
+#: Words in its errors that are about our account (its demo keys API_KEY_FOR_ERROR_... name them), and our words for it.
 _ABOUT_US = (
     (("apikey", "api key", "api_key"), "it does not know our key"),
     (("credit",), "our credit is used up"),
@@ -60,13 +60,13 @@ class MillionVerifier:
         )
 
     def read(self, status: int, body: bytes, address: Address) -> Said:
-        """Return what a response means; a result that contradicts itself is no usable answer."""
+        """Return what a response means. A result that contradicts itself is no usable answer."""
         refused = by_status(self.name, status)
         if refused is not None:
             return refused
         answer = json_object(body)
         if answer is None or not isinstance(answer.get("result"), str):
-            return no_answer(f"{self.name} sent no answer as documented")
+            return no_answer(f"{self.name} sent an answer that its documentation does not describe")
         result, error = answer["result"], answer.get("error")
         if result == "error" or error:
             return self._error(error)
@@ -82,7 +82,7 @@ class MillionVerifier:
         if known is None or code not in (None, known[0]) or isinstance(code, bool):
             return no_answer(f"{self.name} sent an unknown result: {cleaned(result)} {cleaned(str(code))}".rstrip())
         if not is_same_address(answer.get("email"), address):
-            return no_answer(f"{self.name} answered about another address")
+            return no_answer(f"{self.name} answered about a different address")
         subresult = cleaned(answer.get("subresult"))
         said = f"{result}, {subresult}" if subresult and subresult != result else result
         return Said(status=known[1], detail=f"{self.name} says {said}: {known[2]}")

@@ -1,4 +1,4 @@
-"""Which vendor do the settings name, and where is it?"""
+"""Makes the paid vendor that the settings name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ AnyVendor: TypeAlias = MillionVerifier | Reacher
 
 
 def make_vendor(provider: str, url: str | None, key: str | None) -> AnyVendor | None:
-    """Return the vendor of CT_TIER2_PROVIDER; None where it is `none`. The settings have checked what each needs."""
+    """Return the vendor of CT_TIER2_PROVIDER; None if it is `none`. The settings have checked what each one needs."""
     match provider:
         case "none":
             return None
@@ -26,6 +26,6 @@ def make_vendor(provider: str, url: str | None, key: str | None) -> AnyVendor | 
 
 
 def _with_path(url: str, path: str) -> str:
-    """Return the URL, with the vendor's documented path where it names none."""
+    """Return the URL, with the vendor's documented path if it names none."""
     parts = urlsplit(url)
     return url if parts.path.strip("/") else urlunsplit(parts._replace(path=path))

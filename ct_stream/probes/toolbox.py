@@ -1,6 +1,6 @@
-"""Which tools may the gate use, and how hard?
+"""Reads SNAP_ON_TOOLBOX.yaml: which tools the gate may use, and within which limits.
 
-Read from SNAP_ON_TOOLBOX.yaml; the package's copy is the default, and `ops/tooling/` holds the same bytes.
+The package's copy is the default, and `ops/tooling/` holds the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ct_stream.problems import ProblemError
 _FILE_NAME = "SNAP_ON_TOOLBOX.yaml"
 _NAME = re.compile(r"[a-z]{1,40}")  # a local part is at most 64 octets (RFC 5321 section 4.5.3.1.1)
 _PATTERN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
-#: A dot-atom of lower case (RFC 5321 section 4.1.2): no dot at either end, and no two in a row.
+#: A dot-atom in lower case (RFC 5321 section 4.1.2): no dot at either end, and no two in a row.
 _TEMPLATE = re.compile(
     r"(?=.{1,60}\Z)(?:[a-z0-9_-]|\{(?:first|last|f|l)\})+(?:\.(?:[a-z0-9_-]|\{(?:first|last|f|l)\})+)*"
 )
@@ -54,10 +54,10 @@ class SmtpLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlLimits:
-    """How often our own DNS and our own way out are tried."""
+    """How often our own DNS and our own way out are checked."""
 
-    interval_s: float  #: at most one control of a kind in so many seconds, over all workers
-    settle_s: float  #: how long what one company alone meets may still prove to be about us
+    interval_s: float  #: at most one control of each kind in so many seconds, over all workers
+    settle_s: float  #: how long trouble that only one company meets may still turn out to be about us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

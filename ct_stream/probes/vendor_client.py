@@ -1,7 +1,7 @@
-"""What does a paid vendor say of one address? One request, bounded in bytes and time, and never a second one.
+"""Asks a paid vendor about one address: one request, bounded in bytes and time, and never a second one.
 
 Each vendor is a pair of pure functions: the request for an address, and the reading of a response. This module sends
-it: to the host of the set URL and nowhere else, with its certificate verified.
+the request only to the host of the configured URL, and verifies its certificate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ct_stream.gate.patterns import Address
 
 CALL_S = 25.0  #: for the whole call, so that its answer is stored before its reservation runs out (30 s)
-VENDOR_S = 20  #: what a vendor is asked to take at most for the company's servers
+VENDOR_S = 20  #: how long a vendor is asked to spend on the company's servers at most
 MAX_BODY = 64 * 1024  #: bytes; a documented answer has less than 2 KiB
 _CONNECT_S = 5.0
 _LONGEST_WORD = 24
@@ -31,16 +31,16 @@ _ACCOUNT = {401: "it does not know our key", 402: "our credit is used up", 403: 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What one call brought."""
+    """The result of one call."""
 
     status: VerifyStatus
-    detail: str  #: our own words, with the vendor's cleaned ones; never the key
-    about_us: bool = False  #: our key, credit or address: no other company's call can do better
+    detail: str  #: our own words, with cleaned words of the vendor; never the key
+    about_us: bool = False  #: about our key, credit or address, so other companies' calls would fail as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One HTTP request. Holds the key, so nothing of it is shown."""
+    """One HTTP request. It holds the key, so its repr shows nothing."""
 
     method: str
     url: str = field(repr=False)
@@ -58,13 +58,13 @@ class Vendor(Protocol):
 
     @property
     def secret(self) -> str | None:
-        """Return the key, which nothing that is kept may hold."""
+        """Return the key, which must not appear in anything that is kept."""
 
     def request(self, address: Address) -> Request:
         """Return the request for `address`."""
 
     def read(self, status: int, body: bytes, address: Address) -> Said:
-        """Return what a response means. Anything that is not documented is no usable answer."""
+        """Return what a response means. Anything undocumented counts as no usable answer."""
 
 
 class VendorClient:
@@ -75,7 +75,7 @@ class VendorClient:
         self._timeout_s = timeout_s
 
     async def ask(self, address: Address) -> Said:
-        """Ask about `address`, once. Trouble of any kind is no usable answer; nothing but CancelledError is raised.
+        """Ask about `address`, once. Any trouble counts as no usable answer; only CancelledError is raised.
 
         Messages of the HTTP library are never passed on: they quote the URL, and the URL may hold the key.
         """
@@ -100,9 +100,9 @@ class VendorClient:
                 return no_answer(f"{vendor.name} sent more than {MAX_BODY} bytes")
             return self._without_secret(vendor.read(status, body, address))
         except aiohttp.ConnectionTimeoutError:
-            return no_answer(f"{vendor.name} could not be connected to within {_CONNECT_S:g} s")
+            return no_answer(f"{vendor.name} accepted no connection within {_CONNECT_S:g} s")
         except TimeoutError:
-            return no_answer(f"no answer of {vendor.name} within {self._timeout_s:g} s")
+            return no_answer(f"no answer from {vendor.name} within {self._timeout_s:g} s")
         except Exception as error:
             return no_answer(f"the call to {vendor.name} failed: {_named(error)}")
 
@@ -112,12 +112,12 @@ class VendorClient:
 
 
 def no_answer(detail: str) -> Said:
-    """Return that the call brought nothing that can be used."""
+    """Return that the call brought no usable answer."""
     return Said(status=VerifyStatus.NO_ANSWER, detail=detail)
 
 
 def by_status(name: str, status: int) -> Said | None:
-    """Return what an HTTP status other than 200 means; None for 200, whose body is read."""
+    """Return what an HTTP status other than 200 means; None for 200, because then the body counts."""
     if status == 200:
         return None
     if status in _ACCOUNT:
@@ -137,14 +137,14 @@ def json_object(body: bytes) -> dict[str, Any] | None:
 
 
 def is_same_address(value: object, address: Address) -> bool:
-    """Tell if a vendor speaks of the address that it was asked about, where it names one."""
+    """Return whether a vendor that names an address in its answer names the one it was asked about."""
     return value is None or (isinstance(value, str) and value.strip().lower() == str(address).lower())
 
 
 def cleaned(value: object, most: int = 60) -> str:
-    """Return a vendor's word as it may stand in a transcript: what is no plain letter or digit becomes a space.
+    """Return a vendor's text as a transcript may hold it: anything but plain letters and digits becomes a space.
 
-    Without words longer than 24 characters: no documented one is, but a key may be.
+    Words of more than 24 characters are dropped: no documented word is so long, but a key may be.
     """
     if not isinstance(value, str):
         return ""
@@ -153,9 +153,9 @@ def cleaned(value: object, most: int = 60) -> str:
 
 
 class _ConnectsOnce(aiohttp.TCPConnector):
-    """Refuses a second connection: that would pay twice.
+    """Refuses a second connection, which would pay twice.
 
-    aiohttp sends a GET again by itself when the server hangs up, and there is no setting against it
+    aiohttp repeats a GET by itself when the server hangs up, and has no setting to prevent it
     (https://github.com/aio-libs/aiohttp/issues/10790).
     """
 

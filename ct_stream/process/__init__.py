@@ -1,1 +1,1 @@
-"""One operating-system process: it knows no Kafka, no Postgres and no company."""
+"""One operating-system process. This room knows nothing of Kafka, Postgres or companies."""

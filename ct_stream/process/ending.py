@@ -1,7 +1,7 @@
-"""How does a worker's process end: by a signal, by force, and never not at all?
+"""Ends a worker's process: by a signal, or by force, so that it always ends.
 
-Ending hard (os._exit) is safe at any moment: what is not acked comes again. It is needed, because the interpreter's own
-way out joins every thread, and Faust's consumer thread may never come back.
+Ending hard (os._exit) is safe at any moment: events that are not acked are delivered again. It is needed, because the
+interpreter waits for every thread before it exits, and Faust's consumer thread may never end.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 EXIT_OK, EXIT_REFUSED, EXIT_BUG, EXIT_NOW = 0, 78, 70, 143
-_STOP_SLACK_S = 4.5  #: beyond CT_DRAIN_S; then the process ends hard, which is safe
-_LEAVE_S = 10.0  #: for the loop and the interpreter to close, once the worker's work is over
+_STOP_SLACK_S = 4.5  #: beyond CT_DRAIN_S; after that the process ends hard, which is safe
+_LEAVE_S = 10.0  #: for the loop and the interpreter to close, after the worker's work is over
 
 
 @dataclass(slots=True)
@@ -41,19 +41,19 @@ class StopSignals:
 
     def _received(self) -> None:
         if self.asked.is_set():
-            _say("second signal: exiting now; what is not acked comes again")
+            _say("second signal: exiting now; events that are not acked are delivered again")
             os._exit(EXIT_NOW)
         self.stop(EXIT_OK)
 
     def stop(self, exit_code: int) -> None:
-        """Ask for the end; it is forced when the drain takes too long."""
+        """Ask for the end; it is forced if the drain takes too long."""
         if not self.asked.is_set():
             self.exit_code = exit_code
             self.asked.set()
             asyncio.get_running_loop().call_later(self.drain_s + _STOP_SLACK_S, self._force)
 
     def _force(self) -> None:
-        _say("the drain is over and something still hangs: exiting; what is not acked comes again")
+        _say("the drain is over and something still hangs: exiting; events that are not acked are delivered again")
         os._exit(self.exit_code)
 
 
@@ -62,31 +62,32 @@ def run_to_the_end(
 ) -> int:
     """Run `main` in a loop of its own and return its exit code.
 
-    Where the loop itself breaks (no memory, above all) the process ends at once with 70: its threads would keep it
-    alive, with nobody at work. Once `main` is over, loop and interpreter have `leave_s` seconds to close.
+    If the loop itself breaks (above all without memory), the process ends at once with 70: otherwise its threads would
+    keep it alive while nothing works. Once `main` is over, loop and interpreter have `leave_s` seconds to close.
     """
     with asyncio.Runner(loop_factory=new_loop) as runner:
         try:
             code = runner.run(main)
-        except BaseException as error:  # whatever it is, nobody is left to work
+        except BaseException as error:  # whatever it is, nothing works any more
             _end_broken(error)
         timer = threading.Timer(leave_s, _leave, [code])
         timer.daemon = True
-        with suppress(RuntimeError, MemoryError):  # no thread to be had: then the interpreter's own way must do
+        with suppress(RuntimeError, MemoryError):  # if no thread can be made, the interpreter must exit by itself
             timer.start()
     return code
 
 
 def _leave(code: int) -> None:
-    _say("the worker has stopped and a thread still hangs: exiting; what is not acked comes again")
+    _say("the worker has stopped and a thread still hangs: exiting; events that are not acked are delivered again")
     os._exit(code)
 
 
 def _end_broken(error: BaseException) -> NoReturn:
-    """Say what broke, as well as that goes without memory, and end the process."""
+    """Say what broke, as far as that is possible without memory, and end the process."""
     try:
         traceback.print_exception(error)
-        _say(f"the worker's loop broke ({type(error).__name__}): exiting; what is not acked comes again")
+        name = type(error).__name__
+        _say(f"the worker's event loop broke ({name}): exiting; events that are not acked are delivered again")
     finally:
         os._exit(EXIT_BUG)
 

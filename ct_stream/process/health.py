@@ -1,4 +1,4 @@
-"""What does the worker tell its supervisor and its metrics server? /livez, /readyz, /metrics."""
+"""Serves /livez and /readyz for the supervisor, and /metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def health_server(host: str, port: int, health: Health, metrics: Metrics) -> AsyncIterator[int]:
-    """Serve on host:port (0: a free one); yield the port. Raises OSError when it is taken."""
+    """Serve on host:port (0: any free port) and yield the port. Raises OSError if it is taken."""
 
     async def livez(_: web.Request) -> web.Response:
         return _json({"alive": True}, 200)

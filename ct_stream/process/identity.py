@@ -1,4 +1,4 @@
-"""What is this process called, and which version of the program does it run?"""
+"""The name of this process, and the version of the program that it runs."""
 
 from __future__ import annotations
 

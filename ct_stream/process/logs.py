@@ -1,4 +1,4 @@
-"""How does the worker speak? A sentence for people, or with CT_LOG=json one object a line for machines."""
+"""Sets up the worker's log: sentences for people, or with CT_LOG=json one object a line for machines."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-#: What tells more than an operator can use, Faust in our app's name too; warnings stay.
+#: Loggers that say more than an operator can use (Faust also logs in our app's name). Their warnings are kept.
 _NOISY = ("aiokafka", "faust", "mode", "asyncio", "kafka", "ct_stream.stream.app")
 
 
-#: While a broker is away aiokafka says so ten times a second for each one.
+#: While brokers are away, aiokafka says so ten times a second for each of them.
 _SAID_AGAIN_S = 30.0
 
 
@@ -31,7 +31,7 @@ class Sparing(logging.Filter):
         self._said_at: dict[tuple[str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell if the record is worth a line."""
+        """Return whether the record is worth a line."""
         if not record.name.startswith(_NOISY):
             return True
         said, now = (record.name, str(record.msg)), self._clock()

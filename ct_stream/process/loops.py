@@ -1,7 +1,7 @@
-"""Who owns the background loops of a process, and what happens when one of them fails?
+"""Runs the background loops of a process, and reports the ones that fail.
 
-One owner starts them, hears of the first that fails, and ends them all. No asyncio.TaskGroup: that would cancel the
-others at once, and a worker that stops because of a bug still needs them while it drains (leases, the outbox).
+One owner starts them and ends them all. It does not use asyncio.TaskGroup, which would cancel the others at once when
+one fails: a worker that stops because of a bug still needs them while it drains (leases, the outbox).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Service(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """Does one step again and again."""
+    """Repeats one step."""
 
     name: str
     step: Callable[[], Awaitable[None]]
     every_s: float  #: of rest between two steps
     rests_first: bool = False
-    may_fail: bool = False  #: an error costs one step, and is logged; else it ends the loop, and so the process
+    may_fail: bool = False  #: True: an error is logged and costs one step; False: it ends the loop, and so the process
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -48,26 +48,32 @@ class Loop:
             except Exception as error:
                 if not self.may_fail:
                     raise
-                log.warning("%s: %s", self.name, error, extra={"action": "upkeep_failed"})
+                log.warning(
+                    "The background loop %s failed, and runs again in %g s: %s",
+                    self.name,
+                    self.every_s,
+                    error,
+                    extra={"action": "upkeep_failed"},
+                )
             await asyncio.sleep(self.every_s)
 
 
 class Loops:
-    """Runs services until it is stopped; `on_failure` hears of each that fails, with one sentence."""
+    """Runs services until it is stopped. `on_failure` is called with a sentence for each one that fails."""
 
     def __init__(self, on_failure: Callable[[str], None]) -> None:
         self._on_failure = on_failure
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, *services: Service) -> None:
-        """Have these services run in tasks of their own."""
+        """Run each of these services in a task of its own."""
         for service in services:
             task = asyncio.create_task(service.run(), name=service.name)
             self._tasks.add(task)
             task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
-        """End all services, and come back when they have ended."""
+        """End all services, and return when they have ended."""
         for task in self._tasks:
             task.remove_done_callback(self._ended)
             task.cancel()
@@ -75,5 +81,5 @@ class Loops:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.critical("%s failed: %r", task.get_name(), error, exc_info=error)
-            self._on_failure(f"{task.get_name()} failed: {error!r}")
+            log.critical("The background loop %s failed: %r", task.get_name(), error, exc_info=error)
+            self._on_failure(f"the background loop {task.get_name()} failed: {error!r}")

@@ -1,7 +1,7 @@
-"""Was this process stopped for a while? Then a timeout is its own, and no server's.
+"""Notices that this process was stopped for a while: a timeout from that time says nothing about a server.
 
-After SIGSTOP, on a machine that was suspended, or where the loop was starved, the timers of all that waits run out at
-once, though the answers lie in the sockets.
+After SIGSTOP, after the machine was suspended, or when the event loop was starved of CPU, all timers run out at once,
+although the answers are waiting in the sockets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _REST_FIRST_S, _REST_MOST_S = 1.0, 60.0
 
 
 class Pulse:
-    """Beats in the event loop, and notes when it was kept from it."""
+    """Beats in the event loop, and notes when it could not."""
 
     def __init__(self) -> None:
         self._beat_at = inf
@@ -33,15 +33,15 @@ class Pulse:
         self._next = asyncio.get_running_loop().call_later(_BEAT_EVERY_S, self._beat)
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Stop beating."""
         if self._next is not None:
             self._next.cancel()
 
     def stalled_since(self, moment: float) -> float:
-        """Tell if the loop stood still at some time after this moment of the monotonic clock: 0.0, or how long to rest.
+        """Return 0.0, or how many seconds to rest if the loop stood still after this moment of the monotonic clock.
 
-        That grows with the stops of the last five minutes, from a second to a minute: a machine that is starved for
-        good would else ask the same servers again every second.
+        The rest grows with the pauses of the last five minutes, from a second to a minute: otherwise a machine that is
+        always short of CPU would ask the same servers again every second.
         """
         now = time.monotonic()
         if self._is_late(now) or (self._stalls and self._stalls[-1] > moment):

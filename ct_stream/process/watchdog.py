@@ -1,11 +1,12 @@
-"""Is this worker still making progress? When it hangs by a fault of its own it says where, and ends for its supervisor.
+"""Is this worker still making progress? If it hangs by its own fault, it says where and ends, to be restarted.
 
-Watched are: the oldest un-acked event and the oldest waiting company that is gone on with, commits that stand still
-while there is something to commit, records of ours in Kafka that are not delivered, a rebalance that does not end, and
-the event loop (by a thread, for a blocked loop cannot watch itself). An outage of Postgres or Kafka, a drain and a halt
-of the input are no hanging: while one lasts, no time counts, and after it all times begin anew (ADR-CT-IMO-022).
+It watches the oldest un-acked event, the oldest resumed company, commits that do not advance although there is
+something to commit, records in Kafka that are not delivered to us, a rebalance that does not end, and the event loop
+(from a thread, because a blocked loop cannot watch itself). An outage of Postgres or Kafka, a drain and a halted input
+are not hangs: while one lasts no time counts, and afterwards all times start again from zero (ADR-CT-IMO-022).
 
-It ends by os._exit, without a commit: what is not acked comes again. Three such ends at one place stop the restarts.
+The process ends by os._exit without a commit, so events that are not acked are delivered again. After three such ends
+at one place, a worker that starts waits for a person.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ log = logging.getLogger(__name__)
 
 EXIT_CODE = 76  #: of a process that hung
 MOST_EXITS = 3  #: at one place within the window; then a worker that starts waits for a person
-#: Beyond the pass deadline, which counts only waiting for servers: the command under way when it ends (15 s), a paid
-#: call (30), the publish claim of a worker that died (30), a produce (20), an outage of Postgres that no statement has
-#: met yet (25), and rates and slow statements (30).
+#: Beyond the pass deadline, which counts only the waiting for servers: the command that is running when it ends (15 s),
+#: a paid call (30), the publish claim of a worker that died (30), a produce (20), an outage of Postgres that no
+#: statement has met yet (25), and rates and slow statements (30).
 _UNACKED_SLACK_S = 150.0
 _LOOK_EVERY_S = 1.0
 _RECORD_TIMEOUT_S = 6.0
-_LAST_WORDS_S = 12.0  #: a log that takes nothing must not keep a hung process alive
+_LAST_WORDS_S = 12.0  #: for the last log lines; a blocked log must not keep a hung process alive
 _MOST_DUMP = 48_000  #: characters
 _MOST_FRAMES = 40
 
@@ -44,9 +45,9 @@ _MOST_FRAMES = 40
 class Thresholds:
     """How long is too long? In seconds."""
 
-    unacked_s: float  #: for an event in hand, counted without our known troubles
+    unacked_s: float  #: for an event in hand; time of known troubles does not count
     commit_s: float = 150.0  #: longer than a commit's own timeout (broker_request_timeout, 90 s) and a lost session
-    undelivered_s: float = 120.0  #: for a record that an outsider could read at once
+    undelivered_s: float = 120.0  #: for a record that a consumer outside the group could read at once
     drain_s: float = 180.0  #: the slowest rebalance: a lost session (45 s), a drain (50), the group's wait (60)
     unassigned_s: float = 120.0  #: beyond that
     blocked_s: float = 60.0  #: the longest step of our loop takes a tenth of a second; leases have ended after 20 s
@@ -54,12 +55,12 @@ class Thresholds:
 
     @classmethod
     def of(cls, pass_deadline_s: float) -> Thresholds:
-        """Return those of a worker with this pass deadline: 240 s un-acked by default."""
+        """Return the thresholds of a worker with this pass deadline. By default `unacked_s` is 240 s."""
         return cls(unacked_s=pass_deadline_s + _UNACKED_SLACK_S)
 
     @property
     def window_s(self) -> float:
-        """Return within which time three exits count: long enough for the slowest kind to come three times."""
+        """Return the time within which three exits count: long enough for three hangs of the slowest kind."""
         return max(600.0, 2 * (max(self.unacked_s, self.commit_s) + self.restart_s))
 
 
@@ -73,14 +74,14 @@ class Hang:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commits:
-    """How far a partition is done here, and how far the broker knows it."""
+    """How far a partition is done here, and how far that is committed."""
 
     done: int
     committed: int
 
 
 class Watch:
-    """Decides from what is seen; moments are seconds of one monotonic clock."""
+    """Decides, from what the watchdog sees, whether the worker hangs. Moments are seconds of one monotonic clock."""
 
     def __init__(self, thresholds: Thresholds) -> None:
         self._thresholds = thresholds
@@ -96,14 +97,14 @@ class Watch:
     def look(self, at: float, heads: Mapping[str, float]) -> Hang | None:
         """Judge the oldest event in hand of each partition: its place, and when it arrived."""
         if self._looked_at is not None and at - self._looked_at > self._thresholds.blocked_s:
-            self.excuse(at)  # longer than any block that is let live: the process itself was stopped
+            self.excuse(at)  # a loop blocked for so long would have been ended, so the process itself was stopped
         self._looked_at = at
         limit = self._thresholds.unacked_s
         ages = {place: at - max(arrived, self._calm_since) for place, arrived in heads.items()}
         hung = sorted((place for place, age in ages.items() if age > limit), key=lambda place: -ages[place])
         if not hung:
             return None
-        reason = f"{hung[0]} is in hand for {ages[hung[0]]:.0f} s and not acked (at most {limit:g} s)"
+        reason = f"{hung[0]} has been in hand for {ages[hung[0]]:.0f} s and is not done (at most {limit:g} s)"
         return Hang(reason=reason, places=tuple(hung))
 
     def look_at_commits(self, at: float, commits: Mapping[str, Commits]) -> Hang | None:
@@ -114,8 +115,8 @@ class Watch:
         if not hung:
             return None
         partition, age = next(iter(hung.items()))
-        reason = f"no commit for {age:.0f} s: {partition} is done up to {commits[partition].done}, the group stands at "
-        return Hang(reason=f"{reason}{due[partition]} (at most {limit:g} s)", places=_places(hung, due))
+        done = f"{partition} is done up to {commits[partition].done}, but committed only to {due[partition]}"
+        return Hang(reason=f"no commit for {age:.0f} s (at most {limit:g} s): {done}", places=_places(hung, due))
 
     def look_at_input(self, at: float, undelivered: Mapping[str, int]) -> Hang | None:
         """Judge the first record of each partition that waits in Kafka while nothing is delivered."""
@@ -125,11 +126,11 @@ class Watch:
             return None
         places = _places(hung, undelivered)
         age = next(iter(hung.values()))
-        reason = f"{places[0]} waits in Kafka and is not delivered for {age:.0f} s (at most {limit:g} s)"
+        reason = f"{places[0]} has been in Kafka for {age:.0f} s and is not delivered (at most {limit:g} s)"
         return Hang(reason=reason, places=places)
 
     def look_at_group(self, at: float, unassigned_since: float | None) -> Hang | None:
-        """Judge how long the group has not told us our partitions."""
+        """Judge how long the group has not assigned us any partitions."""
         limit = self._thresholds.unassigned_s
         if unassigned_since is None or at - max(unassigned_since, self._calm_since) <= limit:
             return None
@@ -138,13 +139,13 @@ class Watch:
 
 
 class _Standing:
-    """Since when does each partition stand where it does?"""
+    """Since when has each partition been at its present offset?"""
 
     def __init__(self) -> None:
         self._since: dict[str, tuple[int, float]] = {}
 
     def over(self, limit_s: float, at: float, calm_since: float, offsets: Mapping[str, int]) -> dict[str, float]:
-        """Take what is seen now for all that is known; return how long those stand that stand too long."""
+        """Note these offsets; return the partitions that have not moved for more than `limit_s`, and for how long."""
         before = self._since
         self._since = {
             partition: before[partition] if before.get(partition, (None,))[0] == offset else (offset, at)
@@ -159,10 +160,10 @@ def _places(partitions: Iterable[str], offsets: Mapping[str, int]) -> tuple[str,
 
 
 class LoopGuard:
-    """A thread that sees whether the loop still turns.
+    """A thread that checks whether the event loop still runs.
 
-    It counts the ticks that it lives through itself: a process that was stopped (SIGSTOP, a frozen machine) is not
-    blocked. A thread cannot see code that holds the interpreter's lock for ever; /livez can, since nobody answers it.
+    It counts only ticks in which the thread itself runs, so that a stopped process (SIGSTOP, a frozen machine) does not
+    count as blocked. It cannot see code that holds the interpreter's lock for ever; then /livez does not answer.
     """
 
     def __init__(self, limit_s: float, on_blocked: Callable[[float], None]) -> None:
@@ -175,13 +176,13 @@ class LoopGuard:
         self.loop: asyncio.AbstractEventLoop
 
     def start(self) -> None:
-        """Begin; to be called in the loop."""
+        """Start. To be called in the loop."""
         self.loop = asyncio.get_running_loop()
         self._beat()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """End."""
+        """Stop."""
         self._ended.set()
         if self._beating is not None:
             self._beating.cancel()
@@ -201,36 +202,36 @@ class LoopGuard:
 
 
 class Senses(Protocol):
-    """What the watchdog is told of its worker."""
+    """What the watchdog is told about its worker."""
 
     def heads(self) -> Mapping[str, float]:
-        """Return place and begin (monotonic) of the oldest works in hand: events, waiting companies."""
+        """Return the places of the oldest events and resumed companies in hand, and since when (monotonic)."""
 
     def done(self) -> Mapping[int, int]:
         """Return for each partition the offset behind the last acked event."""
 
     async def committed(self) -> Mapping[int, int]:
-        """Return what the broker knows to be committed; raises when it does not answer."""
+        """Return the committed offsets according to the broker; raises if it does not answer."""
 
     async def undelivered(self) -> Mapping[str, int]:
-        """Return place and offset of each record that waits and is not delivered; raises as `committed`."""
+        """Return place and offset of each record that waits and is not delivered; raises like `committed`."""
 
     def unassigned_since(self) -> float | None:
-        """Return since when the group has not told us our partitions (monotonic)."""
+        """Return since when the group has assigned us no partitions (monotonic)."""
 
     def excused(self) -> float:
         """Return until when a known trouble lasted (monotonic), -inf if there was none."""
 
     async def outage(self) -> str | None:
-        """Ask Postgres and Kafka: return why the world is at fault, or None."""
+        """Ask Postgres and Kafka; return why one of them is at fault, or None."""
 
 
-#: Keeps an exit (places, reason), in any loop.
+#: Records an exit (places, reason); works in any event loop.
 Record: TypeAlias = "Callable[[Sequence[str], str], Awaitable[None]]"
 
 
 class Watchdog:
-    """Looks, asks once more before it bites, and ends the process."""
+    """Looks for a hang, rules out an outage, and ends the process."""
 
     def __init__(self, topic: str, thresholds: Thresholds, record: Record) -> None:
         self._topic = topic
@@ -246,19 +247,19 @@ class Watchdog:
         self._said = ""
 
     def start(self) -> None:
-        """Watch the loop, from now to the end of the process."""
+        """Watch the loop, from now until the end of the process."""
         self._guard.start()
 
     def stop(self) -> None:
-        """Watch the loop no more."""
+        """Stop watching the loop."""
         self._guard.stop()
 
     def service(self, senses: Senses) -> Watching:
-        """Return what watches all but the loop, for the owner of the background loops."""
+        """Return the service that watches everything except the loop, for the owner of the background loops."""
         return Watching(self, senses)
 
     async def run(self, senses: Senses) -> None:
-        """Watch all but the loop until cancelled."""
+        """Watch everything except the loop until cancelled."""
         self._heads = senses.heads
         try:
             await self._run(senses)
@@ -282,10 +283,10 @@ class Watchdog:
             outage = await senses.outage()
             if outage is None and senses.excused() < time.monotonic() - _LOOK_EVERY_S:
                 await self._bite(hang)
-            self._excuse(outage or "a trouble that is known meanwhile")
+            self._excuse(outage or "a trouble that has become known meanwhile")
 
     async def _commits(self, senses: Senses) -> Hang | None:
-        """Ask the broker how far it knows us, now and then, while there is something to commit."""
+        """Compare what is done with what is committed, now and then, while there is something to commit."""
         done = senses.done()
         now = time.monotonic()
         if now < self._look_at_commits_at:
@@ -295,7 +296,7 @@ class Watchdog:
             try:
                 self._known = await senses.committed()
             except (OSError, TimeoutError, RuntimeError) as error:
-                self._excuse(f"Kafka does not tell what is committed: {error or type(error).__name__}")
+                self._excuse(f"Kafka does not say what is committed: {error or type(error).__name__}")
                 return None
         commits = {
             f"{self._topic}[{partition}]": Commits(done=offset, committed=self._known.get(partition, 0))
@@ -304,7 +305,7 @@ class Watchdog:
         return self._watch.look_at_commits(time.monotonic(), commits)
 
     def _input(self, senses: Senses) -> Hang | None:
-        """Have it looked up, now and then and beside the other looks, whether something waits that we are not given."""
+        """Look up, now and then and in a task of its own, whether records wait that are not delivered to us."""
         now = time.monotonic()
         if self._looking is None:
             if now >= self._look_at_input_at:
@@ -316,9 +317,9 @@ class Watchdog:
         looked, self._looking = self._looking, None
         try:
             undelivered = looked.result()
-        except Exception as error:  # of whatever kind: an eye that fails is no reason to end, nor to close the others
+        except Exception as error:  # of any kind: if this look fails, the others continue
             self._watch.look_at_input(time.monotonic(), {})
-            self._say(f"what there is to read cannot be told: {error!r}")
+            self._say(f"it could not be seen what is left to read: {error!r}")
             return None
         return self._watch.look_at_input(time.monotonic(), undelivered)
 
@@ -339,9 +340,9 @@ class Watchdog:
         try:
             await self._recorded(hang.places, hang.reason)
         except Exception as error:
-            log.warning("This exit cannot be recorded, and does not count: %r", error)
+            log.warning("This exit could not be recorded, so it does not count as a hang: %r", error)
         log.critical(
-            "Hung: %s. Exiting without a commit; what is not acked comes again. What it was doing:\n%s",
+            "Hung: %s. Exiting without a commit; events that are not acked are delivered again. What it was doing:\n%s",
             hang.reason,
             dump,
             extra={"action": "watchdog", "places": list(hang.places)},
@@ -353,21 +354,22 @@ class Watchdog:
             await self._record(places, reason)
 
     def _blocked(self, missed_s: float) -> None:
-        """End a process whose loop stands still; runs in the thread, and takes no lock that the loop may hold."""
+        """End a process whose loop is blocked. Runs in the thread, and takes no lock that the loop may hold."""
         _end_anyhow()
         place = self._place_of_block()
-        reason = f"the event loop is blocked for {missed_s:.0f} s (at most {self._thresholds.blocked_s:g} s) in {place}"
-        words = f"ct-stream: hung: {reason}; exiting without a commit, what is not acked comes again\n"
+        limit_s = self._thresholds.blocked_s
+        reason = f"the event loop has been blocked for {missed_s:.0f} s (at most {limit_s:g} s) in {place}"
+        words = f"ct-stream: hung: {reason}; exiting without a commit, events that are not acked are delivered again\n"
         try:
             asyncio.run(self._recorded([place], reason))
         except Exception as error:
-            words += f"ct-stream: this exit cannot be recorded, and does not count: {error!r}\n"
+            words += f"ct-stream: this exit could not be recorded, so it does not count as a hang: {error!r}\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, words.encode())
         faulthandler.dump_traceback(all_threads=True)
         os._exit(EXIT_CODE)
 
     def _place_of_block(self) -> str:
-        """Return which event, or else which company, the loop is at; in doubt the oldest event in hand."""
+        """Return the event or company that the loop is working on; if that is unknown, the oldest event in hand."""
         task = asyncio.current_task(self._guard.loop)
         name = task.get_name() if task else ""
         kind, _, rest = name.partition(":")
@@ -384,7 +386,7 @@ class Watchdog:
 
 
 def _end_anyhow() -> None:
-    """See that the process ends even if its last words are not taken."""
+    """Make sure that the process ends even if its last log lines are not written."""
     threading.Thread(target=_exit_later, name="watchdog:end", daemon=True).start()
 
 
@@ -395,7 +397,7 @@ def _exit_later() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """A watchdog at work on what its senses tell."""
+    """A watchdog with its senses, as a service."""
 
     watchdog: Watchdog
     senses: Senses
@@ -412,7 +414,7 @@ class Watching:
 def describe(tasks: Iterable[asyncio.Task[Any]]) -> str:
     """Return what each task waits for, equal ones together, most common first, in at most 48,000 characters.
 
-    Places in the code only: no value of a variable, so nothing of a record.
+    It names places in the code only, never a variable's value, so nothing of a record appears.
     """
     stacks: Counter[str] = Counter()
     example: dict[str, str] = {}
@@ -426,7 +428,7 @@ def describe(tasks: Iterable[asyncio.Task[Any]]) -> str:
 
 
 def _frames(task: asyncio.Task[Any]) -> list[str]:
-    """Return where a task stands, outermost first; Task.get_stack gives a waiting task's first frame only."""
+    """Return where a task is, outermost call first; Task.get_stack gives only the first frame of a waiting task."""
     found: list[str] = []
     waiting: Any = task.get_coro()
     while waiting is not None and len(found) < _MOST_FRAMES:

@@ -1,5 +1,5 @@
--- Make tables that were there before the gate fit for it: what is missing is added, every row is kept. Run before
--- schema.sql, which makes those that are not there. Their decisions become outcomes by ct_adopt.
+-- Adapt tables that existed before the gate: missing columns are added, and every row is kept. Runs before schema.sql,
+-- which creates the tables that do not exist. ct_adopt turns their decisions into outcomes.
 
 ALTER TABLE IF EXISTS outreach.company_target
     ADD COLUMN IF NOT EXISTS email_method text,

@@ -1,7 +1,7 @@
-"""How do many companies share one statement, and what happens when it fails?
+"""Runs one statement for many companies, and retries it if it fails.
 
-What is queued goes in one statement, with no timer: while one batch is at the server the next one gathers. A batch
-belongs to nobody's task, so an event that is cancelled cannot tear a recording apart.
+Everything queued goes into one statement, without a timer: while one batch is at the server, the next one fills. No
+caller's task owns a batch, so the cancellation of an event cannot interrupt a recording.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_BATCH = 500
-_UNCLAIMED_S = 1.0  #: a caller that was cancelled waits so long for what it would have to give back
+_UNCLAIMED_S = 1.0  #: how long a cancelled caller waits for a result that it would have to give back
 
 
 class Batches(Generic[Item, Result]):
-    """A queue of items whose results come from one statement for many.
+    """A queue of items whose results come from one statement for many of them.
 
-    `run` gets the items in the order of `order` and returns one result an item, in the same order.
+    `run` gets the items sorted by `order`, and returns one result for each item in the same order.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Batches(Generic[Item, Result]):
         self.name = name
         self._run = run
         self._order = order
-        self._retrying = retrying  # called before each new try in an outage; waits as long as it takes
+        self._retrying = retrying  # called before each new try in an outage; waits as long as the outage lasts
         self._queue: list[tuple[Item, asyncio.Future[Result]]] = []
         self._filled = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -51,7 +51,7 @@ class Batches(Generic[Item, Result]):
         self._worker = asyncio.create_task(self._send_batches(), name=f"batches:{self.name}")
 
     async def stop(self) -> None:
-        """Stop sending; what is at the server is not waited for."""
+        """Stop sending, without waiting for what is at the server."""
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
@@ -62,8 +62,8 @@ class Batches(Generic[Item, Result]):
     async def __call__(self, item: Item, *, unclaimed: Callable[[Result], Awaitable[None]] | None = None) -> Result:
         """Return the item's own result. Cancelling the caller leaves the batch alone.
 
-        With `unclaimed` the item of a caller that is cancelled is not sent any more; where it was, `unclaimed` gets
-        its result, if that comes soon: to give back what nobody will use.
+        With `unclaimed`, the item of a cancelled caller is not sent any more. If it was sent already and its result
+        comes soon, `unclaimed` gets it, to give back what nobody will use.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         entry = (item, future)
@@ -81,8 +81,13 @@ class Batches(Generic[Item, Result]):
             if future.done() and not future.cancelled() and future.exception() is None:
                 try:
                     await unclaimed(future.result())
-                except Exception as error:  # the cancellation counts; what was taken runs out by itself
-                    log.warning("Batch %s: nothing was given back: %s", self.name, error, extra={"action": "unclaimed"})
+                except Exception as error:  # the caller must see its cancellation; what was taken runs out by itself
+                    log.warning(
+                        "Batch %s: what a cancelled company had taken could not be given back: %s",
+                        self.name,
+                        error,
+                        extra={"action": "unclaimed"},
+                    )
             raise
 
     def __len__(self) -> int:
@@ -95,7 +100,7 @@ class Batches(Generic[Item, Result]):
             if not self._queue:
                 self._filled.clear()
             if not batch:
-                continue  # who queued it was cancelled
+                continue  # the callers that queued it were cancelled
             if self._order is not None:
                 order = self._order
                 batch.sort(key=lambda pair: order(pair[0]))  # type: ignore[arg-type, return-value]
@@ -107,7 +112,7 @@ class Batches(Generic[Item, Result]):
                 raise
 
     async def _settle(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
-        """Bring every item of the batch to its result, or to the error that is its own."""
+        """Give every item of the batch its result, or its own error."""
         items = [item for item, _ in batch]
         while True:
             try:
@@ -120,7 +125,7 @@ class Batches(Generic[Item, Result]):
                 if len(batch) == 1:
                     _resolve(batch[0][1], error=error)
                     return
-                # One of them is at fault, and only that one may be charged: each runs alone.
+                # One item is at fault, and only that one may get the error: each runs alone.
                 for pair in batch:
                     await self._settle([pair])
                 return
@@ -135,6 +140,6 @@ def _resolve(future: asyncio.Future[Result], *, result: Result | None = None, er
         return
     if error is not None:
         future.set_exception(error)
-        future.exception()  # its caller may be gone: an unread exception is no news then
+        future.exception()  # marked as read, because its caller may be gone
     else:
         future.set_result(result)  # type: ignore[arg-type]

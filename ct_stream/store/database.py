@@ -1,7 +1,8 @@
-"""Is there a database that may be trusted with outcomes, and what does its clock say?
+"""The connections to Postgres, whether outcomes may be written to it, and its clock.
 
-A durable primary with the ledger that we know: a server in recovery, a read-only one, another ledger's epoch, or one
-with fewer outcomes than were seen (a restored backup) makes everything wait, and says so.
+It must be a durable primary with the ledger that we know. Everything waits, and the worker says so, if the server is in
+recovery or read-only, if the ledger has another epoch, or if it has fewer outcomes than we have seen (a restored
+backup).
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ log = logging.getLogger(__name__)
 _Lent: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 _COMMAND_TIMEOUT_S = 15.0
-_ACQUIRE_S = 10.0  #: for a connection of the pool, new or used, and for one to come back from a broken statement
-_JUMP_S = 20.0  #: less may be the way of a late answer: a statement has 15 s
+_ACQUIRE_S = 10.0  #: to get a connection from the pool, and to return one after a broken statement
+_JUMP_S = 20.0  #: a smaller difference may come from a late answer: a statement has 15 s
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.2, 5.0
 POOL_SIZE = 8
 
 
 class Database:
-    """A pool of connections to the one primary, with its state as a sentence for people."""
+    """A pool of connections to the primary, with its state as a sentence for people."""
 
     def __init__(self, dsn: str, *, application_name: str = "ct-stream", pool_size: int = POOL_SIZE) -> None:
         self._dsn = dsn
@@ -53,14 +54,14 @@ class Database:
         self._retry_s = _RETRY_FIRST_S
         self._probe_lock = asyncio.Lock()
         self._returning: set[asyncio.Task[None]] = set()
-        self.failed_at = -inf  #: when a statement last met an outage, by the monotonic clock, however short it was
-        self.trouble: str | None = "not connected to Postgres yet"  #: why nothing is written now; None: all is well
+        self.failed_at = -inf  #: when a statement last met an outage, however short (monotonic)
+        self.trouble: str | None = "not connected to Postgres yet"  #: why nothing can be written now; None: it can
 
     # ---------------------------------------------------------------- state
 
     @property
     def is_up(self) -> bool:
-        """Tell if statements may be expected to work."""
+        """Return whether statements can be expected to work."""
         return self._up.is_set()
 
     @property
@@ -70,34 +71,34 @@ class Database:
         return self._epoch
 
     async def wait_up(self) -> None:
-        """Come back when the database can be used."""
+        """Return when the database can be used."""
         await self._up.wait()
 
     def now(self) -> datetime:
-        """Return the database's time: its clock at the last look plus our monotonic clock since (FAULTS row 25)."""
+        """Return the database's time: its clock at the last look, plus our monotonic clock since (FAULTS row 25)."""
         if self._clock_base is None:
             return datetime.now(UTC)
         base, at = self._clock_base
         return base + timedelta(seconds=time.monotonic() - at)
 
     def age_s(self, moment: datetime) -> float:
-        """Return how many seconds ago, by the database's clock, a moment was; negative if it is to come.
+        """Return how many seconds ago a moment was, by the database's clock; negative if it is in the future.
 
-        No more than this process has seen pass by its own clock: where the database's is set ahead, what waits for a
-        time to pass has not waited (FAULTS row 25).
+        The age is at most what this process has seen pass by its own clock: if the database's clock is set ahead, no
+        real time has passed for what waits (FAULTS row 25).
         """
         ahead_s = sum(seconds for after, seconds in self._jumps if moment < after)
         age_s = (self.now() - moment).total_seconds() - ahead_s
         return min(age_s, time.monotonic() - self._watched_since)
 
     def saw_clock(self, now: datetime) -> None:
-        """Take the database's time as it was just told, so that a clock that is set is followed at once."""
+        """Note the database's time as just read, so that a clock that is set is followed at once."""
         ahead_s = (now - self.now()).total_seconds() if self._clock_base is not None else 0.0
         if ahead_s > _JUMP_S:
-            log.warning("Postgres's clock was set %.0f s ahead", ahead_s, extra={"action": "postgres_clock_ahead"})
+            log.warning("The clock of Postgres jumped %.0f s ahead", ahead_s, extra={"action": "postgres_clock_ahead"})
             self._jumps.append((now, ahead_s))
         back_s = -ahead_s
-        while back_s > _JUMP_S and self._jumps:  # set back: it comes back from its last jumps
+        while back_s > _JUMP_S and self._jumps:  # set back: this undoes its last jumps
             after, seconds = self._jumps.pop()
             if seconds > back_s:
                 self._jumps.append((min(after, now), seconds - back_s))
@@ -111,7 +112,7 @@ class Database:
     # ---------------------------------------------------------------- life
 
     async def open(self) -> None:
-        """Connect and look at the server. Raises OSError, asyncpg.PostgresError or UnfitDatabase."""
+        """Connect and check the server. Raises OSError, asyncpg.PostgresError or UnfitDatabase."""
         await self._check()
 
     async def close(self) -> None:
@@ -125,7 +126,7 @@ class Database:
                 pool.terminate()
 
     async def retrying(self, what: str, error: BaseException) -> None:
-        """Note an outage, and come back when the database looks usable again. Never gives up."""
+        """Note an outage, and return when the database looks usable again. Never gives up."""
         self.failed_at = time.monotonic()
         sentence = f"Postgres: {_sentence(error)}"
         if self.trouble != sentence:
@@ -144,7 +145,7 @@ class Database:
                     self._retry_s = min(self._retry_s * 2, _RETRY_MOST_S)
                 else:
                     log.info("Postgres answers again", extra={"action": "postgres_up"})
-                    # The same error again right away would spin: the next wait starts longer, and shrinks by success.
+                    # The same error may come again at once. So the next wait is longer, until a statement succeeds.
                     return
 
     async def _check(self) -> None:
@@ -169,11 +170,11 @@ class Database:
         self._up.set()
 
     async def _look(self, connection: asyncpg.Connection[asyncpg.Record] | _Lent) -> None:
-        """Look at the server behind a connection; each new one may lead to another. Raises UnfitDatabase.
+        """Check the server behind a connection: each new one may lead to another server. Raises UnfitDatabase.
 
-        A failover or a restored backup ends idle connections without a word, and the pool makes others.
+        A failover or a restored backup ends idle connections silently, and the pool opens new ones.
         """
-        seen = self._seen_ordinal  # what is recorded while the question is under way is no backup
+        seen = self._seen_ordinal  # outcomes recorded while this query runs must not look like a restored backup
         row = await connection.fetchrow(query("server"))
         assert row is not None
         if row["in_recovery"] or row["read_only"] == "on":
@@ -182,10 +183,13 @@ class Database:
         if epoch is None:
             raise UnfitDatabase("the ledger has no epoch", "run `ct-stream migrate`")
         if self._epoch is not None and epoch != self._epoch:
-            raise UnfitDatabase(f"this is another ledger (epoch {epoch}, was {self._epoch}): restored or replaced?")
+            raise UnfitDatabase(
+                f"this is another ledger (epoch {epoch}, was {self._epoch}): was the database restored or replaced?"
+            )
         if row["last_ordinal"] < seen:
             raise UnfitDatabase(
-                f"the ledger ends at {row['last_ordinal']}, but {seen} was seen: restored from a backup?"
+                f"the ledger ends at outcome {row['last_ordinal']}, but this worker has seen outcome {seen}: "
+                "was the database restored from a backup?"
             )
         self._epoch = epoch
         self.saw_clock(row["now"])
@@ -195,7 +199,7 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
-        """Lend a connection. Nobody waits until it is back in the pool, and it goes back whatever happens."""
+        """Lend a connection. It always returns to the pool, and nobody waits for that."""
         pool = self._pool
         if pool is None:
             raise ConnectionError("not connected")
@@ -211,7 +215,7 @@ class Database:
     def _returned(self, returning: asyncio.Task[None]) -> None:
         self._returning.discard(returning)
         if not returning.cancelled() and (error := returning.exception()) is not None:
-            # The pool has ended it, and makes another; what the statement brought is not touched by that.
+            # The pool has closed it, and opens another. The result of the statement is not affected.
             log.info("A connection to Postgres ended: %r", error, extra={"action": "postgres_connection_ended"})
 
     async def fetch(self, name: str, *args: Any) -> list[asyncpg.Record]:
@@ -231,18 +235,18 @@ class Database:
         await self.fetch(name, *args)
 
     async def persist(self, name: str, *args: Any) -> list[asyncpg.Record]:
-        """Run the named query again and again until the database takes it: for what must not be lost."""
+        """Run the named query again and again until it succeeds; for what must not be lost."""
         while True:
             try:
                 return await self.fetch(name, *args)
             except AGAIN as error:
-                log.info("%s runs again: %s", name, error, extra={"action": "query_again"})
+                log.info("The query %s runs again: %s", name, error, extra={"action": "query_again"})
             except OUTAGE as error:
                 await self.retrying(name, error)
 
 
 async def _keep(_connection: object) -> None:
-    """Reset nothing when a connection comes back: we keep no session state, and it would cost a round trip."""
+    """Reset nothing when a connection is returned: we keep no session state, and a reset costs a round trip."""
 
 
 def _sentence(error: BaseException) -> str:

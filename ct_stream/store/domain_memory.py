@@ -1,4 +1,4 @@
-"""What did a domain answer lately, whichever company and worker asked?"""
+"""Reads what a domain answered lately, whichever company and worker asked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class DomainMemory:
-    """The domain memory as all workers share it. It is written with the outcomes, by the ledger."""
+    """The domain memory, shared by all workers. The ledger writes it, together with the outcomes."""
 
     def __init__(self, database: Database, rules_version: str) -> None:
         self._database = database
@@ -40,7 +40,7 @@ class DomainMemory:
 
 
 def read_memory(row: asyncpg.Record) -> Memory:
-    """Return what a row of ct_recall tells."""
+    """Return what a row of ct_recall holds."""
     exchanges = recalled(from_json(orjson.loads(row["answers"]))) if row["answers"] else ()
     return Memory(
         answers=exchanges if row["is_current"] else (),

@@ -1,6 +1,6 @@
-"""Where did workers hang lately?
+"""Records where workers hung.
 
-Kept in Postgres: a worker that restarts for ever needs it to get that far, and partitions move between machines.
+This is kept in Postgres, because partitions move between machines, and a worker that hangs has reached Postgres before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
-    """One end of a worker that hung."""
+    """The exit of a worker that hung."""
 
     places: Sequence[str]  #: `topic[partition] offset n`
     reason: str
@@ -32,7 +32,7 @@ class Exit:
 
 
 async def record_exit(dsn: str, ended: Exit) -> None:
-    """Keep an exit, over a connection of its own: the pool, and its loop, may be what hangs.
+    """Record an exit over a connection of its own: the pool, or its loop, may be what hangs.
 
     Raises OSError, TimeoutError or asyncpg.PostgresError.
     """
@@ -46,7 +46,7 @@ async def record_exit(dsn: str, ended: Exit) -> None:
 
 
 class ExitRecord:
-    """Keeps the exits of one worker."""
+    """Records the exits of one worker."""
 
     def __init__(self, dsn: str, worker: str, version: str) -> None:
         self._dsn = dsn
@@ -54,14 +54,14 @@ class ExitRecord:
         self._version = version
 
     async def __call__(self, places: Sequence[str], reason: str) -> None:
-        """Keep one, in any loop. Raises as `record_exit`."""
+        """Record one, in any event loop. Raises like `record_exit`."""
         await record_exit(self._dsn, Exit(places=places, reason=reason, worker=self._worker, version=self._version))
 
 
 async def hung_again(database: Database, within_s: float, most: int) -> str | None:
-    """Return where `most` workers or more hung within so many seconds, since a person last resumed the rail."""
+    """Return where at least `most` workers hung within `within_s` seconds and since a person resumed the guardrail."""
     rows = await database.persist("hung_again", within_s, most)
     if not rows:
         return None
     times, place, reason = rows[0]["exits"], rows[0]["place"], rows[0]["reason"]
-    return f"{times} times within {within_s / 60:.0f} minutes a worker hung at {place}: {reason}"
+    return f"a worker hung {times} times within {within_s / 60:.0f} minutes at {place}: {reason}"

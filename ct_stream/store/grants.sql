@@ -1,15 +1,15 @@
--- Who may do what. Run at each migrate: the spine may have been made since the last time.
+-- Who may do what. Runs at each migrate, because the spine may have been created since the last time.
 
 GRANT USAGE ON SCHEMA outreach TO ct_gate, ct_ops;
 -- Functions that run as ct_owner look names up in this schema.
 REVOKE CREATE ON SCHEMA outreach FROM PUBLIC, ct_gate, ct_ops;
 
--- The owner: its tables are its own, and companies that were decided before are adopted with its rights. It notes
--- migrations in tables that are not its own, so that it cannot put a trigger there that an administrator would run.
+-- The owner owns the gate's tables, and companies decided earlier are adopted with its rights. It notes migrations in
+-- tables that it does not own, so that it cannot put a trigger there that an administrator would run.
 GRANT SELECT ON outreach.company_target, outreach.company_target_errors TO ct_owner;
 GRANT SELECT, INSERT ON outreach.ct_migrations, outreach.ct_functions TO ct_owner;
 
--- The gate: inserts outcomes, moves the publish claim, keeps undecided passes; deletes nothing by itself.
+-- The gate inserts outcomes, moves the publish claim and keeps waits. It cannot delete rows by itself.
 GRANT SELECT, INSERT ON outreach.ct_outcomes TO ct_gate;
 GRANT UPDATE (publish_until, published_at) ON outreach.ct_outcomes TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
@@ -19,20 +19,20 @@ GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.
 GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
 GRANT SELECT ON outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held,
     outreach.ct_migrations, outreach.ct_functions TO ct_gate;
--- Only the next try: states change through the functions, which keep a log.
+-- Only the next try: states change only through functions, which keep a log.
 GRANT UPDATE (tries, next_try_at) ON outreach.ct_guardrails TO ct_gate;
--- Paid attempts change through two functions only, so that the gate can neither make one up nor take one back.
+-- Paid attempts change only through two functions, so that the gate can neither invent one nor take one back.
 GRANT SELECT ON outreach.ct_tier2_attempts TO ct_gate;
 
--- People: read everything of the gate, and the audited functions.
+-- People may read everything of the gate, and call the audited functions.
 GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_target_errors, outreach.ct_passes,
     outreach.ct_usage, outreach.ct_rates, outreach.ct_domains, outreach.ct_refusals, outreach.ct_controls,
     outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held, outreach.ct_migrations,
     outreach.ct_functions, outreach.ct_memory, outreach.ct_alerts, outreach.ct_tier2_attempts,
     outreach.ct_watchdog_exits TO ct_ops;
 
--- Functions: nobody but those who are named here. Nothing is taken from the gate itself: a worker of the version before
--- may still call a function that this version does not name.
+-- Functions: only the roles named here may call them. No right is taken away from the gate itself, because a worker of
+-- the previous version may still call a function that this version does not name.
 DO $$
 DECLARE
     of_gate CONSTANT name[] := ARRAY[

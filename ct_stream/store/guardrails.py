@@ -1,8 +1,9 @@
-"""A server refuses us: is it this company's policy, a provider that closed, or all of us?
+"""Decides what a refusal means: one company's policy, a provider that closes to us, or a halt of the whole tool.
 
-Three companies of one provider that end within 24 hours in a refusal of us, in "too fast" or in silence, with no good
-talk between, close that provider; five of the last 20 providers halt the tool until a person resumes it. What concerns
-one company alone is settled by a control and by time: long enough for the others to show what it was (ADR-CT-IMO-024).
+A provider is closed if within 24 hours three of its companies end in a refusal of us, in "too fast" or in silence, with
+no normal session in between. If five of the last 20 providers refuse us, the tool is halted until a person resumes it.
+Trouble that only one company met is settled by a control and by time: long enough for other companies to show whether
+they meet it too (ADR-CT-IMO-024).
 """
 
 from __future__ import annotations
@@ -26,38 +27,38 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLOSE_AFTER_COMPANIES = 3
-HALT_AFTER_PROVIDERS, OF_PROVIDERS = 5, 20  #: so many of the last so many
-EVIDENCE_KEPT = timedelta(hours=24)  #: how far a refusal or a good talk counts back
-FIRST_TRY_S = 600.0  #: of a closed provider; then twice as long each time, see ct_count_try
-RATE_PAUSE_S = 60.0  #: of a provider that says that we ask too fast; then twice as long each time
+HALT_AFTER_PROVIDERS, OF_PROVIDERS = 5, 20  #: five of the last 20
+EVIDENCE_KEPT = timedelta(hours=24)  #: how long a refusal or a normal session counts
+FIRST_TRY_S = 600.0  #: until a closed provider is tried; then twice as long each time, see ct_count_try
+RATE_PAUSE_S = 60.0  #: until a provider that says "too fast" is tried; then twice as long each time
 _REFRESH_S = 5.0
 _HOURS = EVIDENCE_KEPT // timedelta(hours=1)
 SMTP_RAIL = "tool:TOOL-005"
 TIER2_RAIL = "tool:TOOL-019"
-TIER2_BUDGET = "budget:TOOL-019"  #: in the log of guardrails only: the month opens it
+TIER2_BUDGET = "budget:TOOL-019"  #: only in the log of guardrails: the next month opens it
 
 
 def say_guardrail(rail: str, state: str, reason: str) -> None:
-    """Log a change of a guardrail: the alert, when it closes or halts."""
+    """Log a change of a guardrail, as an error if it closes or halts."""
     level = {"open": logging.INFO, "paused": logging.WARNING}.get(state, logging.ERROR)
     log.log(level, "Guardrail %s is %s: %s", rail, state, reason, extra={"action": "guardrail", "rail": rail})
 
 
 class Guardrails:
-    """The guardrail table as all workers share it."""
+    """The guardrails, shared by all workers."""
 
     def __init__(self, database: Database, settle_s: float) -> None:
         self._database = database
         self._settle_s = settle_s
-        self._suspects: set[str] = set()  # providers whose next good talk is news
+        self._suspects: set[str] = set()  # providers whose next normal session matters
         self._on_trial = False
         self._refresh_at = 0.0
         self._changes = 0
-        self.halted: dict[str, str] = {}  #: rail to reason, as last read
-        self.opened: dict[str, datetime] = {}  #: rail to when it was opened again, as last read
+        self.halted: dict[str, str] = {}  #: guardrail to reason, as last read
+        self.opened: dict[str, datetime] = {}  #: guardrail to when it was opened again, as last read
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait:
-        """Record a reply about us, draw what follows for all companies, and return the wait for this one."""
+        """Record a reply about us, close or halt what it calls for, and return the wait for this company."""
         if held.by is HeldBy.RATE:
             await self._note(provider, domain, "rate", held.host, held.reason)
             await self.set_state(
@@ -76,8 +77,8 @@ class Guardrails:
             reason = f"{of_last} refuse us, the last one {provider}: {held.reason}"
             await self.set_state(SMTP_RAIL, "halted", reason, None)
         if is_own_server(held.host, domain):
-            # Its own policy, if a control talks to us normally: the scope is settled by that proof.
-            return control_wait(ControlKind.SMTP, f"{held.host} refuses us; a control must show whether all do")
+            # If a control domain's server accepts us, this is the company's own policy: that proof settles the scope.
+            return control_wait(ControlKind.SMTP, f"{held.host} refuses us; a control must show whether others do too")
         await self._close_where_due(provider, held.reason)
         return Wait(
             reason=WaitReason.REFUSED,
@@ -87,33 +88,33 @@ class Guardrails:
         )
 
     async def note(self, held: Held, domain: str, provider: str) -> None:
-        """Record a reply about us that puts no wait on this company."""
+        """Record a reply about us that causes no wait for this company."""
         await self.judge(held, domain, provider)
 
     def settling(self, age_s: float) -> Settling:
-        """Return what time and a halt, as last read, say about a failed answer of this age."""
+        """Return what settles a failed answer of this age, with the last known halt."""
         return Settling(settle_s=self._settle_s, age_s=age_s, halted=self.halted.get(SMTP_RAIL))
 
     async def silent(self, provider: str, domain: str) -> None:
         """Record that no server of a shared provider could be reached for this company."""
-        await self._note(provider, domain, "silent", "", "no server of it could be reached")
+        await self._note(provider, domain, "silent", "", "none of its servers could be reached")
 
     async def unreached(self, provider: str, age_s: float) -> Wait | None:
-        """Return why a shared provider's silence, so many seconds old, is not its company's failure (yet)."""
-        if await self._close_where_due(provider, "no server of it could be reached"):
+        """Return the wait for a shared provider's silence of this age; None: it counts against the company."""
+        if await self._close_where_due(provider, "none of its servers could be reached"):
             return Wait(
                 reason=WaitReason.PROVIDER_CLOSED,
-                detail=f"several companies at {provider} end without an answer: the provider, or its view of us",
+                detail=f"several companies at {provider} got no answer: the provider is out of reach, or blocks us",
                 waits_on=WaitsOn.provider(provider),
             )
         return self.settling(age_s).silence(provider)
 
     async def note_talk(self, provider: str) -> None:
-        """Record that a provider talked normally to a company that has its place at another one."""
+        """Record a normal session at a provider, by a company that has its place at another one."""
         await self._database.persist("note_talk", provider)
 
     async def talked(self, provider: str) -> None:
-        """Open a closed provider that talked normally; count the talk in a careful resume."""
+        """Open a closed provider after a normal session; during a trial of TOOL-005, count the session."""
         if provider in self._suspects:
             self._suspects.discard(provider)
             await self.set_state(WaitsOn.provider(provider), "open", "talks normally again", None)
@@ -122,7 +123,7 @@ class Guardrails:
             say_guardrail(SMTP_RAIL, "open", "enough providers have talked normally")
 
     async def set_state(self, rail: str, state: str, reason: str, next_try_s: float | None) -> None:
-        """Pause, close, halt or open a guardrail; a change is logged as an alert."""
+        """Pause, close, halt or open a guardrail, and log a change."""
         rows = await self._database.persist(
             "set_guardrail", rail, state, reason, -1.0 if next_try_s is None else next_try_s
         )
@@ -140,7 +141,7 @@ class Guardrails:
         changes = self._changes
         rows = await self._database.persist("guardrails")
         if changes != self._changes:
-            return  # halted meanwhile: what was read may be older than that
+            return  # halted meanwhile: what was read may be older than the halt
         self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
         self.opened = {row["key"]: row["since"] for row in rows if row["state"] == "open"}
         self._on_trial = any(row["key"] == SMTP_RAIL and row["state"] == "trial" for row in rows)
@@ -158,6 +159,7 @@ class Guardrails:
         rows = await self._database.persist("refusals_at_provider", provider, EVIDENCE_KEPT)
         if rows[0]["companies"] < CLOSE_AFTER_COMPANIES:
             return False
-        why = f"{rows[0]['companies']} companies within {_HOURS} h and no good talk between, the last one: {reason}"
+        companies = f"{rows[0]['companies']} companies within {_HOURS} h were refused or got no answer"
+        why = f"{companies}, with no normal session in between; the last one: {reason}"
         await self.set_state(WaitsOn.provider(provider), "closed", why, FIRST_TRY_S)
         return True

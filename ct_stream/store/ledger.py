@@ -1,4 +1,4 @@
-"""What is known of a company, which verdict won, and what is still to be published?"""
+"""The ledger: looks companies up, records outcomes, and hands out what is to be published."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Attempt:
-    """One attempt to record an outcome, told from any other by its token."""
+    """One attempt to record an outcome, with a token that no other attempt has."""
 
     outcome: Outcome
     token: UUID = field(default_factory=uuid4)
 
 
 class Ledger:
-    """The one arbiter of outcomes (law 1), a batch a statement."""
+    """The one arbiter of outcomes (law 1), with one statement for each batch."""
 
     def __init__(self, database: Database, rules_version: str = "") -> None:
-        """Look up, with a company, what its domain answered under these rules; without a version nothing of it."""
+        """With a rules version, a look-up of a company also returns what its domain answered under these rules."""
         self._database = database
         self._rules_version = rules_version
         retrying = database.retrying
@@ -58,7 +58,7 @@ class Ledger:
         return (self.look_up, self._recordings, self.stamp, self.claim)
 
     async def record(self, outcome: Outcome) -> bool:
-        """Record an outcome; True when it is the one that counts. Cancelling the caller does not stop it."""
+        """Record an outcome; return True if it is the one that counts. Cancelling the caller does not stop it."""
         return await self._recordings(_Attempt(outcome=outcome))
 
     async def claim_unpublished(self, limit: int) -> list[Publication]:
@@ -200,7 +200,7 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
 
 
 def _serves_others(outcome: Outcome) -> bool:
-    """Tell if those who wait for the same domain can be decided by what is remembered now."""
+    """Return whether companies that wait for the same domain can be decided by what is remembered now."""
     told = [exchange for exchange in outcome.exchanges if exchange.key != "spine"]
     if is_unpaid(told):
         return False

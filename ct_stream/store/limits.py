@@ -1,6 +1,6 @@
-"""The toolbox's limits over all workers: who may look up or probe now, and who waits for what?
+"""The toolbox's limits over all workers: who may look up or probe now, and who waits for what.
 
-One call of a function in Postgres serves a whole batch; durations are by the database's clock.
+One call of a function in Postgres serves a whole batch. Durations are by the database's clock.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from ct_stream.gate.toolbox_limits import ProbeLimits
     from ct_stream.store.database import Database
 
-#: A slot of the per-second rate is waited for in the task as long as it is near; else the company is put away.
+#: For a slot of the per-second rate that is nearer than this, the task waits; otherwise the company is parked.
 _MAX_SLOT_WAIT_S = 1.0
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
-_AGAIN_S = 5.0  #: a process that stood still is given time to come to itself
-_SURE_S = LEASE_S - 5.0  #: after its grant a session may begin for so long: a server is slow to take a connection, too
+_AGAIN_S = 5.0  #: for a process that stood still to recover
+_SURE_S = LEASE_S - 5.0  #: for so long after the grant a session may begin, since a server may be slow to accept it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """When what was granted may go, or why it may not."""
+    """When a granted look-up may start, or why it may not."""
 
     delay_s: float = 0.0
     wait: Wait | None = None
@@ -43,7 +43,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Looked:
-    """What a pass saw in the domain memory: where there is more by now, it has nothing to ask (ADR-CT-IMO-014)."""
+    """What a pass saw in the domain memory. If newer answers are there by now, it need not ask (ADR-CT-IMO-014)."""
 
     rules_version: str
     answered_at: datetime | None  #: None: nothing was remembered
@@ -51,18 +51,18 @@ class Looked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A domain that a pass wants to begin with, or to go on with, and the name of its lease there."""
+    """A domain that a pass wants to start or continue probing, and the name of its lease there."""
 
     domain: str
     provider: str
     lease: UUID
-    session: int = 1  #: which one of the lease
-    looked: Looked | None = None  #: None: it did not look
+    session: int = 1  #: its number under the lease
+    looked: Looked | None = None  #: None: it did not look at the memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """The database's answer to the begin of a probe chain, or of a further session."""
+    """The database's answer to a request to start probing, or to start a further session."""
 
     answer: str  #: granted, halted, trial, provider_closed, provider_busy, domain_busy, answered, cap
     retry_s: float | None
@@ -71,7 +71,7 @@ class Begun:
 
 
 class SharedLimits:
-    """The limits as all workers share them."""
+    """The limits, shared by all workers."""
 
     def __init__(self, database: Database, owner: str, limits: ProbeLimits) -> None:
         self._database = database
@@ -96,7 +96,7 @@ class SharedLimits:
         return (self.take_mx, self.begin, self.go_on, self.end)
 
     async def mx_lookup(self) -> Wait | None:
-        """Take one MXLookup unit; None when the look-up may go now."""
+        """Take one MXLookup unit; None if the look-up may start now."""
         slot = await self.take_mx(None)
         if slot.wait is None and slot.delay_s > 0:
             await asyncio.sleep(slot.delay_s)
@@ -105,7 +105,7 @@ class SharedLimits:
     async def begin_probe(self, domain: str, provider: str, looked: Looked | None = None) -> DomainLease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit, or none of them.
 
-        None of them either where the domain has answered to another company since this one `looked`.
+        Nothing is taken if the domain has answered another company since this one `looked`.
         """
         wanted = Wanted(domain=domain, provider=provider, lease=uuid4(), looked=looked)
 
@@ -121,11 +121,11 @@ class SharedLimits:
         if begun.answer == "granted":
             return granted(begun)
         wait = _wait(begun, domain, provider, self.limits)
-        # Who waits between two hosts is not woken for a unit: the first one would be asked again for each.
+        # Only here a free unit wakes the company: between two hosts, the first one would be asked again for each unit.
         return replace(wait, waits_on=WaitsOn.cap("TOOL-005")) if begun.answer == "cap" else wait
 
     async def enter_provider(self, held: Wanted, provider: str, *, is_known: bool) -> Wait | None:
-        """Go on at another provider for a domain that is held: see ct_enter_provider."""
+        """Continue at another provider with a domain that is held: see ct_enter_provider."""
         limits = self.limits
         rows = await self._database.persist(
             "enter_provider",
@@ -145,18 +145,18 @@ class SharedLimits:
         return replace(wait, after_s=begun.retry_s) if begun.answer == "provider_closed" else wait
 
     async def next_session(self, held: Wanted) -> float | Wait:
-        """Take the unit of a further session under a lease, if it is held yet: see ct_go_on; return `asked_at`."""
+        """Take the unit of a further session under a lease that is still held: see ct_go_on. Return `asked_at`."""
         begun = await self.go_on(held)
         if begun.answer != "granted":
             return _wait(begun, held.domain, held.provider, self.limits)
         return begun.asked_at
 
     async def wake_capped(self) -> None:
-        """Wake who waits for midnight, as far as units are left: see ct_wake_capped."""
+        """Wake companies that wait for midnight, as many as units are left: see ct_wake_capped."""
         await self._database.persist("wake_capped", self.limits.smtp_per_day)
 
     async def release_owner(self) -> None:
-        """Give back all that this worker leases; without a database the leases run out by themselves."""
+        """Give back all leases of this worker. Without a database they run out by themselves."""
         with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
             await self._database.run("release_owner", self._owner, self.limits.smtp_domain_pause_s)
 
@@ -178,10 +178,10 @@ class SharedLimits:
                     after_s=row["retry_s"],
                 )
             else:
-                # Put away until its turn is near: in the order refused, one slot apart.
+                # Parked until its turn is near: in the order of refusal, one slot apart.
                 wait = Wait(
                     reason=WaitReason.RATE_LIMIT,
-                    detail=f"{limits.mx_per_second:g} MX look-ups a second (TOOL-004) are allowed",
+                    detail=f"only {limits.mx_per_second:g} MX look-ups a second (TOOL-004) are allowed",
                     after_s=row["retry_s"] + n / limits.mx_per_second,
                 )
             slots.append(Slot(wait=wait))
@@ -268,9 +268,9 @@ class DomainLease:
         return self._held.lease
 
     async def enter(self, provider: str, *, is_known: bool = False) -> Wait | None:
-        """Take a place at another provider for the one that is held; a company's own servers need none.
+        """Exchange the held place for one at another provider; a company's own servers need none.
 
-        `is_known`: its rail has let this lease in before, so that its one try is ours.
+        `is_known`: the provider's guardrail has let this lease in before, so its one try is already ours.
         """
         wait = await self._shared.enter_provider(self._held, provider, is_known=is_known)
         if wait is None and not is_own_provider(provider, self._held.domain):
@@ -278,9 +278,10 @@ class DomainLease:
         return wait
 
     async def next_session(self) -> Wait | None:
-        """Come back when the domain's pause is over, with the unit of a session that may begin at once.
+        """Return when the domain's pause is over, with the unit of a session that may begin at once.
 
-        After an outage or a freeze that outlasted the lease another pass may have the domain: then nothing is taken.
+        After an outage or a freeze that was longer than the lease, another pass may hold the domain. Then nothing is
+        taken.
         """
         if self._begun:
             pause = self._ended_at + self._shared.limits.smtp_domain_pause_s - time.monotonic()
@@ -293,7 +294,7 @@ class DomainLease:
         if time.monotonic() - self._granted_at > _SURE_S:
             return Wait(
                 reason=WaitReason.OUR_MACHINE,
-                detail=f"its turn at {self._held.domain} may be over: our process stood still, or Postgres was late",
+                detail=f"its lease on {self._held.domain} may have ended: this process was stopped, or Postgres slow",
                 after_s=_AGAIN_S,
             )
         self._begun += 1
@@ -304,9 +305,9 @@ class DomainLease:
         self._ended_at = time.monotonic()
 
     async def release(self, *, talked: bool) -> None:
-        """Give the domain, the place and a unit that was not used back; the pause counts from the last session's end.
+        """Give back the domain, the place and an unused unit. The domain's pause counts from the last session's end.
 
-        `talked`: a server of the provider at which it has its place talked to us normally, which is evidence about it.
+        `talked`: a server of the provider at which the lease has its place talked to us normally, which is evidence.
         """
         if not self._released:
             self._released = True
@@ -334,7 +335,7 @@ def _wait(begun: Begun, domain: str, provider: str, limits: ProbeLimits) -> Wait
         case "trial":
             return Wait(
                 reason=WaitReason.HALTED,
-                detail=f"TOOL-005 comes back carefully, one company at a time: {begun.detail}",
+                detail=f"TOOL-005 was resumed and is tried with one company at a time: {begun.detail}",
                 waits_on=WaitsOn.tool("TOOL-005"),
             )
         case "provider_closed":
@@ -346,7 +347,7 @@ def _wait(begun: Begun, domain: str, provider: str, limits: ProbeLimits) -> Wait
         case "provider_busy":
             return Wait(
                 reason=WaitReason.PROVIDER_BUSY,
-                detail=f"all sessions allowed at provider {provider} are open",
+                detail=f"all sessions allowed at provider {provider} are in use",
                 waits_on=WaitsOn.place(provider),
             )
         case "domain_busy":
@@ -359,7 +360,7 @@ def _wait(begun: Begun, domain: str, provider: str, limits: ProbeLimits) -> Wait
         case "answered":
             return Wait(
                 reason=WaitReason.DOMAIN_BUSY,
-                detail=f"another company of {domain} has just been decided; its answers will serve",
+                detail=f"another company of {domain} has just been decided; this one will use its answers",
                 after_s=0.0,
             )
         case "cap":

@@ -1,8 +1,9 @@
-"""Bring a database up to date: the gate's tables, functions, triggers, roles and grants.
+"""Brings a database up to date: the gate's tables, functions, triggers, roles and grants.
 
 A fresh database gets `schema.sql`, the tables in their final form. An existing one gets the files of `migrations/` that
-it does not have yet; the checksum of an applied file is kept, so that a changed file is found out. Functions, triggers
-and grants are replaced each time, and the version of them is kept too. All in one transaction, under an advisory lock.
+it does not have yet; the checksum of an applied file is kept, so that a later change of the file is detected.
+Functions, triggers and grants are replaced each time, and their version is kept too. All this is one transaction, under
+an advisory lock.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _LOCK = 0x63745F6D  # "ct_m": one migration at a time in this database
 _MIN_SERVER = 15
 _BASELINE = "0000_baseline"  #: the name under which schema.sql is noted, before any file of migrations/
-#: An administrator takes no name from a schema that others may write to, and sees every row that it adopts.
+#: An administrator must not resolve names in a schema that others may write to, and must see every row to adopt.
 _SAFELY = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL row_security = off"
 ROLES = ("ct_owner", "ct_gate", "ct_ops")
 
@@ -38,7 +39,7 @@ class MigrationReport:
     """What a run of `migrate` did."""
 
     applied: tuple[str, ...]
-    adopted: int  #: companies that got their ledger row now
+    adopted: int  #: companies decided earlier that got a ledger row now
     pending: int  #: company_target rows that the gate will decide
     spine_found: bool
     temp_revoked: bool  #: from PUBLIC, now
@@ -47,7 +48,7 @@ class MigrationReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqlFiles:
-    """The SQL of one version. Names sort in the order in which files are run."""
+    """The SQL of one version. Files run in the order of their names."""
 
     adopt: str
     schema: str
@@ -63,7 +64,7 @@ class SqlFiles:
 
     @property
     def functions_checksum(self) -> str:
-        """Return what tells this version's functions, triggers and grants from another's."""
+        """Return a checksum that differs between versions of functions, triggers and grants."""
         return _checksum("\n".join((*self.functions.values(), self.triggers, self.grants)))
 
 
@@ -82,14 +83,14 @@ def sql_files() -> SqlFiles:
 
 
 def latest_migration() -> str:
-    """Return the name of the newest migration, which a worker wants to find applied."""
+    """Return the name of the newest migration, which must be applied before a worker starts."""
     return sql_files().latest_migration
 
 
 def missing_part(applied: Collection[str]) -> str | None:
     """Return what a database lacks of this version, or None. `applied`: the result of the query `applied`.
 
-    More than this version knows is fine: a worker may run on in a database that was migrated by the next one.
+    More than this version knows is fine: a worker may keep running in a database that a newer version has migrated.
     """
     if latest_migration() not in applied:
         return latest_migration()
@@ -97,7 +98,7 @@ def missing_part(applied: Collection[str]) -> str | None:
 
 
 async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationReport:
-    """Bring the database of `admin_dsn` up to date. Raises MigrationError; nothing is half-applied."""
+    """Bring the database of `admin_dsn` up to date. Raises MigrationError, and then nothing has changed."""
     connection = await asyncpg.connect(admin_dsn, timeout=10)
     try:
         if connection.get_server_version().major < _MIN_SERVER:
@@ -161,12 +162,13 @@ async def _apply_missing(connection: asyncpg.Connection, sql: SqlFiles) -> list[
             "the database was made by a version from before the first release",
             "let its workers finish until `ct-stream held` is empty and nothing is unpublished, stop them, drop the "
             "ct_* tables and functions of schema outreach (CASCADE) and migrate again: what was decided is adopted. "
-            "Companies that still waited are sent again by `ct-stream publish --undecided`; paid attempts and halts are "
-            "forgotten",
+            "`ct-stream publish --undecided` sends those again that waited; paid attempts and halts are forgotten",
         )
     newer = sorted(set(known) - {_BASELINE, *sql.migrations})
     if newer:
-        raise MigrationError(f"the database has migration {newer[0]!r}, which this version does not know", "upgrade it")
+        raise MigrationError(
+            f"the database has migration {newer[0]!r}, which this version does not know", "upgrade ct-stream"
+        )
     for name, text in sql.migrations.items():
         if known.get(name, _checksum(text)) != _checksum(text):
             raise MigrationError(f"migration {name!r} was applied with other contents", "restore the released file")
@@ -178,21 +180,21 @@ async def _apply_missing(connection: asyncpg.Connection, sql: SqlFiles) -> list[
 
 
 async def _replace_functions(connection: asyncpg.Connection, sql: SqlFiles) -> list[str]:
-    """Put this version's functions and triggers in place; return what is new of them.
+    """Put this version's functions and triggers in place; return what is new.
 
-    Workers of the version before may run meanwhile, and `migrate` of that version may be run again by their start: it
-    must not take the functions back.
+    Workers of the version before may still run, and their start may run that version's `migrate` again. It must not
+    put the old functions back.
     """
     rows = await connection.fetch("SELECT f.checksum FROM outreach.ct_functions AS f ORDER BY f.ordinal")
     had = [row["checksum"] for row in rows]
     is_new = sql.functions_checksum not in had
     if not is_new and had[-1] != sql.functions_checksum:
-        raise MigrationError("the database has the functions of a newer version", "upgrade this one")
+        raise MigrationError("the database has the functions of a newer version", "upgrade ct-stream")
     for name, text in sql.functions.items():
         await _run(connection, f"functions/{name}", text)
     if not is_new:
         return []
-    await _run(connection, "triggers.sql", sql.triggers)  # seldom: each waits for the writers of its table
+    await _run(connection, "triggers.sql", sql.triggers)  # only when new: each waits for the writers of its table
     await connection.execute("INSERT INTO outreach.ct_functions (checksum) VALUES ($1)", sql.functions_checksum)
     return ["functions"]
 
@@ -212,7 +214,7 @@ async def _note(connection: asyncpg.Connection, applied: Mapping[str, str]) -> N
 
 
 async def _make_roles(connection: asyncpg.Connection) -> None:
-    """Make the three roles where they are missing; they cannot log in until somebody gives them a password."""
+    """Create the roles that are missing; they cannot log in until somebody gives them a password."""
     for role in ROLES:
         if not await connection.fetchval("SELECT 1 FROM pg_roles AS r WHERE r.rolname = $1", role):
             await connection.execute(f"CREATE ROLE {role} NOLOGIN")
@@ -235,9 +237,9 @@ async def _is_temp_open(connection: asyncpg.Connection) -> bool:
 
 
 async def _revoke_temp(connection: asyncpg.Connection) -> None:
-    """Let nobody make temporary objects by default: a role could put them over names that a function of another uses.
+    """Let nobody create temporary objects by default: they could hide objects that another role's function uses.
 
-    Functions name pg_temp last for that already; this is the second lock. Only the database's owner may turn it.
+    Functions already put pg_temp last for this reason; this is a second guard. Only the database's owner may set it.
     """
     statement = await connection.fetchval(
         """
@@ -250,10 +252,10 @@ async def _revoke_temp(connection: asyncpg.Connection) -> None:
 
 
 async def _own(connection: asyncpg.Connection) -> None:
-    """Give what was made to ct_owner, as whom the SECURITY DEFINER functions run.
+    """Make ct_owner, as whom the SECURITY DEFINER functions run, the owner of what was created.
 
-    But for the two tables that this module writes to: an owner may put a trigger on a table, and it would run here.
-    Nothing is given twice: each time it would lock the table against the workers.
+    The two tables that this module writes to are left out: an owner may put a trigger on a table, and it would run
+    here. What ct_owner owns already is skipped, because each change of owner locks the table against the workers.
     """
     await connection.execute("GRANT USAGE, CREATE ON SCHEMA outreach TO ct_owner")
     statements = await connection.fetch(

@@ -1,4 +1,4 @@
-"""Which errors are the database's own trouble, and never a company's?"""
+"""The errors that are the database's own trouble, and never a company's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class UnfitDatabase(ProblemError):
     """The server answers, but outcomes must not be written to it."""
 
 
-#: Run again at once: two batches met in opposite orders, or a serialisation conflict.
+#: Run the statement again at once: two batches took locks in opposite orders, or their transactions conflict.
 AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 #: The database is in trouble, whatever the statement: wait and run again. Never charged to a company.
 OUTAGE = (
@@ -25,7 +25,7 @@ OUTAGE = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.LockNotAvailableError,
     asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InsufficientPrivilegeError,  # a revoked grant is ours to mend
+    asyncpg.InsufficientPrivilegeError,  # a revoked grant is ours to repair
     asyncpg.UndefinedTableError,  # a migration is missing, or it is the wrong database
     asyncpg.UndefinedFunctionError,
     asyncpg.UndefinedColumnError,

@@ -1,6 +1,6 @@
-"""Whose one paid attempt may be spent now, what did it bring, and is the month's budget left?
+"""Reserves each company's one paid attempt, within the month's budget, and keeps its result.
 
-A reservation in Postgres comes before each call and stays for ever, so that neither a crash nor another worker pays
+A reservation in Postgres comes before each call and is never removed, so that neither a crash nor another worker pays
 twice (ADR-CT-IMO-017). All limits are exact over all workers, by the database's clock.
 """
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ct_stream.store.database import Database
 
 ANSWER_DUE_S = 30.0  #: from the reservation to the stored answer; until then other workers wait for it
-IN_A_ROW = 5  #: so many calls without a usable answer put the tool out of order
-#: A slot of the per-second rate is waited for in the task as long as it is near; else the company is put away.
+IN_A_ROW = 5  #: calls without a usable answer that halt the tool
+#: For a slot of the per-second rate that is nearer than this, the task waits; otherwise the company is parked.
 _MAX_SLOT_WAIT_S = 1.0
 
 
@@ -38,26 +38,26 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """What the reservation came to."""
+    """The result of a reservation."""
 
     answer: str  #: granted, answered, under_way, off, budget, halted, turn, rate; see ct_take_tier2
     stored: VerifyAnswer | None = None  #: when answered
     asked: str = ""  #: the address that the stored answer is about
     detail: str = ""
-    delay_s: float = 0.0  #: when granted: call after so many seconds
+    delay_s: float = 0.0  #: when granted: seconds to wait before the call
     retry_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What stands after an answer was to be stored, and whether it put the tool out of order."""
+    """The answer on record after one was to be stored, and whether that halted the tool."""
 
     answer: VerifyAnswer
     halted: str | None = None  #: why
 
 
 class PaidAttempts:
-    """The attempts as all workers share them. `provider` is empty where no vendor is set."""
+    """The attempts, shared by all workers. `provider` is empty if no vendor is set."""
 
     def __init__(self, database: Database, provider: str, limits: PaidLimits) -> None:
         self._database = database
@@ -68,9 +68,9 @@ class PaidAttempts:
         )
 
     async def store(self, wanted: Wanted, answer: VerifyAnswer, *, halt: str | None = None) -> Stored:
-        """Store what the call brought, however long the database is away; `halt` says what is wrong with our account.
+        """Store the answer, however long the database is away; `halt` says what is wrong with our account.
 
-        An answer that comes when its time is over finds the attempt written off, and that stands.
+        If the answer comes too late, its attempt has been written off, and that result counts.
         """
         rows = await self._database.persist(
             "answer_tier2",

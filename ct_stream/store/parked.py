@@ -1,4 +1,4 @@
-"""Which companies are undecided, why, with which answers, and who goes on with them?"""
+"""Keeps undecided companies with their reasons and answers, and leases them to the worker that resumes them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from ct_stream.store.database import Database
 
-LEASE_S = 20.0  #: how long a worker that went silent keeps its companies and domains; renewed every quarter of it
+LEASE_S = 20.0  #: how long a worker that went silent keeps its companies and domains; renewed four times as often
 
 
 class ParkedCompanies:
-    """The undecided companies in Postgres: an event is acked once its wait stands here."""
+    """The undecided companies in Postgres. Once a wait is stored here, its event may be acked."""
 
     def __init__(self, database: Database, owner: str, worker_version: str) -> None:
         self._database = database
@@ -38,27 +38,27 @@ class ParkedCompanies:
         return [_resumed(row) for row in await self._database.persist("claim_due", self._owner, limit, LEASE_S)]
 
     async def renew_leases(self, ids: Collection[UUID], leases: Mapping[UUID, str]) -> None:
-        """Keep the leases of these companies, and these leases of domains and places, where they are held yet."""
+        """Renew the leases of these companies, and these leases of domains and places, if they are still held."""
         await self._database.persist(
             "renew_leases", self._owner, LEASE_S, list(ids), list(leases.values()), list(leases)
         )
 
     async def give_back(self, ids: Sequence[UUID]) -> None:
-        """End leases without a change."""
+        """End the leases of these companies without any other change."""
         await self._database.persist("give_back", self._owner, list(ids))
 
     async def forget(self, outreach_id: UUID) -> None:
-        """Remove the undecided pass of a company that has an outcome."""
+        """Remove the wait of a company that has an outcome."""
         await self._database.persist("forget", [outreach_id])
 
     async def retry_stuck(self) -> None:
-        """Make due what a worker of another version found stuck."""
+        """Make companies due that are stuck since a worker of another version tried them."""
         await self._database.persist("retry_stuck", self._version)
 
     async def count_exception(
         self, origin: Origin, event_at: datetime | None, detail: str, traceback: str
     ) -> tuple[int, str]:
-        """Count our bug against the company; return (exceptions so far, state)."""
+        """Count an exception in our own code for the company; return (exceptions so far, state)."""
         rows = await self._database.persist(
             "count_exception",
             origin.outreach_id,
@@ -81,16 +81,16 @@ class ParkedCompanies:
         return int(rows[0]["stuck"])
 
     async def waiting_by_reason(self) -> list[tuple[str, str, int, datetime]]:
-        """Return (state, reason, companies, oldest) of all that is undecided."""
+        """Return (state, reason, companies, oldest) for all undecided companies."""
         rows = await self._database.persist("waiting_by_reason")
         return [(row["state"], row["reason"], row["companies"], row["oldest"]) for row in rows]
 
     async def wake_sleepers(self, sessions_per_provider: int) -> None:
-        """Wake what a crash or a race kept asleep, and tidy."""
+        """Wake companies that a crash or a race left waiting."""
         await self._database.persist("wake_sleepers", sessions_per_provider)
 
     async def _park(self, parked: Sequence[Parked]) -> list[None]:
-        last = {p.origin.outreach_id: p for p in parked}  # one company twice in a batch: one row can be written once
+        last = {p.origin.outreach_id: p for p in parked}  # a statement can write the row of a company only once
         columns = [list(column) for column in zip(*map(_row, last.values()), strict=True)]
         await self._database.run("park", *columns, self._version, self._owner)
         return [None] * len(parked)

@@ -1,4 +1,4 @@
-"""Where are the SQL statements? In `queries.sql`, by name."""
+"""Finds SQL statements in `queries.sql` by name."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def _all() -> dict[str, str]:
 
 
 def query(name: str) -> str:
-    """Return the statement called `name`. Raises KeyError when there is none."""
+    """Return the statement called `name`. Raises KeyError if there is none."""
     return _all()[name]

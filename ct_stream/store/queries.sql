@@ -1,5 +1,5 @@
--- The statements of the gate, by name. `$n` are asyncpg's parameters; arrays are parallel, one element a company,
--- sorted by outreach_id by the caller (opposite orders deadlock).
+-- The gate's statements, by name. `$n` are asyncpg's parameters. Arrays are parallel, with one element for each
+-- company, sorted by outreach_id by the caller (opposite orders would deadlock).
 
 -- name: server
 -- What server is this, and which ledger does it hold?
@@ -10,14 +10,14 @@ SELECT pg_is_in_recovery() AS in_recovery,
     (SELECT coalesce(max(o.ordinal), 0) FROM outreach.ct_outcomes AS o) AS last_ordinal;
 
 -- name: applied
--- Which migrations does this database have behind it, and which versions of functions?
+-- Which migrations and which versions of functions has this database had?
 SELECT m.name AS part FROM outreach.ct_migrations AS m
 UNION ALL
 SELECT f.checksum FROM outreach.ct_functions AS f;
 
 -- name: look_up
--- All that is known of these companies: outcome, undecided pass, paid attempt, spine row, and what its domain answered
--- lately (see recall), for the domain in the form that it is mostly stored in.
+-- Everything that is known of these companies: outcome, wait, paid attempt, spine row, and what the domain answered
+-- lately (see recall), looked up under the form in which domains are usually stored.
 SELECT i.id AS outreach_id,
     o.outcome,
     (o.published_at IS NOT NULL OR o.topic IS NULL) AS settled,
@@ -35,8 +35,8 @@ LEFT JOIN outreach.outreach AS s ON s.outreach_id = i.id
 CROSS JOIN LATERAL outreach.ct_recall(lower(s.domain), $2, $3, $4, $5) AS m;
 
 -- name: record
--- Record outcomes: the first one of an outreach_id wins, and only winners get their rows. Returns the winners, which
--- this worker has claimed for publishing for $27 seconds.
+-- Record outcomes: the first one of an outreach_id wins, and only winners get rows. Returns the winners, with this
+-- worker's claim to publish them for $27 seconds.
 WITH input AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
@@ -85,7 +85,7 @@ WITH input AS (
     FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
     WHERE i.outcome = 'FAIL'
 ), memory AS (
-    -- Sorted by domain: opposite orders deadlock. A clock that runs ahead must not lengthen a memory.
+    -- Sorted by domain, because opposite orders deadlock. A clock that runs ahead must not make a memory last longer.
     INSERT INTO outreach.ct_memory AS m (domain, rules_version, outcome, answers, answered_at, mx_at)
     SELECT DISTINCT ON (i.domain, i.rules_version) i.domain, i.rules_version, i.outcome, i.memory::jsonb,
         least(i.answered_at, clock_timestamp()), least(i.mx_at, clock_timestamp())
@@ -106,15 +106,15 @@ FROM unnest($1::text[]) AS i (domain)
 CROSS JOIN LATERAL outreach.ct_recall(i.domain, $2, $3, $4, $5) AS m;
 
 -- name: wake_domains
--- All who wait for these domains: their answers are remembered now.
+-- Wake all companies that wait for these domains, whose answers are now remembered.
 SELECT outreach.ct_wake('domain:' || d, 1000000, clock_timestamp()) FROM unnest($1::text[]) AS d;
 
 -- name: recorded_attempts
--- Which attempt won for these companies? Read by a statement of its own: one that inserts cannot see a winner's row.
+-- Which attempt won for these companies? A separate statement, because one that inserts cannot see a winner's row.
 SELECT o.outreach_id, o.attempt FROM outreach.ct_outcomes AS o WHERE o.outreach_id = ANY ($1::uuid[]);
 
 -- name: claim_unpublished_of
--- Claim the recorded bytes of these companies for publishing for $2 seconds, where nobody else holds the claim.
+-- Claim the recorded bytes of these companies for publishing for $2 seconds, if nobody else holds the claim.
 UPDATE outreach.ct_outcomes AS o SET publish_until = clock_timestamp() + $2::float8 * interval '1 second'
 WHERE o.outreach_id = ANY ($1::uuid[]) AND o.published_at IS NULL AND o.topic IS NOT NULL
     AND outreach.ct_may_claim(o.publish_until, $2)
@@ -131,7 +131,7 @@ WHERE o.outreach_id IN (
 RETURNING o.outreach_id, o.topic, o.key, o.value, o.headers;
 
 -- name: stamp
--- The broker has these outcomes.
+-- Mark outcomes as published: the broker has them.
 UPDATE outreach.ct_outcomes AS o SET published_at = clock_timestamp()
 WHERE o.outreach_id = ANY ($1::uuid[]) AND o.published_at IS NULL;
 
@@ -139,13 +139,13 @@ WHERE o.outreach_id = ANY ($1::uuid[]) AND o.published_at IS NULL;
 SELECT count(*) AS unpublished FROM outreach.ct_outcomes AS o WHERE o.published_at IS NULL AND o.topic IS NOT NULL;
 
 -- name: forget
--- Undecided passes of companies that have an outcome now.
+-- Remove the waits of companies that have an outcome now.
 SELECT outreach.ct_forget_passes($1::uuid[]);
 
 -- name: park
--- Record why companies wait, and their answers so far. A pass that another worker leases meanwhile is left to it,
--- and a stuck one stays stuck. `asked_at`: its answers are no older, NULL: as on record. `failed`: its
--- last failed answer came 'now', at the time on 'record' (now, where that is gone), or there is 'none'.
+-- Record why companies wait, and their answers so far. A company that another worker has leased meanwhile is left to
+-- it, and a stuck one stays stuck. `asked_at`: its oldest answer is not older; NULL: as on record. `failed`: its last
+-- failed answer came 'now', or at the time on 'record' (now, if that is gone), or there is 'none'.
 INSERT INTO outreach.ct_passes AS p (
     outreach_id, state, domain, reason, detail, waits_on, not_before, answers, pending, spent_ms, asked_at, failed_at,
     event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header,
@@ -176,8 +176,8 @@ WHERE p.state = 'waiting'
     AND (p.lease_owner IS NULL OR p.lease_owner = $21::text OR p.lease_until < clock_timestamp());
 
 -- name: claim_due
--- Lease companies whose wait is over, the longest over first.
--- Stamps that lie ahead are of before the clock was set back: the answers are of no time that proofs can speak for.
+-- Lease companies whose wait is over, the longest over first. If times are in the future, the clock was set back since:
+-- no proof can say anything about answers from an unknown time.
 UPDATE outreach.ct_passes AS p SET
     lease_owner = $1,
     lease_until = clock_timestamp() + $3 * interval '1 second',
@@ -189,7 +189,7 @@ UPDATE outreach.ct_passes AS p SET
     END
 WHERE p.outreach_id IN (
     SELECT q.outreach_id FROM outreach.ct_passes AS q
-    -- statement_timestamp: with a time that may change meanwhile the index would be read to its end, over all that wait.
+    -- statement_timestamp: with a clock that moves during the statement, the index would be read to its end.
     WHERE q.state = 'waiting' AND q.not_before <= statement_timestamp()
         AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
     ORDER BY q.not_before LIMIT $2 FOR UPDATE SKIP LOCKED
@@ -199,7 +199,7 @@ RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p
     p.correlation_header, p.exceptions, p.looks, p.waits_on;
 
 -- name: retry_stuck
--- Companies that a worker of another version found stuck are tried again by this one.
+-- Make companies due that are stuck since a worker of another version tried them.
 UPDATE outreach.ct_passes AS p SET state = 'waiting', exceptions = 0, not_before = clock_timestamp()
 WHERE p.outreach_id IN (
     SELECT q.outreach_id FROM outreach.ct_passes AS q
@@ -207,8 +207,8 @@ WHERE p.outreach_id IN (
 );
 
 -- name: renew_leases
--- Keep the passes and domains that this worker has in hand. A lease that it does not know of (the answer that granted
--- it was lost with its connection) runs out.
+-- Renew the leases of the companies and domains that this worker has in hand. A lease that it does not know about (the
+-- answer that granted it was lost with its connection) runs out.
 WITH passes AS (
     UPDATE outreach.ct_passes SET lease_until = clock_timestamp() + $2 * interval '1 second'
     WHERE lease_owner = $1 AND outreach_id = ANY ($3::uuid[])
@@ -221,12 +221,12 @@ WHERE domain IN (
 );
 
 -- name: give_back
--- End this worker's leases of these companies without a change: they are due again at once.
+-- End this worker's leases of these companies without any other change: they are due again at once.
 UPDATE outreach.ct_passes SET lease_owner = NULL, lease_until = NULL
 WHERE lease_owner = $1 AND outreach_id = ANY ($2::uuid[]);
 
 -- name: count_exception
--- Our bug: count it against the company; the third makes it stuck.
+-- Count an exception in our own code for the company; the third one makes it stuck.
 INSERT INTO outreach.ct_passes AS p (
     outreach_id, state, reason, detail, not_before, event_topic, event_partition, event_offset, event_at,
     correlation_id, traceparent, correlation_header, exceptions, traceback, worker_version
@@ -298,7 +298,7 @@ FROM outreach.ct_take_tier2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS t;
 SELECT a.final_said, a.final_detail, a.halted_now FROM outreach.ct_answer_tier2($1, $2, $3, $4, $5, $6, $7) AS a;
 
 -- name: control
--- What is known of our own way? Stamps from before the clock was set back are forgotten, before it catches up with
+-- What is known of our own way? Times from before the clock was set back are forgotten before the clock catches up with
 -- them.
 WITH forgotten AS (
     UPDATE outreach.ct_controls AS r SET (
@@ -315,11 +315,12 @@ SELECT c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from,
 FROM outreach.ct_controls AS r, outreach.ct_control_now(r) AS c WHERE r.kind = $1;
 
 -- name: begin_control
--- One control at a time over all workers, at most one in so many seconds, and only when somebody waits for one (or is
--- woken by one and asks again) or the last one failed (nothing new is pulled then). Of either kind: whoever needs both
--- waits for one after the other, and the chain of proofs of the other kind must go on meanwhile. A worker that dies in
--- one keeps it for $3 seconds, no longer than its other leases: meanwhile nobody would see a resolver that lies. What
--- was taken in the future, before the clock was set back, is over.
+-- Take the right to ask a control: one of each kind at a time over all workers, and at most one in $2 seconds. It is
+-- asked only while somebody waits for a control of either kind (or was woken by one and asks again), or after the last
+-- one failed. Either kind, because a company that needs both waits for one after the other, and the other chain of
+-- proofs must not break meanwhile. A worker that dies during a control keeps the right for $3 seconds, as long as its
+-- other leases: until then nobody would notice a resolver that lies. A right taken in the future, before the clock was
+-- set back, is void.
 UPDATE outreach.ct_controls AS c
 SET started_at = clock_timestamp(), lease_until = clock_timestamp() + $3::float8 * interval '1 second'
 WHERE c.kind = $1::text
@@ -332,7 +333,7 @@ WHERE c.kind = $1::text
 RETURNING c.started_at;
 
 -- name: control_succeeded
--- A proof that was begun at $2 succeeded. It serves all that failed before it; trouble from before it is over.
+-- A proof that began at $2 succeeded. It serves everything that failed before it, and ends earlier trouble.
 WITH proof AS (
     UPDATE outreach.ct_controls AS r SET (
         lease_until, started_at, ok_begun_at, ok_detail, failed_at, proven_since, proven_at, trouble_from, trouble_until
@@ -352,12 +353,12 @@ FROM proof WHERE p.waits_on = 'control:' || $1::text AND p.state = 'waiting'
     AND (p.failed_at < proof.ok_begun_at OR p.failed_at > clock_timestamp());
 
 -- name: control_failed
--- Our own way is broken, from the last proof of the contrary until the next one.
+-- Our own way is broken: from the last proof that it worked until the next one.
 UPDATE outreach.ct_controls AS r SET (
     lease_until, started_at, ok_begun_at, failed_at, failed_detail, proven_since, proven_at, trouble_from, trouble_until
 ) = (
     SELECT '-infinity'::timestamptz, c.started_at, c.ok_begun_at, clock_timestamp(), $2, c.proven_since, c.proven_at,
-        -- A way that breaks again within a quarter of an hour was never trusted in between.
+        -- If it breaks again within a quarter of an hour, the time in between does not count as working.
         CASE
             WHEN c.trouble_until > clock_timestamp() - interval '15 minutes' THEN c.trouble_from
             ELSE c.ok_begun_at
@@ -368,8 +369,8 @@ UPDATE outreach.ct_controls AS r SET (
 WHERE r.kind = $1::text;
 
 -- name: good_talk
--- A company's server talked to us in a session that was begun at $1, by a worker's clock, which may run ahead: as good
--- as an SMTP control, also for the chain.
+-- A company's server talked to us normally in a session that began at $1 (by a worker's clock, which may run ahead).
+-- That counts like an SMTP control, also for the chain.
 WITH talk AS (
     SELECT least($1::timestamptz, clock_timestamp()) AS begun_at
 ), proof AS (
@@ -394,8 +395,7 @@ FROM proof WHERE p.waits_on = 'control:smtp' AND p.state = 'waiting'
     AND (p.failed_at < proof.ok_begun_at OR p.failed_at > clock_timestamp());
 
 -- name: greeting
--- A server greeted us in a session that was begun at $1: port 25 is open. Whether we are welcome, it has yet to
--- say.
+-- A server greeted us in a session that began at $1, so port 25 is open. Whether it accepts us is not known yet.
 UPDATE outreach.ct_controls AS r SET (proven_since, proven_at) = (
     SELECT outreach.ct_proven_since(c, t.begun_at, $2), greatest(c.proven_at, t.begun_at)
     FROM outreach.ct_control_now(r) AS c, (SELECT least($1::timestamptz, clock_timestamp()) AS begun_at) AS t
@@ -404,12 +404,12 @@ WHERE r.kind = 'smtp'
     AND (SELECT c.failed_at FROM outreach.ct_control_now(r) AS c) < least($1::timestamptz, clock_timestamp());
 
 -- name: note_refusal
--- Evidence about a provider: it refused us, said that we ask too fast, or could not be reached.
+-- Record evidence about a provider: it refused us, said that we ask too fast, or could not be reached.
 INSERT INTO outreach.ct_refusals (provider, domain, kind, host, reason) VALUES ($1, $2, $3, $4, $5);
 
 -- name: refusals_at_provider
--- How many companies at this provider met a refusal or silence within $2, with no good talk since? Silence while
--- our own way out was broken is no evidence.
+-- How many companies at this provider met a refusal or silence within $2, with no normal session since? Silence while
+-- our own way out was broken does not count.
 SELECT count(DISTINCT r.domain) AS companies FROM outreach.ct_refusals AS r
 WHERE r.provider = $1 AND NOT r.void AND r.at > clock_timestamp() - $2::interval
     AND r.at > coalesce((
@@ -439,7 +439,7 @@ FROM (
 ) AS recent;
 
 -- name: set_guardrail
--- See ct_set_guardrail; $4 is in how many seconds one company may try, -1 for never.
+-- See ct_set_guardrail; $4 says in how many seconds one company may try, -1 for never.
 SELECT outreach.ct_set_guardrail(
     $1, $2, $3, CASE WHEN $4::float8 >= 0 THEN clock_timestamp() + $4::float8 * interval '1 second' END
 ) AS changed;
@@ -454,11 +454,11 @@ SELECT g.key, g.state, g.reason, g.since, g.next_try_at, g.tries, g.changed_by
 FROM outreach.ct_guardrails AS g ORDER BY g.key;
 
 -- name: record_exit
--- The end of a worker that hung, and where.
+-- Record the exit of a worker that hung, and where.
 INSERT INTO outreach.ct_watchdog_exits (places, reason, worker, worker_version) VALUES ($1, $2, $3, $4);
 
 -- name: hung_again
--- The place where most workers hung within $1 s, if $2 or more did since a person resumed the rail `watchdog`.
+-- The place where most workers hung within $1 s, if at least $2 did since a person resumed the guardrail `watchdog`.
 SELECT p.place, count(*) AS exits, (array_agg(e.reason ORDER BY e.at DESC))[1] AS reason
 FROM outreach.ct_watchdog_exits AS e CROSS JOIN LATERAL unnest(e.places) AS p (place)
 WHERE e.at > clock_timestamp() - make_interval(secs => $1::float8)
@@ -468,13 +468,13 @@ WHERE e.at > clock_timestamp() - make_interval(secs => $1::float8)
 GROUP BY p.place HAVING count(*) >= $2::integer ORDER BY exits DESC, p.place LIMIT 1;
 
 -- name: spine_control
--- May a missing row be believed? A primary, no row security in the way, and a spine that holds companies at all.
+-- May a missing row count? Only on a primary, without row security, and if the spine holds companies at all.
 SELECT pg_is_in_recovery() AS in_recovery,
     row_security_active('outreach.outreach') AS row_security,
     EXISTS (SELECT s.outreach_id FROM outreach.outreach AS s) AS has_rows;
 
 -- name: release_owner
--- A worker ends: its companies and domains are free at once.
+-- A worker ends: give back all its companies and domains at once.
 WITH passes AS (
     UPDATE outreach.ct_passes SET lease_owner = NULL, lease_until = NULL WHERE lease_owner = $1
 )
@@ -485,25 +485,25 @@ WHERE domain IN (
 );
 
 -- name: has_own_outcomes
--- Did a gate of ours ever decide a company here?
+-- Has our gate ever decided a company here?
 SELECT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.source = 'gate') AS has_outcomes;
 
 -- name: story_outcome
--- All that is kept of one decided company.
+-- Everything that is kept of one decided company.
 SELECT o.outreach_id, o.outcome, o.source, o.failure_code, o.reason, o.domain, o.rules_version, o.transcript,
     o.decided_at, o.recorded_at, o.duration_ms, o.event_topic, o.event_partition, o.event_offset, o.topic,
     o.published_at
 FROM outreach.ct_outcomes AS o WHERE o.outreach_id = $1;
 
 -- name: transcripts
--- The gate's own outcomes of a span, oldest first, with all that they rest on.
+-- The gate's own outcomes of a span, oldest first, with everything that they rest on.
 SELECT o.outreach_id, o.domain, o.outcome, o.failure_code, o.value, o.rules_version, o.transcript
 FROM outreach.ct_outcomes AS o
 WHERE o.source = 'gate' AND o.decided_at > now() - $1::interval
 ORDER BY o.ordinal;
 
 -- name: story_pass
--- All that is kept of one undecided company.
+-- Everything that is kept of one undecided company.
 SELECT h.domain, h.since, h.state, h.reason, h.detail, h.what_ends_it, h.exceptions, h.traceback,
     p.answers, p.event_topic, p.event_partition, p.event_offset
 FROM outreach.ct_held AS h JOIN outreach.ct_passes AS p USING (outreach_id) WHERE h.outreach_id = $1;
@@ -527,7 +527,7 @@ WHERE $1::text IS NULL OR h.reason = $1
 ORDER BY h.since LIMIT $2;
 
 -- name: recent_failures
--- The runbook's "View Recent Failures", of any span and code.
+-- The runbook's "View Recent Failures", for any span and code.
 SELECT e.outreach_id, e.failure_code, e.blocking_reason, e.created_at
 FROM outreach.company_target_errors AS e
 WHERE e.created_at > now() - $1::interval AND ($2::text IS NULL OR e.failure_code = $2)
@@ -535,20 +535,20 @@ ORDER BY e.created_at DESC
 LIMIT $3;
 
 -- name: failure_distribution
--- The runbook's "Failure Distribution", of any span.
+-- The runbook's "Failure Distribution", for any span.
 SELECT e.failure_code, count(*) AS count FROM outreach.company_target_errors AS e
 WHERE e.created_at > now() - $1::interval
 GROUP BY e.failure_code ORDER BY count DESC, e.failure_code;
 
 -- name: pass_rate
--- The runbook's "Pass Rate", of any span; NULL where nothing was decided.
+-- The runbook's "Pass Rate", for any span; NULL if nothing was decided.
 SELECT count(*) FILTER (WHERE t.execution_status = 'ready') AS passed,
     count(*) FILTER (WHERE t.execution_status = 'failed') AS failed,
     round(100.0 * count(*) FILTER (WHERE t.execution_status = 'ready') / nullif(count(*), 0), 2) AS pass_rate
 FROM outreach.company_target AS t WHERE t.imo_completed_at > now() - $1::interval;
 
 -- name: outcomes_of
--- What was decided of these companies?
+-- What was decided about these companies?
 SELECT o.outreach_id, o.outcome, o.failure_code, o.decided_at FROM outreach.ct_outcomes AS o
 WHERE o.outreach_id = ANY ($1::uuid[]);
 
@@ -587,7 +587,7 @@ SELECT o.outcome, o.failure_code, count(*) AS companies, count(o.published_at) A
 FROM outreach.ct_outcomes AS o GROUP BY o.outcome, o.failure_code;
 
 -- name: latency
--- From event to outcome, in seconds, and the time in which all were decided.
+-- How long companies took from event to outcome, in seconds, and how long all of them took together.
 SELECT count(*) AS decided,
     percentile_cont(0.5) WITHIN GROUP (ORDER BY o.duration_ms) / 1000 AS p50_s,
     percentile_cont(0.95) WITHIN GROUP (ORDER BY o.duration_ms) / 1000 AS p95_s,
@@ -595,7 +595,7 @@ SELECT count(*) AS decided,
 FROM outreach.ct_outcomes AS o WHERE o.source = 'gate';
 
 -- name: decided
--- What was decided of each company, as a plan can be compared with it.
+-- What was decided about each company, in a form that can be compared with a plan.
 SELECT o.outreach_id, coalesce(o.failure_code, o.outcome) AS outcome, o.reason, t.method_type, t.confidence_score,
     t.is_catchall
 FROM outreach.ct_outcomes AS o LEFT JOIN outreach.company_target AS t USING (outreach_id);
@@ -627,7 +627,7 @@ LEFT JOIN (
 ) AS s ON true;
 
 -- name: spine_has_age
--- Has the spine a created_at that says when, and may this login read it? Upstream's table need not have one.
+-- Does the spine have a created_at, and may this login read it? Upstream's table need not have one.
 SELECT a.attname IS NOT NULL AS has_column,
     coalesce(has_column_privilege(a.attrelid, a.attnum, 'SELECT'), false) AS may_read
 FROM (SELECT 1) AS one
@@ -638,10 +638,11 @@ LEFT JOIN pg_attribute AS a ON a.attrelid = to_regclass('outreach.outreach') AND
 SELECT clock_timestamp() AS now;
 
 -- name: verify_companies
--- All that is known of each company, by outreach_id, at one moment. $1: when the ends of the topics were not read yet;
--- $2, $3, $4: how old an unpublished outcome, a wait, a spine row is a late one; $5, $6: what was published on ct.pass
--- and ct.fail before is not kept, NULL: all is; $7: only these, NULL: all. The digest is ops/verify/spill.digest_of.
--- NULL::timestamptz stands for the spine's created_at, where there is one (ops/spine.py).
+-- Everything that is known of each company, by outreach_id, at one moment. $1: a moment before the ends of the topics
+-- were read. $2, $3, $4: from which age on an unpublished outcome, a wait, a spine row is late. $5, $6: what was
+-- published on ct.pass and ct.fail before these moments is no longer kept; NULL: all is kept. $7: only these companies;
+-- NULL: all. The digest is ops/verify/spill.digest_of. NULL::timestamptz is replaced by the spine's created_at, if
+-- there is one (ops/spine.py).
 SELECT uuid_send(outreach_id) AS id, o.outcome, o.source, o.failure_code, o.topic, o.digest, o.must_be_there,
     o.is_unpublished, p.state, p.reason, p.is_waiting_long, p.is_overdue, t.execution_status,
     coalesce(e.errors, 0)::integer AS errors, e.first_code, s.spine IS NOT NULL AS in_spine,
@@ -680,8 +681,8 @@ FULL JOIN (
 ORDER BY outreach_id;
 
 -- name: undecided
--- Spine rows that have neither an outcome nor a wait, and are older than $1 (NULL: of any age); $2 of them, NULL: all.
--- NULL::timestamptz stands for the spine's created_at, where there is one (ops/spine.py).
+-- Spine rows that have neither an outcome nor a wait and are older than $1 (NULL: of any age), at most $2 of them
+-- (NULL: all). NULL::timestamptz is replaced by the spine's created_at, if there is one (ops/spine.py).
 SELECT s.outreach_id FROM (SELECT u.outreach_id, NULL::timestamptz AS spine_at FROM outreach.outreach AS u) AS s
 WHERE ($1::interval IS NULL OR s.spine_at < now() - $1::interval)
     AND NOT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = s.outreach_id)
@@ -695,7 +696,7 @@ UNION
 SELECT p.outreach_id FROM outreach.ct_passes AS p WHERE p.outreach_id = ANY ($1::uuid[]);
 
 -- name: take_alerts
--- See ct_take_alerts; an alert of more than $3 ago is no news any more.
+-- See ct_take_alerts; an alert older than $3 is stale.
 SELECT a.alert_id, a.at, a.event, a.rail, a.outreach_id, a.state, a.reason,
     a.at < clock_timestamp() - $3::interval AS is_stale
 FROM outreach.ct_take_alerts($1, $2) AS a ORDER BY a.alert_id;

@@ -1,5 +1,5 @@
--- The triggers; what they do is in functions/guards.sql and functions/alerts.sql. Replaced when a version with other
--- functions or triggers comes.
+-- The triggers; functions/guards.sql and functions/alerts.sql say what they do. They are replaced by each version that
+-- has different functions or triggers.
 
 -- ---------------------------------------------------------------- final means final
 
@@ -20,7 +20,7 @@ CREATE OR REPLACE TRIGGER ct_final BEFORE UPDATE OR DELETE ON outreach.ct_tier2_
 CREATE OR REPLACE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.ct_tier2_attempts
     FOR EACH STATEMENT EXECUTE FUNCTION outreach.ct_guard_attempt();
 
--- A replication apply, too, changes and removes nothing.
+-- A replication apply may not change or remove anything either.
 ALTER TABLE outreach.ct_outcomes ENABLE ALWAYS TRIGGER ct_final;
 ALTER TABLE outreach.ct_outcomes ENABLE ALWAYS TRIGGER ct_final_truncate;
 ALTER TABLE outreach.company_target ENABLE ALWAYS TRIGGER ct_final;
@@ -34,7 +34,7 @@ ALTER TABLE outreach.ct_tier2_attempts ENABLE ALWAYS TRIGGER ct_final_truncate;
 
 CREATE OR REPLACE TRIGGER ct_alert AFTER INSERT ON outreach.ct_guardrail_log
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_alert_guardrail();
--- A first proof is no recovery: at the beginning neither has happened, and neither is the greater.
+-- A first proof is not a recovery: at the beginning both moments are -infinity, and neither is greater.
 CREATE OR REPLACE TRIGGER ct_alert AFTER UPDATE ON outreach.ct_controls FOR EACH ROW
     WHEN ((OLD.failed_at > OLD.ok_begun_at) IS DISTINCT FROM (NEW.failed_at > NEW.ok_begun_at))
     EXECUTE FUNCTION outreach.ct_alert_control();

@@ -1,7 +1,7 @@
-"""When may an offset be committed? When every event before it is done.
+"""Acks events in the order of their arrival, so that an offset is committed only when every event before it is done.
 
-Faust commits past an unfinished event when acks come out of order (its gap guard misses the head; docs/adr has the
-measurement), so acks leave here in the order of arrival, one queue a partition.
+If acks come out of order, Faust commits past an unfinished event (its gap guard misses the head; docs/adr has the
+measurement). So there is one queue for each partition here, and acks leave it in order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Ackable(Protocol):
-    """What Faust's event is to us."""
+    """What we use of a Faust event."""
 
     def ack(self) -> bool:
         """Tell the consumer that this offset is done."""
@@ -33,7 +33,7 @@ class Cell(Generic[Event]):
 
 
 class AckGates(Generic[Event]):
-    """The queues of all partitions, bounded so that one slow head does not make a restart repeat everything."""
+    """The queues of all partitions, bounded, so that one slow event does not make a restart repeat all others."""
 
     def __init__(self, most_unacked: int = 20_000) -> None:
         self.most_unacked = most_unacked  #: a partition
@@ -42,7 +42,7 @@ class AckGates(Generic[Event]):
         self._generation = 0
 
     def has_room(self, partition: object) -> bool:
-        """Tell if another event of this partition may be pulled."""
+        """Return whether another event of this partition may be taken."""
         return len(self._queues.get(partition, ())) < self.most_unacked
 
     def arrive(self, partition: object, event: Event) -> Cell[Event]:
@@ -52,9 +52,9 @@ class AckGates(Generic[Event]):
         return cell
 
     def finish(self, partition: object, cell: Cell[Event]) -> int:
-        """Mark an event done and ack all that are done from the head on; return how many.
+        """Mark an event as done, and ack the done events at the head of the queue; return how many.
 
-        After `clear` the event belongs to another assignment: nothing is acked, it is delivered again.
+        After `clear` the event belongs to an earlier assignment: nothing is acked, and it is delivered again.
         """
         cell.is_done = True
         if cell.generation != self._generation:
@@ -69,7 +69,7 @@ class AckGates(Generic[Event]):
         return acked
 
     def clear(self) -> None:
-        """Forget everything: the partitions are revoked, and what was not acked will come again."""
+        """Forget everything: the partitions are revoked, and events that are not acked are delivered again."""
         self._generation += 1
         self._queues.clear()
         self._last_acked.clear()
@@ -86,6 +86,6 @@ class AckGates(Generic[Event]):
         return sum(map(len, self._queues.values()))
 
     def oldest_age_s(self) -> float:
-        """Return how long the oldest unacked event has been here; 0 when there is none."""
+        """Return how long the oldest un-acked event has been here; 0 if there is none."""
         heads = [queue[0].arrived_at for queue in self._queues.values() if queue]
         return time.monotonic() - min(heads) if heads else 0.0

@@ -1,7 +1,7 @@
-"""The gate's agent: takes records of `spine.created` in hand, and lets go of each when its company is safe.
+"""The gate's agent: takes records of `spine.created`, and acks each one when its company is safe.
 
-Never raises, never acks out of order, never holds more than it may: a record that waits keeps no place (it waits in
-Postgres), and while the database is away nothing is pulled.
+It never raises, never acks out of order, and never holds more records than it may: a company that waits does so in
+Postgres and takes up no place here. While the database is away no record is taken.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _ROOM_POLL_S = 0.05
 _INPUT_POLL_S = 1.0
-_MOST_CARRIED = 4096  #: bytes of a header that is carried through; a record too large for ct.pass would never leave
+_MOST_CARRIED = 4096  #: bytes of a header that is copied to the outcome; a record too large for ct.pass would get stuck
 
 
 class GateAgent:
@@ -52,7 +52,7 @@ class GateAgent:
         drain_s: float,
         on_fatal: Callable[[str], None],
     ) -> None:
-        """`epoch` is the ledger's: what the table remembers of another one counts no more."""
+        """`epoch` is the ledger's: what the table remembers from another epoch does not count."""
         self._companies = companies
         self._admission = admission
         self._epoch = epoch
@@ -78,7 +78,7 @@ class GateAgent:
 
     @property
     def is_draining(self) -> bool:
-        """Return whether nothing is pulled because of a rebalance or the end."""
+        """Return whether no events are taken because of a rebalance or the end."""
         return self._draining or self._stopping
 
     @property
@@ -88,26 +88,26 @@ class GateAgent:
 
     @property
     def unassigned_since(self) -> float | None:
-        """Return since when the group has not told us our partitions; None while it has."""
+        """Return since when the group has assigned us no partitions; None while it has."""
         return self._unassigned_since
 
     def heads(self) -> dict[str, float]:
-        """Return the place of the oldest event in hand of each partition, and its arrival on the monotonic clock."""
+        """Return the place of each partition's oldest event in hand, and its arrival on the monotonic clock."""
         return {_place(cell.event.message): cell.arrived_at for cell in self.gates.heads()}
 
     def done(self) -> dict[int, int]:
-        """Return for each partition the offset behind its newest acked event: what a commit should say."""
+        """Return for each partition the offset after its newest acked event: what should be committed."""
         return {event.message.partition: event.message.offset + 1 for event in self.gates.last_acked()}
 
     async def consume(self, stream: Any) -> None:
-        """Take events in hand, as many as there is room for; the body of the Faust agent."""
+        """Take events, as many as there is room for. This is the body of the Faust agent."""
         async for event in stream.noack().events():
             if not await self._guard.accept(event):
                 continue
             tp = TP(event.message.topic, event.message.partition)
             generation = event.message.generation_id
             if not await self._room(tp) or generation != self._guard.generation:
-                continue  # draining, or revoked meanwhile: dropped un-acked, it is delivered again
+                continue  # draining, or revoked meanwhile: it is dropped without an ack and delivered again
             cell = self.gates.arrive(tp, event)
             self._metrics.received.inc()
             task = asyncio.create_task(self._handle(tp, cell), name=f"event:{tp.partition}:{event.message.offset}")
@@ -116,7 +116,7 @@ class GateAgent:
             del event, cell, task, generation
 
     async def _room(self, tp: TP) -> bool:
-        """Come back when there is room and the database answers; False when the worker drains meanwhile."""
+        """Return True when there is room and the database answers; False if the worker drains meanwhile."""
         while True:
             if self._draining or self._stopping:
                 return False
@@ -134,8 +134,8 @@ class GateAgent:
         self._tasks.discard(task)
         self._freed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Its event stays un-acked, and this process must not go on as if nothing had happened.
-            log.critical("An event's task failed: %r", error, exc_info=error)
+            # Its event stays un-acked, and this process must not continue as if nothing had happened.
+            log.critical("The task of an event failed, so the worker stops: %r", error, exc_info=error)
             self._on_fatal(f"an event's task failed: {error!r}")
 
     # ---------------------------------------------------------------- one event
@@ -174,7 +174,7 @@ class GateAgent:
             self._table.remember(key, epoch, outcome, tp.partition)
 
     async def _wait_for_a_person(self) -> None:
-        """Hold an unreadable record, un-acked, while most of them are: the topic is not emptied into ct.rejected."""
+        """Hold an unreadable record un-acked while most records are: the topic must not drain into ct.rejected."""
         while True:
             if await self._input.trouble() is None:
                 return
@@ -196,11 +196,11 @@ class GateAgent:
     # ---------------------------------------------------------------- drain
 
     async def drain(self) -> None:
-        """Stop pulling, give what runs `drain_s`, then give the rest up un-acked (its answers are stored)."""
+        """Take no more events, give those in hand `drain_s`, then give up the rest un-acked, with answers stored."""
         self._draining = True
         self.join()
         if self._tasks:
-            log.info("Draining %d events", len(self._tasks), extra={"action": "drain"})
+            log.info("Draining: %d events are in hand", len(self._tasks), extra={"action": "drain"})
             await asyncio.wait(self._tasks, timeout=self._drain_s)
         given_up = set(self._tasks)
         for task in given_up:
@@ -210,7 +210,7 @@ class GateAgent:
         self._table.revoked()
 
     def join(self) -> None:
-        """Wait, from now on, for the group to tell us our partitions."""
+        """Note that from now on we wait for the group to assign us partitions."""
         self._unassigned_since = time.monotonic()
 
     def stop_pulling(self) -> None:
@@ -218,18 +218,18 @@ class GateAgent:
         self._stopping = True
 
     def assigned(self) -> None:
-        """Pull again: partitions were assigned."""
+        """Take events again: partitions were assigned."""
         self._draining = False
         self._busy_at = time.monotonic()
         self._unassigned_since = None
 
 
 def _carried(headers: dict[str, bytes | None], name: str, message: Any) -> bytes | None:
-    """Return a header that goes along to the outcome, or None where there is none, or one of absurd size."""
+    """Return a header that is copied to the outcome; None if there is none, or if it is too large."""
     value = headers.get(name)
     if value is None or len(value) <= _MOST_CARRIED:
         return value
-    log.warning("%s: header %s of %d bytes is not carried through", _place(message), name, len(value))
+    log.warning("%s: header %s has %d bytes, too many to copy to the outcome", _place(message), name, len(value))
     return None
 
 

@@ -1,4 +1,4 @@
-"""How is Faust set up so that it neither loses an event nor hangs? The reasons are in docs/adr."""
+"""Sets up Faust so that it neither loses an event nor hangs. The reasons are in docs/adr."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _RECOVERED_POLL_S = 0.02
 
 
 class _CommittedOnly(driver.AIOKafkaConsumerThread):
-    """Reads what upstream has committed.
+    """Reads only what upstream has committed.
 
-    Faust reads what was never committed too, unless it is transactional itself (faust/transport/drivers/aiokafka.py),
-    and has no setting for it: an event that upstream took back would be decided for good.
+    Unless it is transactional itself, Faust also reads uncommitted records (faust/transport/drivers/aiokafka.py), and
+    has no setting to change it. An event that upstream aborted would then be decided for good.
     """
 
     def _create_worker_consumer(self, transport: Any) -> Any:
@@ -49,10 +49,10 @@ class _Transport(driver.Transport):
 
 
 class _Recovered(asyncio.Event):
-    """The end of a table's recovery as a state.
+    """The end of a table's recovery, as a state.
 
-    Faust's is a signal that is set and taken back at once (faust/tables/recovery.py): when the last record of the
-    changelog comes before somebody waits for it, the wait never ends, and no event is ever delivered.
+    Faust uses a signal that is set and cleared at once (faust/tables/recovery.py). If the changelog's last record comes
+    before somebody waits for the signal, the wait never ends and no event is ever delivered.
     """
 
     def __init__(self, recovery: Any) -> None:
@@ -60,14 +60,14 @@ class _Recovered(asyncio.Event):
         self._recovery = recovery
 
     async def wait(self) -> Literal[True]:
-        """Come back when there is nothing to recover any more."""
+        """Return when there is nothing left to recover."""
         while self._recovery.in_recovery:  # noqa: ASYNC110, Faust keeps a flag
             await asyncio.sleep(_RECOVERED_POLL_S)
         return True
 
 
 class GateApp(faust.App):
-    """A Faust app that reads committed records only and drains as we do: bounded, without acks for what it gives up."""
+    """A Faust app that reads only committed records, and whose drain is bounded and acks nothing that it gives up."""
 
     drain: Callable[[], Awaitable[None]] | None = None
 
@@ -75,10 +75,10 @@ class GateApp(faust.App):
         return _Transport(self.conf.broker_consumer, self)
 
     def _create_directories(self) -> None:
-        """Make no folders: the table's store is in memory, so a worker needs no disk."""
+        """Create no folders: the table's store is in memory, so a worker needs no disk."""
 
     async def _consumer_wait_empty(self, consumer: Any, logger: Any) -> None:  # noqa: ARG002
-        """Replace the unbounded wait of faust/app/base.py, used at a rebalance and at the end (contract-tested)."""
+        """Replace the unbounded wait of faust/app/base.py at a rebalance and at the end (contract-tested)."""
         if self.drain is not None:
             await self.drain()
         await consumer.commit_and_end_transactions()
@@ -87,7 +87,7 @@ class GateApp(faust.App):
 def make_app(settings: Settings, *, is_embedded: bool = False) -> GateApp:
     """Return the app; nothing is connected yet.
 
-    The embedded broker answers a JoinGroup after half the session timeout: there both are short.
+    The embedded broker answers a JoinGroup only after half the session timeout, so both timeouts are short for it.
     """
     session_s = _EMBEDDED_TIMEOUT_S if is_embedded else SESSION_TIMEOUT_S
     servers = (settings.kafka_bootstrap or "").split(",")
@@ -101,7 +101,8 @@ def make_app(settings: Settings, *, is_embedded: bool = False) -> GateApp:
         broker_heartbeat_interval=min(3.0, session_s / 3),
         broker_rebalance_timeout=_EMBEDDED_TIMEOUT_S if is_embedded else _REBALANCE_TIMEOUT_S,
         broker_request_timeout=90.0,
-        # With everything in hand Faust stops fetching; aiokafka would leave the group for good (aiokafka issue 1187).
+        # When nothing more fits in hand, Faust stops fetching; then aiokafka would leave the group (aiokafka issue
+        # 1187).
         broker_max_poll_interval=604_800.0,
         consumer_auto_offset_reset="earliest",
         topic_disable_leader=True,

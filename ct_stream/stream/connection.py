@@ -1,8 +1,8 @@
-"""What does aiokafka learn where a connection to a broker is gone? The error that it expects.
+"""Makes aiokafka see the error that it expects when a connection to a broker is gone.
 
-aiokafka expects OSError. uvloop says RuntimeError where the transport closed a moment ago (aiokafka issue 1038), and
-that ends, without a word, the task that keeps the brokers' addresses up to date: after all brokers restarted at once a
-producer waits for that task for ever, and Faust's commit for the producer.
+aiokafka expects OSError. If the transport has just closed, uvloop raises RuntimeError instead (aiokafka issue 1038).
+That silently ends the task that keeps the brokers' addresses up to date. After all brokers have restarted at once, a
+producer then waits for that task for ever, and Faust's commit waits for the producer.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from aiokafka.errors import KafkaConnectionError
 
 
 class Connection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka has no types
-    """A connection that is broken, not wrong, where its transport is closed."""
+    """A connection that reports itself as broken if its transport is closed."""
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
-        """Send a request and return what will be its response. Raises KafkaError."""
+        """Send a request and return its future response. Raises KafkaError."""
         self._require_open()
         return super().send(request, expect_response)
 
@@ -27,12 +27,12 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka has no t
         return super()._send_sasl_token(payload, expect_response)
 
     def _require_open(self) -> None:
-        # Asked before, and not caught after: aiokafka's own errors are RuntimeErrors too.
+        # Checked before, not caught afterwards: aiokafka's own errors are RuntimeErrors too.
         if self._writer is not None and self._writer.transport.is_closing():
             self.close(reason=CloseReason.CONNECTION_BROKEN)
             raise KafkaConnectionError(f"Connection at {self.host}:{self.port} broken: its transport is closed")
 
 
 def install() -> None:
-    """Let all clients of this process connect like that; aiokafka has no setting for it (contract-tested)."""
+    """Make all clients of this process use such connections; aiokafka has no setting for it (contract-tested)."""
     aiokafka.conn.AIOKafkaConnection = Connection

@@ -1,6 +1,7 @@
-"""Was this company decided before? The Faust table is the first look; the ledger has the last word.
+"""Remembers decided companies in the Faust table. It is only asked first: the ledger has the last word.
 
-Bounded, first in first out for each partition: its changelog is replayed at each start, while nothing is consumed.
+The table is bounded, first in first out for each partition, because each start replays its changelog before it consumes
+anything.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class DedupeTable:
         self._order: dict[int, deque[str]] | None = None
 
     def outcome(self, outreach_id: str, epoch: str) -> str | None:
-        """Return the remembered outcome; one of another epoch is a miss: that ledger was restored or replaced."""
+        """Return the remembered outcome. One from another epoch is a miss: that ledger was restored or replaced."""
         value = self._table.get(outreach_id)
         if value is None:
             return None
@@ -33,7 +34,7 @@ class DedupeTable:
         return str(outcome) if kept_epoch == epoch else None
 
     def remember(self, outreach_id: str, epoch: str, outcome: str, partition: int) -> None:
-        """Keep an outcome; call it within the event's own task, which gives the changelog its partition."""
+        """Keep an outcome. To be called in the event's own task, which gives the changelog its partition."""
         if self._order is None:
             self._order = self._recovered()
         order = self._order.setdefault(partition, deque())
@@ -44,7 +45,7 @@ class DedupeTable:
             self._table.pop(order.popleft(), None)
 
     def revoked(self) -> None:
-        """Forget the order: another recovery follows."""
+        """Forget the order, because another recovery follows."""
         self._order = None
 
     def _recovered(self) -> dict[int, deque[str]]:

@@ -1,7 +1,7 @@
-"""Does a record wait in Kafka that is ours to read, and that nobody gives us?
+"""Finds records that wait in Kafka for us and are not delivered.
 
-Faust has lost its place before, without a word (offset_guard.py): the worker is ready and silent. The guard sees a hole
-by the record behind it; where no other comes, only a look from outside the group shows it.
+Faust has lost its place before without saying so (offset_guard.py): such a worker is ready and idle. The guard sees a
+hole only when the next record comes. If none comes, only a look from outside the group shows it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from faust.types import TP
 
-#: Without a wait for room; then what was fetched has long been taken in hand.
+#: Since the last wait for room; by then everything that was fetched has been taken.
 _QUIET_S = 20.0
 _ON_ITS_WAY_S = 2.0
 _NOWHERE = -1
@@ -32,14 +32,14 @@ class Delivery:
         first_records: Callable[[Mapping[TP, int | None]], Awaitable[Mapping[TP, int]]],
         on_its_way_s: float = _ON_ITS_WAY_S,
     ) -> None:
-        self._positions = positions  # the next offset of each partition of ours, None where it is not known yet
-        self._busy_at = busy_at  # when this worker last left records where they were, on the monotonic clock
-        self._first_records = first_records  # the first at or after these offsets, None: where the group stands
+        self._positions = positions  # the next offset of each of our partitions, None if it is not known yet
+        self._busy_at = busy_at  # when this worker last had no room for records, on the monotonic clock
+        self._first_records = first_records  # the first at or after these offsets; None: the committed offset
         self._on_its_way_s = on_its_way_s
         self._before: Mapping[TP, int | None] = {}
 
     async def undelivered(self) -> dict[TP, int]:
-        """Return the offset of the record that waits in each partition that has not moved since the last look.
+        """Return the offset of the record that waits, for each partition that has not advanced since the last look.
 
         Raises KafkaError, OSError or TimeoutError.
         """

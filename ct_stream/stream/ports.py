@@ -1,4 +1,4 @@
-"""What does the stream need of the rest? It hands each company over, and learns when its event may be acked."""
+"""The protocols of what the stream needs: who takes each company, and when another event may be taken."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class Companies(Protocol):
     async def from_event(
         self, origin: Origin, event_at: datetime | None, remembered: str | None = None, /
     ) -> str | None:
-        """Come back when its event may be acked, with its outcome if one is published."""
+        """Return when its event may be acked, with its outcome if one is published."""
 
 
 class Admission(Protocol):
-    """Whether another event may be taken in hand."""
+    """Whether another event may be taken."""
 
     def may_pull(self, running: int, /) -> bool:
         """Return whether there is room beside so many running events, and nothing is in the way."""
 
 
 class InputCheck(Protocol):
-    """Whether unreadable records are single ones, or all that upstream sends now."""
+    """Whether only single records are unreadable, or most of what upstream sends now."""
 
     def saw(self, at: datetime | None, /, *, readable: bool) -> None:
         """Count one record, with its timestamp."""
 
     async def trouble(self) -> str | None:
-        """Return why an unreadable record must not be let go of now, or None."""
+        """Return why an unreadable record must not be rejected now, or None."""

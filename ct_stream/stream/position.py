@@ -1,4 +1,4 @@
-"""Where does the group stand, and what is in the topic? Looked at from outside the group."""
+"""Reads the group's committed offsets, and what is in the topic, from outside the group."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _LOOK_TIMEOUT_S = 10.0
 _FIRST_RECORDS_S = 2.0
 _RETRIED_S = 15.0
 _RETRY_S = 0.2
-_ASKED_S = 20.0  #: for Kafka to tell one thing
+_ASKED_S = 20.0  #: for Kafka to answer one question
 
 
 @asynccontextmanager
 async def outside_consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
-    """Lend a consumer without a group: it commits nothing and takes part in no rebalance."""
+    """Yield a consumer without a group: it commits nothing and takes part in no rebalance."""
     consumer = AIOKafkaConsumer(
         **kafka_options(settings),
         client_id="ct-stream-look",
         group_id=None,
         enable_auto_commit=False,
-        auto_offset_reset="earliest",  # where retention has cut off what we look for
-        isolation_level="read_committed",  # as the worker's: what upstream took back was never there
+        auto_offset_reset="earliest",  # if retention has removed what we look for
+        isolation_level="read_committed",  # like the worker: records that upstream aborted do not exist
     )
     try:
         await consumer.start()
@@ -52,7 +52,7 @@ async def outside_consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer
 async def next_offsets(settings: Settings, tp: TP, offset: int) -> list[int]:
     """Return the offsets of the records at or after `offset`, in order, as many as come at once.
 
-    Empty when none came in time. Raises KafkaError.
+    Empty if none came in time. Raises KafkaError.
     """
     async with outside_consumer(settings) as consumer:
         partition = TopicPartition(tp.topic, tp.partition)
@@ -60,16 +60,16 @@ async def next_offsets(settings: Settings, tp: TP, offset: int) -> list[int]:
         consumer.seek(partition, offset)
         deadline = time.monotonic() + _LOOK_TIMEOUT_S
         while time.monotonic() < deadline:
-            # A fetch that holds nothing but marks comes back empty.
+            # A fetch with nothing but transaction markers returns empty.
             found = await consumer.getmany(partition, timeout_ms=200)
-            # Where the log was cut off before `offset`, aiokafka begins again with the first record.
+            # If the log ends before `offset`, aiokafka starts again at the first record.
             if offsets := [int(record.offset) for record in found.get(partition, ()) if record.offset >= offset]:
                 return offsets
         return []
 
 
 async def first_records(settings: Settings, positions: Mapping[TP, int | None]) -> dict[TP, int]:
-    """Return the offset of the first record at or after each position (None: where the group stands), if there is one.
+    """Return the offset of the first record at or after each position (None: the committed offset), if there is one.
 
     Raises KafkaError.
     """
@@ -93,9 +93,9 @@ async def first_records(settings: Settings, positions: Mapping[TP, int | None]) 
 
 
 async def partitions_of(settings: Settings, topic: str) -> list[TopicPartition]:
-    """Return the partitions of a topic in order, none when it is missing. Raises KafkaError.
+    """Return the partitions of a topic in order, none if it is missing. Raises KafkaError.
 
-    By an admin client: on Apache Kafka a consumer that subscribes to nothing knows no topic.
+    An admin client is asked: on Apache Kafka a consumer that subscribes to nothing knows no topics.
     """
     admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-look")
     await admin.start()
@@ -112,7 +112,7 @@ async def committed_offsets(settings: Settings) -> dict[int, int]:
     admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-look")
     await admin.start()
     try:
-        # A cluster that never had a group makes the topic of their offsets first; one that lost a broker moves it.
+        # A cluster that never had a group creates the offsets topic first; one that lost a broker moves it.
         offsets = await retried(lambda: admin.list_consumer_group_offsets(GROUP, partitions=partitions))
         return {tp.partition: meta.offset for tp, meta in offsets.items() if meta.offset >= 0}
     finally:
@@ -128,9 +128,9 @@ async def end_of(settings: Settings, tp: TP) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutOff:
-    """A partition that ends before where the group stands: its cluster lost records, or the offsets are of another.
+    """A partition that ends before the group's committed offset: the cluster lost records, or the offset is another's.
 
-    Not of a topic that was deleted and made anew: Kafka forgets a group's offsets with the topic.
+    A topic that was deleted and created again is no reason: Kafka deletes a group's offsets with the topic.
     """
 
     partition: int
@@ -140,18 +140,19 @@ class CutOff:
     def __str__(self) -> str:
         """Return what a person needs to know, and do."""
         return (
-            f"{SPINE_CREATED}[{self.partition}] ends at {self.ends}, but the group {GROUP} stands at {self.stands}: "
-            "did the cluster lose records, or come the offsets from another one? What comes below would count as read "
-            "and never be decided. Stop all workers and run kafka-consumer-groups.sh "
+            f"{SPINE_CREATED}[{self.partition}] ends at {self.ends}, but the group {GROUP} has committed up to "
+            f"{self.stands}: did the cluster lose records, or do the offsets come from another cluster? New records "
+            "below that offset would count as read and never be decided. Stop all workers and run "
+            "kafka-consumer-groups.sh "
             f"--group {GROUP} --topic {SPINE_CREATED} "
             "--reset-offsets --to-earliest --execute (no company is decided twice)"
         )
 
 
 async def cut_off(settings: Settings) -> list[CutOff]:
-    """Return the partitions of spine.created that are cut off below where the group stands. Raises KafkaError.
+    """Return the partitions of spine.created that end before the group's committed offset. Raises KafkaError.
 
-    Only for brokers whose end offsets are right, as `lag`.
+    Only for brokers whose end offsets are right, like `lag`.
     """
     committed = await committed_offsets(settings)
     if not committed:
@@ -168,8 +169,8 @@ async def cut_off(settings: Settings) -> list[CutOff]:
 async def lag(settings: Settings) -> int:
     """Return how many records of spine.created the group has not committed. Raises KafkaError.
 
-    Only for brokers whose end offsets are right; the embedded one's are not. Marks of transactions have offsets too:
-    behind the first record that is not committed they count, where nothing but marks is left they do not.
+    Only for brokers whose end offsets are right; the embedded one's are not. Transaction markers have offsets too:
+    after the first record that is not committed they count, but if nothing else is left they do not.
     """
     committed = await committed_offsets(settings)
     partitions = await partitions_of(settings, SPINE_CREATED)
@@ -187,7 +188,7 @@ async def lag(settings: Settings) -> int:
         deadline = time.monotonic() + _LOOK_TIMEOUT_S
         while looking := {tp for tp in behind - seen if await consumer.position(tp) < ends[tp]}:
             if time.monotonic() > deadline:
-                seen |= looking  # a broker in trouble: rather count marks than miss a record
+                seen |= looking  # a broker in trouble: better to count markers than to miss a record
                 break
             found = await consumer.getmany(*looking, timeout_ms=200, max_records=len(looking))
             seen |= {tp for tp, records in found.items() if records}
@@ -195,7 +196,7 @@ async def lag(settings: Settings) -> int:
 
 
 async def retried(ask: Callable[[], Awaitable[T]], within_s: float = _RETRIED_S) -> T:
-    """Return an answer, asking again while the broker says that it will know soon. Raises KafkaError."""
+    """Return the answer, asking again while the broker says that it will have one soon. Raises KafkaError."""
     deadline = time.monotonic() + within_s
     while True:
         try:
@@ -207,18 +208,18 @@ async def retried(ask: Callable[[], Awaitable[T]], within_s: float = _RETRIED_S)
 
 
 class OutsideView:
-    """The group and its topics as an outsider sees them now, for who must not ask through the group's own consumer.
+    """The group and its topics seen from outside, for callers that must not use the group's own consumer.
 
     Raises KafkaError (a RuntimeError), OSError or TimeoutError.
     """
 
     def __init__(self, settings: Settings, *, tells_ends: bool) -> None:
-        """`tells_ends`: the embedded broker gives wrong end offsets."""
+        """`tells_ends`: False for the embedded broker, whose end offsets are wrong."""
         self._settings = settings
         self._tells_ends = tells_ends
 
     async def committed(self) -> dict[int, int]:
-        """Return what the group has committed, by partition, within 20 s."""
+        """Return the group's committed offsets by partition, within 20 s."""
         async with asyncio.timeout(_ASKED_S):
             return await committed_offsets(self._settings)
 
@@ -232,7 +233,7 @@ class OutsideView:
             return await first_records(self._settings, positions)
 
     async def end_of(self, tp: TP) -> int:
-        """Return the offset of a partition's next record, within 20 s; far ahead where the broker cannot tell."""
+        """Return the offset of a partition's next record, within 20 s; a huge one if the broker cannot tell."""
         if not self._tells_ends:
             return sys.maxsize
         async with asyncio.timeout(_ASKED_S):

@@ -1,4 +1,4 @@
-"""How does a record reach Kafka, and what does the broker say of it?"""
+"""Sends records to Kafka, and reports whether the broker accepts them."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _MAX_REQUEST = 1024 * 1024 + 64 * 1024
 
 
 class RecordTooLarge(Exception):
-    """The broker, or the topic, will never take a record of this size: poison, no outage."""
+    """The broker or the topic will never accept a record of this size: it is poison, not an outage."""
 
 
 class Producer:
-    """Sends records and waits for the broker's word: acks=all, idempotent where the broker can."""
+    """Sends records and waits for the broker's ack: acks=all, idempotent if the broker supports it."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
@@ -51,7 +51,7 @@ class Producer:
         self.is_idempotent = False
 
     async def start(self) -> None:
-        """Connect. Raises KafkaError when no broker answers."""
+        """Connect. Raises KafkaError if no broker answers."""
         self.is_idempotent = await supports_idempotence(self._settings)
         self._producer = AIOKafkaProducer(
             **kafka_options(self._settings),
@@ -63,7 +63,7 @@ class Producer:
         )
         await self._producer.start()
         if not self.is_idempotent:
-            log.info("This broker has no idempotent producer; repeats on a topic are identical all the same")
+            log.info("This broker has no idempotent producers; if a record is sent twice, the two are identical")
 
     async def stop(self) -> None:
         """Send what is buffered, and close."""
@@ -77,7 +77,7 @@ class Producer:
     async def send(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
     ) -> None:
-        """Send one record and wait for the broker's word. Raises KafkaError or TimeoutError."""
+        """Send one record and wait for the broker's ack. Raises KafkaError or TimeoutError."""
         assert self._producer is not None
         async with asyncio.timeout(PRODUCE_S):
             future = await self._producer.send(topic, value=value, key=key, headers=list(headers))
@@ -94,7 +94,7 @@ class Producer:
     ) -> None:
         """Send one record, again and again until the broker has it.
 
-        Raises RecordTooLarge when it never will, unless the caller has nothing smaller to send.
+        Raises RecordTooLarge if it never will, unless the caller has nothing smaller to send (`even_if_too_large`).
         """
         while True:
             try:
@@ -112,22 +112,22 @@ class Producer:
                 return
 
     def note_success(self) -> None:
-        """Say that the broker takes records."""
+        """Report that the broker accepts records."""
         self._health.set("kafka", None)
 
     def note_failure(self, error: BaseException) -> None:
-        """Say that the broker does not take records."""
-        text = f"Kafka does not take records: {error or type(error).__name__}"
+        """Report that the broker does not accept records."""
+        text = f"Kafka does not accept records: {error or type(error).__name__}"
         if self._health.troubles.get("kafka") != text:
             log.warning("%s", text, extra={"action": "kafka_down"})
         self._health.set("kafka", text)
 
 
 async def supports_idempotence(settings: Settings) -> bool:
-    """Ask the broker for a producer id (KIP-98); a broker without them answers with an error. Raises KafkaError.
+    """Ask the broker for a producer id (KIP-98); a broker that has none answers with an error. Raises KafkaError.
 
-    A broker that is just starting, or that is away, has not answered: another one is asked. Taking its silence for a
-    no would leave the worker without idempotence and lag, and with the embedded broker's short timeouts.
+    A broker that is starting or away does not answer, and another one is asked. If its silence counted as a no, the
+    worker would run without idempotence and lag, and with the embedded broker's short timeouts.
     """
     client = AIOKafkaClient(**kafka_options(settings), client_id="ct-stream-capabilities")
     try:
@@ -141,7 +141,7 @@ async def supports_idempotence(settings: Settings) -> bool:
 
 
 async def _ask_for_producer_id(client: AIOKafkaClient) -> int:
-    """Return the error code of one broker's answer, 0 for a producer id. Raises KafkaError where it is no answer."""
+    """Return the error code of one broker's answer, 0 for a producer id. Raises KafkaError if there is no answer."""
     request = InitProducerIdRequest(transactional_id=None, transaction_timeout_ms=0)
     node = client.get_random_node()
     if node is None:

@@ -1,4 +1,4 @@
-"""How does a worker read `spine.created`, from its first assignment to its last commit?"""
+"""Runs the Faust app that reads `spine.created`, from the first assignment to the last commit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOOK_EVERY_S = 0.5
 
 
 def guarded(app: GateApp, view: OutsideView) -> OffsetGuard:
-    """Return the guard of the app's offsets, before the app starts."""
+    """Return the guard of the app's offsets. To be called before the app starts."""
     guard = OffsetGuard(
         app,
         frozenset({SPINE_CREATED}),
@@ -56,7 +56,7 @@ class Reading:
         self._on_fatal = on_fatal
         self._running: asyncio.Task[None] | None = None
         self._stopping = False
-        #: Whether a record waits for us in Kafka that nobody gives us.
+        #: Finds records that wait for us in Kafka and are not delivered.
         self.delivery = Delivery(positions=guard.positions, busy_at=self._busy_at, first_records=view.first_records)
         app.drain = agent.drain
         app.on_partitions_assigned.connect(self._assigned, weak=False)  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ class Reading:
         self._running = asyncio.create_task(self._run(), name="faust")
 
     async def stop(self) -> None:
-        """Drain, commit and leave the group; nothing where it was never started."""
+        """Drain, commit and leave the group. Does nothing if it was never started."""
         self._stopping = True
         if self._running is None:
             return

@@ -1,4 +1,4 @@
-"""What is left of a record that cannot be read? Its first bytes, its first headers, and why."""
+"""Sends unreadable records to `ct.rejected`: their first bytes, their first headers, and the reason."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 512 * 1024
 MAX_HEADERS = 64
-# A broker takes 1 MiB a record by default, and the rejected record must fit whatever the original was.
+# By default a broker accepts 1 MiB for each record, and the rejected record must fit whatever the original was.
 _MAX_HEADER_BYTES = 4096
 _MAX_KEY_BYTES = 4096
 _MAX_NAME = 249
-#: Bytes of the value and headers of the original that are kept: less each time the broker finds the record too large.
+#: How many bytes of the value and how many headers are kept: fewer each time the broker finds the record too large.
 _KEPT = ((MAX_BYTES, MAX_HEADERS), (64 * 1024, 8), (4 * 1024, 0), (0, 0))
 
 
 def rejected_headers(
     message: Any, reason: str, *, max_bytes: int = MAX_BYTES, max_headers: int = MAX_HEADERS
 ) -> list[tuple[str, bytes]]:
-    """Return the original's first headers and ours, which say why, from where, what it was whole, and what is kept."""
+    """Return the original's first headers, and ours: the reason, its place, its whole size, and what is kept of it."""
     value = message.value or b""
     headers = header_pairs(message.headers)
     original = [(name[:_MAX_NAME], (data or b"")[:_MAX_HEADER_BYTES]) for name, data in headers[:max_headers]]
@@ -52,9 +52,9 @@ def header_pairs(headers: Any) -> list[tuple[str, bytes | None]]:
 
 
 async def reject(producer: Producer, message: Any, reason: str) -> None:
-    """Send a record to `ct.rejected`, and come back when the broker has it, however long that takes.
+    """Send a record to `ct.rejected`, and return when the broker has it, however long that takes.
 
-    A topic whose max.message.bytes is small gets less of the original, so that no record holds up its partition.
+    If the topic's max.message.bytes is small, less of the original is sent, so that no record holds up its partition.
     """
     for max_bytes, max_headers in _KEPT:
         key = message.key[: min(_MAX_KEY_BYTES, max_bytes)] if message.key is not None else None
@@ -63,8 +63,13 @@ async def reject(producer: Producer, message: Any, reason: str) -> None:
         try:
             await producer.deliver(CT_REJECTED, key, value, headers)
         except RecordTooLarge as error:
-            log.warning("%s takes no record of %d bytes: %s", CT_REJECTED, max_bytes, error)
+            log.warning(
+                "%s accepts no record with %d bytes of the original, sending less of it: %s",
+                CT_REJECTED,
+                max_bytes,
+                error,
+            )
         else:
             return
-    # Not even its place fits (about 500 bytes). That is the topic's fault: it waits like for a broker that is away.
+    # Not even its place fits (about 500 bytes). That is the topic's fault: wait as for a broker that is away.
     await producer.deliver(CT_REJECTED, None, None, headers, even_if_too_large=True)

@@ -1,4 +1,4 @@
-"""Which topics does the gate use, how are they set up, and do they fit each other?"""
+"""The gate's topics: how they are created, and whether they fit together."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ TABLE = "decided"
 CHANGELOG = f"{GROUP}-{TABLE}-changelog"
 DEFAULT_PARTITIONS = 12
 _DAYS_30_MS = str(30 * 24 * 3600 * 1000)
-_KNOWN_S = 15.0  #: how long a made topic may take to be known to all brokers; measured: 0.1 s on a busy machine
-_MISSING_S = 2.0  #: after which a topic that nobody made just now is called missing
+_KNOWN_S = 15.0  #: how long a new topic may take to be known to all brokers; measured: 0.1 s on a busy machine
+_MISSING_S = 2.0  #: after which a topic that was not just created counts as missing
 _KNOWN_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicPlan:
-    """One topic as we make it."""
+    """One topic as we create it."""
 
     name: str
     partitions: int
@@ -45,7 +45,7 @@ class TopologyError(ProblemError):
 
 
 class KafkaUnavailable(TopologyError):
-    """No broker answers: it may come back by itself."""
+    """No broker answers. One may come back by itself."""
 
 
 def kafka_options(settings: Settings) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
 
 
 def topic_plans(partitions: int, *, min_insync: int | None) -> tuple[TopicPlan, ...]:
-    """Return all topics; the changelog and the source have the same number of partitions, or the table cannot work."""
+    """Return all topics. Changelog and source must have the same number of partitions, or the table cannot work."""
     durable = {"min.insync.replicas": str(min_insync)} if min_insync else {}
     kept = {"cleanup.policy": "compact", "retention.ms": "-1"} | durable
     for_30_days = {"cleanup.policy": "delete", "retention.ms": _DAYS_30_MS} | durable
@@ -92,10 +92,10 @@ async def partition_counts(admin: AIOKafkaAdminClient, names: tuple[str, ...]) -
 
 
 async def create_topics(settings: Settings, *, replication: int | None = None) -> tuple[list[str], dict[str, int]]:
-    """Make the topics that are missing; return their names, and the partitions of all.
+    """Create the missing topics; return their names, and the number of partitions of all topics.
 
-    An existing `spine.created` gives the number of partitions: upstream may have made it. `replication` defaults to
-    3, or to the number of brokers where there are fewer.
+    An existing `spine.created` sets the number of partitions, since upstream may have created it. `replication`
+    defaults to 3, or to the number of brokers if there are fewer.
     """
     admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-topics")
     await admin.start()
@@ -114,7 +114,7 @@ async def create_topics(settings: Settings, *, replication: int | None = None) -
             try:
                 await _create(admin, topic)
             except TopicAlreadyExistsError:
-                continue  # somebody else made it meanwhile
+                continue  # somebody else has created it meanwhile
             made.append(plan.name)
         counts = await _counts_of_all(admin, names, within_s=_KNOWN_S)
         _require_fit(counts)
@@ -124,9 +124,9 @@ async def create_topics(settings: Settings, *, replication: int | None = None) -
 
 
 async def _counts_of_all(admin: AIOKafkaAdminClient, names: tuple[str, ...], *, within_s: float) -> dict[str, int]:
-    """Return the partitions of all topics, once the brokers that are asked know each of them, or time is up.
+    """Return the partitions of all topics, once the brokers know each of them, or time is up.
 
-    The controller answers when a topic is made; its brokers learn of it a moment later (KRaft's metadata log).
+    The controller answers when a topic is created; the brokers learn of it a moment later (KRaft's metadata log).
     """
     deadline = time.monotonic() + within_s
     while True:
@@ -143,14 +143,14 @@ async def _create(admin: AIOKafkaAdminClient, topic: NewTopic) -> None:
         if code == TopicAlreadyExistsError.errno:
             raise TopicAlreadyExistsError
         if code:
-            raise TopologyError(f"topic {entry[0]} could not be made: error {code} {message or ''}".rstrip())
+            raise TopologyError(f"topic {entry[0]} could not be created: error {code} {message or ''}".rstrip())
 
 
 def misfit(counts: dict[str, int]) -> Problem | None:
     """Return what is wrong with the topics, or None."""
     missing = [plan.name for plan in topic_plans(1, min_insync=None) if plan.name not in counts]
     if missing:
-        return Problem(what=f"topics are missing: {', '.join(missing)}", action="make them with `ct-stream topics`")
+        return Problem(what=f"topics are missing: {', '.join(missing)}", action="create them with `ct-stream topics`")
     source, changelog = counts[SPINE_CREATED], counts[CHANGELOG]
     if source != changelog:
         return Problem(
@@ -167,7 +167,7 @@ def _require_fit(counts: dict[str, int]) -> None:
 
 
 async def check_topics(settings: Settings) -> dict[str, int]:
-    """Return the partitions of our topics. Raises TopologyError; KafkaUnavailable when no broker answers."""
+    """Return the partitions of our topics. Raises TopologyError, or KafkaUnavailable if no broker answers."""
     admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-check")
     try:
         await admin.start()

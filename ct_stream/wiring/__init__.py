@@ -1,1 +1,1 @@
-"""Which parts does the program have, and how are they put together? The only place that knows all of them."""
+"""Puts the parts of the program together; the only place that knows all of them."""

@@ -1,8 +1,8 @@
-"""How do people hear of what needs them? One JSON object by HTTP POST for each change, by one worker, and never a wait.
+"""Tells people what needs them, by one JSON object over HTTP for each change. Nothing waits for an alert.
 
-What happens to guardrails, controls and companies is written to `outreach.ct_alerts` by the change's own transaction
-(migration 0008); some worker takes each row, so that nobody hears twice. The end of a worker is its own to tell. The
-log has every line too: a receiver that is away costs an alert, never an outcome.
+Each change of a guardrail, a control or a stuck company writes a row to `outreach.ct_alerts` in its own transaction.
+One worker takes each row, so that nobody is alerted twice. A worker that ends because of a bug sends its own alert. The
+log has every line too: if the receiver is away an alert is lost, never an outcome.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 5.0  #: for one try, from the name to the status
 TRIES = 3
 _RETRY_S = (1.0, 2.0)
-QUEUE = 100  #: alerts that wait for the receiver; the oldest is dropped first
+QUEUE = 100  #: alerts that may wait for the receiver; the oldest is dropped first
 DRAIN_S = 2.0
 _LOOK_EVERY_S = 1.0
 _TAKEN_AT_ONCE = 20
-_STALE = timedelta(minutes=15)  #: what nobody could take for so long is no news
+_STALE = timedelta(minutes=15)  #: an alert that no worker took for so long is not sent
 _MOST_REASON = 500
 _SCHEMA_VERSION = 1
 
@@ -58,7 +58,7 @@ _SEVERITIES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """One change that people should hear of."""
+    """One change that people should hear about."""
 
     event: str  #: guardrail, control, stuck or worker
     state: str
@@ -80,9 +80,9 @@ class Alert:
                 what = f"guardrail {self.rail} is {'on trial' if self.state == 'trial' else self.state}"
             case "control":
                 way = "our resolvers" if self.rail == "control:dns" else "our way out to port 25"
-                what = f"{way}: {'a control fails, companies wait' if self.state == 'failing' else 'working again'}"
+                what = f"{way}: {'a control failed, companies wait' if self.state == 'failing' else 'working again'}"
             case "stuck":
-                what = f"company {self.outreach_id} is stuck, our bug"
+                what = f"company {self.outreach_id} is stuck because of our own bug"
             case _:
                 what = f"a worker is {self.state}"
         return f"ct-stream: {what}: {clean(self.reason)}"
@@ -107,14 +107,14 @@ class Alert:
 
 
 def clean(text: str) -> str:
-    """Return a stranger's text as one line that calls, links and addresses nobody, whoever shows it."""
+    """Return a stranger's text as one line without mentions, links or addresses, wherever it is shown."""
     plain = "".join(character if character.isprintable() else " " for character in text)
     plain = plain.translate({ord("<"): "(", ord(">"): ")", ord("@"): "(at)"})
     return " ".join(plain.split())[:_MOST_REASON]
 
 
 class Alerts:
-    """Sends alerts one after the other, from a bounded queue, apart from everything else."""
+    """Sends alerts one after the other from a bounded queue, independently of everything else."""
 
     def __init__(self, url: str | None, worker: str, version: str, metrics: Metrics) -> None:
         self._url = None if url is None else URL(url)
@@ -127,7 +127,7 @@ class Alerts:
         self._is_idle.set()
 
     def put(self, alert: Alert) -> None:
-        """Have an alert sent; returns at once."""
+        """Queue an alert; returns at once."""
         if self._url is None:
             return
         self._queue.append(alert)
@@ -139,21 +139,21 @@ class Alerts:
 
     @property
     def room(self) -> int:
-        """Return how many more alerts the queue takes; none where nobody is told."""
+        """Return how many more alerts the queue takes; 0 if no webhook is set."""
         return 0 if self._url is None else QUEUE - len(self._queue)
 
     def drop(self) -> None:
-        """Count an alert that is no news any more."""
+        """Count an alert as dropped."""
         self._metrics.alerts.labels(result="dropped").inc()
 
     def worker_stops(self, why: str) -> None:
-        """Tell that this worker ends because of a bug."""
+        """Alert that this worker ends because of a bug."""
         self.put(Alert(event="worker", state="stopping", reason=why, at=datetime.now(UTC)))
 
     # ---------------------------------------------------------------- sending
 
     async def send_all(self) -> None:
-        """Send what is in the queue and what comes, until cancelled."""
+        """Send what is in the queue and what is added to it, until cancelled."""
         if self._url is None:
             return
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
@@ -166,7 +166,7 @@ class Alerts:
                 await self._arrived.wait()
 
     async def wait_idle(self) -> None:
-        """Come back when nothing is left to send."""
+        """Return when nothing is left to send."""
         await self._is_idle.wait()
 
     async def _deliver(self, session: aiohttp.ClientSession, alert: Alert) -> None:
@@ -184,9 +184,9 @@ class Alerts:
         log.warning("Alert not delivered: %s: %s", self._place(), trouble, extra={"action": "alert_failed"})
 
     async def _post(self, session: aiohttp.ClientSession, body: bytes) -> tuple[str, bool]:
-        """Post once; return what went wrong, empty if nothing did, and whether another try may help.
+        """Post once; return what went wrong ("" for nothing), and whether another try may help.
 
-        What the client library says may hold the URL, so none of it is repeated.
+        Messages of the client library may hold the URL, so none of them is repeated.
         """
         assert self._url is not None
         headers = {"Content-Type": "application/json"}
@@ -200,17 +200,17 @@ class Alerts:
         if 200 <= status < 300:
             return "", False
         if 300 <= status < 400:
-            return f"answers {status}; redirects are not followed, name the last address", False
+            return f"answers {status}; redirects are not followed, set CT_ALERT_WEBHOOK to the final address", False
         return f"answers {status}", status >= 500 or status in (408, 429)
 
     def _place(self) -> str:
-        """Return whom we alert, without the path, which is a secret."""
+        """Return the receiver's address without the path, which is a secret."""
         assert self._url is not None
         return f"{self._url.scheme}://{self._url.host}:{self._url.port}"
 
 
 class AlertRelay:
-    """Takes what the database has for people. What is in the way costs time, never the worker."""
+    """Takes alerts from the database. Trouble with it delays alerts, but never ends the worker."""
 
     def __init__(self, database: Database, alerts: Alerts) -> None:
         self._database = database
@@ -222,14 +222,14 @@ class AlertRelay:
         return Loop(name="alerts:relay", step=self.take, every_s=_LOOK_EVERY_S, rests_first=True)
 
     async def take(self) -> None:
-        """Take as many as the queue has room for."""
+        """Take as many alerts as the queue has room for."""
         room = min(_TAKEN_AT_ONCE, self._alerts.room)
         if not self._database.is_up or room <= 0:
             return
         try:
             rows = await self._database.fetch("take_alerts", self._alerts.worker, room, _STALE)
         except (*AGAIN, *OUTAGE, asyncpg.PostgresError) as error:
-            sentence = f"Alerts cannot be read: {error or type(error).__name__}"
+            sentence = f"Alerts cannot be read from Postgres: {error or type(error).__name__}"
             if sentence != self._said:
                 log.warning("%s", sentence, extra={"action": "alerts_unread"})
             self._said = sentence
@@ -253,7 +253,7 @@ class AlertRelay:
 
 @asynccontextmanager
 async def alerting(alerts: Alerts) -> AsyncIterator[None]:
-    """Send alerts for the length of a block, and what is left at its end for at most DRAIN_S."""
+    """Send alerts for the duration of a block, and at its end for at most DRAIN_S what is left."""
     sending = asyncio.create_task(alerts.send_all(), name="alerts")
     try:
         yield
@@ -262,6 +262,6 @@ async def alerting(alerts: Alerts) -> AsyncIterator[None]:
             async with asyncio.timeout(DRAIN_S):
                 await alerts.wait_idle()
         except TimeoutError:
-            log.warning("The receiver of alerts did not take the last ones in time", extra={"action": "alert_failed"})
+            log.warning("The last alerts were not delivered in time", extra={"action": "alert_failed"})
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)

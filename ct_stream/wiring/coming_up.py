@@ -1,7 +1,7 @@
-"""What must be there before a worker works, and what must not be?
+"""The checks before a worker starts to work.
 
-What may come back by itself (a database or a broker that does not answer) is waited for, and said. What only a person
-can mend refuses the start, with a line that names the command.
+If something may come back by itself (a database or a broker that does not answer), the worker says so and waits. If
+only a person can repair it, the worker refuses to start, with a line that names the command.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ _CUT_OFF_LOOKS = 3
 
 
 class Refused(Exception):
-    """The worker must not start; the message says why and names the command that mends it."""
+    """The worker must not start; the message says why and names the command that repairs it."""
 
 
 class Stopped(Exception):
-    """The worker was told to stop before it worked."""
+    """The worker was told to stop before it started to work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """What the cluster knows of us."""
+    """What the Kafka cluster knows about us."""
 
     partitions: int  #: of spine.created
     group_is_new: bool
 
 
 class ComingUp:
-    """Each step comes back when it is done, and raises Stopped or Refused."""
+    """The steps of starting. Each returns when it is done, and may raise Stopped or Refused."""
 
     def __init__(self, settings: Settings, stop: StopSignals, health: Health) -> None:
         self._settings = settings
@@ -68,30 +68,30 @@ class ComingUp:
         self._health = health
 
     def room(self) -> Room:
-        """Return what fits into the descriptors that the system lets us open, and say where it is less than wanted."""
+        """Return what fits into the descriptors that we may open, and say so if that is less than wanted."""
         descriptors, wanted = raise_limit(), self._settings.in_flight
         if descriptors < LEAST:
             raise Refused(
-                f"the system lets this process open {descriptors} files, sockets among them; a worker needs {LEAST} at "
-                "least: raise the limit (ulimit -n, LimitNOFILE, --ulimit nofile)"
+                f"this process may open only {descriptors} files and sockets, and a worker needs at least {LEAST}; "
+                "raise the limit (ulimit -n, LimitNOFILE, --ulimit nofile)"
             )
         fits = room(wanted, descriptors, most_asking=MAX_ASKING)
         if fits.in_flight < wanted:
-            sentence = f"{fits.in_flight} companies in flight, not {wanted}: only {descriptors} files may be open"
-            log.warning("%s; raise the limit (ulimit -n)", sentence, extra={"action": "few_descriptors"})
+            sentence = f"{fits.in_flight} companies at a time, not {wanted}: only {descriptors} files may be open"
+            log.warning("Deciding %s; raise the limit (ulimit -n)", sentence, extra={"action": "few_descriptors"})
             self._health.notes["descriptors"] = sentence
         return fits
 
     @asynccontextmanager
     async def served(self, metrics: Metrics) -> AsyncIterator[int]:
-        """Serve health and metrics for the length of a block; yield the port."""
+        """Serve health and metrics for the duration of a block; yield the port."""
         host, port = self._settings.web_host, self._settings.web_port
         async with AsyncExitStack() as stack:
             try:
                 served = await stack.enter_async_context(health_server(host, port, self._health, metrics))
             except OSError as error:
                 raise Refused(
-                    f"CT_WEB_HOST {host!r} CT_WEB_PORT {port} cannot be served: {error}; "
+                    f"cannot listen on CT_WEB_HOST {host!r}, CT_WEB_PORT {port}: {error}; "
                     "set CT_WEB_PORT to a free port, or 0 for any"
                 ) from error
             yield served
@@ -109,9 +109,9 @@ class ComingUp:
         await self._until_up("kafka", producer.start)
 
     async def ends(self, *, tells_ends: bool) -> None:
-        """Refuse a topic that ends before where the group is: what came there would count as read.
+        """Refuse a topic that ends before the group's committed offset: new records below it would count as read.
 
-        `tells_ends`: the embedded broker gives wrong end offsets.
+        `tells_ends`: False for the embedded broker, whose end offsets are wrong.
         """
         if tells_ends:
             await self._until_up("kafka", self._check_ends)
@@ -127,9 +127,9 @@ class ComingUp:
             )
 
     async def not_hung_again(self, database: Database, guardrails: Guardrails, *, within_s: float) -> None:
-        """Wait while the rail `watchdog` is halted.
+        """Wait while the guardrail `watchdog` is halted.
 
-        It is halted here, where workers hung again and again at one place: one more restart would change nothing.
+        It is halted here, if workers hung several times at one place: one more restart would change nothing.
         """
         await guardrails.refresh(now=True)
         again = await hung_again(database, within_s, MOST_EXITS)
@@ -137,8 +137,8 @@ class ComingUp:
             await guardrails.set_state(WATCHDOG_RAIL, "halted", again, None)
         while (reason := guardrails.halted.get(WATCHDOG_RAIL)) is not None:
             if "watchdog" not in self._health.troubles:
-                why = f"{reason}; nothing is pulled until a person runs `ct-stream guardrails resume {WATCHDOG_RAIL}`"
-                log.error("Not restarting for ever: %s", why, extra={"action": "watchdog_halted"})
+                why = f"{reason}; no event is taken until a person runs `ct-stream guardrails resume {WATCHDOG_RAIL}`"
+                log.error("Workers keep hanging: %s", why, extra={"action": "watchdog_halted"})
                 self._health.set("watchdog", why)
                 self._health.set("start", None)
             await self._rest()
@@ -147,7 +147,7 @@ class ComingUp:
         if self._stop.asked.is_set():
             raise Stopped  # before Faust joins the group
 
-    # ---------------------------------------------------------------- until it works
+    # ---------------------------------------------------------------- trying again
 
     async def _cluster(self) -> Cluster:
         partitions = (await check_topics(self._settings))[SPINE_CREATED]
@@ -162,7 +162,7 @@ class ComingUp:
         raise Refused("; ".join(map(str, found)))
 
     async def _until_up(self, part: str, connect: Callable[[], Awaitable[Found]]) -> Found:
-        """Try until it works, saying why it does not."""
+        """Try until it works, and say why it does not."""
         said = None
         where = "CT_POSTGRES_DSN" if part == "postgres" else f"CT_KAFKA_BOOTSTRAP {self._settings.kafka_bootstrap}"
         while not self._stop.asked.is_set():

@@ -1,4 +1,4 @@
-"""How does a worker end because of a fault of its own?"""
+"""Ends a worker because of its own fault."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 
 class Fatal:
-    """Says why, alerts, and drains the worker; it ends with 70."""
+    """Logs the reason, sends an alert, and drains the worker, which ends with 70."""
 
     def __init__(self, stop: StopSignals, alerts: Alerts) -> None:
         self._stop = stop
         self._alerts = alerts
 
     def __call__(self, why: str) -> None:
-        """End the worker, for this reason; the first one counts."""
+        """End the worker for this reason; the first reason counts."""
         log.critical("Stopping: %s", why, extra={"action": "fatal"})
         if not self._stop.asked.is_set():
             self._alerts.worker_stops(why)

@@ -1,4 +1,4 @@
-"""What is the watchdog told of its worker?"""
+"""Tells the watchdog what it needs to know about its worker."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ct_stream.stream.delivery import Delivery
     from ct_stream.stream.position import OutsideView
 
-_POSTGRES_S = 20.0  #: to answer, before the watchdog bites
-#: Troubles in which nobody is at fault for what does not move: theirs, or known and told.
+_POSTGRES_S = 20.0  #: to answer, before the watchdog ends the process
+#: Troubles that excuse a lack of progress: they are outages, or known and reported already.
 _EXCUSES = ("postgres", "kafka", "kafka_group", "ledger")
 
 
@@ -62,29 +62,30 @@ class WorkerSenses:
         return self._agent.done()
 
     async def committed(self) -> dict[int, int]:
-        """Return what the group has committed. Raises KafkaError (a RuntimeError), OSError or TimeoutError."""
+        """Return the group's committed offsets. Raises KafkaError (a RuntimeError), OSError or TimeoutError."""
         return await self._view.committed()
 
     async def undelivered(self) -> dict[str, int]:
-        """Return the record that waits in each partition that does not move, and say so. Raises as `committed`.
+        """Return the record that waits in each partition that does not advance, and report it. Raises like `committed`.
 
-        While the table's changelog is read nothing is delivered, however long it is: then how much of it is left.
+        While the table's changelog is being read nothing is delivered, however long that takes. Then return how much of
+        it is left.
         """
         tables: Any = self._app.tables
         recovery = tables.recovery
         self._health.notes.pop("recovery", None)
         if recovery.in_recovery:
             left = recovery.active_remaining_total()
-            self._health.notes["recovery"] = f"reads the dedupe table's changelog: {left} records are left"
+            self._health.notes["recovery"] = f"reading the dedupe table's changelog: {left} records are left"
             return {CHANGELOG: left}
         undelivered = await self._delivery.undelivered()
         found = {f"{tp.topic}[{tp.partition}]": offset for tp, offset in undelivered.items()}
         waiting = ", ".join(f"{partition} offset {offset}" for partition, offset in found.items())
-        self._health.set("delivery", f"Kafka has {waiting} for us, and it is not delivered" if found else None)
+        self._health.set("delivery", f"Kafka has {waiting} and does not deliver it to this worker" if found else None)
         return found
 
     def unassigned_since(self) -> float | None:
-        """Return since when the group has not told us our partitions (monotonic)."""
+        """Return since when the group has assigned us no partitions (monotonic)."""
         return self._agent.unassigned_since
 
     def excused(self) -> float:
@@ -96,7 +97,7 @@ class WorkerSenses:
         return max(self._health.troubled_until(*_EXCUSES), self._database.failed_at)
 
     async def outage(self) -> str | None:
-        """Ask Postgres and Kafka; return why the world is at fault that something hangs, or None when both answer."""
+        """Ask Postgres and Kafka; return which of them does not answer and why, or None if both answer."""
         try:
             async with asyncio.timeout(_POSTGRES_S):
                 await self._database.fetch("server")
@@ -109,6 +110,6 @@ class WorkerSenses:
         return None
 
     def _is_left(self) -> bool:
-        """Return whether the group keeps us waiting for longer than a rebalance takes: that is no drain any more."""
+        """Return whether the group keeps us waiting for longer than a rebalance takes, so that it counts as a hang."""
         since = self._agent.unassigned_since
         return since is not None and time.monotonic() - since > self._thresholds.drain_s

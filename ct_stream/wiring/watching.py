@@ -1,4 +1,4 @@
-"""What does a worker look at now and then, to say how it is? One loop each; a step of each can be called by itself."""
+"""The loops that keep a worker's health and gauges up to date. Each step can be called by itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LAG_TIMEOUT_S = 25.0
 
 
 class MachineWatch:
-    """Says what ails the database and this machine: apart from whoever waits for them."""
+    """Reports the trouble of the database and of this machine, whether or not anyone waits for them."""
 
     def __init__(self, database: Database, pulse: Pulse, health: Health) -> None:
         self._database = database
@@ -44,20 +44,20 @@ class MachineWatch:
         return Loop(name="machine", step=self.look, every_s=_MACHINE_EVERY_S)
 
     async def look(self) -> None:
-        """Set the trouble of Postgres, and the note about this process."""
+        """Set the trouble of Postgres, and the note about pauses of this process."""
         self._health.set("postgres", self._database.trouble)
         stalls = self._pulse.stalls_lately
         if stalls:
             self._health.notes["machine"] = (
-                f"this process stood still {stalls} times in the last five minutes (stopped, or too little CPU): "
-                "what servers did not say meanwhile is asked again"
+                f"this process was stopped or short of CPU {stalls} times in the last five minutes; "
+                "questions without an answer from those moments are asked again"
             )
         else:
             self._health.notes.pop("machine", None)
 
 
 class Gauges:
-    """Counts what is in hand, what waits, and what is halted."""
+    """Counts what is in hand, what waits and what is halted."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Gauges:
         return Loop(name="gauges", step=self.look, every_s=_GAUGES_EVERY_S)
 
     async def look(self) -> None:
-        """Set all gauges, and tell the admission how many are undecided."""
+        """Set all gauges, and tell `Admission` how many companies are undecided."""
         metrics = self._metrics
         metrics.running.set(self._agent.running + self._scheduler.running)
         metrics.unacked.set(len(self._agent.gates))
@@ -114,13 +114,13 @@ class Gauges:
 
 
 class LagWatch:
-    """Says how many records of the topic are not committed, and whether Kafka answers at all.
+    """Reports how many records of the topic are not committed, and whether Kafka answers at all.
 
-    A worker with nothing to publish would not notice otherwise that the brokers are gone.
+    Otherwise a worker with nothing to publish would not notice that the brokers are gone.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, health: Health, *, tells_ends: bool) -> None:
-        """`tells_ends`: the embedded broker gives wrong end offsets, and no number is better than a wrong one."""
+        """`tells_ends`: False for the embedded broker, whose end offsets are wrong; no number is better than that."""
         self._settings = settings
         self._metrics = metrics
         self._health = health
@@ -131,7 +131,7 @@ class LagWatch:
         return Loop(name="lag", step=self.look, every_s=_LAG_EVERY_S)
 
     async def look(self) -> None:
-        """Set the lag, -1 where it is not known."""
+        """Set the lag; -1 if it is not known."""
         if not self._tells_ends:
             self._metrics.lag.set(-1)
             self._health.notes["lag"] = "not supported by this broker"

@@ -87,7 +87,7 @@ async def _main(settings: Settings, toolbox: Toolbox, *, first_start: bool) -> i
 async def _work(
     settings: Settings, toolbox: Toolbox, stop: StopSignals, stack: AsyncExitStack, *, first_start: bool
 ) -> None:
-    """Start the parts in order and work until told to stop; the stack takes down what `_work` leaves behind."""
+    """Start the parts in order and work until told to stop. The stack closes what is still open at the end."""
     # ---- the process
     owner, version = new_owner(), our_version()
     metrics, health = Metrics(), Health()
@@ -117,7 +117,7 @@ async def _work(
     producer = Producer(settings, health)
     stack.push_async_callback(producer.stop)
     await coming_up.producer(producer)
-    # The embedded broker is the one without idempotent producers. It gives wrong end offsets, too.
+    # The embedded broker is the one without idempotent producers. Its end offsets are wrong, too.
     tells_ends = producer.is_idempotent
     await coming_up.ends(tells_ends=tells_ends)
 
@@ -217,7 +217,7 @@ async def _work(
         health=health,
     )
 
-    # ---- at work: what says how the worker is, at once; what decides companies, once nothing hung here again and again
+    # ---- at work: first what reports the worker's health; what decides companies only if workers do not keep hanging
     await parked.retry_stuck()
     stack.push_async_callback(loops.stop)  # whatever happens below
     loops.start(
@@ -234,8 +234,8 @@ async def _work(
         reading.start()
         await stop.asked.wait()
 
-    # ---- the way down: what runs gets its time, what is left stores its answers, what is leased goes back
-    log.info("Stopping: running passes get %g s", settings.drain_s, extra={"action": "stopping"})
+    # ---- the end: running companies get their time, the others store their answers, leases are given back
+    log.info("Stopping: companies in hand get %g s to finish", settings.drain_s, extra={"action": "stopping"})
     health.set("start", "stopping")
     agent.stop_pulling()
     await asyncio.gather(scheduler.drain(settings.drain_s), reading.stop(), paid_calls.drain(settings.drain_s))

@@ -1,4 +1,4 @@
-"""A company that comes back again and again, with what was put away: it is decided, and by what counts only.
+"""A company that is resumed again and again with what was kept of it is decided, and only by answers that count.
 
 The proofs of our way lie around every question unless a test says otherwise: the friendliest world there is.
 """
@@ -46,7 +46,7 @@ def refuses(host: str, *before: Attempt) -> MailboxAnswer:
 
 
 class Company:
-    """What is put away of it, what its servers say, and how often they were asked."""
+    """What is kept of it while it is parked, what its servers say, and how often they were asked."""
 
     def __init__(self, hosts: tuple[str, ...], says: MailboxAnswer | Wait, **put_away: Any) -> None:
         self.says = says
@@ -99,7 +99,7 @@ class Company:
         return Wait(reason=WaitReason.REFUSED, detail="ten minutes", after_s=600.0)
 
     async def come_back(self) -> Passed | Failed | Wait:
-        """Go through the gate once more, and put away what is left of it as Postgres does."""
+        """Go through the gate once more, and park what is left of it as Postgres does."""
 
         def prober(_permits: object, watch: Stopwatch) -> SimpleNamespace:
             return SimpleNamespace(ask=partial(self._ask, watch), close=self._nothing, heard=())
@@ -153,7 +153,7 @@ async def test_a_server_that_is_silent_at_first_and_then_refuses_us_is_decided()
     assert company.asked <= 2
 
 
-async def test_a_providers_refusal_makes_no_silence_count_that_nothing_proved() -> None:
+async def test_a_providers_refusal_does_not_make_unproven_silence_count() -> None:
     last = MailboxAnswer(attempts=(attempt(SHARED[0]),))
     company = Company(SHARED, refuses(SHARED[0]), last=last, looks=1)
     company.ways[ControlKind.SMTP] = LATE
@@ -165,7 +165,7 @@ async def test_a_providers_refusal_makes_no_silence_count_that_nothing_proved() 
 
 
 @pytest.mark.parametrize("reason", [WaitReason.PROVIDER_BUSY, WaitReason.DOMAIN_BUSY, WaitReason.RATE_LIMIT])
-async def test_a_provider_that_opened_again_is_asked_however_often_its_company_has_to_wait(reason: WaitReason) -> None:
+async def test_a_provider_that_opened_again_is_asked_even_after_many_waits(reason: WaitReason) -> None:
     """Its silence was heard before it closed. Woken by a good talk, the company finds all places taken."""
     says = Wait(reason=reason, detail="no place is free", waits_on=WaitsOn.place("bigmail.example"))
     last = MailboxAnswer(attempts=(attempt(SHARED[0]),))
@@ -174,7 +174,7 @@ async def test_a_provider_that_opened_again_is_asked_however_often_its_company_h
     assert isinstance(await company.come_back(), Wait), "decided by what it heard before"
 
 
-async def test_a_refusal_behind_a_name_that_cannot_be_resolved_is_decided_though_chains_end_while_it_settles() -> None:
+async def test_a_refusal_after_an_unresolvable_name_is_decided_even_if_chains_of_proofs_end_while_it_settles() -> None:
     """In its ten minutes nobody asks for proofs, and somebody else's control begins another chain."""
     says = refuses(OWN[1], attempt(OWN[0], Trouble.NO_ADDRESS))
     company = Company(OWN, says, pending=Exchange(key=f"rcpt:{PATTERN}", answer=says), looks=1)
@@ -187,7 +187,7 @@ async def test_a_refusal_behind_a_name_that_cannot_be_resolved_is_decided_though
     assert company.asked == 0
 
 
-async def test_a_refusal_behind_a_name_that_nothing_proved_to_be_missing_is_asked_again() -> None:
+async def test_a_refusal_after_a_name_not_proven_missing_is_asked_again() -> None:
     says = refuses(OWN[1], attempt(OWN[0], Trouble.NAME_LOOKUP))
     company = Company(OWN, says, pending=Exchange(key=f"rcpt:{PATTERN}", answer=says), looks=1)
     company.ways[ControlKind.DNS] = proven(since_s=-60, until_s=-30)
@@ -246,7 +246,7 @@ async def test_its_own_server_that_refuses_us_is_settled_whatever_else_a_shared_
         pytest.param(Attempt(host=SHARED[0], stage=Stage.RCPT, reply=TOO_FAST), id="finds us too fast at RCPT"),
     ],
 )
-async def test_what_a_shared_backup_says_of_us_is_never_settled_as_the_companys_policy(backup: Attempt) -> None:
+async def test_a_shared_backups_reply_about_us_never_counts_as_the_companys_policy(backup: Attempt) -> None:
     company = Company((OWN[0], SHARED[0]), and_the_backup(backup))
     for rounds in range(1, 6):
         wait = await company.come_back()
@@ -256,7 +256,7 @@ async def test_what_a_shared_backup_says_of_us_is_never_settled_as_the_companys_
     assert set(company.judged) == {"bigmail.example"}, "one company is evidence about one provider"
 
 
-async def test_a_settled_host_settles_no_other() -> None:
+async def test_settling_one_host_does_not_settle_another() -> None:
     """The backup defers the first pattern, and at the second finds us too fast."""
     later = Attempt(host=SHARED[0], stage=Stage.RCPT, reply=Reply(code=450, text="greylisted"))
     company = Company((OWN[0], SHARED[0]), and_the_backup(later))
@@ -268,7 +268,7 @@ async def test_a_settled_host_settles_no_other() -> None:
 
 @pytest.mark.parametrize("stage", [Stage.BANNER, Stage.RCPT])
 @pytest.mark.parametrize("first", [0, 1])
-async def test_that_we_ask_too_fast_is_no_policy_though_another_host_refuses_us(stage: Stage, first: int) -> None:
+async def test_a_too_fast_reply_is_never_policy_even_if_another_host_refuses_us(stage: Stage, first: int) -> None:
     hosts = (OWN[first], OWN[1 - first])
     refuses_us = Attempt(host=OWN[0], stage=Stage.BANNER, reply=SAYS_NO)
     too_fast = Attempt(host=OWN[1], stage=stage, reply=TOO_FAST)

@@ -176,7 +176,7 @@ async def test_a_wait_is_recorded_with_its_answers_before_the_ack() -> None:
     assert len(parts.parked[0].exchanges) == 1
 
 
-async def test_who_lost_the_race_publishes_the_winners_bytes_not_its_own() -> None:
+async def test_the_loser_of_a_race_publishes_the_winners_bytes() -> None:
     parts = Parts(Failed(code="CT-M-NO-MX", reason="none", domain="acme.example"))  # type: ignore[arg-type]
     parts.result = PASSED
     parts.wins = False
@@ -185,7 +185,7 @@ async def test_who_lost_the_race_publishes_the_winners_bytes_not_its_own() -> No
     assert parts.steps == ["look up", "ask", "record", "look up", "claim", "publish recorded"]
 
 
-async def test_while_the_broker_does_not_take_it_the_event_is_not_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_event_is_not_acked_while_the_broker_refuses_its_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ct_stream.company.companies._CLAIM_RETRY_S", 0.01)
     parts = Parts()
     parts.broker_takes = False
@@ -250,7 +250,7 @@ async def test_what_breaks_while_a_remembered_row_is_looked_for_is_charged_to_no
     assert parts.exceptions == 0, "counted, it would be decided a second time"
 
 
-async def test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck() -> None:
+async def test_our_bug_counts_for_its_own_company_and_the_third_makes_it_stuck() -> None:
     parts = Parts(KeyError("x"))
     company = origin()
     for _ in range(3):
@@ -265,7 +265,7 @@ async def test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck() 
     [*(OSError(n, "no more of it") for n in (errno.EMFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL)), MemoryError()],
     ids=repr,
 )
-async def test_a_machine_that_has_no_more_is_charged_to_nobody(trouble: Exception) -> None:
+async def test_a_machine_out_of_resources_counts_against_no_company(trouble: Exception) -> None:
     parts = Parts(trouble)
     assert await parts.companies.from_event(origin(), None) is None
     assert parts.exceptions == 0

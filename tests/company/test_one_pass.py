@@ -144,7 +144,7 @@ def keys(company: CompanyPass) -> list[str]:
     return [exchange.key for exchange in company.exchanges]
 
 
-async def test_what_lies_in_an_unbroken_chain_of_proofs_is_kept_with_its_time() -> None:
+async def test_answers_inside_an_unbroken_chain_of_proofs_are_kept_with_their_times() -> None:
     company = await resume(ABSENT, "control:dns")
     assert keys(company) == ["spine", "mx"]
     assert left(company).spent_s == 80.0
@@ -181,7 +181,7 @@ async def test_a_session_that_we_broke_off_costs_a_company_no_time(reason: str) 
     assert left(company).spent_s == 0.0
 
 
-async def test_what_was_put_away_before_anything_was_asked_has_no_failure() -> None:
+async def test_a_company_parked_before_any_question_has_no_failed_answer() -> None:
     """A company that waits while a control fails has a moment of failure, for a proof to wake it: no more than that."""
     company = await resume({"spine": ABSENT["spine"]}, "control:dns")
     assert left(company).failed is FailedAt.NONE
@@ -203,7 +203,7 @@ async def test_a_providers_refusal_is_asked_again_and_never_the_companys_own_pol
     assert (left(company).failed, left(company).spent_s) == (FailedAt.NONE, 0.0)
 
 
-async def test_an_answer_found_in_a_chain_needs_none_after_a_long_wait_for_something_else() -> None:
+async def test_an_answer_once_found_in_a_chain_needs_no_chain_after_another_long_wait() -> None:
     """Nobody asks for proofs meanwhile; asked again each time, a silent provider's company would never be decided."""
     later = proven(since_s=300, until_s=500)
     waited = await resume(SILENT, "", reason="provider_silent", smtp=later)
@@ -214,7 +214,7 @@ async def test_an_answer_found_in_a_chain_needs_none_after_a_long_wait_for_somet
     assert waited._moments.in_chain
 
 
-async def test_silence_in_the_middle_is_looked_at_again_and_what_was_answered_behind_it_is_not() -> None:
+async def test_silence_in_mid_pass_is_asked_again_and_later_answers_are_kept() -> None:
     patterns = [pattern.name for pattern in RULES.patterns]
     answers = {"spine": ABSENT["spine"], "mx": mx()} | {f"rcpt:{name}": NO for name in patterns}
     answers[f"rcpt:{patterns[2]}"] = trouble(Trouble.TIMEOUT, stage=Stage.RCPT)
@@ -224,19 +224,19 @@ async def test_silence_in_the_middle_is_looked_at_again_and_what_was_answered_be
     assert {f"rcpt:{name}" for name in patterns[3:]} <= company._driver._answered.keys()
 
 
-async def test_answers_of_other_rules_leave_nothing_on_record() -> None:
+async def test_answers_under_other_rules_leave_no_moments_on_record() -> None:
     company = await resume({"spine": ABSENT["spine"], "mx": mx(), "rcpt:gone": NO, "rcpt:x": SILENT["mx"]}, "")
     assert keys(company) == []
     assert left(company).failed is FailedAt.NONE
 
 
-async def test_only_the_way_that_it_waits_for_needs_a_chain() -> None:
+async def test_only_the_control_that_a_company_waits_for_needs_a_chain() -> None:
     """Nobody asks for proofs of the other way meanwhile."""
     company = await resume(ABSENT, "control:dns", smtp=proven(since_s=1, until_s=5))
     assert keys(company) == ["spine", "mx"]
 
 
-async def test_without_a_proof_after_it_nothing_is_void_yet() -> None:
+async def test_no_answer_is_void_before_a_later_proof() -> None:
     company = await resume(ABSENT, "control:dns", dns=proven(since_s=1, until_s=1))
     assert keys(company) == ["spine", "mx"]
 
@@ -256,7 +256,7 @@ async def refused(first: Attempt, waits_on: str, **more: Any) -> Passed | Failed
     return await company.run()
 
 
-async def test_silence_of_the_first_host_before_a_reply_about_us_is_looked_at_twice() -> None:
+async def test_a_silent_first_host_before_a_reply_about_us_is_asked_twice() -> None:
     first = Attempt(host="mx1.acme.example", ip="192.0.2.1", stage=Stage.CONNECT, trouble=Trouble.TIMEOUT)
     again = await refused(first, "control:smtp", looks=0)
     assert isinstance(again, Wait), "mx1 was silent for a moment, perhaps by our own fault"
@@ -271,7 +271,7 @@ ASKED_SOME: dict[str, Answer] = {
 }
 
 
-async def test_no_proof_of_before_counts_for_silence_of_this_run() -> None:
+async def test_an_earlier_proof_does_not_count_for_silence_in_this_run() -> None:
     """The silence on record keeps its moment only while nothing newer has to be proven with it."""
     on_record = ASKED_SOME | {f"rcpt:{RULES.patterns[1].name}": RCPT_SILENT}
     well = await resume(on_record, "", reason="rate_limit", says=[NO])
@@ -282,7 +282,7 @@ async def test_no_proof_of_before_counts_for_silence_of_this_run() -> None:
     assert (len(silent_again.exchanges), left(silent_again).failed) == (5, FailedAt.NOW)
 
 
-async def test_the_first_silence_of_a_company_is_of_now() -> None:
+async def test_the_first_silence_of_a_company_is_recorded_as_of_now() -> None:
     company = await resume(ASKED_SOME, "", reason="rate_limit", says=[RCPT_SILENT, *[NO] * 20])
     assert left(company).failed is FailedAt.NONE
     wait = await company.run()
@@ -313,9 +313,7 @@ async def test_a_refusal_that_is_not_settled_yet_keeps_its_moments() -> None:
         pytest.param("www.acme.example", 0.0, 2, id="nor of another form of the domain"),
     ],
 )
-async def test_what_was_looked_up_with_a_company_saves_one_look_at_the_memory(
-    recalled: str, waits_s: float, looks: int
-) -> None:
+async def test_a_memory_read_with_the_company_saves_one_look_up(recalled: str, waits_s: float, looks: int) -> None:
     asked: list[str] = []
 
     async def recall(domain: str) -> Memory:

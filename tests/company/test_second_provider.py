@@ -85,7 +85,7 @@ async def test_a_dead_first_host_is_not_asked_again_for_each_place_that_comes_fr
     assert burnt[-1] <= 2, f"sessions of the daily cap that one company used, nothing learnt: {burnt}"
 
 
-async def test_who_refuses_us_at_mail_has_not_talked_well_where_the_backup_makes_the_pass_wait(
+async def test_a_refusal_at_mail_from_is_no_normal_session_even_if_the_backup_makes_the_pass_wait(
     database: DatabaseDsns,
 ) -> None:
     """The provider is closed (three were refused). Its one try is refused, too; the backup's places are taken."""
@@ -120,7 +120,9 @@ async def test_who_refuses_us_at_mail_has_not_talked_well_where_the_backup_makes
     assert (state, talked, refusals) == ("closed", [], 1)
 
 
-async def test_a_good_talk_with_the_first_provider_outlasts_the_move_to_the_next(database: DatabaseDsns) -> None:
+async def test_a_normal_session_at_the_first_provider_still_counts_after_the_move_to_the_next(
+    database: DatabaseDsns,
+) -> None:
     """It greets us well, says "later" at MAIL, and the backup answers: that is a good talk between, as ever."""
 
     def says(first: bool, line: bytes) -> bytes | None:
@@ -213,7 +215,9 @@ async def test_each_provider_that_speaks_about_us_is_judged(database: DatabaseDs
     assert state == "paused", f"{state}; noted {noted}"
 
 
-async def test_a_spent_cap_takes_no_try(database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_spent_cap_uses_up_no_try_of_a_provider(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The day's sessions end between the first host and the closed provider's one try."""
     one = ProbeLimits(
         mx_per_second=1000.0, mx_per_day=1000, smtp_per_day=1, smtp_domain_pause_s=0.0, smtp_per_provider=3
@@ -234,7 +238,7 @@ async def test_a_spent_cap_takes_no_try(database: DatabaseDsns, monkeypatch: pyt
     assert (tries, servers.connections) == (0, 0), f"{tries} tries spent, {servers.connections} connections made"
 
 
-async def test_between_two_shared_providers_a_company_comes_back_ever_more_seldom(database: DatabaseDsns) -> None:
+async def test_a_company_between_two_shared_providers_is_resumed_less_and_less_often(database: DatabaseDsns) -> None:
     """Both cannot be held at once: the first one is asked again each time."""
     admin = await asyncpg.connect(database.admin)
     async with worker(database, ("mx1.bigmail.net", "mx2.hoster.net"), Servers({})) as gate:
@@ -324,7 +328,7 @@ async def test_companies_whose_own_servers_are_back_do_not_use_up_the_closed_bac
         pytest.param(("mx1.acme.example", "mx2.hoster.net", "mx3.acme.example"), id="own, backup, own"),
     ],
 )
-async def test_a_paused_provider_is_not_closed_to_the_very_company_that_has_its_try(
+async def test_a_paused_provider_stays_open_to_the_company_that_tries_it(
     database: DatabaseDsns, hosts: tuple[str, ...]
 ) -> None:
     """The first two hosts are dead, the third one talks. Its provider, the first one's too, is paused; a try is due."""
@@ -360,7 +364,7 @@ async def test_a_paused_provider_is_not_closed_to_the_very_company_that_has_its_
     assert isinstance(result, Failed | Passed), f"{[str(s) for s in seen]}; tries {tries}, units {used}; {result}"
 
 
-async def test_who_finds_us_too_fast_at_the_random_address_is_left_alone(database: DatabaseDsns) -> None:
+async def test_a_provider_that_says_too_fast_at_the_random_address_is_left_alone(database: DatabaseDsns) -> None:
     """A paused provider's one try: it takes the first mailbox, and to the next question says that we ask too fast."""
     admin = await asyncpg.connect(database.admin)
     rcpt = [b"250 ok\r\n", b"450 4.7.1 Too many connections from your IP, slow down\r\n"]

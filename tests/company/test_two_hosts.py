@@ -53,11 +53,11 @@ class TwoHosts(Company):
 
 
 def is_about_us(owner: str, what: str) -> bool:
-    """Tell if it is a word about us that is not one company's own policy."""
+    """Return whether it is a reply about us that is not one company's own policy."""
     return "too fast" in what or (owner == "shared" and "refuses us" in what)
 
 
-async def test_nobody_fails_by_a_word_about_us_and_nobody_waits_without_one() -> None:
+async def test_a_reply_about_us_never_fails_a_company() -> None:
     """All 400 pairs, each brought back until it is decided, with proofs of our own way in between."""
     wrong = []
     for owners, does in product(product(("own", "shared"), repeat=2), product(DOES, repeat=2)):

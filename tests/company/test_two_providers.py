@@ -203,7 +203,7 @@ async def test_the_third_silent_company_of_a_provider_is_not_failed(
         pytest.param(("mx1.acme.example", "mx1.bigmail.net"), id="behind an own host that is dead"),
     ],
 )
-async def test_a_provider_that_finds_us_too_fast_is_left_alone_for_longer_and_longer(
+async def test_a_provider_that_says_too_fast_is_left_alone_longer_each_time(
     database: DatabaseDsns, mx: tuple[str, ...]
 ) -> None:
     servers = Servers({"mx1.bigmail.net": b"421 4.7.0 Too many connections from your IP\r\n"})
@@ -239,9 +239,7 @@ REFUSES = b"554 5.7.1 Service unavailable; client host blocked using zen.spamhau
         pytest.param(("mx3.acme.example", "mx2.hoster.net"), id="behind an own host that is dead"),
     ],
 )
-async def test_no_company_fails_of_the_silence_of_a_provider_that_is_closed(
-    database: DatabaseDsns, mx: tuple[str, ...]
-) -> None:
+async def test_a_closed_providers_silence_fails_no_company(database: DatabaseDsns, mx: tuple[str, ...]) -> None:
     """The provider is closed (it drops our packets, three companies have shown it). Its host is asked all the same."""
     servers = Servers({"mx1.acme.example": REFUSES})
     async with worker(database, mx, servers) as gate:
@@ -285,9 +283,7 @@ async def test_a_clock_of_postgres_that_jumps_ahead_settles_no_refusal(database:
 
 @pytest.mark.parametrize("stage", ["banner", "mail"])
 @pytest.mark.parametrize("takes", ["nobody", "the first"])
-async def test_a_refusal_of_us_is_evidence_also_where_a_backup_answers(
-    database: DatabaseDsns, stage: str, takes: str
-) -> None:
+async def test_a_refusal_of_us_counts_even_if_a_backup_answers(database: DatabaseDsns, stage: str, takes: str) -> None:
     """The first host's provider refuses us; a backup elsewhere denies each mailbox, or takes one."""
     hosts = {"mx1.bigmail.net": f"127.{NET}.9.2", "mx2.backup.org": f"127.{NET}.9.3"}
     first = [render(RULES.patterns[0], RULES.probe_name, "acme.example").local_part.encode()]

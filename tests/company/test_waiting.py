@@ -83,7 +83,7 @@ async def test_a_control_that_this_machine_cannot_ask_proves_nothing_and_stops_n
     await loops.stop()
 
 
-async def test_what_is_claimed_while_it_stops_is_not_begun() -> None:
+async def test_companies_claimed_during_a_stop_are_not_started() -> None:
     parts = Parts()
     scheduler = parts.scheduler()
     running = asyncio.create_task(scheduler.run())
@@ -96,7 +96,7 @@ async def test_what_is_claimed_while_it_stops_is_not_begun() -> None:
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_the_company_that_is_gone_on_with_for_longest_is_what_the_watchdog_sees() -> None:
+async def test_the_watchdog_sees_the_company_that_was_resumed_longest_ago() -> None:
     parts = Parts()
     scheduler = parts.scheduler()
     assert scheduler.heads() == {}

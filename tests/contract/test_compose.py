@@ -34,7 +34,7 @@ def test_every_setting_that_is_named_exists(name: str) -> None:
 
 
 @_each_service
-def test_no_secret_stands_in_an_environment(service: dict[str, Any]) -> None:
+def test_no_secret_is_in_an_environment_variable(service: dict[str, Any]) -> None:
     """DSNs, passwords and a webhook's address come from files: an environment is shown by `docker inspect`."""
     for name in service.get("environment", {}):
         assert not re.search(r"(DSN|PASSWORD|API_KEY|WEBHOOK)$", name)

@@ -141,9 +141,7 @@ async def test_a_record_that_cannot_be_decoded_is_acked_and_never_seen(tmp_path:
         assert b"bad" not in b"".join(line for line in log.read_bytes().splitlines() if line.startswith(b"got"))
 
 
-async def test_who_does_not_pull_is_out_of_the_group_after_the_poll_interval_for_good(
-    tmp_path: Path, broker: str
-) -> None:
+async def test_a_consumer_that_does_not_poll_leaves_the_group_for_good(tmp_path: Path, broker: str) -> None:
     if kafka() is None:
         pytest.skip("the embedded broker cannot list the members of a group")
     await produce(broker, [b"{}"] * 6000)  # more than Faust buffers

@@ -60,7 +60,7 @@ async def test_every_scenario_comes_out_right_in_little_memory_and_inside_its_de
 
 
 def is_right(checked: Any, right: Expected) -> bool:
-    """Tell if a result is the expected one, with method, confidence and catch-all."""
+    """Return whether a result is the expected one, with method, confidence and catch-all."""
     if not isinstance(checked, dict):
         return False
     outcome = checked["failure_code"] or checked["outcome"]

@@ -62,7 +62,7 @@ ROWS: tuple[Row, ...] = (
         fault="our own bug in one company's pass",
         behaviour="the company is stuck after the third exception; all others continue",
         tests=(
-            "company/test_companies.py::test_our_bug_is_charged_to_its_company_and_the_third_makes_it_stuck",
+            "company/test_companies.py::test_our_bug_counts_for_its_own_company_and_the_third_makes_it_stuck",
             _BUGS + "test_an_exception_makes_its_own_company_stuck_at_the_third_and_twenty_of_them_stop_the_worker",
             _BUGS + "test_three_kills_with_many_in_flight_count_against_nobody",
         ),
@@ -71,7 +71,7 @@ ROWS: tuple[Row, ...] = (
         fault="a broker restarts, or one of three dies",
         behaviour="the gate continues",
         tests=(
-            "kafka/test_brokers_die.py::test_one_of_three_brokers_dies_under_load_and_the_gate_goes_on",
+            "kafka/test_brokers_die.py::test_one_of_three_brokers_dies_under_load_and_the_gate_continues",
             "kafka/test_brokers_die.py::test_brokers_that_are_restarted_one_after_the_other_are_not_noticed",
             "kafka/test_brokers_die.py::test_a_restart_of_the_whole_cluster_loses_nothing",
         ),
@@ -95,7 +95,7 @@ ROWS: tuple[Row, ...] = (
         behaviour="abandoned work cannot overwrite",
         tests=(
             "kafka/test_steps.py::test_a_frozen_worker_whose_companies_others_took_over_changes_nothing",
-            "kafka/test_takeover.py::test_a_worker_that_hangs_is_replaced_and_cannot_overwrite_when_it_goes_on",
+            "kafka/test_takeover.py::test_a_worker_that_hangs_is_replaced_and_cannot_overwrite_when_it_continues",
             _MACHINE + "test_a_worker_that_is_stopped_for_longer_than_a_server_is_waited_for_blames_no_server",
             "kafka/test_takeover.py::test_a_second_worker_takes_half_of_the_partitions_and_gives_them_back",
         ),
@@ -169,8 +169,8 @@ ROWS: tuple[Row, ...] = (
             f"{_REFUSALS}test_a_shared_provider_that_is_silent_for_three_companies_fails_none_of_them",
             f"{_REFUSALS}test_one_companys_own_server_that_refuses_us_concerns_that_company_only",
             f"{_REFUSALS}test_twenty_thousand_companies_of_a_closed_provider_block_nobody",
-            "company/test_two_hosts.py::test_nobody_fails_by_a_word_about_us_and_nobody_waits_without_one",
-            "company/test_two_providers.py::test_no_company_fails_of_the_silence_of_a_provider_that_is_closed",
+            "company/test_two_hosts.py::test_a_reply_about_us_never_fails_a_company",
+            "company/test_two_providers.py::test_a_closed_providers_silence_fails_no_company",
         ),
     ),
     Row(
@@ -206,7 +206,7 @@ ROWS: tuple[Row, ...] = (
             "store/test_limits.py::test_the_days_look_ups_end_at_midnight_utc",
             _MACHINE + "test_a_clock_that_jumps_decides_nothing_and_spends_no_other_day",
             "store/test_controls.py::test_after_a_clock_was_set_back_companies_are_decided_again_at_once",
-            "store/test_limits.py::test_slots_of_before_a_clock_was_set_back_hold_nobody_up",
+            "store/test_limits.py::test_slots_from_before_a_clock_was_set_back_delay_nobody",
             "company/test_two_providers.py::test_a_clock_of_postgres_that_jumps_ahead_settles_no_refusal",
             "store/test_database.py::test_an_age_is_no_more_than_what_has_passed_here",
         ),
@@ -216,7 +216,7 @@ ROWS: tuple[Row, ...] = (
         behaviour="companies wait, and none is charged with it",
         tests=(
             "trouble/test_descriptors.py::test_companies_wait_for_descriptors_and_none_is_charged_for_them",
-            "company/test_companies.py::test_a_machine_that_has_no_more_is_charged_to_nobody",
+            "company/test_companies.py::test_a_machine_out_of_resources_counts_against_no_company",
             _MACHINE + "test_a_limit_of_memory_decides_nothing",
             _MACHINE + "test_a_full_disk_under_the_log_stops_nobody",
         ),
@@ -237,7 +237,7 @@ ROWS: tuple[Row, ...] = (
         tests=(
             _HANGS + "test_a_blocked_loop_ends_the_worker_three_times_and_then_it_waits_for_a_person",
             _HANGS + "test_an_event_that_never_comes_back_ends_the_worker_with_what_it_was_doing",
-            _HANGS + "test_a_waiting_company_that_never_comes_back_ends_the_worker_and_is_gone_on_with",
+            _HANGS + "test_a_resumed_company_that_never_ends_ends_the_worker_and_is_resumed_again",
             _HANGS + "test_commits_that_stand_still_end_the_worker",
             _HANGS + "test_records_that_are_not_delivered_end_the_worker",
             _HANGS + "test_a_rebalance_that_never_ends_ends_the_worker",
@@ -252,7 +252,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         fault="`spine.created` ends before the group's offset: it lost records, or the offsets are another cluster's",
         behaviour="the worker ends, and refuses to start until the group is reset; no record is skipped as read",
-        tests=("kafka/test_reset.py::test_a_topic_that_ends_before_where_the_group_stands_is_not_read_on",),
+        tests=("kafka/test_reset.py::test_a_topic_that_ends_before_the_committed_offset_is_not_read",),
         open="a topic that has grown past the group's offset before a worker looks: no offset shows what is new",
     ),
 )

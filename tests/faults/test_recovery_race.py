@@ -82,7 +82,7 @@ async def test_the_hold_cures_the_race(tmp_path: Path) -> None:
         assert stack.end_worker(stack.workers[-1]) == 0
 
 
-async def test_a_recovery_that_ends_before_faust_waits_for_its_end_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+async def test_a_recovery_that_ends_before_faust_waits_for_it_does_not_hang(tmp_path: Path) -> None:
     async with Stack(tmp_path) as stack:
         lost, ended = await restart_with_a_backlog(stack, "", LATE_WAIT)
         assert (lost, ended) == (0, None)

@@ -140,7 +140,9 @@ def test_an_accepted_pattern_with_a_refused_random_mailbox_passes_with_its_confi
 
 
 @pytest.mark.parametrize("random", [GREY, FULL, trouble(Trouble.CLOSED, stage=Stage.RCPT), LISTED, TOO_FAST])
-def test_an_accepted_pattern_whose_random_answer_is_not_to_be_had_passes_at_most_070(random: MailboxAnswer) -> None:
+def test_an_accepted_pattern_without_an_answer_about_the_random_mailbox_passes_at_most_070(
+    random: MailboxAnswer,
+) -> None:
     method = passed(play([mx(), YES, random])[0])
     assert method.confidence == 0.70
     assert not method.is_catchall
@@ -180,7 +182,7 @@ def test_none_accepted_and_all_inconclusive_fails_smtp_with_the_cause(answer: Ma
         (Trouble.TIMEOUT, "timeout", ControlKind.SMTP),
         (Trouble.CLOSED, "closed the connection", ControlKind.SMTP),
         (Trouble.UNREACHABLE, "unreachable", ControlKind.SMTP),
-        (Trouble.UNROUTABLE, "not publicly routable", ControlKind.DNS),
+        (Trouble.UNROUTABLE, "address is not publicly routable", ControlKind.DNS),
         (Trouble.NO_ADDRESS, "no address", ControlKind.DNS),
         (Trouble.NAME_LOOKUP, "could not be looked up", ControlKind.DNS),
     ],
@@ -259,7 +261,7 @@ def test_a_reply_about_us_holds_the_pass_and_fails_nothing(
     assert verdict.by is by
 
 
-def test_a_reply_about_us_from_the_first_host_is_no_matter_when_the_second_one_answers() -> None:
+def test_a_reply_about_us_from_the_first_host_does_not_matter_when_the_second_accepts() -> None:
     both = MailboxAnswer(
         attempts=(*said(554, "5.7.1", "blocked using a list", stage=Stage.BANNER).attempts, *YES.attempts)
     )
@@ -282,7 +284,7 @@ def test_a_backup_that_knows_no_mailbox_decides_nothing_while_the_first_host_spe
     assert verdict.by is by
 
 
-def test_behind_a_refusal_that_is_settled_the_backup_is_asked_on() -> None:
+def test_after_a_settled_refusal_the_backup_is_asked_the_rest() -> None:
     first = said(554, "5.7.1", "blocked using a list", stage=Stage.BANNER, host="a.example")
     backup = said(550, "5.1.1", "User unknown", host="b.example")
     settled = MailboxAnswer(attempts=(*first.attempts, *backup.attempts), is_private_policy=True)
@@ -293,7 +295,7 @@ def test_behind_a_refusal_that_is_settled_the_backup_is_asked_on() -> None:
     assert asked[2].hosts == ("b.example",)
 
 
-def test_a_backup_that_knows_no_mailbox_is_no_proof_behind_a_host_whose_policy_refuses_us() -> None:
+def test_a_backups_rejects_decide_nothing_after_a_host_that_refuses_us_by_policy() -> None:
     first = said(554, "5.7.1", "blocked using a list", stage=Stage.BANNER, host="a.example")
     backup = said(550, "5.1.1", "User unknown", host="b.example")
     settled = MailboxAnswer(attempts=(*first.attempts, *backup.attempts), is_private_policy=True)

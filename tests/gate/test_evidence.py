@@ -216,7 +216,7 @@ def test_the_first_row_that_holds_decides_what_is_kept(back: Back) -> None:
     assert kept.looks == back.looked
 
 
-def test_each_row_of_the_table_is_met_here() -> None:
+def test_every_row_of_the_table_has_a_case_here() -> None:
     assert {back.row for back in TABLE.values()} == {row.id for row in ROWS}
 
 
@@ -227,7 +227,7 @@ def test_a_private_policy_is_marked_as_settled() -> None:
     assert answer.is_private_policy
 
 
-def test_without_a_failure_nobody_has_to_know_the_ways() -> None:
+def test_without_a_failed_answer_no_proofs_are_needed() -> None:
     back = TABLE["no failure is on record"]
     assert nothing_failed(back.resumed)
     assert [e.key for e in weigh(back.resumed, {}, back.settling).exchanges] == back.left
@@ -280,7 +280,7 @@ def test_each_kind_of_trouble_needs_a_proof_even_at_the_first_host_only(
         pytest.param(SpineAnswer(found=True), False, id="the spine"),
     ],
 )  # fmt: skip
-def test_a_process_that_was_stopped_may_have_made_silence_and_no_reply(answer: Answer, is_ours: bool) -> None:
+def test_a_stopped_process_may_cause_silence_but_no_reply(answer: Answer, is_ours: bool) -> None:
     assert may_be_ours(answer) is is_ours
 
 
@@ -289,7 +289,7 @@ def asked(host: str, **fields: object) -> Exchange:
     return Exchange(key=FIRST, asked="info@eu.acme.example", answer=MailboxAnswer(attempts=(attempt,)))
 
 
-def test_silent_is_a_shared_provider_of_which_no_server_said_a_word() -> None:
+def test_a_shared_provider_is_silent_if_none_of_its_servers_said_a_word() -> None:
     assert silent_providers([asked("mx.bigmail.net")]) == {"bigmail.net"}
     assert silent_providers([asked("mx.bigmail.net"), asked("mx2.bigmail.net", stage=Stage.RCPT)]) == set()
     assert silent_providers([asked("mx.acme.example")]) == set(), "its own"
@@ -325,7 +325,7 @@ def moments(kept: Kept = ON_RECORD, taken: int | None = None) -> Moments:
         pytest.param(ON_RECORD, [], CONTROL_WAIT, SILENCE, FailedAt.NOW, id="its own server's is proven from now on"),
     ],
 )
-def test_no_proof_of_before_counts_for_what_fails_now(
+def test_an_earlier_proof_does_not_count_for_what_fails_now(
     kept: Kept, new: list[Exchange], ended_by: Wait | None, pending: Exchange | None, failed: FailedAt
 ) -> None:
     assert moments(kept).failed([*kept.exchanges, *new], ended_by, pending) is failed
@@ -340,6 +340,6 @@ def test_only_what_failed_before_has_a_window_on_record() -> None:
     assert not moments(Kept(exchanges=record[:2])).is_aged, "nothing in them failed"
 
 
-def test_answers_of_other_rules_leave_nothing_on_record() -> None:
+def test_answers_under_other_rules_leave_no_moments_on_record() -> None:
     other = moments(taken=0)
     assert (other.failed([]), other.window([]), other.is_aged) == (FailedAt.NONE, None, False)

@@ -71,7 +71,7 @@ def test_under_its_own_rules_a_transcript_says_the_same_again(answers: list[Answ
     assert recompute(COMPANY, transcript(*answers), RULES) == play.verdict
 
 
-def test_a_pattern_that_was_never_asked_for_cannot_be_told() -> None:
+def test_a_pattern_that_was_never_asked_has_no_recomputed_verdict() -> None:
     wider = replace(RULES, patterns=(*PATTERNS, SALES))
     assert recompute(COMPANY, transcript(SPINE, mx(), *ALL_NO), wider) == NeverAsked(question="rcpt:sales")
 
@@ -90,7 +90,7 @@ def test_without_the_accepted_pattern_a_pass_becomes_a_fail() -> None:
     assert failed.code is FailureCode.NO_PATTERN
 
 
-def test_another_order_is_told_by_the_mailboxes_that_were_asked_for() -> None:
+def test_another_order_is_recomputed_from_the_mailboxes_that_were_asked() -> None:
     turned = replace(RULES, patterns=tuple(reversed(PATTERNS)))
     kept = transcript(SPINE, mx(), *ALL_NO[:-1], YES, NO)
     passed = recompute(COMPANY, kept, turned)

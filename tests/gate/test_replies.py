@@ -66,7 +66,7 @@ def test_wordings_of_servers_documents_and_their_near_misses_are_read_right() ->
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_traps(code: int, enhanced: str, text: str, meaning: Meaning) -> None:
+def test_misleading_replies_are_read_right(code: int, enhanced: str, text: str, meaning: Meaning) -> None:
     assert rcpt(code, enhanced, text) is meaning
 
 

@@ -46,7 +46,7 @@ def test_an_absence_seen_in_our_own_trouble_is_void(answer: MxAnswer) -> None:
     assert kept_keys(SPINE, Exchange(key="mx", answer=answer)) == ["spine"]
 
 
-def test_a_first_host_in_trouble_is_no_matter_when_the_second_one_answered_rcpt() -> None:
+def test_a_first_host_in_trouble_does_not_matter_when_the_second_answered_rcpt() -> None:
     both = MailboxAnswer(attempts=(*trouble(Trouble.TIMEOUT).attempts, *NO.attempts))
     assert kept_keys(SPINE, MX, Exchange(key="rcpt:first.last", answer=both)) == ["spine", "mx", "rcpt:first.last"]
 

@@ -66,7 +66,9 @@ async def test_a_broker_that_is_away_does_not_hide_what_the_others_can(
 
 
 @pytest.mark.long
-async def test_one_of_three_brokers_dies_under_load_and_the_gate_goes_on(tmp_path: Path, cluster: KafkaCluster) -> None:
+async def test_one_of_three_brokers_dies_under_load_and_the_gate_continues(
+    tmp_path: Path, cluster: KafkaCluster
+) -> None:
     async with Stack(tmp_path, reply_delay_s=0.1) as stack:
         ids = await stack.mint([f"info-{n}.example" for n in range(800)])
         worker = stack.start_worker(CT_IN_FLIGHT="100")

@@ -78,7 +78,7 @@ async def test_also_kafkas_own_topics_have_three_replicas(cluster: KafkaCluster,
     assert all(len(partition["replicas"]) == 3 for partitions in own.values() for partition in partitions)
 
 
-async def test_what_two_brokers_have_outlives_the_kill_of_any_one(cluster: KafkaCluster, settings: Settings) -> None:
+async def test_a_record_on_two_brokers_survives_the_kill_of_any_one(cluster: KafkaCluster, settings: Settings) -> None:
     partition = TopicPartition(SPINE_CREATED, 0)
     for node in (1, 2, 3):
         async with AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap, enable_idempotence=True) as producer:
@@ -95,7 +95,7 @@ async def test_what_two_brokers_have_outlives_the_kill_of_any_one(cluster: Kafka
     assert values == [b"%d-%d" % (node, number) for node in (1, 2, 3) for number in range(20)]
 
 
-async def test_one_of_three_alone_takes_nothing(cluster: KafkaCluster, settings: Settings) -> None:
+async def test_one_broker_of_three_alone_accepts_nothing(cluster: KafkaCluster, settings: Settings) -> None:
     """min.insync.replicas is 2: rather no record than one that a single disk holds."""
     leader = await cluster.leader(SPINE_CREATED, 0)
     producer = AIOKafkaProducer(

@@ -62,7 +62,7 @@ async def test_lag_is_what_the_group_has_not_committed(settings: Settings) -> No
     assert await lag(settings) == 700 - there + 3
 
 
-async def test_where_only_marks_of_transactions_are_left_there_is_no_lag(settings: Settings) -> None:
+async def test_transaction_markers_alone_are_no_lag(settings: Settings) -> None:
     await send_in_transaction(settings.kafka_bootstrap, [uuid4(), uuid4()], partition=0)
     assert await lag(settings) == 3, "two records, and the mark behind them"
     await commit(settings, {TopicPartition(SPINE_CREATED, 0): 2})  # the worker's commit ends before the mark

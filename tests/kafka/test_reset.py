@@ -109,7 +109,7 @@ async def test_a_group_that_is_reset_to_the_beginning_asks_and_publishes_nothing
         assert stack.end_worker(again) == 0
 
 
-async def test_a_topic_that_ends_before_where_the_group_stands_is_not_read_on(tmp_path: Path) -> None:
+async def test_a_topic_that_ends_before_the_committed_offset_is_not_read(tmp_path: Path) -> None:
     """As where a cluster lost records, or offsets were copied from another: what comes next would count as read."""
     async with Stack(tmp_path) as stack:
         worker = stack.start_worker()

@@ -84,7 +84,7 @@ async def test_an_idle_spare_takes_over_from_a_killed_worker_and_loses_nothing(t
 
 
 @pytest.mark.long
-async def test_a_worker_that_hangs_is_replaced_and_cannot_overwrite_when_it_goes_on(tmp_path: Path) -> None:
+async def test_a_worker_that_hangs_is_replaced_and_cannot_overwrite_when_it_continues(tmp_path: Path) -> None:
     async with Stack(tmp_path, reply_delay_s=0.1) as stack:
         hanging = stack.start_worker(CT_IN_FLIGHT="40")
         await said(stack, 0, "Ready")

@@ -42,7 +42,7 @@ async def decided(stack: Stack) -> set[UUID]:
     return {row["outreach_id"] for row in await stack.admin.fetch("SELECT outreach_id FROM outreach.ct_outcomes")}
 
 
-async def test_what_a_transactional_upstream_takes_back_is_not_decided_and_its_marks_hold_nothing_up(
+async def test_aborted_records_are_not_decided_and_transaction_markers_block_nothing(
     tmp_path: Path,
 ) -> None:
     async with Stack(tmp_path) as stack:

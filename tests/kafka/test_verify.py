@@ -41,7 +41,7 @@ async def compare(people: Settings) -> Report:
     return await verify(people, Limits(grace=timedelta(0)), lambda _what, _count: None)
 
 
-async def test_marks_and_what_upstream_took_back_are_no_violation(place: Place, people: Settings) -> None:
+async def test_transaction_markers_and_aborted_records_are_no_violation(place: Place, people: Settings) -> None:
     """Holes at the end of a partition: they are reached, and nobody misses what was never there."""
     kept, taken_back = [company(has_event=False) for _ in range(5)], [company().id for _ in range(5)]
     await place.plant([*many(300), *well(), *kept])
@@ -78,7 +78,7 @@ async def test_a_group_past_the_end_and_records_removed_unread_are_found(
     assert report.found[Kind.COMMITTED_PAST_END].examples[0].partition == 5
 
 
-async def test_what_a_retention_removed_is_not_missed_and_said(
+async def test_records_removed_by_retention_are_reported_and_not_missed(
     cluster: KafkaCluster, place: Place, people: Settings
 ) -> None:
     """A topic that somebody gave a retention: outcomes of before cannot be compared, those of after can."""

@@ -342,7 +342,7 @@ async def test_a_pending_answer_that_is_given_back_is_judged_without_asking() ->
     assert scripted.asked == ["judge acme.example acme.example"]
 
 
-async def test_answers_that_fit_no_longer_are_dropped_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
+async def test_answers_that_no_longer_fit_are_dropped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     kept = [Exchange(key="spine", answer=SPINE), Exchange(key="rcpt:gone", answer=NO)]
     scripted = Scripted(WAIT)
     with caplog.at_level(logging.WARNING):
@@ -451,7 +451,7 @@ async def test_a_company_that_waited_for_its_domain_takes_the_answers_of_the_one
     assert tools_used(run.exchanges) == ["TOOL-004:memory", "TOOL-005:memory"]
 
 
-async def test_a_pass_that_has_asked_a_mailbox_itself_goes_on_by_itself() -> None:
+async def test_a_pass_that_has_asked_a_mailbox_itself_uses_no_memory() -> None:
     first = await driver(Scripted(SPINE, None, FOUND, NO, WAIT)).run()
     assert isinstance(first, Waiting)
     scripted = Scripted(YES, NO, memories=[await learned(None, FOUND, YES, NO)])

@@ -182,7 +182,9 @@ async def test_a_busy_mailbox_is_no_session_limit(farm: MailFarm) -> None:
 
 
 @pytest.mark.parametrize("noticed", [True, False], ids=["noticed before the next", "not yet noticed"])
-async def test_a_server_that_hangs_up_after_the_first_550_is_asked_the_rest_anew(farm: MailFarm, noticed: bool) -> None:
+async def test_a_server_that_hangs_up_after_the_first_550_is_asked_the_rest_in_new_sessions(
+    farm: MailFarm, noticed: bool
+) -> None:
     server = await farm.server(*(farm.hello(farm.rcpt(name, NO)) for name in "abc"))
     server.hang_up_after = True
     asker = prober(farm, Names(mx1=(server.ip,)), Permits())

@@ -133,7 +133,7 @@ async def test_a_resolver_that_is_not_there_is_unavailable() -> None:
     assert answer.status is MxStatus.UNAVAILABLE
 
 
-async def test_a_machine_without_a_descriptor_is_no_resolver_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lack_of_descriptors_is_not_read_as_a_refusing_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
     """c-ares calls a socket that it cannot make a refused connection, which is a company's name trouble elsewhere."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))

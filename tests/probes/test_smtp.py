@@ -106,7 +106,7 @@ async def test_ehlo_refused_falls_back_to_helo(farm: MailFarm) -> None:
         pytest.param(b"220-x\r\n" * 9000, (Stage.BANNER, Trouble.GARBLED), id="too many lines"),
     ],
 )
-async def test_banners_that_are_no_welcome(
+async def test_a_banner_that_is_no_welcome_ends_the_session(
     farm: MailFarm, banner: str | bytes, expected: tuple[Stage, Trouble | int]
 ) -> None:
     assert ended(await talk(farm, banner)) == expected

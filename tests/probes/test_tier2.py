@@ -134,7 +134,7 @@ async def test_reachers_documented_answers(answer: Answer, status: VerifyStatus,
         pytest.param(Answer(status=-1), False, id="hangs up"),
     ],
 )
-async def test_what_is_no_documented_answer_is_none(provider: str, answer: Answer, about_us: bool) -> None:
+async def test_an_undocumented_answer_is_no_answer(provider: str, answer: Answer, about_us: bool) -> None:
     said = await asked(provider, answer)
     assert (said.status, said.about_us) == (NO_ANSWER, about_us), said.detail
 
@@ -206,7 +206,7 @@ async def test_a_redirect_is_not_followed(provider: str) -> None:
 
 async def test_a_vendor_that_is_slow_is_left_in_time() -> None:
     said = await asked("millionverifier", Answer(delay_s=5.0), timeout_s=0.2)
-    assert said == Said(status=NO_ANSWER, detail="no answer of millionverifier within 0.2 s")
+    assert said == Said(status=NO_ANSWER, detail="no answer from millionverifier within 0.2 s")
 
 
 async def test_a_body_without_end_is_left_in_time() -> None:

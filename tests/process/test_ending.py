@@ -33,7 +33,7 @@ async def main():
 sys.exit(run_to_the_end(main(), Broken, 3000.0))
 """)
     assert code == 70
-    assert "the worker's loop broke (MemoryError)" in said
+    assert "the worker's event loop broke (MemoryError)" in said
     assert took_s < 30, "before its watchdog would"
 
 

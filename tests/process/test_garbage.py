@@ -29,7 +29,7 @@ class Node:
         self.itself = self
 
 
-def test_what_is_there_is_left_out_and_what_comes_is_collected_in_the_end() -> None:
+def test_existing_objects_are_excluded_and_new_garbage_is_collected() -> None:
     frozen = gc.get_freeze_count()
     collect_seldom()
     assert gc.get_freeze_count() > frozen

@@ -7,7 +7,7 @@ import logging
 from ct_stream.process.logs import Sparing
 
 
-def test_a_library_says_the_same_thing_once_in_30_s_and_we_whenever_we_like() -> None:
+def test_a_librarys_repeated_message_is_logged_once_in_30_s_and_ours_always() -> None:
     now = 0.0
     sparing = Sparing(clock=lambda: now)
 

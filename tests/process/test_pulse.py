@@ -18,7 +18,7 @@ async def test_a_loop_that_turns_has_not_stood_still() -> None:
     pulse.stop()
 
 
-async def test_a_timer_that_ran_out_because_the_loop_stood_still_finds_it_said() -> None:
+async def test_a_timer_that_ran_out_during_a_pause_sees_the_pause() -> None:
     pulse = Pulse()
     pulse.start()
     begin = time.monotonic()

@@ -38,13 +38,13 @@ def test_an_event_that_is_not_acked_in_time_is_a_hang() -> None:
     assert look_each_second(Watch(LIMITS), 1000, 1200, arrived=1000.0) == 1101.0
 
 
-def test_events_that_come_and_go_are_none() -> None:
+def test_events_that_are_acked_in_time_are_no_hang() -> None:
     watch = Watch(LIMITS)
     assert all(watch.look(float(at), {f"spine.created[3] offset {at}": at - 90.0}) is None for at in range(1000, 2000))
     assert watch.look(2000.0, {}) is None
 
 
-def test_an_outage_never_counts_however_long_and_all_begins_anew_after_it() -> None:
+def test_an_outage_never_counts_and_all_times_restart_after_it() -> None:
     assert look_each_second(Watch(LIMITS), 1000, 9000, arrived=1000.0, troubled_until=8000.0) == 8101.0
 
 
@@ -57,7 +57,7 @@ def test_an_outage_that_comes_and_goes_never_counts() -> None:
 
 
 def test_a_process_that_was_stopped_is_not_one_that_hangs() -> None:
-    """SIGSTOP for an hour, or a frozen machine: nobody looked meanwhile, and nothing could get on."""
+    """SIGSTOP for an hour, or a frozen machine: nobody looked meanwhile, and nothing could make progress."""
     watch = Watch(LIMITS)
     assert watch.look(1000.0, {PLACE: 1000.0}) is None
     assert watch.look(4600.0, {PLACE: 1000.0}) is None
@@ -84,7 +84,7 @@ def test_commits_that_stand_still_with_something_to_commit_are_a_hang() -> None:
     assert commits_each_second(Watch(LIMITS), moves=False) == 61
 
 
-def test_commits_that_go_on_are_none_nor_are_those_with_nothing_to_commit() -> None:
+def test_commits_that_advance_or_have_nothing_to_commit_are_no_hang() -> None:
     assert commits_each_second(Watch(LIMITS), moves=True) is None
     assert commits_each_second(Watch(LIMITS), moves=False, done=10) is None
 
@@ -108,10 +108,10 @@ def test_a_record_that_waits_in_kafka_and_is_not_delivered_is_a_hang() -> None:
     hang = watch.look_at_input(300.0, {PARTITION: 7, "spine.created[4]": 9})
     assert hang is not None
     assert hang.places == ("spine.created[3] offset 7",)
-    assert hang.reason == f"{PARTITION} offset 7 waits in Kafka and is not delivered for 300 s (at most 60 s)"
+    assert hang.reason == f"{PARTITION} offset 7 has been in Kafka for 300 s and is not delivered (at most 60 s)"
 
 
-def test_a_partition_that_moves_or_has_nothing_to_read_is_none() -> None:
+def test_a_partition_that_advances_or_has_nothing_to_read_is_no_hang() -> None:
     watch = Watch(Thresholds(unacked_s=100.0, undelivered_s=60.0))
     assert all(watch.look_at_input(float(at), {PARTITION: at // 30}) is None for at in range(0, 900, 15))
     assert watch.look_at_input(900.0, {}) is None
@@ -120,7 +120,7 @@ def test_a_partition_that_moves_or_has_nothing_to_read_is_none() -> None:
     assert watch.look_at_input(980.0, {PARTITION: 60}) is None
 
 
-def test_a_rebalance_that_does_not_end_is_a_hang_and_an_outage_meanwhile_begins_it_anew() -> None:
+def test_a_rebalance_that_does_not_end_is_a_hang_and_an_outage_restarts_its_time() -> None:
     watch = Watch(Thresholds(unacked_s=100.0, unassigned_s=60.0))
     assert watch.look_at_group(1000.0, None) is None
     assert watch.look_at_group(1050.0, 1000.0) is None
@@ -213,7 +213,7 @@ def test_a_blocked_loop_ends_the_process_and_says_which_event_and_which_line() -
     done = run_blocked("time.sleep(20)")
     assert done.returncode == EXIT_CODE
     assert done.stdout == "['spine.created[2] offset 41']\n"
-    assert "the event loop is blocked for 0 s (at most 0.4 s) in spine.created[2] offset 41" in done.stderr
+    assert "the event loop has been blocked for 0 s (at most 0.4 s) in spine.created[2] offset 41" in done.stderr
     assert "in event" in done.stderr, "no stack of the blocked thread"
 
 
@@ -222,14 +222,14 @@ def test_a_loop_that_only_waits_is_not_blocked() -> None:
     assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
 
 
-async def test_an_eye_that_fails_each_time_closes_no_other() -> None:
+async def test_a_look_that_always_fails_does_not_stop_the_others() -> None:
     """A look at the input that fails (a bug, one broker that swallows packets) hid every event that hung."""
     begin = time.monotonic()
     looks: list[float] = []
 
     async def undelivered() -> dict[str, int]:
         looks.append(time.monotonic())
-        raise TypeError("a bug of ours")
+        raise TypeError("our own bug")
 
     async def nothing(*_: object) -> None:
         return None

@@ -57,7 +57,7 @@ SEEN_S = 8.0
 _AGAIN_S = 0.3
 #: What a query meets while Postgres is crashed, or its pool is taken down under it.
 _AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-#: FAILs that rest on an absence or a silence from inside a fault of ours: a truly dead server's proves as little in it
+#: FAILs that rest on an absence or a silence during a fault on our side: even a truly dead server's proves nothing then
 #: as a living one's. Half a second is left at its begin, for what had come before and was read late.
 #: A port 25 that is closed for less than SEEN_S may fall between two proofs: two intervals and 3 s may lie between,
 #: and a connection that is begun in it comes through by TCP's own repeats within 3 s more. Then only the two looks at
@@ -97,7 +97,7 @@ class Tally:
     lies: list[tuple[str, datetime, datetime]] = field(default_factory=list)
     #: When answers that nobody had stored yet may have been lost, and their questions put again.
     blows: list[datetime] = field(default_factory=list)
-    ends: list[str] = field(default_factory=list)  #: of workers, that no fault of ours explains
+    ends: list[str] = field(default_factory=list)  #: of workers, that no fault made by us explains
     duplicates: int = 0
     junk: int = 0
 
@@ -317,7 +317,7 @@ class Soak:
         setter = self.stack.farm.set_resolvers if what == "resolvers" else self.stack.farm.block_smtp
         await setter(mode)
         begin = await self.now()  # on a busy machine the farm may take its time to begin, and to end
-        # A short one may fall between two controls: nothing of ours then says that it was there.
+        # A short fault may fall between two controls; then nothing on our side shows that it was there.
         await asyncio.sleep(self.chance.choice([self.chance.uniform(0.2, 2), self.chance.uniform(8, 20)]))
         end = await self.now()
         await (self.stack.farm.set_resolvers("ok") if what == "resolvers" else self.stack.farm.block_smtp(None))

@@ -118,7 +118,7 @@ async def test_cancelling_one_caller_leaves_the_batch_alone() -> None:
     assert server.batches == [[1, 2]]
 
 
-async def test_what_nobody_claims_is_handed_over_where_it_comes_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_result_that_nobody_claims_is_handed_over_if_it_comes_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server()
     server.gate.clear()
     queue = batches(server)

@@ -176,7 +176,7 @@ async def test_a_good_talk_after_a_gap_begins_a_chain_of_its_own(database: Datab
         assert not state.unbroken(begun_at - timedelta(seconds=30)), "nothing is known of the time between"
 
 
-async def test_a_greeting_keeps_the_chain_but_proves_nobody_wrong(database: DatabaseDsns) -> None:
+async def test_a_greeting_extends_the_chain_but_confirms_no_failed_answer(database: DatabaseDsns) -> None:
     """A server may greet us, and refuse us at the next command: port 25 is open, and no more is known."""
     async with opened(database.gate) as db:
         controls = ControlLedger(db, interval_s=0.0)
@@ -311,7 +311,7 @@ async def test_a_clock_that_was_set_is_followed_at_the_next_look(database: Datab
         assert abs(db.now() - base) < timedelta(minutes=1)
 
 
-async def test_the_end_of_a_proof_that_lies_ahead_bridges_no_gap(database: DatabaseDsns) -> None:
+async def test_a_proof_that_ends_in_the_future_bridges_no_gap(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
         controls = ControlLedger(db, interval_s=1.0)
         await controls.succeeded(ControlKind.SMTP, db.now(), "greets")

@@ -99,7 +99,7 @@ async def test_a_good_talk_between_them_keeps_a_provider_open(database: Database
         assert await p.state("provider:bigmail.example") in (None, "open")
 
 
-async def test_a_pass_that_goes_on_at_another_provider_meets_its_rail_and_its_places(database: DatabaseDsns) -> None:
+async def test_a_pass_that_moves_to_another_provider_obeys_its_guardrail_and_its_places(database: DatabaseDsns) -> None:
     rail = "provider:bigmail.example"
     async with parts(database) as p:
         lease = await p.limits.begin_probe("acme.example", "acme.example")
@@ -359,7 +359,7 @@ async def test_three_hangs_at_one_place_in_the_window_are_told_until_a_person_re
             assert await hung_again(db, 600, 3) is None
             await record_exit(database.gate, Exit(places=places, reason="hangs", worker="w", version="1"))
         again = await hung_again(db, 600, 3)
-        assert again == "3 times within 10 minutes a worker hung at b: hangs"
+        assert again == "a worker hung 3 times within 10 minutes at b: hangs"
         await p.one.set_state("watchdog", "halted", again, None)
         assert await p.resume("watchdog") == "halted -> open"
         assert await hung_again(db, 600, 3) is None

@@ -75,7 +75,7 @@ async def test_mx_look_ups_of_all_workers_keep_to_the_rate(database: DatabaseDsn
     assert moments[-1] - moments[0] >= 0.9
 
 
-async def test_slots_of_before_a_clock_was_set_back_hold_nobody_up(database: DatabaseDsns) -> None:
+async def test_slots_from_before_a_clock_was_set_back_delay_nobody(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
         shared = SharedLimits(db, "worker", limits(mx_per_second=40.0))
         async with running(*shared.batches):
@@ -132,7 +132,7 @@ async def test_the_next_session_of_a_pass_waits_for_the_pause(database: Database
             assert time.monotonic() - begin >= 0.29
 
 
-async def test_a_provider_has_so_many_places_over_all_workers_and_an_end_wakes_who_waits(
+async def test_a_providers_places_are_limited_over_all_workers_and_an_end_wakes_who_waits(
     database: DatabaseDsns,
 ) -> None:
     async with opened(database.gate) as db, opened(database.gate) as other_db:
@@ -358,7 +358,7 @@ async def test_who_waits_for_midnight_is_woken_when_the_cap_is_raised(database: 
             assert len(await passes.claim_due(10)) == 2, "as many as the day has units left"
 
 
-async def test_who_meets_the_cap_between_two_hosts_is_not_woken_for_a_unit(database: DatabaseDsns) -> None:
+async def test_a_company_that_meets_the_cap_between_two_hosts_is_not_woken_for_a_unit(database: DatabaseDsns) -> None:
     """Its first host would be asked again each time, with the unit."""
     async with opened(database.gate) as db:
         shared = SharedLimits(db, "worker", limits(smtp_per_day=1))
@@ -490,7 +490,7 @@ async def test_a_pass_that_lost_its_domain_in_an_outage_begins_no_session_beside
             assert (paused.after_s or 0) > 0
 
 
-async def test_a_lease_that_ran_out_and_was_taken_by_nobody_goes_on(database: DatabaseDsns) -> None:
+async def test_a_lease_that_ran_out_and_was_taken_by_nobody_is_continued(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db, db.connection() as connection:
         shared = SharedLimits(db, "worker", LIMITS)
         async with running(*shared.batches):

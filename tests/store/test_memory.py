@@ -153,7 +153,7 @@ async def test_a_clock_that_runs_ahead_does_not_lengthen_a_memory(database: Data
     await admin.close()
 
 
-async def test_writers_in_any_order_do_not_stand_in_each_others_way(database: DatabaseDsns) -> None:
+async def test_writers_in_any_order_do_not_deadlock(database: DatabaseDsns) -> None:
     def batch() -> list[Outcome]:
         domains = [f"d{n}.example" for n in range(40)]
         return [decided(replace(PASSED, domain=domain)) for domain in domains]
@@ -181,7 +181,7 @@ async def test_the_end_of_a_chain_wakes_all_who_wait_for_its_domain(database: Da
     assert {r.origin.outreach_id for r in woken} == {p.origin.outreach_id for p in here}
 
 
-async def test_a_fail_whose_answers_are_old_wakes_nobody_to_no_purpose(database: DatabaseDsns) -> None:
+async def test_a_fail_with_old_answers_wakes_nobody(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
         passes, ledger = ParkedCompanies(db, "a", "test"), Ledger(db)
         async with running(passes.park, *ledger.batches):

@@ -1,4 +1,4 @@
-"""Undecided companies wait in Postgres, with their answers, and exactly one worker goes on with each."""
+"""Undecided companies wait in Postgres with their answers, and exactly one worker resumes each of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 A_MOMENT = timedelta(seconds=0.1)
 
 
-async def test_a_company_comes_back_as_it_was_put_away(database: DatabaseDsns) -> None:
+async def test_a_company_is_resumed_as_it_was_parked(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
         asked_at = db.now() - timedelta(seconds=2)
         kept = parked(spent_s=1.5, looks=1, asked_at=asked_at, failed=FailedAt.NOW, pending=EXCHANGES[1])
@@ -50,7 +50,7 @@ async def test_a_wait_for_a_control_has_a_moment_that_a_proof_can_be_later_than(
 
 
 async def test_when_it_was_asked_stays_on_record_until_it_is_asked_again(database: DatabaseDsns) -> None:
-    """Else answers from inside our own trouble would grow younger than it by being put away twice."""
+    """Otherwise answers from our own trouble would seem to be newer than it after being parked twice."""
     async with opened(database.gate) as db:
         passes = ParkedCompanies(db, "a", "test")
         async with running(passes.park):
@@ -68,7 +68,7 @@ async def test_when_it_was_asked_stays_on_record_until_it_is_asked_again(databas
             assert last.asked_at < ahead, "a worker's clock ran ahead"
 
 
-async def test_answers_of_before_a_clock_was_set_back_are_of_no_known_time(database: DatabaseDsns) -> None:
+async def test_answers_from_before_a_clock_was_set_back_have_no_known_time(database: DatabaseDsns) -> None:
     """Proofs of an hour later would speak for them, once the clock has caught up."""
     async with opened(database.gate) as db:
         passes = ParkedCompanies(db, "a", "test")
@@ -95,7 +95,7 @@ async def test_answers_of_before_a_clock_was_set_back_are_of_no_known_time(datab
         await admin.close()
 
 
-async def test_of_two_workers_one_goes_on_with_each_company(database: DatabaseDsns) -> None:
+async def test_each_company_is_resumed_by_only_one_of_two_workers(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db, opened(database.gate) as other_db:
         one, other = ParkedCompanies(db, "one", "test"), ParkedCompanies(other_db, "other", "test")
         async with running(one.park):
@@ -116,7 +116,7 @@ async def test_a_wait_with_a_time_is_not_over_before_it(database: DatabaseDsns) 
             assert len(await passes.claim_due(10)) == 1
 
 
-async def test_a_worker_that_lost_its_lease_cannot_put_the_company_away(database: DatabaseDsns) -> None:
+async def test_a_worker_that_lost_its_lease_cannot_park_the_company(database: DatabaseDsns) -> None:
     company = parked()
     async with opened(database.gate) as db:
         slow, quick = ParkedCompanies(db, "slow", "test"), ParkedCompanies(db, "quick", "test")

@@ -196,7 +196,7 @@ async def test_a_worker_that_died_before_its_answer_costs_the_attempt_and_not_a_
     assert await admin.fetchval("SELECT used FROM outreach.ct_usage WHERE tool_id = 'TOOL-019'") == 1
 
 
-async def test_a_reservation_whose_commit_was_not_heard_of_is_still_the_callers(database: DatabaseDsns) -> None:
+async def test_a_reservation_whose_commit_was_not_answered_still_belongs_to_the_caller(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
         attempts = PaidAttempts(db, "reacher", MANY)
         async with running(attempts.take):
@@ -319,7 +319,7 @@ async def test_answers_that_come_together_halt_it_at_the_fifth(database: Databas
             assert (await storing).halted is not None
 
 
-async def test_an_attempt_is_reserved_between_answers_and_not_beside_one(database: DatabaseDsns, admin: Admin) -> None:
+async def test_reservations_and_answers_never_run_at_the_same_time(database: DatabaseDsns, admin: Admin) -> None:
     async with opened(database.gate) as db:
         attempts = PaidAttempts(db, "reacher", MANY)
         async with running(attempts.take):
@@ -371,7 +371,7 @@ async def test_resuming_it_leaves_the_evidence_about_mail_servers_alone(admin: A
         assert await admin.fetchval("SELECT void FROM outreach.ct_refusals") is void
 
 
-async def test_who_was_put_away_behind_a_tool_that_a_person_has_just_resumed_is_woken(
+async def test_a_company_parked_just_after_its_tool_was_resumed_is_woken(
     database: DatabaseDsns,
 ) -> None:
     async with opened(database.gate) as db:

@@ -1,4 +1,4 @@
-"""A broker that goes away while uvloop runs: aiokafka connects anew, and nothing of it dies in silence."""
+"""A broker that goes away while uvloop runs: aiokafka connects again, and none of its tasks ends silently."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_cut_connection_is_a_broken_one(tmp_path: Path) -> None:
     uvloop.run(run())
 
 
-def test_what_is_wrong_with_a_request_is_said_and_breaks_nothing(tmp_path: Path) -> None:
+def test_a_request_that_cannot_be_sent_raises_its_own_error_and_keeps_the_connection(tmp_path: Path) -> None:
     """A broker without idempotence is known by it (stream/producer.py); aiokafka's errors are RuntimeErrors, too."""
 
     async def run() -> None:
@@ -81,7 +81,7 @@ def test_the_brokers_addresses_are_kept_up_to_date_after_a_cut(tmp_path: Path) -
             client = producer.client
             await cut(producer)
             await client._metadata_update(client.cluster, client._topics)
-            assert await client._metadata_update(client.cluster, client._topics), "it did not connect anew"
+            assert await client._metadata_update(client.cluster, client._topics), "it did not connect again"
 
     uvloop.run(run())
 

@@ -37,7 +37,7 @@ class World:
         return {tp: offset for tp, offset in self.there.items() if tp in positions}
 
 
-async def test_a_partition_that_stands_with_something_to_read_is_named() -> None:
+async def test_a_partition_that_does_not_advance_with_something_to_read_is_named() -> None:
     world = World()
     assert await world.delivery.undelivered() == {}
     assert world.looks == []
@@ -45,7 +45,7 @@ async def test_a_partition_that_stands_with_something_to_read_is_named() -> None
     assert world.looks == [{A: 5, B: 8}]
 
 
-async def test_one_whose_place_is_not_known_is_looked_at_where_the_group_stands() -> None:
+async def test_a_partition_without_a_position_is_checked_from_the_committed_offset() -> None:
     world = World()
     world.positions = {A: None}
     await world.delivery.undelivered()
@@ -53,7 +53,7 @@ async def test_one_whose_place_is_not_known_is_looked_at_where_the_group_stands(
     assert world.looks == [{A: None}]
 
 
-async def test_a_partition_that_moved_or_is_new_or_was_revoked_is_not() -> None:
+async def test_a_partition_that_advanced_or_is_new_or_was_revoked_is_not_named() -> None:
     world = World()
     await world.delivery.undelivered()
     world.positions = {A: 6, TP("spine.created", 2): None}

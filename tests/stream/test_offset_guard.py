@@ -118,7 +118,7 @@ async def test_a_repeat_and_a_stale_delivery_are_dropped() -> None:
     assert not world.holes
 
 
-async def test_a_record_from_below_where_the_group_stood_is_no_repeat_where_the_partition_ends_there() -> None:
+async def test_a_record_below_the_committed_offset_is_new_if_the_partition_ends_there() -> None:
     """The cluster lost records: the end is told from it, once the broker answers."""
     world = await World().assign()
     world.ends = [NodeNotReadyError("no broker"), 3]
@@ -126,7 +126,7 @@ async def test_a_record_from_below_where_the_group_stood_is_no_repeat_where_the_
     assert world.cut_off == [CutOff(partition=0, stands=10, ends=3)]
 
 
-async def test_repeats_from_below_where_the_group_stood_are_looked_at_once_a_run() -> None:
+async def test_repeats_below_the_committed_offset_are_checked_once_a_run() -> None:
     world = await World().assign()
     world.ends = [12, 14, 3]
     for offset in (7, 8, 9, 10, 11):
@@ -157,7 +157,7 @@ async def test_a_hole_with_a_record_in_it_raises_the_alarm() -> None:
     assert world.holes == [(10, 12)]
 
 
-async def test_a_hole_by_nature_is_passed_and_booked_up_to_the_record_behind_it() -> None:
+async def test_a_natural_hole_is_passed_and_faust_is_told_of_it() -> None:
     world = await World(there=[[12, 13]]).assign()
     assert await world.accept(12), "control records and compaction leave holes"
     assert await world.accept(13)
@@ -174,7 +174,7 @@ async def test_one_look_judges_all_the_holes_that_it_saw() -> None:
     assert world.looks == [10, 16]
 
 
-async def test_a_record_that_a_former_look_saw_is_missed() -> None:
+async def test_a_record_seen_by_an_earlier_look_is_missed_when_it_does_not_come() -> None:
     world = await World(there=[[11, 13, 14]]).assign()
     assert await world.accept(11)
     assert not await world.accept(14)
@@ -250,7 +250,7 @@ async def test_a_consumer_that_has_not_started_has_no_positions() -> None:
     assert world.guard.positions() == {PARTITION: 10}
 
 
-async def test_the_hold_stops_the_flow_and_seeks_every_partition_also_the_never_committed() -> None:
+async def test_the_hold_stops_the_flow_and_seeks_every_partition_even_if_never_committed() -> None:
     world = await World(committed=None, earliest=4).assign()
     await world.guard._hold(world.app)
     assert world.consumer.steps == ["stop_flow", "suspend", {PARTITION: 4}]

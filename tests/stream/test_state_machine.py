@@ -1,4 +1,4 @@
-"""The pure parts in any order of events: companies asked, put away, voided, crashed and taken over, as one model.
+"""The pure parts in any order of events: companies asked, parked, voided, crashed and taken over, as one model.
 
 The pass (gate/pipeline.py), its kept answers (gate/transcript.py) and the ordered acks (stream/ack_gate.py) are real;
 the ledger is a dict in which the first outcome counts, and the broker a list with a committed offset.

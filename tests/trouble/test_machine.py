@@ -171,7 +171,7 @@ async def test_five_thousand_in_flight_are_given_up_within_the_drain_and_come_ag
         while await stack.admin.fetchval(leases) < 0.98 * number:
             assert time.monotonic() < deadline, await stack.admin.fetchval(leases)
             await asyncio.sleep(0.5)
-        # That a drain ends in time is shown with less in test_recovery_race; so many take their time to put away.
+        # test_recovery_race shows with fewer companies that a drain ends in time; to park so many takes longer.
         assert stack.end_worker(worker, within_s=60) == 0, stack.worker_log()[-2000:]
         assert await stack.count_decided() == 0
         await stack.farm.set_reply_delay(0.0)

@@ -1,4 +1,4 @@
-"""A bug of ours makes its own company stuck and fails nobody; a dead process counts against nobody."""
+"""Our own bug makes its company stuck and fails nobody; a dead process counts against nobody."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_an_exception_makes_its_own_company_stuck_at_the_third_and_twenty_
         assert await wait_stuck(stack, 20, 30) == 20
         assert await ends(stack, 30) == 70, stack.worker_log()[-3000:]
         assert "20 companies became stuck within an hour" in stack.worker_log()
-        assert await stack.count_decided() == 30, "a bug of ours decided somebody"
+        assert await stack.count_decided() == 30, "our own bug decided somebody"
 
 
 @pytest.mark.long

@@ -94,7 +94,7 @@ async def test_an_alert_is_one_post_of_the_documented_shape(receiver: Receiver) 
 @pytest.mark.parametrize(
     ("status", "tries"), [(500, TRIES), (503, TRIES), (429, TRIES), (404, 1), (302, 1)], ids=lambda value: str(value)
 )
-async def test_an_answer_that_is_no_yes_is_tried_a_few_times_or_not_again(
+async def test_an_alert_that_is_refused_is_sent_again_only_if_that_may_help(
     receiver: Receiver, caplog: pytest.LogCaptureFixture, status: int, tries: int
 ) -> None:
     async def refuse() -> web.Response:

@@ -8,7 +8,7 @@ from ct_stream.gate.contracts import ALERT
 from tests.faults.harness import Stack
 from tests.wiring.receiver import receiving
 
-# Its background task fails: a bug of ours ends the worker.
+# Its background task fails: our own bug ends the worker.
 _BROKEN = """
 from ct_stream.company.own_way import OwnWay
 async def broken(self):

@@ -1,6 +1,6 @@
--- Record an adopted outcome for each company that was decided before the gate came, and return how many are new. Run at
--- each migrate. Adopted outcomes are final and never published; one row for each outreach_id. With the rights of
--- ct_owner: what its tables fire must not run as the administrator.
+-- Record an adopted outcome for each company that was decided before the gate came, and return how many are new. Runs
+-- at each migrate. Adopted outcomes are final and never published; there is one row for each outreach_id. It runs with
+-- the rights of ct_owner, so that triggers on these tables do not run as the administrator.
 CREATE OR REPLACE FUNCTION outreach.ct_adopt() RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
     WITH adopted AS (

@@ -1,6 +1,6 @@
--- What people should hear of, once: see ct_alerts.
+-- Alerts for people, each sent once: see ct_alerts.
 
--- Write an alert. Alerts are few; one of more than a week ago is of no use, whether somebody took it or not.
+-- Write an alert, and delete those older than a week, whether somebody took them or not. Alerts are few.
 CREATE OR REPLACE FUNCTION outreach.ct_alert(what text, its_rail text, company uuid, its_state text, why text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
 BEGIN
@@ -9,7 +9,7 @@ BEGIN
         VALUES (what, its_rail, company, its_state, left(why, 1000));
 END $$;
 
--- A guardrail changed: alert, but for a pause of a minute and its end, which ask nothing of a person.
+-- A guardrail changed: write an alert, except for a pause and its end, which need no person.
 CREATE OR REPLACE FUNCTION outreach.ct_alert_guardrail() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
 DECLARE
@@ -44,7 +44,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Take what nobody has taken yet, oldest first: one worker alerts for one change.
+-- Take alerts that nobody has taken yet, oldest first, so that only one worker sends each of them.
 CREATE OR REPLACE FUNCTION outreach.ct_take_alerts(worker text, many integer) RETURNS SETOF outreach.ct_alerts
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
     UPDATE outreach.ct_alerts AS a SET taken_by = worker, taken_at = clock_timestamp()

@@ -1,7 +1,7 @@
--- Our own way: an absence or silence is believed only inside an unbroken chain of proofs, and a clock of Postgres that
--- was set back breaks it (ADR-CT-IMO-023).
+-- Our own way: an absence or a silence counts only inside an unbroken chain of proofs. If the clock of Postgres is set
+-- back, the chain is broken (ADR-CT-IMO-023).
 
--- Do stamps of a control lie ahead? Then the clock was set back since. A second is allowed for clocks that are slewed.
+-- Are times of a control in the future? Then the clock was set back since. One second is allowed for slewed clocks.
 CREATE OR REPLACE FUNCTION outreach.ct_control_is_ahead(c outreach.ct_controls) RETURNS boolean LANGUAGE sql VOLATILE AS $$
     SELECT greatest(
         c.started_at, c.ok_begun_at, c.failed_at, c.proven_at, c.trouble_from,
@@ -9,8 +9,8 @@ CREATE OR REPLACE FUNCTION outreach.ct_control_is_ahead(c outreach.ct_controls) 
     ) > clock_timestamp() + interval '1 second'
 $$;
 
--- A row of the controls as far as it can be believed now. Nobody knows how long ago a stamp from ahead was made:
--- nothing is proven, what is broken is still broken, and all that was asked before now is asked again.
+-- Return a row of ct_controls as far as it can be trusted now. Nobody knows how long ago a time in the future was
+-- written. So nothing is proven, what is broken stays broken, and everything asked before now is asked again.
 CREATE OR REPLACE FUNCTION outreach.ct_control_now(c outreach.ct_controls) RETURNS outreach.ct_controls
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
@@ -31,12 +31,12 @@ BEGIN
     RETURN c;
 END $$;
 
--- The beginning of the chain after a proof begun at `begun`: the next one must begin within `most_s` of the last one's
--- end.
+-- Return where the chain begins after a proof that began at `begun`. Within a chain each proof begins at most `most_s`
+-- after the end of the one before.
 CREATE OR REPLACE FUNCTION outreach.ct_proven_since(chain outreach.ct_controls, begun timestamptz, most_s float8)
 RETURNS timestamptz LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE
-        WHEN begun <= chain.failed_at THEN chain.proven_since  -- a proof from before the failure mends nothing
+        WHEN begun <= chain.failed_at THEN chain.proven_since  -- a proof from before the failure proves nothing
         WHEN chain.failed_at < chain.proven_since AND begun <= chain.proven_at + most_s * interval '1 second'
             THEN chain.proven_since
         ELSE begun

@@ -1,11 +1,11 @@
--- How guardrails close, pause and come back (ADR-CT-IMO-019).
---   open     nothing stands in the way
---   paused   a provider said that we ask too fast: one company is tried after 60 s, then 120 s, ...
---   closed   a provider refuses us or cannot be reached: one is tried after 10 min, then 20 min, ...
+-- How guardrails close, pause and open again (ADR-CT-IMO-019).
+--   open     nothing is in the way
+--   paused   a provider said that we ask too fast: one company is tried after 60 s, then after 120 s, ...
+--   closed   a provider refuses us or cannot be reached: one company is tried after 10 min, then after 20 min, ...
 --   halted   a person must resume it
 --   trial    a person resumed TOOL-005: one company at a time until enough providers have talked normally
 
--- Spend the one try of a provider that is not open: the next one comes later, each time twice as late, up to 6 hours.
+-- Use up the one try of a provider that is not open. Each next try comes after twice the time, up to 6 hours.
 CREATE OR REPLACE FUNCTION outreach.ct_count_try(rail text, moment timestamptz) RETURNS void LANGUAGE sql AS $$
     UPDATE outreach.ct_guardrails AS g SET tries = g.tries + 1,
         next_try_at = moment
@@ -16,15 +16,15 @@ $$;
 -- How many providers must talk normally before TOOL-005 is open for all again?
 CREATE OR REPLACE FUNCTION outreach.ct_talks_wanted() RETURNS integer LANGUAGE sql IMMUTABLE AS $$ SELECT 3 $$;
 
--- How many providers have talked normally since the careful resume began?
+-- How many providers have talked normally since the trial began?
 CREATE OR REPLACE FUNCTION outreach.ct_trial_talks() RETURNS integer LANGUAGE sql STABLE AS $$
     SELECT count(DISTINCT d.provider)::integer FROM outreach.ct_domains AS d
     WHERE d.talked_at > (SELECT g.since FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005')
 $$;
 
--- Put a guardrail into a state, with its reason in the log; true when that changed it. The gate pauses, closes and
--- halts; it opens only a provider that talked normally, the rest is for resume_guardrail. One that is closed is not
--- paused.
+-- Put a guardrail into a state, with the reason in the log; return true if that changed it. The gate may pause, close
+-- and halt. It opens only a provider that talked normally; everything else is opened by resume_guardrail. A closed
+-- guardrail is not paused.
 CREATE OR REPLACE FUNCTION outreach.ct_set_guardrail(rail text, new_state text, why text, next_try timestamptz)
 RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
 DECLARE
@@ -50,7 +50,7 @@ BEGIN
     RETURN coalesce(changed, false);
 END $$;
 
--- Open TOOL-005 for all when enough providers have talked normally since a person resumed it; true when that opened it.
+-- Open TOOL-005 if enough providers have talked normally since a person resumed it; return true if that opened it.
 CREATE OR REPLACE FUNCTION outreach.ct_end_trial() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
 DECLARE
@@ -72,10 +72,10 @@ BEGIN
     RETURN true;
 END $$;
 
--- For people (ct_ops): open a paused, closed or halted guardrail, with a reason for the log. TOOL-005 comes back
--- carefully: see ct_begin_probes. The evidence so far is void, and so are the replies about us that companies wait
--- with. Those companies get the time back that they waited for it: otherwise they would have too little left to ask
--- their second host, and fail by our fault.
+-- For people (ct_ops): open a paused, closed or halted guardrail, with a reason for the log. TOOL-005 goes on trial
+-- first: see ct_begin_probes. The evidence so far is void, and so are the replies about us that companies wait with.
+-- Those companies get their waiting time back: otherwise they would have too little left to ask their second host, and
+-- would fail by our fault.
 CREATE OR REPLACE FUNCTION outreach.resume_guardrail(rail text, why text) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
 DECLARE

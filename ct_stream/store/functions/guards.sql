@@ -1,7 +1,6 @@
--- Final means final: no role, and no replication apply, changes or removes an outcome. triggers.sql says on which
--- tables.
+-- Final means final: no role and no replication apply may change or remove an outcome. triggers.sql names the tables.
 
--- An outcome never changes; only its publish claim may move, and published_at be set once.
+-- An outcome never changes. Only its publish claim may move, and published_at may be set once.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_outcome() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
 BEGIN
@@ -30,7 +29,7 @@ BEGIN
     RETURN CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
 END $$;
 
--- What failed, and why, stays; people may note how it was resolved.
+-- The record of a failure never changes; people may only note how it was resolved.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_errors() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
 BEGIN
@@ -43,7 +42,7 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- One attempt means one: an answer is stored once, and no attempt is ever removed (ADR-CT-IMO-017).
+-- There is one attempt: its answer is stored once, and no attempt is ever removed (ADR-CT-IMO-017).
 CREATE OR REPLACE FUNCTION outreach.ct_guard_attempt() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
 BEGIN

@@ -1,13 +1,13 @@
--- The limits and leases of the toolbox, exact over all workers: each call is one round trip for a whole batch, and
--- all durations are by this server's clock. A company's hosts may be at several providers: each has its own rail and
--- its own places (ADR-CT-IMO-019).
+-- The limits and leases of the toolbox, exact over all workers. Each call is one round trip for a whole batch, and all
+-- durations are by this server's clock. A company's hosts may be at several providers; each provider has its own
+-- guardrail and its own places (ADR-CT-IMO-019).
 
--- The day whose caps count now.
+-- The UTC day whose caps count now.
 CREATE OR REPLACE FUNCTION outreach.ct_utc_day() RETURNS date LANGUAGE sql STABLE AS
 $$ SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date $$;
 
--- Take up to `wanted` MXLookup units. `granted` of them may go, the first after `delay_s`, each next one
--- 1 / per_second later; for the rest `refusal` says 'rate' or 'cap' and `retry_s` when to come back.
+-- Take up to `wanted` MXLookup units. `granted` look-ups may start: the first after `delay_s`, each next one 1 /
+-- per_second later. For the rest `refusal` says 'rate' or 'cap', and `retry_s` when to try again.
 CREATE OR REPLACE FUNCTION outreach.ct_take_mx(
     wanted integer, per_second double precision, per_day bigint, max_delay_s double precision,
     OUT granted integer, OUT delay_s double precision, OUT refusal text, OUT retry_s double precision
@@ -26,7 +26,7 @@ BEGIN
     SELECT r.tat INTO next_slot FROM outreach.ct_rates AS r WHERE r.tool_id = 'TOOL-004' FOR UPDATE;
     moment := clock_timestamp();
     IF next_slot > moment + (max_delay_s + 1 / per_second + 1) * interval '1 second' THEN
-        next_slot := moment;  -- further than any grant: the clock was set back
+        next_slot := moment;  -- further ahead than any grant, so the clock was set back
     END IF;
     next_slot := greatest(next_slot, moment);
     delay_s := extract(epoch FROM next_slot - moment);
@@ -52,28 +52,28 @@ BEGIN
     END IF;
 END $$;
 
--- In how many seconds may a domain be asked, where its pause says so? NULL under a lease: its end wakes the next
--- company.
+-- In how many seconds does a domain's pause end? NULL under a lease: the end of the lease wakes the next company.
 CREATE OR REPLACE FUNCTION outreach.ct_free_in(its_domain text) RETURNS double precision LANGUAGE sql STABLE AS $$
     SELECT extract(epoch FROM d.free_at - clock_timestamp())::double precision FROM outreach.ct_domains AS d
     WHERE d.domain = its_domain AND d.lease_owner IS NULL
 $$;
 
--- Keep a good talk with the provider that it was with when its domain is asked at another one next, under a name that
--- no domain has.
+-- Keep the time of a normal session with its provider, when its domain is asked at another provider next. The row has a
+-- name that no domain has.
 CREATE OR REPLACE FUNCTION outreach.ct_note_talk(with_provider text, at_time timestamptz) RETURNS void LANGUAGE sql AS $$
     INSERT INTO outreach.ct_domains AS d (domain, provider, talked_at, free_at)
-        VALUES ('@' || with_provider, with_provider, at_time, at_time)  -- free_at: ct_tidy keeps it from there on
+        VALUES ('@' || with_provider, with_provider, at_time, at_time)  -- free_at: ct_tidy counts its age from here
         ON CONFLICT (domain) DO UPDATE SET talked_at = greatest(d.talked_at, excluded.talked_at),
             free_at = greatest(d.free_at, excluded.free_at)
 $$;
 
--- Begin probe chains: for each (domain, provider) the domain's slot under a new lease, a place at the provider and one
+-- Start probing: for each (domain, provider) take the domain's slot under a new lease, a place at the provider and one
 -- SMTPCheck unit, or none of them. `answer`: granted, halted, trial, provider_closed, provider_busy, domain_busy,
--- answered, cap. A talk on record stays with the provider that it was with. A batch that runs again after a lost answer
--- finds its own leases, and takes nothing for those that have not run out. `versions` and `seen` are of passes that
--- looked at the domain memory: where it holds newer answers than `seen` by now, they serve. NULL: it did not look.
--- `own`: the provider is the company itself (ct_stream/gate/providers.py), so that it takes no place.
+-- answered, cap. The time of the last normal session stays with its provider. If a batch runs again because its answer
+-- was lost, it finds its own leases, and takes nothing again for those that have not run out. `versions` and `seen`
+-- come from passes that looked at the domain memory: if it holds answers newer than `seen`, those are used instead.
+-- NULL: the pass did not look. `own`: the provider is the company itself (ct_stream/gate/providers.py), so it takes no
+-- place.
 CREATE OR REPLACE FUNCTION outreach.ct_begin_probes(
     owner text, domains text[], providers text[], own boolean[], leases uuid[], versions text[], seen timestamptz[],
     lease_s double precision, per_day bigint, per_provider integer
@@ -91,10 +91,10 @@ DECLARE
     begun uuid[];
 BEGIN
     INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-005', 'day', today) ON CONFLICT DO NOTHING;
-    -- This lock makes one caller wait for the other, so that "one at a time" and the cap are exact.
+    -- This lock lets one caller in at a time, so that "one at a time" and the cap are exact.
     SELECT u.used INTO already FROM outreach.ct_usage AS u
         WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = today FOR UPDATE;
-    -- In the order of ct_end_probes: below they come by provider.
+    -- Locked in the order of ct_end_probes; the loop below goes by provider.
     PERFORM 1 FROM outreach.ct_domains AS d WHERE d.domain = ANY (domains) ORDER BY d.domain FOR UPDATE;
     WITH again AS (
         UPDATE outreach.ct_domains AS d SET lease_until = clock_timestamp() + lease_s * interval '1 second'
@@ -127,8 +127,8 @@ BEGIN
             answer := 'halted'; detail := tool.reason;
             RETURN NEXT; CONTINUE;
         END IF;
-        -- By itself: behind an AND it would be looked up for a tool that is open too (its state is NULL then, and NULL
-        -- does not settle an AND), for each company, in a table of all domains of the day.
+        -- A separate IF: joined by AND, the look-up would also run for an open tool (its state is NULL, and NULL does
+        -- not end an AND), for each company, in a table with all domains of the day.
         IF tool.state = 'trial' THEN
             IF EXISTS (
                 SELECT 1 FROM outreach.ct_domains AS d WHERE d.lease_owner IS NOT NULL AND d.lease_until > moment
@@ -192,10 +192,10 @@ BEGIN
     END IF;
 END $$;
 
--- Move a probe chain that holds its domain to another provider: its rail and a place there, or neither. `answer`:
--- granted, halted, domain_busy (another has the domain now), cap, provider_closed, provider_busy. A company's own
--- servers need no place, so that the one it holds is kept for its next host. `is_known`: the rail let this chain in
--- before. Locks in the order of ct_begin_probes.
+-- Move a lease to another provider: past its guardrail and to a place there, or not at all. `answer`: granted, halted,
+-- domain_busy (another one has the domain now), cap, provider_closed, provider_busy. A company's own servers need no
+-- place, so the held place is kept for its next host. `is_known`: the guardrail has let this lease in before. Locks in
+-- the order of ct_begin_probes.
 CREATE OR REPLACE FUNCTION outreach.ct_enter_provider(
     owner text, its_lease uuid, its_domain text, to_provider text, is_own boolean, is_known boolean, per_day bigint,
     per_provider integer
@@ -234,7 +234,7 @@ BEGIN
         retry_s := extract(epoch FROM rail.next_try_at - moment);
         RETURN NEXT; RETURN;
     END IF;
-    IF already >= per_day THEN  -- before the provider's one try is spent
+    IF already >= per_day THEN  -- checked before the provider's one try is used up
         answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
         RETURN NEXT; RETURN;
     END IF;
@@ -264,10 +264,10 @@ BEGIN
     RETURN NEXT;
 END $$;
 
--- Go on with a further session under each lease, the `numbers`-th: one SMTPCheck unit, where the lease is still the
--- caller's. `answer`: granted, domain_busy, provider_busy, cap. A lease that ran out goes on too, if nobody took the
--- domain or the last place at its provider meanwhile. A batch that runs again after a lost answer takes no unit twice.
--- Locks in the order of ct_begin_probes.
+-- Start a further session under each lease, the `numbers`-th: take one SMTPCheck unit, if the lease is still the
+-- caller's. `answer`: granted, domain_busy, provider_busy, cap. A lease that ran out is continued if nobody has taken
+-- the domain or the last place at its provider meanwhile. If a batch runs again because its answer was lost, it takes
+-- no unit twice. Locks in the order of ct_begin_probes.
 CREATE OR REPLACE FUNCTION outreach.ct_go_on(
     owner text, domains text[], leases uuid[], numbers integer[], lease_s double precision, per_day bigint,
     per_provider integer
@@ -298,7 +298,8 @@ BEGIN
             RETURN NEXT; CONTINUE;
         END IF;
         IF NOT held.is_own THEN
-            -- Also of one that has not run out: a renewal may have revived it. The provider's own company needs no place.
+            -- Checked even for a lease that has not run out: a renewal may have revived it. The provider's own company
+            -- needs no place.
             SELECT count(*) INTO busy FROM outreach.ct_domains AS d
                 WHERE d.provider = held.provider AND d.lease_owner IS NOT NULL AND d.lease_until > moment
                     AND d.domain <> item.domain AND NOT d.is_own;
@@ -327,13 +328,14 @@ BEGIN
     END IF;
 END $$;
 
--- End probe chains: the pause of each domain counts from `ended_s` seconds ago. The next company of each of those
--- domains is woken for the pause's end, one for each place that came free at a provider, and in a careful resume one.
--- `begun`: how many sessions a pass really began; a unit that it has beyond them goes back to the day that paid for it,
--- and a company that waits for midnight is woken for it: the day's cap is reached by sessions that servers saw. Only
--- under the caller's own lease: a batch that runs again after a lost answer ends nothing twice. Where units come back
--- it locks the days' units before domains, as begins do; that of a session which was still asked for when its pass was
--- cancelled may come too late for that, and then one of two deadlocked statements runs again.
+-- End leases: the pause of each domain counts from `ended_s` seconds ago. This wakes the next company of each domain
+-- for the end of the pause, one company for each place that came free at a provider, and one if TOOL-005 is on trial.
+-- `begun`: how many sessions a pass really began. A unit that it took beyond them goes back to the day that paid for
+-- it, and wakes a company that waits for midnight, so that only sessions that servers saw count towards the day's cap.
+-- Only the caller's own leases end, so a batch that runs again because its answer was lost ends nothing twice. If units
+-- come back, the days' units are locked before the domains, as in ct_begin_probes. The unit of a session that was still
+-- being asked for when its pass was cancelled may come too late for that order; then one of two deadlocked statements
+-- runs again.
 CREATE OR REPLACE FUNCTION outreach.ct_end_probes(
     owner text, ended_domains text[], leases uuid[], ended_s double precision[], talked boolean[], begun integer[],
     pause_s double precision

@@ -1,8 +1,8 @@
 -- What a domain answered to one company, for the next ones (ADR-CT-IMO-014).
 
--- What a domain answered lately: all of a pass where it is current (a PASS for pass_kept, a FAIL for fail_kept), the MX
--- hosts for mx_kept; whether a company of it is being probed now, and whether one has begun and waits for something
--- else. Of a form that Postgres inlines.
+-- What a domain answered lately: all answers of a pass while they are current (a PASS for pass_kept, a FAIL for
+-- fail_kept), and the MX hosts for mx_kept. Also whether a company of the domain is being probed now, and whether one
+-- has started and now waits for something else. Written in a form that Postgres inlines.
 CREATE OR REPLACE FUNCTION outreach.ct_recall(
     its_domain text, version text, pass_kept interval, fail_kept interval, mx_kept interval
 ) RETURNS TABLE (
@@ -23,8 +23,8 @@ LANGUAGE sql STABLE AS $$
     LEFT JOIN outreach.ct_domains AS d ON d.domain = its_domain
 $$;
 
--- Remove what nothing needs any more: domains whose last talk is no evidence now, refusals of older days, memories that
--- nobody may use.
+-- Remove what is no longer needed: domains whose last session no longer counts, old refusals, memories that nobody may
+-- use.
 CREATE OR REPLACE FUNCTION outreach.ct_tidy(memory_kept interval, talk_kept interval) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
     DELETE FROM outreach.ct_domains WHERE lease_owner IS NULL AND free_at < clock_timestamp() - talk_kept;

@@ -1,8 +1,8 @@
 -- Tier-2 (EmailVerifier, TOOL-019): one paid attempt for each company, for ever, and the month's budget
 -- (ADR-CT-IMO-017).
 
--- How many of the newest answers, at most `most`, were of no use, one after the other, since a person last opened the
--- tool; NULL when there was no answer since. An attempt that its worker left behind says nothing about the vendor.
+-- How many of the newest answers, at most `most`, were unusable in a row since a person last opened the tool? NULL if
+-- there has been no answer since. An attempt that its worker abandoned says nothing about the vendor.
 CREATE OR REPLACE FUNCTION outreach.ct_tier2_in_a_row(most integer) RETURNS integer LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN count(*) > 0 THEN count(*) FILTER (WHERE NOT n.is_broken) END::integer
     FROM (
@@ -17,13 +17,13 @@ CREATE OR REPLACE FUNCTION outreach.ct_tier2_in_a_row(most integer) RETURNS inte
     ) AS n
 $$;
 
--- Reserve the one attempt of each company, or say what there is instead. All limits in this transaction, exact over
--- all workers, in the order of `ids`; between two answers, never beside one. `answer`:
---   granted    call after `delay_s`, and store the answer before `due_s` are over
+-- Reserve the one attempt of each company, or say why not. All limits are checked in this transaction, exact over all
+-- workers, in the order of `ids`; it never runs at the same time as ct_answer_tier2. `answer`:
+--   granted    call after `delay_s`, and store the answer within `due_s`
 --   answered   `said` and `detail` are the answer about the address `asked`
---   under_way  another call runs; it must have ended in `retry_s`
+--   under_way  another call is running; it ends within `retry_s`
 --   off        no provider
---   budget     the month's calls or dollars are spent, until `retry_s` are over; `is_first` once a month
+--   budget     the month's calls or dollars are spent, for another `retry_s`; `is_first` once a month
 --   halted     a person must resume the tool; `detail` says why
 --   turn       the vendor has not shown yet that it works: few calls at a time, so that a wrong key costs few companies
 --   rate       `retry_s` until the next second's slot
@@ -51,8 +51,9 @@ DECLARE
     item record;
     attempt record;
 BEGIN
-    -- Answers wait: one that came between the looks at the guardrail and at the attempts would give its place away to
-    -- a second company, though it has just halted the tool. Before the month's row, as ct_answer_tier2 takes no other.
+    -- Answers wait for this lock: one that came between the looks at the guardrail and at the attempts would free its
+    -- place for a second company, although it has just halted the tool. It is taken before the month's row, because it
+    -- is the only lock of ct_answer_tier2.
     PERFORM pg_advisory_xact_lock(hashtextextended('ct:tier2', 0));
     LOOP
         month := date_trunc('month', clock_timestamp() AT TIME ZONE 'UTC')::date;
@@ -60,7 +61,7 @@ BEGIN
         SELECT u.used, u.usd, u.refused_at INTO usage FROM outreach.ct_usage AS u
             WHERE u.tool_id = 'TOOL-019' AND u.span = 'month' AND u.begins = month FOR UPDATE;
         moment := clock_timestamp();
-        -- The month may have turned while this waited for its row.
+        -- A new month may have begun while this waited for the row.
         EXIT WHEN month = date_trunc('month', moment AT TIME ZONE 'UTC')::date;
     END LOOP;
     calls := usage.used;
@@ -86,7 +87,7 @@ BEGIN
         SELECT t.* INTO attempt FROM outreach.ct_tier2_attempts AS t WHERE t.outreach_id = item.id FOR UPDATE;
         IF FOUND THEN
             IF attempt.status IS NULL AND attempt.token = item.token THEN
-                answer := 'granted'; -- by a transaction whose COMMIT was not heard of: nobody has called yet
+                answer := 'granted'; -- by a transaction whose COMMIT was not answered; nobody has called yet
                 RETURN NEXT; CONTINUE;
             END IF;
             IF attempt.status IS NULL AND attempt.answer_due > moment THEN
@@ -124,7 +125,8 @@ BEGIN
             RETURN NEXT; CONTINUE;
         END IF;
         IF room <= 0 THEN
-            -- The next answer wakes some. Who is put away just after it looks again soon, and the more wait, the later.
+            -- The next answer wakes some. A company that is parked just after it tries again soon; the more wait, the
+            -- later.
             IF behind IS NULL THEN
                 SELECT count(*) INTO behind FROM outreach.ct_passes AS p
                     WHERE p.waits_on = 'tier2:turn' AND p.state = 'waiting';
@@ -152,9 +154,9 @@ BEGIN
     UPDATE outreach.ct_rates AS r SET tat = next_slot WHERE r.tool_id = 'TOOL-019' AND r.tat < next_slot;
 END $$;
 
--- Store what a call brought, unless its time was over, and wake who waits for it. `final_said` and `final_detail` are
--- what counts. A reply about our account (`halt_why`) or `most_in_a_row` answers of no use halt the tool; `halted_now`
--- is the reason when this call did it.
+-- Store the answer to a call, unless it comes too late, and wake who waits for it. `final_said` and `final_detail` are
+-- the answer that counts. A reply about our account (`halt_why`) or `most_in_a_row` unusable answers halt the tool;
+-- `halted_now` is the reason if this call did it.
 CREATE OR REPLACE FUNCTION outreach.ct_answer_tier2(
     id uuid, its_token uuid, said text, why text, halt_why text, most_in_a_row integer, most_woken integer,
     OUT final_said text, OUT final_detail text, OUT halted_now text
@@ -162,7 +164,7 @@ CREATE OR REPLACE FUNCTION outreach.ct_answer_tier2(
 DECLARE
     reason text := halt_why;
 BEGIN
-    -- One after the other: answers that come together would not see each other, and miscount.
+    -- One after the other: answers that come at the same time would not see each other, and miscount.
     PERFORM pg_advisory_xact_lock(hashtextextended('ct:tier2', 0));
     UPDATE outreach.ct_tier2_attempts AS t SET status = said, detail = why, answered_at = clock_timestamp()
         WHERE t.outreach_id = id AND t.token = its_token AND t.status IS NULL;

@@ -1,4 +1,4 @@
--- Undecided companies: who is woken by what, and when they are forgotten.
+-- Undecided companies: what wakes them, and when their waits are removed.
 
 -- Wake the `many` companies that have waited longest on `what`.
 CREATE OR REPLACE FUNCTION outreach.ct_wake(what text, many integer, at_time timestamptz) RETURNS void LANGUAGE sql AS $$
@@ -11,8 +11,8 @@ CREATE OR REPLACE FUNCTION outreach.ct_wake(what text, many integer, at_time tim
     )
 $$;
 
--- Wake what a crash or a race kept asleep: the safety net of the wakes that come with each change. Run every few
--- seconds by some worker.
+-- Wake companies that a crash or a race left waiting: the safety net for the wakes that come with each change. Workers
+-- run it every few seconds.
 CREATE OR REPLACE FUNCTION outreach.ct_wake_sleepers(per_provider integer) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     moment timestamptz := clock_timestamp();
@@ -23,7 +23,7 @@ BEGIN
         SELECT DISTINCT p.waits_on AS what, split_part(p.waits_on, ':', 1) AS kind,
             substring(p.waits_on FROM position(':' IN p.waits_on) + 1) AS name
         FROM outreach.ct_passes AS p
-        -- Only those without a time of their own.
+        -- Only companies that do not wait for a fixed time.
         WHERE p.state = 'waiting' AND p.not_before = 'infinity'
             AND (p.waits_on LIKE 'domain:%' OR p.waits_on LIKE 'places:%' OR p.waits_on LIKE 'provider:%'
                 OR p.waits_on LIKE 'tool:%')
@@ -47,7 +47,8 @@ BEGIN
             IF EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = asleep.what AND g.state = 'halted') THEN
                 CONTINUE;
             END IF;
-            -- In a careful resume one at a time; when open, whoever was put away after the wake of its opening.
+            -- During a trial one at a time; once open, also companies that were parked just after the opening woke the
+            -- rest.
             IF NOT EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = asleep.what AND g.state = 'trial') THEN
                 PERFORM outreach.ct_wake(asleep.what, 1000, moment);
             ELSIF NOT EXISTS (
@@ -68,9 +69,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- Wake as many companies that wait for midnight as the day has SMTPCheck units left, less those that are awake and not
--- begun: a unit that came back may have woken one that then met another wait, and the toolbox may allow more than it
--- did. Run every few seconds by each worker.
+-- Wake companies that wait for midnight: as many as the day has SMTPCheck units left, minus those already woken that
+-- have not started. A returned unit may have woken a company that then met another wait, and the toolbox may allow more
+-- units than before. Each worker runs this every few seconds.
 CREATE OR REPLACE FUNCTION outreach.ct_wake_capped(per_day bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     moment timestamptz := clock_timestamp();
@@ -88,7 +89,7 @@ BEGIN
     END IF;
 END $$;
 
--- Forget undecided passes, only of companies that have an outcome: a waiting company cannot be lost by it.
+-- Remove waits, but only of companies that have an outcome, so that no waiting company can be lost.
 CREATE OR REPLACE FUNCTION outreach.ct_forget_passes(ids uuid[]) RETURNS integer
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
     WITH gone AS (
