@@ -28,7 +28,7 @@ async def test_a_loop_that_fails_is_told_once_and_the_others_go_on() -> None:
     await asyncio.sleep(0.1)
     before = healthy.times
     await asyncio.sleep(0.1)
-    assert told == ["broken failed: KeyError('a bug')"]
+    assert told == ["the background loop broken failed: KeyError('a bug')"]
     assert broken.times == 2
     assert healthy.times > before, "a worker that drains still needs it"
     await loops.stop()
