@@ -104,7 +104,6 @@ async def _start_again(stack: Stack) -> None:
         await asyncio.sleep(0.5)
 
 
-@pytest.mark.long
 async def test_a_limit_of_memory_decides_nothing(tmp_path: Path) -> None:
     """It may end the worker, and its supervisor starts another; no company pays for it."""
     async with Stack(tmp_path, reply_delay_s=0.2) as stack:

@@ -7,8 +7,6 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.faults.harness import Stack
 from tests.trouble.test_watchdog import ends
 
@@ -62,7 +60,6 @@ async def test_an_exception_makes_its_own_company_stuck_at_the_third_and_twenty_
         assert await stack.count_decided() == 30, "our own bug decided somebody"
 
 
-@pytest.mark.long
 async def test_three_kills_with_many_in_flight_count_against_nobody(tmp_path: Path) -> None:
     """As the kernel does when memory runs out: each time the same companies are in hand."""
     async with Stack(tmp_path, reply_delay_s=0.5) as stack:
