@@ -180,3 +180,29 @@ async def test_a_lease_that_its_worker_does_not_know_of_runs_out(database: Datab
             kept = await admin.fetch("SELECT domain FROM outreach.ct_domains WHERE lease_until > now()")
             assert [row["domain"] for row in kept] == ["known.example"]
         await admin.close()
+
+
+async def test_who_waits_for_a_person_is_woken_though_it_was_parked_just_after_the_person_came(
+    database: DatabaseDsns,
+) -> None:
+    """A worker knows a halt for five seconds longer than it lasts; what it parks then, nobody else would wake."""
+    async with opened(database.gate) as db:
+        passes = ParkedCompanies(db, "a", "test")
+        admin = await asyncpg.connect(database.admin)
+        async with running(passes.park):
+            late = [
+                parked(after_s=None, waits_on=name) for name in ("spine", "tool:TOOL-005", "provider:bigmail.example")
+            ]
+            await asyncio.gather(*map(passes.park, late))
+            for company in late:
+                await admin.execute(
+                    "INSERT INTO outreach.ct_guardrails (key, state, reason) VALUES ($1, 'halted', 'test')"
+                    " ON CONFLICT (key) DO UPDATE SET state = 'halted', next_try_at = NULL", company.wait.waits_on
+                )  # fmt: skip
+            await passes.wake_sleepers(10)
+            assert await passes.claim_due(10) == [], "halted"
+            await admin.execute("UPDATE outreach.ct_guardrails SET state = 'open'")
+            await passes.wake_sleepers(10)
+            woken = {resumed.origin.outreach_id for resumed in await passes.claim_due(10)}
+        await admin.close()
+    assert woken == {company.origin.outreach_id for company in late}

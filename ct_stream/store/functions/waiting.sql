@@ -26,7 +26,7 @@ BEGIN
         -- Only companies that do not wait for a fixed time.
         WHERE p.state = 'waiting' AND p.not_before = 'infinity'
             AND (p.waits_on LIKE 'domain:%' OR p.waits_on LIKE 'places:%' OR p.waits_on LIKE 'provider:%'
-                OR p.waits_on LIKE 'tool:%')
+                OR p.waits_on LIKE 'tool:%' OR p.waits_on = 'spine')
     LOOP
         IF asleep.kind = 'domain' THEN
             IF NOT EXISTS (
