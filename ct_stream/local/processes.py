@@ -6,6 +6,7 @@ order. If the parent is killed, the kernel sends each child its death signal: no
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import resource
 import shutil
@@ -181,3 +182,18 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def lock_holder(file: Path) -> int | None:
+    """Return the process that holds the lock on a file with its id in it, or None where nobody does."""
+    try:
+        lock = file.open("r")
+    except FileNotFoundError:
+        return None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = lock.read().strip()
+            return int(text) if text.isdigit() else None
+    return None

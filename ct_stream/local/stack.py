@@ -28,7 +28,7 @@ import orjson
 
 from ct_stream.local.broker import EmbeddedBroker
 from ct_stream.local.postgres import EmbeddedPostgres
-from ct_stream.local.processes import LocalError
+from ct_stream.local.processes import LocalError, lock_holder
 from ct_stream.settings import Settings
 from ct_stream.store.migrate import MigrationError, migrate
 from ct_stream.stream.topology import TopologyError, create_topics
@@ -259,17 +259,7 @@ def running(data_dir: Path) -> StackState | None:
 
 def supervisor_pid(data_dir: Path) -> int | None:
     """Return the process that holds the directory's lock, or None."""
-    try:
-        lock = (data_dir / _LOCK).open("r")
-    except FileNotFoundError:
-        return None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            text = lock.read().strip()
-            return int(text) if text.isdigit() else None
-    return None
+    return lock_holder(data_dir / _LOCK)
 
 
 def up(data_dir: Path) -> tuple[StackState, bool]:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from aiokafka.admin import AIOKafkaAdminClient
 
-from ct_stream.local.processes import LocalError, require_free_port
+from ct_stream.local.processes import LocalError, lock_holder, require_free_port
 from tools.kafka.cluster import BROKERS, ClusterFiles, port_is_open, trouble_of
 
 if TYPE_CHECKING:
@@ -46,17 +46,7 @@ class BackgroundCluster:
 
     def pid(self, node: int) -> int | None:
         """Return the process of a broker that lives, or None."""
-        try:
-            lock = self._lock(node).open("r")
-        except FileNotFoundError:
-            return None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                text = lock.read().strip()
-                return int(text) if text.isdigit() else None
-        return None
+        return lock_holder(self._lock(node))
 
     @property
     def running(self) -> list[int]:
