@@ -25,3 +25,8 @@ class ProblemError(Exception):
     def __init__(self, what: str, action: str = "") -> None:
         self.problem = Problem(what=what, action=action)
         super().__init__(str(self.problem))
+
+
+def said_by(error: BaseException) -> str:
+    """Return what an error says of itself, or its type: time-outs and many others say nothing."""
+    return str(error).strip() or type(error).__name__

@@ -17,6 +17,7 @@ from ct_stream.gate.output_stage import Origin, Outcome, output_stage
 from ct_stream.gate.records import CLAIM_S, PRODUCE_S, Known, Parked, Publication, Resumed
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.problems import said_by
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -162,13 +163,13 @@ class Companies:
             # Neither the company's fault nor a bug: when another company ends, the resource becomes free.
             log.warning(
                 "This machine has run out of something: %s; the company waits %g s",
-                error or "MemoryError",
+                said_by(error),
                 _MACHINE_AGAIN_S,
                 extra={"action": "our_machine"},
             )
             result = Wait(
                 reason=WaitReason.OUR_MACHINE,
-                detail=f"this machine has run out of something: {error or type(error).__name__}",
+                detail=f"this machine has run out of something: {said_by(error)}",
                 after_s=_MACHINE_AGAIN_S,
             )
         match result:

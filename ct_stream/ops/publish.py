@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 from ct_stream.gate.events import Unreadable, read_spine_created
 from ct_stream.metrics import Health
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput, kafka_answers
+from ct_stream.problems import said_by
 from ct_stream.stream.producer import Producer
 from ct_stream.stream.topology import SPINE_CREATED, kafka_options, partition_counts
 
@@ -92,7 +93,7 @@ class Sender:
             if not isinstance(failed[0], KafkaError | TimeoutError | OSError):
                 raise failed[0]
             raise ServiceTrouble(
-                f"Kafka took {self.sent} events, then: {failed[0] or type(failed[0]).__name__}",
+                f"Kafka took {self.sent} events, then: {said_by(failed[0])}",
                 "send the same again: the gate decides each company once",
             )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 from aiokafka.errors import KafkaError
 
-from ct_stream.problems import ProblemError
+from ct_stream.problems import ProblemError, said_by
 from ct_stream.settings import SettingsError, WrongSetting
 
 if TYPE_CHECKING:
@@ -70,4 +70,4 @@ def kafka_answers(bootstrap: str | None) -> Iterator[None]:
 
 
 def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
+    return said_by(error).split("\n", 1)[0][:300]

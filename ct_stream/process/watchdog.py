@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from ct_stream.problems import said_by
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
@@ -296,7 +298,7 @@ class Watchdog:
             try:
                 self._known = await senses.committed()
             except (OSError, TimeoutError, RuntimeError) as error:
-                self._excuse(f"Kafka does not say what is committed: {error or type(error).__name__}")
+                self._excuse(f"Kafka does not say what is committed: {said_by(error)}")
                 return None
         commits = {
             f"{self._topic}[{partition}]": Commits(done=offset, committed=self._known.get(partition, 0))

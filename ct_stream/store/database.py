@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 
+from ct_stream.problems import said_by
 from ct_stream.store.migrate import missing_part
 from ct_stream.store.outage import AGAIN, OUTAGE, UnfitDatabase
 from ct_stream.store.queries import query
@@ -250,7 +251,7 @@ async def _keep(_connection: object) -> None:
 
 
 def _sentence(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
+    text = said_by(error)
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, ConnectionRefusedError):

@@ -10,17 +10,23 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     IncompatibleBrokerVersion,
+    InvalidProducerEpoch,
     KafkaError,
     MessageSizeTooLargeError,
     NodeNotReadyError,
+    OutOfOrderSequenceNumber,
+    ProducerClosed,
+    ProducerFenced,
     RecordListTooLargeError,
     RequestTimedOutError,
+    UnknownProducerId,
     UnsupportedVersionError,
     for_code,
 )
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from ct_stream.gate.records import PRODUCE_S
+from ct_stream.problems import said_by
 from ct_stream.stream.position import retried
 from ct_stream.stream.topology import kafka_options
 
@@ -37,6 +43,11 @@ _PRODUCER_ID_S = 5.0
 _MAX_REQUEST = 1024 * 1024 + 64 * 1024
 
 
+#: The broker misses a record of this producer id, or knows the id no longer, and refuses all that follow (KIP-98).
+#: aiokafka numbers a batch before it knows whether it will ever be sent (its issue 1017), and never starts anew.
+_SEQUENCE_LOST = (OutOfOrderSequenceNumber, UnknownProducerId, InvalidProducerEpoch, ProducerFenced, ProducerClosed)
+
+
 class RecordTooLarge(Exception):
     """The broker or the topic will never accept a record of this size: it is poison, not an outage."""
 
@@ -48,12 +59,21 @@ class Producer:
         self._settings = settings
         self._health = health
         self._producer: AIOKafkaProducer | None = None
+        self._renewing = asyncio.Lock()
+        self._retired: set[asyncio.Task[bool]] = set()
+        self._is_stopped = False
         self.is_idempotent = False
 
     async def start(self) -> None:
         """Connect. Raises KafkaError if no broker answers."""
         self.is_idempotent = await supports_idempotence(self._settings)
-        self._producer = AIOKafkaProducer(
+        self._producer = await self._connected()
+        if not self.is_idempotent:
+            log.info("This broker has no idempotent producers; if a record is sent twice, the two are identical")
+
+    async def _connected(self) -> AIOKafkaProducer:
+        """Return a producer with a producer id of its own. Raises KafkaError if no broker answers."""
+        producer = AIOKafkaProducer(
             **kafka_options(self._settings),
             client_id="ct-stream-outbox",
             acks="all",
@@ -61,27 +81,48 @@ class Producer:
             request_timeout_ms=int(PRODUCE_S * 1000),
             max_request_size=_MAX_REQUEST,
         )
-        await self._producer.start()
-        if not self.is_idempotent:
-            log.info("This broker has no idempotent producers; if a record is sent twice, the two are identical")
+        try:
+            await producer.start()
+        except BaseException:
+            await producer.stop()
+            raise
+        return producer
+
+    async def _renew(self, refused: AIOKafkaProducer) -> AIOKafkaProducer:
+        """Return a producer with a new producer id, in place of one that the broker refuses. Raises KafkaError."""
+        async with self._renewing:
+            if self._is_stopped:
+                raise ProducerClosed
+            if self._producer is refused:
+                self._producer = await self._connected()
+                log.info("The broker misses a record of this producer; going on under a new producer id")
+                # What it still holds is refused as well, and comes again through `deliver`.
+                task = asyncio.create_task(_close(refused))
+                self._retired.add(task)
+                task.add_done_callback(self._retired.discard)
+            assert self._producer is not None
+            return self._producer
 
     async def stop(self) -> None:
         """Send what is buffered, and close."""
-        if self._producer is not None:
-            try:
-                async with asyncio.timeout(PRODUCE_S):
-                    await self._producer.stop()
-            except TimeoutError:
-                log.warning("Kafka did not take the last records in time; they stay in the ledger")
+        self._is_stopped = True
+        closing = [] if self._producer is None else [_close(self._producer)]
+        if not all(await asyncio.gather(*closing, *self._retired)):
+            log.warning("Kafka did not take the last records in time; they stay in the ledger")
 
     async def send(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
     ) -> None:
         """Send one record and wait for the broker's ack. Raises KafkaError or TimeoutError."""
-        assert self._producer is not None
+        producer = self._producer
+        assert producer is not None
+        record: dict[str, Any] = {"value": value, "key": key, "headers": list(headers)}
         async with asyncio.timeout(PRODUCE_S):
-            future = await self._producer.send(topic, value=value, key=key, headers=list(headers))
-            await future
+            try:
+                await producer.send_and_wait(topic, **record)
+            except _SEQUENCE_LOST:
+                producer = await self._renew(producer)
+                await producer.send_and_wait(topic, **record)
 
     async def deliver(
         self,
@@ -101,7 +142,7 @@ class Producer:
                 await self.send(topic, key, value, headers)
             except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
                 if not even_if_too_large:
-                    raise RecordTooLarge(str(error) or type(error).__name__) from error
+                    raise RecordTooLarge(said_by(error)) from error
                 self.note_failure(error)
                 await asyncio.sleep(_RETRY_S)
             except (KafkaError, TimeoutError, OSError) as error:
@@ -117,10 +158,20 @@ class Producer:
 
     def note_failure(self, error: BaseException) -> None:
         """Report that the broker does not accept records."""
-        text = f"Kafka does not accept records: {error or type(error).__name__}"
+        text = f"Kafka does not accept records: {said_by(error)}"
         if self._health.troubles.get("kafka") != text:
             log.warning("%s", text, extra={"action": "kafka_down"})
         self._health.set("kafka", text)
+
+
+async def _close(producer: AIOKafkaProducer) -> bool:
+    """Let a producer send what it holds, and close it; return whether it was done in time."""
+    try:
+        async with asyncio.timeout(PRODUCE_S):
+            await producer.stop()
+    except TimeoutError:
+        return False
+    return True
 
 
 async def supports_idempotence(settings: Settings) -> bool:

@@ -21,6 +21,7 @@ import orjson
 from yarl import URL
 
 from ct_stream.gate.output_stage import rfc3339
+from ct_stream.problems import said_by
 from ct_stream.process.loops import Loop
 from ct_stream.store.outage import AGAIN, OUTAGE
 
@@ -229,7 +230,7 @@ class AlertRelay:
         try:
             rows = await self._database.fetch("take_alerts", self._alerts.worker, room, _STALE)
         except (*AGAIN, *OUTAGE, asyncpg.PostgresError) as error:
-            sentence = f"Alerts cannot be read from Postgres: {error or type(error).__name__}"
+            sentence = f"Alerts cannot be read from Postgres: {said_by(error)}"
             if sentence != self._said:
                 log.warning("%s", sentence, extra={"action": "alerts_unread"})
             self._said = sentence

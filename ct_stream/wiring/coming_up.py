@@ -16,6 +16,7 @@ import asyncpg
 from aiokafka.errors import KafkaError
 
 from ct_stream.probes.mx import MAX_ASKING
+from ct_stream.problems import said_by
 from ct_stream.process.descriptors import LEAST, raise_limit, room
 from ct_stream.process.health import health_server
 from ct_stream.process.watchdog import MOST_EXITS
@@ -175,7 +176,7 @@ class ComingUp:
             except UnfitDatabase as error:
                 sentence = f"CT_POSTGRES_DSN: {error}"
             except (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                sentence = f"{where} does not answer: {str(error).strip() or type(error).__name__}"
+                sentence = f"{where} does not answer: {said_by(error)}"
             else:
                 self._health.set(part, None)
                 return found

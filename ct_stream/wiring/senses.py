@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka.errors import KafkaError
 
+from ct_stream.problems import said_by
 from ct_stream.store.outage import OUTAGE
 from ct_stream.stream.topology import CHANGELOG
 
@@ -102,11 +103,11 @@ class WorkerSenses:
             async with asyncio.timeout(_POSTGRES_S):
                 await self._database.fetch("server")
         except OUTAGE as error:
-            return f"Postgres does not answer: {error or type(error).__name__}"
+            return f"Postgres does not answer: {said_by(error)}"
         try:
             await self.committed()
         except (KafkaError, OSError, TimeoutError) as error:
-            return f"Kafka does not answer: {error or type(error).__name__}"
+            return f"Kafka does not answer: {said_by(error)}"
         return None
 
     def _is_left(self) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
 
+from ct_stream.problems import said_by
 from ct_stream.process.loops import Loop
 from ct_stream.stream.position import lag
 
@@ -142,7 +143,7 @@ class LagWatch:
                 self._metrics.lag.set(await lag(self._settings))
         except (KafkaError, OSError, TimeoutError) as error:
             self._metrics.lag.set(-1)
-            trouble = f"Kafka cannot be read, or does not know our group: {error or type(error).__name__}"
+            trouble = f"Kafka cannot be read, or does not know our group: {said_by(error)}"
             if "kafka_group" not in self._health.troubles:
                 log.warning("%s", trouble, extra={"action": "kafka_down"})
         self._health.set("kafka_group", trouble)

@@ -74,6 +74,7 @@ ROWS: tuple[Row, ...] = (
             "kafka/test_brokers_die.py::test_one_of_three_brokers_dies_under_load_and_the_gate_continues",
             "kafka/test_brokers_die.py::test_brokers_that_are_restarted_one_after_the_other_are_not_noticed",
             "kafka/test_brokers_die.py::test_a_restart_of_the_whole_cluster_loses_nothing",
+            "kafka/test_producer.py::test_after_a_partition_had_no_leader_for_longer_than_a_try_lasts",
         ),
     ),
     Row(

@@ -23,6 +23,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from ct_stream.local.processes import ChildProcess, LocalError, require_free_port
+from ct_stream.problems import said_by
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -327,7 +328,7 @@ async def trouble_of(admin: Any, expected: list[int]) -> str | None:
             present = {int(broker["node_id"]) for broker in (await client.describe_cluster())["brokers"]}
             topics = await client.describe_topics()
     except (KafkaError, OSError, TimeoutError) as error:
-        return f"it does not answer: {error or type(error).__name__}"
+        return f"it does not answer: {said_by(error)}"
     if missing := sorted(set(expected) - present):
         return f"broker {missing[0]} has not joined"
     for topic in topics:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from ct_stream.ops.doctor.part import Check, Part
 from ct_stream.probes.tier2_vendors import make_vendor
+from ct_stream.problems import said_by
 
 if TYPE_CHECKING:
     from ct_stream.settings import Settings
@@ -31,7 +32,7 @@ async def _tier2(settings: Settings) -> Check:
         return Check(
             name="Tier-2",
             ok=False,
-            detail=f"{where} cannot be connected to: {str(error) or type(error).__name__}",
+            detail=f"{where} cannot be connected to: {said_by(error)}",
             action="correct CT_TIER2_URL, or let connections out to it",
         )
     key = "" if vendor.secret else "; no CT_TIER2_API_KEY, which is right only for a back end without a secret"
