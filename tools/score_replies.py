@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ct_stream.cli.shared import print_json, print_table, safe
+from ct_stream.cli.shared import print_json, print_table
 from ct_stream.ops.classify import LABELS, classify
 from ct_stream.ops.troubles import WrongInput
+from ct_stream.texts import for_log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,9 +92,9 @@ def print_score(result: Score, *, label: str, or_label: str, reading: str, expla
     for row in result.misread:
         wanted = " or ".join(word for word in (row[label], row.get(or_label, "")) if word)
         said = f"{row['stage']} {row['code']} {row['enhanced']} {row['text']}"
-        print(safe(f"read as {row[reading]} by {row['rule']}, labelled {wanted}: {said}"))
+        print(for_log(f"read as {row[reading]} by {row['rule']}, labelled {wanted}: {said}"))
         if explain:
-            print(safe(f"  {row['rule_why']} ({row['rule_source']})"))
+            print(for_log(f"  {row['rule_why']} ({row['rule_source']})"))
     table = [
         (word, *read.values(), f"{result.seen(word)} of {result.labelled(word)}")
         for word, read in result.confusion.items()

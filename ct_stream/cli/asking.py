@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ct_stream.cli.shared import Exit, command, json_option, print_json, safe, say, settings
+from ct_stream.cli.shared import Exit, command, json_option, print_json, say, settings
 from ct_stream.ops.story import exchange_lines
+from ct_stream.texts import for_log
 
 if TYPE_CHECKING:
     from ct_stream.ops.check import Checked
@@ -52,7 +53,7 @@ def add_to(main: click.Group) -> None:
             print_json(checked)
         else:
             for line in _lines(checked):
-                click.echo(safe(line))
+                click.echo(for_log(line))
         return _EXITS[checked.outcome]
 
 

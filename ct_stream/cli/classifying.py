@@ -6,8 +6,9 @@ from typing import IO
 
 import click
 
-from ct_stream.cli.shared import Exit, command, json_option, print_json, safe
+from ct_stream.cli.shared import Exit, command, json_option, print_json
 from ct_stream.ops.classify import classify
+from ct_stream.texts import for_log
 
 
 def add_to(main: click.Group) -> None:
@@ -30,5 +31,5 @@ def add_to(main: click.Group) -> None:
         for number, row in enumerate(rows):
             if number == 0:
                 click.echo("\t".join(row))
-            click.echo("\t".join(safe(cell.replace("\n", "\\n")) for cell in row.values()))
+            click.echo("\t".join(for_log(cell) for cell in row.values()))
         return Exit.OK

@@ -15,11 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ct_stream.cli.shared import Exit, print_table, safe
+from ct_stream.cli.shared import Exit, print_table
 from ct_stream.gate.failures import FAILURE_MEANINGS, FailureCode
 from ct_stream.local.demo import PASS_DEADLINE_S, SPINE_GRACE_S, Demo, toolbox
 from ct_stream.local.demo_companies import make_plan
 from ct_stream.local.stack import export_lines
+from ct_stream.texts import for_terminal
 
 if TYPE_CHECKING:
     from ct_stream.local.demo import Disagreement, Progress, Summary
@@ -221,7 +222,7 @@ def _planned(disagreement: Disagreement) -> str:
 
 async def _keep(demo: Demo) -> None:
     click.echo(f"\nEverything keeps running until Ctrl-C. Metrics: {demo.web_url}/metrics\n")
-    click.echo(safe(export_lines(demo.env)))
+    click.echo(for_terminal(export_lines(demo.env)))
     while True:
         await demo.progress()  # raises when one of its processes has ended
         await asyncio.sleep(_KEEP_LOOK_S)

@@ -17,7 +17,6 @@ from ct_stream.cli.shared import (
     print_json,
     print_json_line,
     print_table,
-    safe,
     settings,
 )
 from ct_stream.ops import publish as publishing
@@ -25,6 +24,7 @@ from ct_stream.ops import replay as replaying
 from ct_stream.ops.troubles import kafka_answers
 from ct_stream.ops.undecided import publish_undecided
 from ct_stream.stream.topology import SPINE_CREATED, create_topics
+from ct_stream.texts import for_log
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -174,7 +174,7 @@ def _replay(main: click.Group) -> None:
                     if as_json:
                         print_json_line(told)
                     else:
-                        click.echo(safe(_line(told)))
+                        click.echo(for_log(_line(told)))
             if not as_json:
                 click.echo(f"{count} records of {topic}", err=True)
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ct_stream.cli.shared import Exit, Since, command, json_option, print_json, print_table, safe, settings
+from ct_stream.cli.shared import Exit, Since, command, json_option, print_json, print_table, settings
 from ct_stream.gate.failures import FailureCode
 from ct_stream.ops import reports
 from ct_stream.ops.story import story, story_lines
+from ct_stream.texts import for_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +64,7 @@ def _show(main: click.Group) -> None:
             print_json(told)
         else:
             for line in story_lines(told):
-                click.echo(safe(line))
+                click.echo(for_log(line))
         return Exit.FOUND if told["state"] == "unknown" else Exit.OK
 
 
@@ -211,4 +212,4 @@ def _guardrails(main: click.Group) -> None:
             raise click.UsageError("--reason is empty; say why it may be used again")
         if key.upper().startswith("TOOL-"):
             key = f"tool:{key.upper()}"
-        click.echo(f"{key}: {asyncio.run(reports.resume_guardrail(settings(), key, reason.strip()))}")
+        click.echo(for_log(f"{key}: {asyncio.run(reports.resume_guardrail(settings(), key, reason.strip()))}"))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ct_stream.cli.shared import Exit, command, json_option, print_json, safe, settings
+from ct_stream.cli.shared import Exit, command, json_option, print_json, settings
 from ct_stream.ops.troubles import postgres_answers
 from ct_stream.store.migrate import migrate as migrate_database
+from ct_stream.texts import for_log
 
 if TYPE_CHECKING:
     from ct_stream.ops.doctor import Check
@@ -89,11 +90,11 @@ def _doctor(main: click.Group) -> None:
             print_json(checks)
         else:
             for check in checks:
-                click.echo(safe(_line(check)))
+                click.echo(_line(check))
         return Exit.OK if all(check.ok is not False for check in checks) else Exit.FOUND
 
 
 def _line(check: Check) -> str:
     word = {True: "ok     ", False: "problem", None: "note   "}[check.ok]
-    line = f"{word}  {check.name}: {check.detail}"
-    return f"{line}\n         what to do: {check.action}" if check.action else line
+    line = for_log(f"{word}  {check.name}: {check.detail}")
+    return f"{line}\n         what to do: {for_log(check.action)}" if check.action else line

@@ -11,10 +11,11 @@ import traceback
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import UUID
 
 import click
-import orjson
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +26,7 @@ from ct_stream.probes.toolbox import ToolboxError
 from ct_stream.settings import Settings, SettingsError, load_settings
 from ct_stream.store.migrate import MigrationError
 from ct_stream.stream.topology import TopologyError
+from ct_stream.texts import for_json, for_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -160,7 +162,7 @@ def settings() -> Settings:
 
 def say(line: str) -> None:
     """Say something to a person that is not part of the result."""
-    click.echo(f"ct-stream: {line}", err=True)
+    click.echo(for_terminal(f"ct-stream: {line}"), err=True)
 
 
 def console() -> Console:
@@ -171,12 +173,12 @@ def console() -> Console:
 
 def print_json(value: object) -> None:
     """Print one JSON document."""
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=_plain).decode())
+    click.echo(for_json(value, _plain, indent=True))
 
 
 def print_json_line(value: object) -> None:
     """Print one line of JSON lines."""
-    click.echo(orjson.dumps(value, default=_plain).decode())
+    click.echo(for_json(value, _plain))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
@@ -205,17 +207,17 @@ def moment_text(moment: datetime | None) -> str:
 
 
 def _cell(value: object) -> str:
-    return safe(moment_text(value) if isinstance(value, datetime) else str("" if value is None else value))
-
-
-def safe(text: str) -> str:
-    """Return a text that cannot steer the terminal, whatever a stranger's server said."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return for_terminal(moment_text(value) if isinstance(value, datetime) else str("" if value is None else value))
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Decimal):
-        return float(value)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
-    raise TypeError(type(value).__name__)
+    match value:
+        case Decimal():
+            return float(value)
+        case bytes():
+            return value.decode("utf-8", "backslashreplace")
+        case timedelta():
+            return value.total_seconds()
+        case UUID() | Path():  # asyncpg's UUID is a class of its own, which orjson does not take
+            return str(value)
+    raise TypeError(f"a result holds {type(value).__name__}, which JSON does not know")

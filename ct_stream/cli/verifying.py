@@ -12,8 +12,9 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ct_stream.cli.shared import Exit, Since, command, json_option, print_json, safe, settings
+from ct_stream.cli.shared import Exit, Since, command, json_option, print_json, settings
 from ct_stream.ops.verify.kinds import MEANINGS
+from ct_stream.texts import for_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,7 +85,7 @@ def add_to(main: click.Group) -> None:
             print_json(report.told())
         else:
             for line in _lines(report):
-                click.echo(safe(line))
+                click.echo(for_log(line))
         return Exit.FOUND if report.violations else Exit.OK
 
 

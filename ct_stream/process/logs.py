@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import orjson
+from ct_stream.texts import for_json, for_log, for_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,13 +55,29 @@ class JsonLines(logging.Formatter):
         body |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             body["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(body, default=str).decode()
+        return for_json(body)
+
+
+class TextLines(logging.Formatter):
+    """One line a record; a traceback follows, indented, so that no text in it can pass for a record."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as a line."""
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record)
+        lines = [for_log(self.formatMessage(record))]
+        if record.exc_info:
+            lines += [f"    {line}" for line in for_terminal(self.formatException(record.exc_info)).split("\n")]
+        return "\n".join(lines)
 
 
 def set_up_logs(*, json: bool, level: int = logging.INFO) -> None:
     """Log to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(JsonLines() if json else TextLines())
     handler.addFilter(Sparing())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _NOISY:

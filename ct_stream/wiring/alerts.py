@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import asyncpg
-import orjson
 from yarl import URL
 
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.problems import said_by
 from ct_stream.process.loops import Loop
 from ct_stream.store.outage import AGAIN, OUTAGE
+from ct_stream.texts import for_alert, for_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -86,11 +86,11 @@ class Alert:
                 what = f"company {self.outreach_id} is stuck because of our own bug"
             case _:
                 what = f"a worker is {self.state}"
-        return f"ct-stream: {what}: {clean(self.reason)}"
+        return f"ct-stream: {what}: {for_alert(self.reason, _MOST_REASON)}"
 
     def body(self, worker: str, version: str) -> bytes:
         """Return the JSON object that is sent (schemas/alert.v1.json)."""
-        return orjson.dumps(
+        return for_json(
             {
                 "schema_version": _SCHEMA_VERSION,
                 "text": self.text,
@@ -99,19 +99,12 @@ class Alert:
                 "rail": self.rail,
                 "outreach_id": None if self.outreach_id is None else str(self.outreach_id),
                 "state": self.state,
-                "reason": clean(self.reason),
+                "reason": for_alert(self.reason, _MOST_REASON),
                 "at": rfc3339(self.at),
                 "worker": worker,
                 "version": version,
             }
-        )
-
-
-def clean(text: str) -> str:
-    """Return a stranger's text as one line without mentions, links or addresses, wherever it is shown."""
-    plain = "".join(character if character.isprintable() else " " for character in text)
-    plain = plain.translate({ord("<"): "(", ord(">"): ")", ord("@"): "(at)"})
-    return " ".join(plain.split())[:_MOST_REASON]
+        ).encode()
 
 
 class Alerts:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import asyncpg
+import orjson
 import pytest
 from aiohttp import web
 
@@ -25,7 +26,8 @@ from ct_stream.store.database import Database
 from ct_stream.store.guardrails import SMTP_RAIL, Guardrails
 from ct_stream.store.parked import ParkedCompanies
 from ct_stream.wiring import alerts as alerting_module
-from ct_stream.wiring.alerts import QUEUE, TRIES, Alert, AlertRelay, Alerts, alerting, clean
+from ct_stream.wiring.alerts import QUEUE, TRIES, Alert, AlertRelay, Alerts, alerting
+from tests.texts import NASTY, assert_no_chat_is_steered
 from tests.wiring.receiver import SECRET, Receiver, receiving
 
 if TYPE_CHECKING:
@@ -198,10 +200,12 @@ async def test_without_a_webhook_nothing_is_kept() -> None:
     assert [counted(metrics, result) for result in ("sent", "failed", "dropped")] == [0, 0, 0]
 
 
-def test_a_strangers_text_addresses_nobody() -> None:
-    said = "550 <!channel> see <https://evil.example|this>\r\n\x1b[31m jo@acme.example " + "x" * 2000
-    assert clean(said).startswith("550 (!channel) see (https://evil.example|this) [31m jo(at)acme.example xxx")
-    assert len(clean(said)) == 500
+def test_a_strangers_text_addresses_nobody_and_fits() -> None:
+    alert = Alert(event="guardrail", state="halted", rail="spine", reason=NASTY + "x" * 2000, at=datetime.now(UTC))
+    body = orjson.loads(alert.body("w/1", "1"))
+    for text in (body["text"], body["reason"]):
+        assert_no_chat_is_steered(text)
+    assert len(body["reason"]) == 500
 
 
 @pytest.mark.parametrize("url", ["ftp://hooks.example.com/s3cret", "hooks.example.com/s3cret", "https:///s3cret"])
