@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from ct_stream.postgres_dsn import PostgresDsn, read_dsn
 from ct_stream.problems import Problem, ProblemError
 
 if TYPE_CHECKING:
@@ -41,6 +43,18 @@ class SettingsError(Exception):
 
 class _Unusable(ProblemError):
     """A value that no setting can have; the message starts where the setting's name ends."""
+
+
+#: What Kubernetes adds for each Service of the namespace, named `ct-...` (docker links did the same).
+_SERVICE_LINK = re.compile(
+    r"CT_\w+_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+_SERVICE_ADDRESS = re.compile(r"(?:tcp|udp|sctp)://\S+:\d+")
+
+
+def _is_service_link(key: str, value: str) -> bool:
+    """Return whether a variable was made for a Service, such as CT_STREAM_PORT=tcp://10.0.0.1:80: no person set it."""
+    return bool(_SERVICE_LINK.fullmatch(key) or (key.endswith("_PORT") and _SERVICE_ADDRESS.fullmatch(value)))
 
 
 def _default_data_dir() -> Path:
@@ -82,6 +96,7 @@ class Settings:
     web_port: int = 6066  #: 0: a free one
     log: str = "text"  #: text for people, json for machines
     data_dir: Path = field(default_factory=_default_data_dir)  #: of the embedded stack and of the stream's state
+    notes: tuple[str, ...] = ()  #: what was read otherwise than written, a sentence each
 
     def require(self, *names: str) -> None:
         """Raise SettingsError with a line for each of `names` that is not set."""
@@ -113,14 +128,24 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     """Read all settings from `environ`. Raises SettingsError with a line for each wrong one."""
     problems: list[WrongSetting] = []
     values: dict[str, Any] = {}
+    notes: list[str] = []
+    links = sorted(key for key, value in environ.items() if key.startswith("CT_") and _is_service_link(key, value))
+    if links:
+        notes.append(f"{', '.join(links)}: passed over, since Kubernetes sets them for a Service; no setting of ours")
+    environ = {key: value for key, value in environ.items() if key not in links}
     for name, read in _READERS.items():
         try:
             raw = _raw(environ, variable(name))
             if raw is not None:
                 values[name] = read(raw)
-        except _Unusable as error:
+        except ProblemError as error:
             problem = error.problem
             problems.append(WrongSetting(setting=variable(name), what=problem.what, action=problem.action))
+    for name, value in values.items():
+        if isinstance(value, PostgresDsn):
+            values[name] = value.dsn
+            if value.ignored:
+                notes.append(f"{variable(name)}: {', '.join(value.ignored)} ignored, which only libpq knows")
     known = {variable(name) for name in _READERS}
     problems.extend(
         WrongSetting(setting=key, what="is no setting of ct-stream", action="see the README's table of settings")
@@ -136,7 +161,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     )
     if problems:
         raise SettingsError(problems)
-    return Settings(**values)
+    return Settings(**values, notes=tuple(notes))
 
 
 def _tier2_problems(values: Mapping[str, Any]) -> list[WrongSetting]:
@@ -320,12 +345,6 @@ def _existing_file(raw: str) -> Path:
     return Path(raw)
 
 
-def _dsn(raw: str) -> str:
-    if not raw.startswith(("postgresql://", "postgres://")):
-        raise _Unusable("does not start with postgresql://", "write postgresql://user:password@host:port/database")
-    return raw
-
-
 _READERS: dict[str, Callable[[str], Any]] = {
     "kafka_bootstrap": _bootstrap,
     "kafka_security_protocol": _choice("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"),
@@ -335,9 +354,9 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "kafka_ssl_cafile": _existing_file,
     "kafka_ssl_certfile": _existing_file,
     "kafka_ssl_keyfile": _existing_file,
-    "postgres_dsn": _dsn,
-    "postgres_ops_dsn": _dsn,
-    "postgres_admin_dsn": _dsn,
+    "postgres_dsn": read_dsn,
+    "postgres_ops_dsn": read_dsn,
+    "postgres_admin_dsn": read_dsn,
     "dns_servers": _dns_servers,
     "smtp_port": _number(int, 1, 65535),
     "smtp_helo": _host_name,

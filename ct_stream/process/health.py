@@ -1,23 +1,38 @@
-"""Serves /livez and /readyz for the supervisor, and /metrics."""
+"""Serves /livez and /readyz for the supervisor, and /metrics.
+
+Whoever reaches the port may open connections and send nothing, or half a request. So each connection ends after a few
+seconds whatever it did, and when there are too many the oldest one is closed: a probe that asks now is answered.
+"""
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import asyncio
+import ipaddress
+import socket
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-import orjson
 from aiohttp import web
 from prometheus_client import generate_latest
 
+from ct_stream.texts import for_json
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from ct_stream.metrics import Health, Metrics
+
+MOST_CONNECTIONS = 32
+LIFETIME_S = 15.0  #: of a connection; clients that keep one open connect again
+_BACKLOG = 128
 
 
 @asynccontextmanager
 async def health_server(host: str, port: int, health: Health, metrics: Metrics) -> AsyncIterator[int]:
-    """Serve on host:port (0: any free port) and yield the port. Raises OSError if it is taken."""
+    """Serve on host:port (0: any free port) and yield the port. Raises OSError if it is taken.
+
+    The host `::` serves IPv4 too.
+    """
 
     async def livez(_: web.Request) -> web.Response:
         return _json({"alive": True}, 200)
@@ -33,17 +48,88 @@ async def health_server(host: str, port: int, health: Health, metrics: Metrics) 
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
-    app = web.Application()
-    app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", expose)])
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
-    await runner.setup()
+    listening = _listen(host, port)
     try:
-        site = web.TCPSite(runner, host, port, shutdown_timeout=1.0)
-        await site.start()
-        yield int(runner.addresses[0][1])
+        middlewares = [_for_this_machine_alone] if _is_loopback(listening.getsockname()[0]) else []
+        app = web.Application(middlewares=middlewares)
+        app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", expose)])
+        runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, keepalive_timeout=LIFETIME_S, lingering_time=0, max_headers=100
+        )
+        await runner.setup()
+        assert runner.server is not None
+        accepting = asyncio.create_task(_accept(listening, runner.server), name="web")
+        try:
+            yield int(listening.getsockname()[1])
+        finally:
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
+            await runner.cleanup()
     finally:
-        await runner.cleanup()
+        listening.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises OSError."""
+    if host == "::" and socket.has_dualstack_ipv6():
+        listening = socket.create_server(
+            (host, port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG, reuse_port=False
+        )
+    else:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    listening.setblocking(False)
+    return listening
+
+
+async def _accept(listening: socket.socket, server: web.Server) -> None:
+    """Hand connections to the server, until cancelled."""
+    loop = asyncio.get_running_loop()
+    open_ones: list[asyncio.Transport] = []
+    try:
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listening)
+            except OSError:  # it is gone again, or no descriptor is free
+                await asyncio.sleep(0.1)
+                continue
+            open_ones = [transport for transport in open_ones if not transport.is_closing()]
+            while len(open_ones) >= MOST_CONNECTIONS:
+                _end(open_ones.pop(0))
+            with suppress(OSError):
+                transport: asyncio.Transport
+                transport, _ = await loop.connect_accepted_socket(server, connection)
+                open_ones.append(transport)
+                loop.call_later(LIFETIME_S, _end, transport)
+    finally:
+        for transport in open_ones:
+            _end(transport)
+
+
+def _end(transport: asyncio.Transport) -> None:
+    if not transport.is_closing():
+        transport.abort()
+
+
+@web.middleware
+async def _for_this_machine_alone(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer no page that a browser here was led to under another name (DNS rebinding): RFC 9110, 15.5.20."""
+    name = request.url.host or ""
+    if name != "localhost" and not _is_loopback(name):
+        return web.Response(
+            status=421, text="this address serves this machine alone; set CT_WEB_HOST to serve others\n"
+        )
+    return await handler(request)
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _json(body: object, status: int) -> web.Response:
-    return web.Response(body=orjson.dumps(body) + b"\n", status=status, content_type="application/json")
+    return web.Response(text=for_json(body) + "\n", status=status, content_type="application/json")

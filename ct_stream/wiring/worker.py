@@ -92,6 +92,8 @@ async def _work(
     owner, version = new_owner(), our_version()
     metrics, health = Metrics(), Health()
     health.set("start", "starting")
+    for note in settings.notes:
+        log.info("%s", note)
     coming_up = ComingUp(settings, stop, health)
     room = coming_up.room()
     thresholds = Thresholds.of(settings.pass_deadline_s)

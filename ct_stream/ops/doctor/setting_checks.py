@@ -21,7 +21,8 @@ _CHOICES = {"CT_KAFKA_SASL": "CT_KAFKA_SECURITY_PROTOCOL", "CT_TIER2": "CT_TIER2
 def read_settings(environ: Mapping[str, str]) -> tuple[Settings, list[Check]]:
     """Return the settings that can be used, and the checks of all settings and of the toolbox."""
     settings, wrong = _usable(environ)
-    return settings, [*map(_check_of, wrong.values()), *_needed(settings, wrong), _toolbox(settings)]
+    notes = [Check(name="settings", ok=None, detail=note) for note in settings.notes]
+    return settings, [*map(_check_of, wrong.values()), *_needed(settings, wrong), *notes, _toolbox(settings)]
 
 
 def _usable(environ: Mapping[str, str]) -> tuple[Settings, dict[str, WrongSetting]]:

@@ -1,0 +1,148 @@
+"""Reads a Postgres DSN as libpq writes it, and returns one that asyncpg takes.
+
+No error and no note quotes the DSN: whatever is wrong with it, its password may be the part that was cut at the wrong
+place.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote, urlencode
+
+from ct_stream.problems import ProblemError
+
+_EXAMPLE = "postgresql://user:password@host:port/database"
+_ESCAPES = {"/": "%2F", "?": "%3F", "#": "%23", "@": "%40", "%": "%25", " ": "%20"}
+#: What libpq reads and asyncpg would send to the server as a setting, which refuses the connection.
+_NOT_ASYNCPGS = frozenset(
+    [
+        "channel_binding",
+        "client_encoding",
+        "connect_timeout",
+        "fallback_application_name",
+        "gssdelegation",
+        "gssencmode",
+        "hostaddr",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "load_balance_hosts",
+        "max_protocol_version",
+        "min_protocol_version",
+        "replication",
+        "require_auth",
+        "requirepeer",
+        "requiressl",
+        "scram_client_key",
+        "scram_server_key",
+        "sslcertmode",
+        "sslcompression",
+        "sslcrldir",
+        "sslkeylogfile",
+        "sslsni",
+        "tcp_user_timeout",
+    ]
+)
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresDsn:
+    """A DSN for asyncpg, and what was left out of it."""
+
+    dsn: str
+    ignored: tuple[str, ...] = ()  #: the names of libpq's parameters that asyncpg does not have
+
+
+def read_dsn(raw: str) -> PostgresDsn:
+    """Read a connection URI (libpq, "Connection URIs"). Raises ProblemError, which starts where a name would end."""
+    scheme, separator, rest = raw.partition("://")
+    if not separator or scheme not in ("postgresql", "postgres"):
+        raise ProblemError("does not start with postgresql://", f"write {_EXAMPLE}")
+    _refuse_unescaped(rest)
+    authority, slash, path_and_query = rest.partition("/")
+    if not slash:
+        authority, question_mark, query = authority.partition("?")
+        path = ""
+    else:
+        path, question_mark, query = path_and_query.partition("?")
+    login, at, hosts = authority.rpartition("@")
+    parameters = _parameters(query) if question_mark else {}
+    _check_hosts(hosts)
+    ignored = tuple(sorted(_NOT_ASYNCPGS & parameters.keys()))
+    for name in ignored:
+        del parameters[name]
+    mode = parameters.get("sslmode")
+    if mode is not None and mode not in _SSL_MODES:
+        raise ProblemError("has an unknown sslmode", f"use one of {', '.join(_SSL_MODES)}")
+    if parameters.get("sslrootcert") == "system":
+        # As libpq: the system's authorities, and nothing less than verify-full.
+        if mode not in (None, "verify-full"):
+            raise ProblemError("has sslrootcert=system with a weaker sslmode", "write sslmode=verify-full")
+        parameters |= {"sslmode": "verify-full", "sslrootcert": str(_system_authorities())}
+    user, colon, password = login.partition(":")
+    login = _requoted(user) + (f":{_requoted(password)}" if colon else "")
+    made = f"postgresql://{login}{at}{hosts}"
+    if slash:
+        made += f"/{_requoted(path)}"
+    if parameters:
+        made += f"{'' if slash else '/'}?{urlencode(parameters)}"
+    return PostgresDsn(dsn=made, ignored=ignored)
+
+
+def _refuse_unescaped(rest: str) -> None:
+    """Refuse a character that ends a part of a URL and was meant to be in the password."""
+    wrong = None
+    # The end of the authority: an `@` beyond it was meant to end the login.
+    authority = re.split(r"[/?]", rest, maxsplit=1)[0]
+    if "#" in rest:
+        wrong = "#"
+    elif any(c.isspace() or not c.isprintable() for c in rest):
+        wrong = " "
+    elif "@" not in authority and "@" in rest.partition("?")[0]:
+        wrong = "/"
+    elif "@" not in authority and "@" in rest and "password=" not in rest and "user=" not in rest:
+        wrong = "?"
+    elif authority.count("@") > 1:
+        wrong = "@"
+    elif re.search(r"%(?![0-9A-Fa-f]{2})", rest):
+        wrong = "%"
+    if wrong is not None:
+        name = "a space" if wrong == " " else repr(wrong)
+        raise ProblemError(
+            f"holds {name} where none can be",
+            f"if it belongs to the password or the user, write {_ESCAPES[wrong]} for it",
+        )
+
+
+def _parameters(query: str) -> dict[str, str]:
+    parameters = {}
+    for number, pair in enumerate(query.split("&"), 1):
+        name, equals, value = pair.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_.]+", name):
+            raise ProblemError(f"has no name=value as parameter {number} after the '?'", f"write {_EXAMPLE}?name=value")
+        parameters[name] = unquote(value.replace("+", "%2B"))
+    return parameters
+
+
+def _check_hosts(hosts: str) -> None:
+    for host in hosts.split(","):
+        if not re.fullmatch(r"(?:\[[0-9A-Fa-f:.%]*\]|[^:\[\]]*)(?::\d{0,5})?", host):
+            raise ProblemError("has a host or a port that cannot be read", f"write {_EXAMPLE}, an IPv6 address in []")
+
+
+def _requoted(text: str) -> str:
+    return quote(unquote(text), safe="")
+
+
+def _system_authorities() -> Path:
+    file = ssl.get_default_verify_paths().cafile
+    if file is None:
+        raise ProblemError(
+            "has sslrootcert=system, and this system has no file of authorities", "name a PEM file there"
+        )
+    return Path(file)

@@ -1,0 +1,103 @@
+"""A DSN as people have it is read, and no complaint about one shows its password."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+from asyncpg.connect_utils import _parse_connect_arguments  # type: ignore[attr-defined]
+
+from ct_stream.postgres_dsn import read_dsn
+from ct_stream.problems import ProblemError
+from ct_stream.settings import SettingsError, load_settings
+
+SECRET = "s3cret"
+
+
+def arguments(dsn: str) -> tuple[list[tuple[str, int]], str | None, str | None, str | None]:
+    """Return hosts, user, password and database as asyncpg reads them."""
+    hosts, parameters, *_ = _parse_connect_arguments(
+        dsn=read_dsn(dsn).dsn, host=None, port=None, user=None, password=None, passfile=None, database=None,
+        command_timeout=None, statement_cache_size=100, max_cached_statement_lifetime=1,
+        max_cacheable_statement_size=1,
+        ssl=None, direct_tls=None, server_settings=None, target_session_attrs=None, krbsrvname=None, gsslib=None,
+        service=None, servicefile=None,
+    )  # fmt: skip
+    return hosts, parameters.user, parameters.password, parameters.database
+
+
+@pytest.mark.parametrize(
+    "password", ["p%23a", "p%2Fa", "p%40a", "p%25a", "p%3Fa", "p:a", "p[a", "p]a", "p&a=b", "pä℀", "p+a"]
+)
+def test_any_password_arrives_as_it_is(password: str) -> None:
+    from urllib.parse import unquote
+
+    _, user, read, database = arguments(f"postgresql://ct_gate:{password}@db.example:6432/outreach?sslmode=disable")
+    assert (user, read, database) == ("ct_gate", unquote(password), "outreach")
+
+
+@pytest.mark.parametrize(
+    ("dsn", "hosts"),
+    [
+        ("postgresql://u:p@db.example/outreach?sslmode=disable", [("db.example", 5432)]),
+        ("postgres://u:p@a.example:1,b.example:2/outreach?sslmode=disable", [("a.example", 1), ("b.example", 2)]),
+        ("postgresql://u:p@[2001:db8::1]:6432/outreach?sslmode=disable", [("2001:db8::1", 6432)]),
+        ("postgresql://u:p@/outreach?host=db.example&port=6432&sslmode=disable", [("db.example", 6432)]),
+        ("postgresql:///outreach?host=db.example&user=u&password=p%23%2F&sslmode=disable", [("db.example", 5432)]),
+        ("postgresql://u:p@%2Fvar%2Frun%2Fpostgresql/outreach", ["/var/run/postgresql/.s.PGSQL.5432"]),
+    ],
+)
+def test_the_forms_of_libpq_are_read(dsn: str, hosts: object) -> None:
+    assert arguments(dsn)[0] == hosts
+
+
+def test_what_only_libpq_knows_is_left_out_and_named() -> None:
+    read = read_dsn(
+        "postgresql://u:p@db.example/outreach?channel_binding=require&connect_timeout=10&keepalives=1&keepalives_idle=30"
+        "&gssencmode=disable&application_name=mine&sslmode=require"
+    )
+    assert read.ignored == ("channel_binding", "connect_timeout", "gssencmode", "keepalives", "keepalives_idle")
+    assert read.dsn == "postgresql://u:p@db.example/outreach?application_name=mine&sslmode=require"
+    settings = load_settings({"CT_POSTGRES_DSN": "postgresql://u:p@db.example/outreach?gssencmode=disable"})
+    assert settings.notes == ("CT_POSTGRES_DSN: gssencmode ignored, which only libpq knows",)
+
+
+def test_the_systems_authorities_are_those_of_the_system() -> None:
+    read = read_dsn("postgresql://u:p@db.example/outreach?sslrootcert=system")
+    assert "sslmode=verify-full" in read.dsn
+    file = ssl.get_default_verify_paths().cafile
+    assert file is not None
+    assert read_dsn(read.dsn).dsn == read.dsn
+    assert file.rpartition("/")[2] in read.dsn
+
+
+@pytest.mark.parametrize(
+    ("dsn", "says"),
+    [
+        (f"postgresql://u:{SECRET}#x@db.example/outreach", "%23"),
+        (f"postgresql://u:{SECRET}/x@db.example/outreach", "%2F"),
+        (f"postgresql://u:x/{SECRET}@db.example/outreach", "%2F"),
+        (f"postgresql://u:{SECRET}@x@db.example/outreach", "%40"),
+        (f"postgresql://u:{SECRET}%x@db.example/outreach", "%25"),
+        (f"postgresql://u:x?{SECRET}@db.example/outreach", "%3F"),
+        (f"postgresql://u:{SECRET} x@db.example/outreach", "%20"),
+        (f"postgresql://u:{SECRET}\x1b[2J@db.example/outreach", "%20"),
+        (f"postgresql://u:{SECRET}@db.example:port/outreach", "host or a port"),
+        (f"postgresql://u:{SECRET}@db.example/outreach?sslmode=maybe", "sslmode"),
+        (f"postgresql://u:{SECRET}@db.example/outreach?{SECRET}", "parameter 1"),
+        (f"postgresql://u:{SECRET}@db.example/outreach?sslrootcert=system&sslmode=require", "verify-full"),
+        (f"mysql://u:{SECRET}@db.example/outreach", "postgresql://"),
+        (f"host=db.example password={SECRET}", "postgresql://"),
+        (f"{SECRET}", "postgresql://"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_without_the_password(dsn: str, says: str) -> None:
+    with pytest.raises(ProblemError) as refused:
+        read_dsn(dsn)
+    with pytest.raises(SettingsError) as error:
+        load_settings({"CT_POSTGRES_OPS_DSN": dsn})
+    for text in (str(refused.value), str(error.value)):
+        assert says in text
+        assert SECRET not in text
+        assert "\n" not in text
+    assert str(error.value).startswith("CT_POSTGRES_OPS_DSN ")
