@@ -5,7 +5,11 @@ Printed, a problem is one line. Code that needs one half takes the field and nev
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
+
+#: Errors that mean this machine has run out of something: descriptors, buffers, memory, local ports.
+RUN_OUT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

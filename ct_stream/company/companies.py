@@ -7,7 +7,6 @@ exception in our own code is counted for this company in Postgres, and affects n
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import time
 import traceback
@@ -17,7 +16,7 @@ from ct_stream.gate.output_stage import Origin, Outcome, output_stage
 from ct_stream.gate.records import CLAIM_S, PRODUCE_S, Known, Parked, Publication, Resumed
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
-from ct_stream.problems import said_by
+from ct_stream.problems import RUN_OUT, said_by
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,8 +34,6 @@ log = logging.getLogger(__name__)
 
 _CLAIM_RETRY_S = 1.0
 _LOST_ROW_RETRY_S = 5.0
-#: Errors that mean this machine has run out of something: descriptors, buffers, memory, ports.
-_MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 _MACHINE_AGAIN_S = 5.0
 #: If recording took longer, the claim may have too little time left to publish.
 _FRESH_CLAIM_S = CLAIM_S - PRODUCE_S - 2.0
@@ -158,7 +155,7 @@ class Companies:
             self._park_answers(origin, event_at, running)
             raise
         except (OSError, MemoryError) as error:
-            if isinstance(error, OSError) and error.errno not in _MACHINE:
+            if isinstance(error, OSError) and error.errno not in RUN_OUT:
                 raise
             # Neither the company's fault nor a bug: when another company ends, the resource becomes free.
             log.warning(

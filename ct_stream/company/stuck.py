@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ct_stream.gate.broken import why_broken
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ct_stream.store.parked import ParkedCompanies
-
-_STUCK_AN_HOUR = 20
 
 
 class StuckBreaker:
@@ -20,11 +20,10 @@ class StuckBreaker:
         self._on_fatal = on_fatal
 
     async def look(self) -> None:
-        """Count them; to be called whenever another one became stuck. Raises nothing."""
+        """Look at them; to be called whenever another one became stuck. Raises nothing."""
         try:
-            stuck = await self._parked.stuck_lately()
+            why = why_broken(*await self._parked.stuck_lately())
         except Exception as error:
-            self._on_fatal(f"the companies that are stuck cannot be counted: {error!r}")
-            return
-        if stuck >= _STUCK_AN_HOUR:
-            self._on_fatal(f"{_STUCK_AN_HOUR} companies became stuck within an hour: this version has a bug")
+            why = f"the companies that are stuck cannot be counted: {error!r}"
+        if why is not None:
+            self._on_fatal(why)

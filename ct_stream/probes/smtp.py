@@ -22,6 +22,7 @@ from aiosmtplib.protocol import SMTPProtocol
 from ct_stream.gate.questions import Attempt, Trouble
 from ct_stream.gate.replies import Reply, Stage
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
+from ct_stream.problems import RUN_OUT
 
 if TYPE_CHECKING:
     from aiosmtplib.response import SMTPResponse
@@ -346,25 +347,23 @@ _CONNECT_TROUBLES = {
     errno.ECONNABORTED: Trouble.CLOSED,
     errno.EPIPE: Trouble.CLOSED,
     errno.ETIMEDOUT: Trouble.TIMEOUT,
-    errno.ENETUNREACH: Trouble.UNREACHABLE,
-    errno.EHOSTUNREACH: Trouble.UNREACHABLE,
-    errno.ENETDOWN: Trouble.UNREACHABLE,
-    errno.EHOSTDOWN: Trouble.UNREACHABLE,
-    errno.ENOPROTOOPT: Trouble.UNREACHABLE,  # ICMP: protocol unreachable
-    errno.EPERM: Trouble.UNREACHABLE,  # our own packet filter; the SMTP control meets it too
-    errno.EACCES: Trouble.UNREACHABLE,
 }
 
 
 def _connect_trouble(error: OSError, ip: str) -> Trouble:
-    """Return what a failed connection means; raises `error` if it is trouble of this process."""
+    """Return what a failed connection means; raises `error` if it is trouble of this process.
+
+    Everything that is not ours means UNREACHABLE: whoever is asked chooses the ICMP message that answers our SYN, and
+    the kernel turns each type and code into an error of its own (Linux: icmp_err_convert). A route or packet filter of
+    this machine (EINVAL, EPERM) is met by the SMTP control too.
+    """
     if isinstance(error, TimeoutError):
         return Trouble.TIMEOUT
-    if ":" in ip and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+    if ":" in ip and error.errno == errno.EADDRNOTAVAIL:
         return Trouble.UNREACHABLE  # this machine has no IPv6; for IPv4 it means that our ports are used up
-    if error.errno in _CONNECT_TROUBLES:
-        return _CONNECT_TROUBLES[error.errno]
-    raise error
+    if error.errno in RUN_OUT:
+        raise error
+    return _CONNECT_TROUBLES.get(error.errno or 0, Trouble.UNREACHABLE)
 
 
 def _is_2xx(attempt: Attempt) -> bool:

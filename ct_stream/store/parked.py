@@ -75,10 +75,13 @@ class ParkedCompanies:
         )
         return (int(rows[0]["exceptions"]), str(rows[0]["state"]))
 
-    async def stuck_lately(self) -> int:
-        """Return how many companies became stuck within the last hour."""
-        rows = await self._database.persist("stuck_lately")
-        return int(rows[0]["stuck"])
+    async def stuck_lately(self) -> tuple[list[str], int]:
+        """Return the tracebacks of companies that became stuck within the last hour, and how many were decided since.
+
+        Of either at most 100; "since" is when the first of those companies became stuck.
+        """
+        row = (await self._database.persist("stuck_lately"))[0]
+        return list(row["tracebacks"]), int(row["decided"])
 
     async def waiting_by_reason(self) -> list[tuple[str, str, int, datetime]]:
         """Return (state, reason, companies, oldest) for all undecided companies."""

@@ -241,9 +241,17 @@ ON CONFLICT (outreach_id) DO UPDATE SET
 RETURNING p.exceptions, p.state;
 
 -- name: stuck_lately
--- How many companies became stuck within the last hour?
-SELECT count(*) AS stuck FROM outreach.ct_passes AS p
-WHERE p.state = 'stuck' AND p.not_before > clock_timestamp() - interval '1 hour';
+-- Where did companies become stuck within the last hour, and how many were decided since the first of them did?
+WITH lately AS (
+    SELECT p.not_before AS since, coalesce(p.traceback, '') AS traceback FROM outreach.ct_passes AS p
+    WHERE p.state = 'stuck' AND p.not_before > clock_timestamp() - interval '1 hour'
+    ORDER BY p.not_before DESC LIMIT 100
+), decided AS (
+    SELECT o.recorded_at FROM outreach.ct_outcomes AS o ORDER BY o.ordinal DESC LIMIT 100
+)
+SELECT coalesce(array_agg(l.traceback), '{}') AS tracebacks,
+    (SELECT count(*) FROM decided AS d WHERE d.recorded_at > (SELECT min(m.since) FROM lately AS m)) AS decided
+FROM lately AS l;
 
 -- name: waiting_by_reason
 -- How many companies are undecided, and why?

@@ -136,6 +136,7 @@ CREATE TABLE outreach.ct_passes (
     lease_until timestamptz
 );
 CREATE INDEX ct_passes_due_idx ON outreach.ct_passes (not_before) WHERE state = 'waiting';
+CREATE INDEX ct_passes_stuck_idx ON outreach.ct_passes (not_before) WHERE state = 'stuck';
 CREATE INDEX ct_passes_waits_on_idx ON outreach.ct_passes (waits_on, not_before) WHERE state = 'waiting';
 -- Which companies of a domain wait for something other than the domain itself?
 CREATE INDEX ct_passes_ahead_idx ON outreach.ct_passes (domain) WHERE state = 'waiting' AND reason <> 'domain_busy';

@@ -139,7 +139,7 @@ async def test_the_third_exception_makes_a_company_stuck_and_another_version_tri
         passes = ParkedCompanies(db, "a", "1.0")
         counts = [await passes.count_exception(company, None, "KeyError: 'x'", "trace") for _ in range(3)]
         assert counts == [(1, "waiting"), (2, "waiting"), (3, "stuck")]
-        assert await passes.stuck_lately() == 1
+        assert await passes.stuck_lately() == (["trace"], 0)
         await passes.retry_stuck()
         assert await passes.claim_due(10) == [], "this version would only fail again"
         newer = ParkedCompanies(db, "b", "1.1")

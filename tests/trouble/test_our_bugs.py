@@ -56,7 +56,7 @@ async def test_an_exception_makes_its_own_company_stuck_at_the_third_and_twenty_
         await stack.publish(await stack.mint([f"info-bug{n}.example" for n in range(1, 20)]))
         assert await wait_stuck(stack, 20, 30) == 20
         assert await ends(stack, 30) == 70, stack.worker_log()[-3000:]
-        assert "20 companies became stuck within an hour" in stack.worker_log()
+        assert "20 companies became stuck within an hour at 1 places" in stack.worker_log()
         assert await stack.count_decided() == 30, "our own bug decided somebody"
 
 
