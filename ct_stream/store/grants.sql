@@ -36,7 +36,7 @@ GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_
 DO $$
 DECLARE
     of_gate CONSTANT name[] := ARRAY[
-        'ct_utc_day', 'ct_take_mx', 'ct_free_in', 'ct_note_talk', 'ct_begin_probes', 'ct_enter_provider', 'ct_go_on',
+        'ct_utc_day', 'ct_lock_rate', 'ct_take_mx', 'ct_free_in', 'ct_note_talk', 'ct_begin_probes', 'ct_enter_provider', 'ct_go_on',
         'ct_end_probes',
         'ct_may_claim',
         'ct_wake', 'ct_wake_sleepers', 'ct_wake_capped', 'ct_forget_passes',

@@ -20,6 +20,9 @@ CREATE OR REPLACE TRIGGER ct_final BEFORE UPDATE OR DELETE ON outreach.ct_tier2_
 CREATE OR REPLACE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.ct_tier2_attempts
     FOR EACH STATEMENT EXECUTE FUNCTION outreach.ct_guard_attempt();
 
+CREATE OR REPLACE TRIGGER ct_guard BEFORE INSERT OR UPDATE ON outreach.ct_usage
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_usage();
+
 -- A replication apply may not change or remove anything either.
 ALTER TABLE outreach.ct_outcomes ENABLE ALWAYS TRIGGER ct_final;
 ALTER TABLE outreach.ct_outcomes ENABLE ALWAYS TRIGGER ct_final_truncate;

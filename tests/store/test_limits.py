@@ -201,7 +201,7 @@ async def test_entering_a_provider_and_beginning_probes_do_not_deadlock(database
     one, two, blocker = [await asyncpg.connect(database.gate) for _ in range(3)]
     await one.fetch(begin, "one", ["acme.example"], ["aaa.example"], [lease])
     async with blocker.transaction():  # holds the second provider for a moment, so that both stand behind it
-        await blocker.execute("SELECT pg_advisory_xact_lock(hashtextextended('ct:provider:bbb.example', 0))")
+        await blocker.execute("SELECT outreach.ct_lock_rate('TOOL-005')")
         entering = asyncio.create_task(one.fetch(enter, lease))
         await asyncio.sleep(0.1)
         beginning = asyncio.create_task(

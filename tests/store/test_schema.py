@@ -117,7 +117,7 @@ def test_sql_names_what_ends_a_wait_as_the_gate_does() -> None:
     sql = sql_files()
     texts = (*sql.functions.values(), sql.schema, files("ct_stream.store").joinpath("queries.sql").read_text("utf-8"))
     built = {kind for text in texts for kind in re.findall(r"'([a-z0-9]+):(?! )", text)}
-    others = {"ct", "budget"}  # advisory locks; the log of the month's budget, which nobody waits for
+    others = {"budget"}  # the log of the month's budget, which nobody waits for
     assert built - others <= WaitsOn.KINDS
     assert len(built & WaitsOn.KINDS) >= 7, "none was looked at"
 

@@ -22,16 +22,16 @@ CREATE OR REPLACE FUNCTION outreach.ct_trial_talks() RETURNS integer LANGUAGE sq
     WHERE d.talked_at > (SELECT g.since FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005')
 $$;
 
--- Put a guardrail into a state, with the reason in the log; return true if that changed it. The gate may pause, close
--- and halt. It opens only a provider that talked normally; everything else is opened by resume_guardrail. A closed
--- guardrail is not paused.
+-- Put a guardrail into a state, with the reason in the log; return true if that changed it. The gate may only tighten:
+-- it pauses and closes providers, and halts anything. It opens only a provider that talked normally; what is halted is
+-- opened by resume_guardrail alone. A closed guardrail is not paused.
 CREATE OR REPLACE FUNCTION outreach.ct_set_guardrail(rail text, new_state text, why text, next_try timestamptz)
 RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
 DECLARE
     changed boolean;
     distance double precision := coalesce(greatest(1, extract(epoch FROM next_try - clock_timestamp())), 600);
 BEGIN
-    IF new_state IN ('open', 'trial') AND rail NOT LIKE 'provider:%' THEN
+    IF new_state <> 'halted' AND rail NOT LIKE 'provider:%' OR new_state = 'trial' THEN
         RAISE EXCEPTION 'only a person resumes %', rail USING ERRCODE = 'insufficient_privilege';
     END IF;
     INSERT INTO outreach.ct_guardrails AS g (key, state, reason, next_try_at, first_try_s, changed_by)
@@ -39,7 +39,7 @@ BEGIN
         ON CONFLICT (key) DO UPDATE SET state = excluded.state, reason = excluded.reason, since = clock_timestamp(),
             next_try_at = excluded.next_try_at, first_try_s = excluded.first_try_s, tries = 0,
             changed_by = excluded.changed_by
-        WHERE g.state <> excluded.state AND NOT (g.state = 'closed' AND excluded.state = 'paused')
+        WHERE g.state NOT IN (excluded.state, 'halted') AND NOT (g.state = 'closed' AND excluded.state = 'paused')
         RETURNING true INTO changed;
     IF changed THEN
         INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, new_state, why);

@@ -56,3 +56,19 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
+
+-- What was paid is paid: calls and money of Tier-2 are only added to, and no count is below nothing.
+CREATE OR REPLACE FUNCTION outreach.ct_guard_usage() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
+BEGIN
+    IF NEW.used < 0 OR NEW.usd < 0 OR NEW.usd = 'NaN' THEN
+        RAISE EXCEPTION 'usage of % cannot be negative', NEW.tool_id USING ERRCODE = 'check_violation';
+    END IF;
+    IF TG_OP = 'UPDATE' AND (
+        (NEW.tool_id, NEW.span, NEW.begins) IS DISTINCT FROM (OLD.tool_id, OLD.span, OLD.begins)
+        OR OLD.tool_id = 'TOOL-019' AND (NEW.used < OLD.used OR NEW.usd < OLD.usd)
+    ) THEN
+        RAISE EXCEPTION 'usage of % is only added to', OLD.tool_id USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NEW;
+END $$;

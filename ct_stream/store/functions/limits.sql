@@ -6,6 +6,17 @@
 CREATE OR REPLACE FUNCTION outreach.ct_utc_day() RETURNS date LANGUAGE sql STABLE AS
 $$ SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date $$;
 
+-- Lock a tool's row of ct_rates up to the end of the transaction, and return when the tool may be called next. A row and
+-- no advisory lock: anybody who may log in can hold one of those for ever.
+CREATE OR REPLACE FUNCTION outreach.ct_lock_rate(tool text) RETURNS timestamptz LANGUAGE plpgsql AS $$
+DECLARE
+    next_slot timestamptz;
+BEGIN
+    INSERT INTO outreach.ct_rates (tool_id, tat) VALUES (tool, clock_timestamp()) ON CONFLICT DO NOTHING;
+    SELECT r.tat INTO next_slot FROM outreach.ct_rates AS r WHERE r.tool_id = tool FOR UPDATE;
+    RETURN next_slot;
+END $$;
+
 -- Take up to `wanted` MXLookup units. `granted` look-ups may start: the first after `delay_s`, each next one 1 /
 -- per_second later. For the rest `refusal` says 'rate' or 'cap', and `retry_s` when to try again.
 CREATE OR REPLACE FUNCTION outreach.ct_take_mx(
@@ -22,8 +33,7 @@ BEGIN
     INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-004', 'day', today) ON CONFLICT DO NOTHING;
     SELECT u.used INTO already FROM outreach.ct_usage AS u
         WHERE u.tool_id = 'TOOL-004' AND u.span = 'day' AND u.begins = today FOR UPDATE;
-    INSERT INTO outreach.ct_rates (tool_id, tat) VALUES ('TOOL-004', clock_timestamp()) ON CONFLICT DO NOTHING;
-    SELECT r.tat INTO next_slot FROM outreach.ct_rates AS r WHERE r.tool_id = 'TOOL-004' FOR UPDATE;
+    next_slot := outreach.ct_lock_rate('TOOL-004');
     moment := clock_timestamp();
     IF next_slot > moment + (max_delay_s + 1 / per_second + 1) * interval '1 second' THEN
         next_slot := moment;  -- further ahead than any grant, so the clock was set back
@@ -86,14 +96,15 @@ DECLARE
     tool record;
     item record;
     rail record;
-    locked_provider text := '';
     busy integer;
     begun uuid[];
 BEGIN
     INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-005', 'day', today) ON CONFLICT DO NOTHING;
-    -- This lock lets one caller in at a time, so that "one at a time" and the cap are exact.
+    -- These locks let one caller in at a time, so that "one at a time", the cap and the places at a provider are exact.
+    -- Around midnight two callers may lock two days.
     SELECT u.used INTO already FROM outreach.ct_usage AS u
         WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = today FOR UPDATE;
+    PERFORM outreach.ct_lock_rate('TOOL-005');
     -- Locked in the order of ct_end_probes; the loop below goes by provider.
     PERFORM 1 FROM outreach.ct_domains AS d WHERE d.domain = ANY (domains) ORDER BY d.domain FOR UPDATE;
     WITH again AS (
@@ -137,10 +148,6 @@ BEGIN
                     || ' providers have talked normally';
                 RETURN NEXT; CONTINUE;
             END IF;
-        END IF;
-        IF item.provider <> locked_provider THEN
-            PERFORM pg_advisory_xact_lock(hashtextextended('ct:provider:' || item.provider, 0));
-            locked_provider := item.provider;
         END IF;
         SELECT g.state, g.reason, g.next_try_at INTO rail FROM outreach.ct_guardrails AS g
             WHERE g.key = 'provider:' || item.provider AND g.state <> 'open';
@@ -218,7 +225,7 @@ BEGIN
         answer := 'halted';
         RETURN NEXT; RETURN;
     END IF;
-    PERFORM pg_advisory_xact_lock(hashtextextended('ct:provider:' || to_provider, 0));
+    PERFORM outreach.ct_lock_rate('TOOL-005');
     moment := clock_timestamp();
     IF NOT EXISTS (
         SELECT 1 FROM outreach.ct_domains AS d

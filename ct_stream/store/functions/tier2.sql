@@ -51,10 +51,14 @@ DECLARE
     item record;
     attempt record;
 BEGIN
-    -- Answers wait for this lock: one that came between the looks at the guardrail and at the attempts would free its
-    -- place for a second company, although it has just halted the tool. It is taken before the month's row, because it
+    IF NOT (usd_per_call >= 0 AND usd_per_call < 'Infinity' AND usd_per_month >= 0 AND usd_per_month < 'Infinity') THEN
+        RAISE EXCEPTION 'a price of % USD and a budget of % USD are no amounts of money', usd_per_call, usd_per_month
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- Answers wait for this row: one that came between the looks at the guardrail and at the attempts would free its
+    -- place for a second company, although it has just halted the tool. It is locked before the month's row, because it
     -- is the only lock of ct_answer_tier2.
-    PERFORM pg_advisory_xact_lock(hashtextextended('ct:tier2', 0));
+    next_slot := outreach.ct_lock_rate('TOOL-019');
     LOOP
         month := date_trunc('month', clock_timestamp() AT TIME ZONE 'UTC')::date;
         INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-019', 'month', month) ON CONFLICT DO NOTHING;
@@ -66,8 +70,6 @@ BEGIN
     END LOOP;
     calls := usage.used;
     spent := usage.usd;
-    INSERT INTO outreach.ct_rates (tool_id, tat) VALUES ('TOOL-019', moment) ON CONFLICT DO NOTHING;
-    SELECT r.tat INTO next_slot FROM outreach.ct_rates AS r WHERE r.tool_id = 'TOOL-019' FOR UPDATE;
     next_slot := greatest(next_slot, moment);
     SELECT g.reason INTO halted_why FROM outreach.ct_guardrails AS g
         WHERE g.key = 'tool:TOOL-019' AND g.state = 'halted';
@@ -165,7 +167,7 @@ DECLARE
     reason text := halt_why;
 BEGIN
     -- One after the other: answers that come at the same time would not see each other, and miscount.
-    PERFORM pg_advisory_xact_lock(hashtextextended('ct:tier2', 0));
+    PERFORM outreach.ct_lock_rate('TOOL-019');
     UPDATE outreach.ct_tier2_attempts AS t SET status = said, detail = why, answered_at = clock_timestamp()
         WHERE t.outreach_id = id AND t.token = its_token AND t.status IS NULL;
     SELECT t.status, t.detail INTO final_said, final_detail FROM outreach.ct_tier2_attempts AS t
