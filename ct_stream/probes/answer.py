@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never
 
-from ct_stream.gate.attempts import refusals
+from ct_stream.gate.attempts import TIME_IS_UP, refusals
 from ct_stream.gate.evidence import about_us, is_private, may_be_ours, serves_again, to_judge
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.gate.pipeline import single_pass
@@ -296,7 +296,7 @@ class PassDriver:
             async with self._stopwatch.waiting():
                 return await self._world.resolver.lookup_mx(domain)
         except OutOfTime:
-            return MxAnswer(status=MxStatus.UNAVAILABLE, detail="the pass deadline was reached")
+            return MxAnswer(status=MxStatus.UNAVAILABLE, detail=TIME_IS_UP)
 
     def _verdict(self) -> Verdict:
         assert self._play.verdict is not None  # there is no open question
