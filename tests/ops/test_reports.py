@@ -9,7 +9,8 @@ from uuid import uuid4
 import pytest
 
 from ct_stream.gate.failures import FailureCode
-from ct_stream.gate.waits import WaitReason
+from ct_stream.gate.questions import ControlKind
+from ct_stream.gate.waits import NOTHING, WaitReason, WaitsOn
 from ct_stream.ops import reports
 from ct_stream.ops.story import story, story_lines
 from ct_stream.ops.troubles import ServiceTrouble
@@ -61,8 +62,56 @@ async def test_held_says_why_and_what_ends_it(database: DatabaseDsns, settings: 
     groups, companies = await reports.held(settings, reason=None, limit=10)
     assert [(g["reason"], g["state"], g["companies"]) for g in groups] == [("daily_cap", "waiting", 1)]
     assert companies[0]["outreach_id"] == waiting
-    assert companies[0]["what_ends_it"].startswith("time: looked at again at ")
+    assert companies[0]["what_ends_it"].startswith("the next UTC day begins; looked at again at ")
     assert await reports.held(settings, reason="halted", limit=10) == ([], [])
+
+
+ENDS = {
+    WaitReason.SPINE_GRACE: (1.0, NOTHING, "it appears in the spine"),
+    WaitReason.SPINE_CONTROL: (30.0, WaitsOn.spine(), "the check of the spine succeeds"),
+    WaitReason.RATE_LIMIT: (1.0, NOTHING, "a short time passes"),
+    WaitReason.DAILY_CAP: (3600.0, WaitsOn.cap("TOOL-005"), "the next UTC day begins, or a unit of today"),
+    WaitReason.DOMAIN_BUSY: (None, WaitsOn.domain("acme.example"), "the company that asks acme.example now is done"),
+    WaitReason.PROVIDER_BUSY: (None, WaitsOn.place("bigmail.example"), "one of our sessions at bigmail.example ends"),
+    WaitReason.PROVIDER_CLOSED: (
+        *(None, WaitsOn.provider("bigmail.example")),
+        "another company talks normally with bigmail.example, or a person resumes it: "
+        "ct-stream guardrails resume provider:bigmail.example",
+    ),
+    WaitReason.PROVIDER_SILENT: (600.0, NOTHING, "it is known whether the provider is silent for other companies too"),
+    WaitReason.HALTED: (None, WaitsOn.tool("TOOL-005"), "a worker sees within seconds"),  # it is open here
+    WaitReason.CONTROL: (None, WaitsOn.control(ControlKind.SMTP), "a control shows that our way out to port 25 works"),
+    WaitReason.RESOLVER: (1.0, WaitsOn.control(ControlKind.DNS), "a short time passes"),  # only `check` says it
+    WaitReason.REFUSED: (
+        *(600.0, WaitsOn.provider("bigmail.example")),
+        "it is known whether other companies are refused too",
+    ),
+    WaitReason.OUR_RATE: (None, WaitsOn.provider("bigmail.example"), "another company talks normally with"),
+    WaitReason.TIER2: (30.0, WaitsOn.vendor(), "the vendor gives a usable answer, or its turn comes"),
+    WaitReason.OUR_MACHINE: (5.0, NOTHING, "a short time passes"),
+    WaitReason.OUR_BUG: (5.0, NOTHING, "a short time passes"),
+    WaitReason.DRAIN: (0.0, NOTHING, "it is over: the next free worker continues with the company"),
+}
+
+
+@pytest.mark.parametrize("reason", WaitReason)
+async def test_held_says_in_a_sentence_what_ends_each_kind_of_wait(
+    database: DatabaseDsns, settings: Settings, reason: WaitReason
+) -> None:
+    after_s, waits_on, sentence = ENDS[reason]
+    await park(database.gate, uuid4(), reason, "why", after_s=after_s, waits_on=waits_on)
+    _, companies = await reports.held(settings, reason=None, limit=10)
+    assert companies[0]["what_ends_it"].startswith(sentence)
+
+
+async def test_held_names_the_command_that_resumes_a_halted_tool(database: DatabaseDsns, settings: Settings) -> None:
+    await execute(
+        database.admin,
+        "INSERT INTO outreach.ct_guardrails (key, state, reason) VALUES ('tool:TOOL-005', 'halted', 'listed')",
+    )
+    await park(database.gate, uuid4(), WaitReason.HALTED, "why", after_s=None, waits_on=WaitsOn.tool("TOOL-005"))
+    _, companies = await reports.held(settings, reason=None, limit=10)
+    assert companies[0]["what_ends_it"] == "a person resumes it: ct-stream guardrails resume tool:TOOL-005"
 
 
 async def test_a_decided_company_is_told_from_event_to_publication(database: DatabaseDsns, settings: Settings) -> None:

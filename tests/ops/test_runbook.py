@@ -1,18 +1,23 @@
-"""The runbook's three queries run as they stand, with the login that people have."""
+"""The runbook's queries run as they stand, with the login that people have, and its tables name what the code knows."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 
 from ct_stream.gate.failures import FailureCode
+from ct_stream.gate.waits import WaitReason
 from ct_stream.store.queries import query
 from tests.ops.rows import failed, passed, record
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseDsns
+
+RUNBOOK = Path("ops/runbooks/company-target.md").read_text("utf-8")
 
 RECENT_FAILURES = """
 SELECT outreach_id, failure_code, blocking_reason, created_at
@@ -66,6 +71,12 @@ async def test_the_three_queries_answer_people(database: DatabaseDsns) -> None:
 async def test_the_pass_rate_query_divides_by_zero_on_a_quiet_day(database: DatabaseDsns) -> None:
     with pytest.raises(asyncpg.DivisionByZeroError):
         await rows(database.ops, PASS_RATE)
+
+
+def test_the_runbook_has_a_row_for_each_wait_reason_and_no_other() -> None:
+    table = RUNBOOK.partition("| reason | why it waits |")[2].partition("\n\n")[0]
+    named = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(reason.value for reason in WaitReason)
 
 
 @pytest.mark.parametrize(
