@@ -9,10 +9,12 @@ import contextlib
 import fcntl
 import os
 import resource
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -146,6 +148,19 @@ class ChildProcess:
         if self._popen is None:
             raise LocalError(f"{self.name} was not started")
         return self._popen
+
+
+def in_a_shell(*, here: bool = False) -> str:
+    """Return how a shell calls ct-stream: by its name if that finds this installation, otherwise by its path.
+
+    `here`: the shell is in this process's directory, so that a shorter path will do.
+    """
+    program = Path(sys.executable).with_name("ct-stream")
+    if not program.exists() or shutil.which("ct-stream") == str(program):
+        return "ct-stream"
+    if here and program.is_relative_to(Path.cwd()):
+        program = program.relative_to(Path.cwd())
+    return shlex.quote(str(program))
 
 
 def require_free_port(port: int, name: str) -> None:
