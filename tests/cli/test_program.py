@@ -61,6 +61,14 @@ def test_every_command_helps_with_an_example_and_the_exit_codes(path: tuple[str,
     assert "64 wrong arguments, input or settings" in " ".join(result.stdout.split())
 
 
+def test_the_list_of_commands_cuts_no_sentence_off() -> None:
+    groups = [(), *[(name,) for name, found in main.commands.items() if isinstance(found, click.Group)]]
+    for group in groups:
+        listed = run(*group, "--help").stdout.partition("Commands:")[2].partition("\n\n")[0]
+        assert listed.strip()
+        assert "..." not in listed
+
+
 @pytest.mark.parametrize(
     "path",
     [path for path in COMMANDS if path not in {("worker",), ("demo",), ("local", "down"), ("guardrails", "resume")}],
