@@ -171,9 +171,7 @@ def require_free_port(port: int, name: str) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             reason = error.strerror
-            raise LocalError(
-                f"port {port} of 127.0.0.1 is not to be had for {name}: {reason}; choose another"
-            ) from error
+            raise LocalError(f"port {port} of 127.0.0.1 cannot be used for {name}: {reason}; choose another") from error
 
 
 def remove_tree(folder: Path) -> None:

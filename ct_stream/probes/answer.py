@@ -200,7 +200,7 @@ class PassDriver:
         if not isinstance(answer, TurnedOff) and may_be_ours(answer) and (rest_s := self._stalled_since(begun_at)):
             return Wait(
                 reason=WaitReason.OUR_MACHINE,
-                detail=f"this process was stopped or short of CPU while it asked {_asked(question)}, "
+                detail=f"this process was paused (stopped or short of CPU) while it asked {_asked(question)}, "
                 "so the missing answer says nothing",
                 after_s=rest_s,
             )

@@ -294,7 +294,7 @@ class DomainLease:
         if time.monotonic() - self._granted_at > _SURE_S:
             return Wait(
                 reason=WaitReason.OUR_MACHINE,
-                detail=f"its lease on {self._held.domain} may have ended: this process was stopped, or Postgres slow",
+                detail=f"its lease on {self._held.domain} may have ended: this process was paused, or Postgres slow",
                 after_s=_AGAIN_S,
             )
         self._begun += 1

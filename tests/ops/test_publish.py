@@ -60,7 +60,7 @@ def test_many_wrong_lines_are_counted() -> None:
 async def test_what_is_published_is_read_back_by_replay(tmp_path: Path) -> None:
     async with lend_broker(tmp_path) as bootstrap:
         settings = Settings(kafka_bootstrap=bootstrap)
-        with pytest.raises(ServiceTrouble, match=r"topic spine\.created is missing; make it with `ct-stream topics`"):
+        with pytest.raises(ServiceTrouble, match=r"topic spine\.created is missing; create it with `ct-stream topics`"):
             await publish(settings, read_events([ID], ids=True))
         await create_topics(settings)
         ids = [str(uuid4()) for _ in range(1200)]

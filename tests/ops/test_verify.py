@@ -125,12 +125,12 @@ async def test_a_spine_without_created_at_is_said_not_guessed(tmp_path: Path, da
         report = await compare(settings)
     assert not report.violations
     assert report.found[Kind.SPINE_OF_UNKNOWN_AGE].count == 1
-    assert any("has no column created_at" in what for what in report.not_told)
+    assert any("has no timestamp column created_at" in what for what in report.not_told)
 
 
 async def test_a_missing_topic_and_a_dead_database_are_one_line(tmp_path: Path, database: DatabaseDsns) -> None:
     async with lend_broker(tmp_path) as bootstrap:
-        with pytest.raises(ServiceTrouble, match=r"topic \S+ is missing; make it with `ct-stream topics`"):
+        with pytest.raises(ServiceTrouble, match=r"topic \S+ is missing; create it with `ct-stream topics`"):
             await compare(Settings(kafka_bootstrap=bootstrap, postgres_ops_dsn=database.ops))
     with pytest.raises(ServiceTrouble, match="does not answer"):
         await compare(Settings(kafka_bootstrap="127.0.0.1:1", postgres_ops_dsn=database.ops))
