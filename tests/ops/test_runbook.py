@@ -11,6 +11,7 @@ import pytest
 
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.waits import WaitReason
+from ct_stream.ops.verify.kinds import Kind, is_note
 from ct_stream.store.queries import query
 from tests.ops.rows import failed, passed, record
 
@@ -73,10 +74,19 @@ async def test_the_pass_rate_query_divides_by_zero_on_a_quiet_day(database: Data
         await rows(database.ops, PASS_RATE)
 
 
+def first_column(head: str) -> list[str]:
+    """Return the names in the first column of the runbook's table that begins with this head."""
+    table = RUNBOOK.partition(head)[2].partition("\n\n")[0]
+    return sorted(name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1]))
+
+
 def test_the_runbook_has_a_row_for_each_wait_reason_and_no_other() -> None:
-    table = RUNBOOK.partition("| reason | why it waits |")[2].partition("\n\n")[0]
-    named = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
-    assert sorted(named) == sorted(reason.value for reason in WaitReason)
+    assert first_column("| reason | why it waits |") == sorted(reason.value for reason in WaitReason)
+
+
+def test_the_runbook_has_a_row_for_each_finding_of_verify_and_no_other() -> None:
+    assert first_column("| kind | most likely cause |") == sorted(kind.value for kind in Kind if not is_note(kind))
+    assert first_column("| kind | means |") == sorted(kind.value for kind in Kind if is_note(kind))
 
 
 @pytest.mark.parametrize(
