@@ -42,7 +42,9 @@ async def test_failures_carry_the_runbooks_words(database: DatabaseDsns, setting
     assert len(await reports.failures(settings, since=DAY, code=None, limit=10)) == 2
 
 
-async def test_a_code_of_before_the_gate_goes_to_engineering(database: DatabaseDsns, settings: Settings) -> None:
+async def test_an_unknown_failure_code_from_before_the_gate_is_escalated_to_engineering(
+    database: DatabaseDsns, settings: Settings
+) -> None:
     await execute(
         database.admin,
         "INSERT INTO outreach.company_target_errors (outreach_id, failure_code) VALUES ($1, 'OLD-CODE')",
@@ -52,7 +54,7 @@ async def test_a_code_of_before_the_gate_goes_to_engineering(database: DatabaseD
     assert (row["failure_code"], row["count"], row["escalate_to"]) == ("OLD-CODE", 1, "Engineering (check logs)")
 
 
-async def test_the_pass_rate_of_a_quiet_day_is_none(settings: Settings) -> None:
+async def test_without_decisions_there_is_no_pass_rate(settings: Settings) -> None:
     assert await reports.pass_rate(settings, since=DAY) == {"passed": 0, "failed": 0, "pass_rate": None}
 
 
@@ -114,7 +116,9 @@ async def test_held_names_the_command_that_resumes_a_halted_tool(database: Datab
     assert companies[0]["what_ends_it"] == "a person resumes it: ct-stream guardrails resume tool:TOOL-005"
 
 
-async def test_a_decided_company_is_told_from_event_to_publication(database: DatabaseDsns, settings: Settings) -> None:
+async def test_show_tells_the_story_of_a_decided_company_from_event_to_publication(
+    database: DatabaseDsns, settings: Settings
+) -> None:
     outcome = failed(FailureCode.NO_PATTERN, reason="mx1.acme.example refused all 8 patterns")
     await execute(
         database.admin,
@@ -134,7 +138,7 @@ async def test_a_decided_company_is_told_from_event_to_publication(database: Dat
     assert "published  to ct.fail at " in text
 
 
-async def test_an_outcome_that_is_not_published_says_so(database: DatabaseDsns, settings: Settings) -> None:
+async def test_show_says_that_an_outcome_is_not_published_yet(database: DatabaseDsns, settings: Settings) -> None:
     outcome = passed()
     await record(database.gate, outcome, stamp=False)
     text = await told(settings, outcome.outreach_id)
@@ -142,7 +146,9 @@ async def test_an_outcome_that_is_not_published_says_so(database: DatabaseDsns, 
     assert "published  not yet, to ct.pass" in text
 
 
-async def test_a_waiting_company_is_told_with_its_answers_so_far(database: DatabaseDsns, settings: Settings) -> None:
+async def test_show_gives_a_waiting_companys_reason_and_its_answers_so_far(
+    database: DatabaseDsns, settings: Settings
+) -> None:
     waiting = uuid4()
     await park(database.gate, waiting, WaitReason.PROVIDER_CLOSED, "provider bigmail.example is closed")
     text = await told(settings, waiting)
@@ -151,14 +157,16 @@ async def test_a_waiting_company_is_told_with_its_answers_so_far(database: Datab
     assert "why        provider bigmail.example is closed" in text
 
 
-async def test_a_company_without_an_event_and_an_unknown_one_differ(database: DatabaseDsns, settings: Settings) -> None:
+async def test_show_tells_a_company_without_an_event_from_an_unknown_one(
+    database: DatabaseDsns, settings: Settings
+) -> None:
     quiet = uuid4()
     await execute(database.admin, "INSERT INTO outreach.outreach (outreach_id) VALUES ($1)", quiet)
     assert (await story(settings, quiet))["state"] == "not_seen"
     assert (await story(settings, uuid4()))["state"] == "unknown"
 
 
-async def test_a_guardrail_is_resumed_by_the_audited_function(database: DatabaseDsns, settings: Settings) -> None:
+async def test_resuming_a_guardrail_is_logged_with_login_and_reason(database: DatabaseDsns, settings: Settings) -> None:
     await execute(database.gate, "SELECT outreach.ct_set_guardrail('tool:TOOL-005', 'halted', 'refused by 5', NULL)")
     (rail,) = await reports.guardrails(settings)
     assert (rail["key"], rail["state"], rail["changed_by"]) == ("tool:TOOL-005", "halted", "ct_gate")
@@ -169,13 +177,13 @@ async def test_a_guardrail_is_resumed_by_the_audited_function(database: Database
     assert await reports.resume_guardrail(settings, "spine", "never halted") == "open already"
 
 
-async def test_a_wrong_password_is_a_wrong_setting(database: DatabaseDsns) -> None:
+async def test_a_wrong_password_is_reported_as_a_wrong_setting(database: DatabaseDsns) -> None:
     wrong = Settings(postgres_ops_dsn=database.ops.replace("only-on-loopback", "guessed"))
     with pytest.raises(SettingsError, match="CT_POSTGRES_OPS_DSN is refused by Postgres"):
         await reports.guardrails(wrong)
 
 
-async def test_a_database_without_the_gates_tables_names_migrate(database: DatabaseDsns) -> None:
+async def test_reports_name_migrate_for_a_database_without_the_gates_tables(database: DatabaseDsns) -> None:
     other = Settings(postgres_ops_dsn=database.ops.rpartition("/")[0] + "/postgres?sslmode=disable")
     with pytest.raises(ServiceTrouble, match="run `ct-stream migrate`"):
         await reports.guardrails(other)

@@ -52,7 +52,7 @@ async def rows(dsn: str, statement: str) -> list[dict[str, object]]:
         await connection.close()
 
 
-async def test_the_three_queries_answer_people(database: DatabaseDsns) -> None:
+async def test_the_runbooks_three_queries_run_with_a_persons_login(database: DatabaseDsns) -> None:
     older = [failed(FailureCode.NO_MX), failed(FailureCode.NOT_FOUND), passed()]
     newest = failed(FailureCode.NO_MX, reason="the domain has no MX records")
     await record(database.gate, *older, newest)
@@ -97,6 +97,6 @@ def test_the_runbook_has_a_row_for_each_finding_of_verify_and_no_other() -> None
         ("runbook_pass_rate", PASS_RATE),
     ],
 )
-def test_the_demo_runs_the_same_words(name: str, statement: str) -> None:
+def test_the_demo_runs_the_runbooks_queries_word_for_word(name: str, statement: str) -> None:
     without_comments = [line for line in query(name).splitlines() if not line.startswith("--")]
     assert "\n".join(without_comments).strip() == statement.strip()
