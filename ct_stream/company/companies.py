@@ -233,7 +233,7 @@ class Companies:
         """Count an exception in our own code; the third one makes the company stuck (law 3: no outcome)."""
         self._metrics.exceptions.inc()
         log.exception(
-            "A bug of ours, not the company's fault: deciding %s raised %s",
+            "A bug in ct-stream, not the company's fault: deciding %s raised %s",
             origin.outreach_id,
             type(error).__name__,
             extra={"action": "our_bug", "outreach_id": str(origin.outreach_id)},

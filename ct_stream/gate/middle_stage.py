@@ -102,7 +102,7 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
             refused = [earlier for earlier in asked if earlier.reading.meaning is Meaning.REJECT]
             return (yield from _accepted(outreach_id, domain, pattern, step.attempt.host, refused=len(refused)))
         if step.reading.meaning is Meaning.ABOUT_US:
-            break  # its private policy: a host that refuses us is asked no more; earlier rejects still count (ADR-015)
+            break  # its private policy: such a host is not asked again; earlier rejects still count (ADR-015)
         if step.answer.reached_rcpt:
             # From here on every question goes to this host: a backup MX may accept anything.
             hosts = (step.attempt.host,)

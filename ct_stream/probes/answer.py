@@ -108,7 +108,7 @@ class PassDriver:
 
         `flow` is called again whenever answers are played again. `see_off` takes over the end of a decided company's
         session (QUIT, which no verdict depends on), so that the verdict does not wait for it. `stalled_since` says
-        whether this process stood still after a moment of the monotonic clock: 0.0 for no, otherwise how many seconds
+        whether this process was paused after a moment of the monotonic clock: 0.0 for no, otherwise how many seconds
         to rest. If it did, a server's trouble may be our own.
         """
         self._outreach_id = outreach_id
