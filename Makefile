@@ -35,7 +35,7 @@ test-kafka: $(READY) $(KAFKA_READY)  ## run on three brokers of Apache Kafka wha
 fuzz: $(READY)  ## send garbage to the SMTP driver and from resolvers, for FUZZ_S seconds each (300)
 	@CT_TEST_FUZZ_S=$(or $(FUZZ_S),300) $(PYTEST) --capture=no tests/fuzz
 
-test-trouble: $(READY)  ## meet troubles of our own that take their time: refusals, Postgres, poison, descriptors
+test-trouble: $(READY)  ## break things on our side, slowly: refusals, Postgres, poison, descriptors
 	@$(PYTEST) --numprocesses 3 $(IN_ORDER) tests/trouble
 
 soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kafka: MINUTES=30 SEED=7
@@ -44,7 +44,7 @@ soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kaf
 outages: $(READY)  ## break network and database in turn under a stream (root, nft, ip): MINUTES=5 each, ONLY=Postgres
 	@$(CLEANLY) -m tests.soak.outages --minutes $(or $(MINUTES),5) $(if $(ONLY),--only '$(ONLY)')
 
-nightly: $(READY)  ## soak, outages, kills, fuzz, verify a million; 2 h: ONLY='soak fuzz' MINUTES='soak=60 fuzz=2'
+nightly: $(READY)  ## soak, outages, kills, fuzz, verify of a million; 2 h: ONLY='soak fuzz' MINUTES='soak=60 fuzz=2'
 	@$(PYTHON) -m tools.nightly --only '$(ONLY)' --minutes '$(MINUTES)'
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e
@@ -55,7 +55,7 @@ setup: $(READY)  ## make .venv with ct-stream in it
 
 check: lint types imports test  ## everything that must hold before a change lands
 
-fmt: $(READY)  ## format the code and mend what can be mended
+fmt: $(READY)  ## format the code and fix what can be fixed
 	@$(PYTHON) -m ruff check --quiet --fix-only .
 	@$(PYTHON) -m ruff format .
 
@@ -87,7 +87,7 @@ down: $(READY)  ## stop them
 kafka-cluster: $(READY) $(KAFKA_READY)  ## run three brokers of Apache Kafka in the background (Java 17, Maven)
 	@$(KAFKA) up
 
-kafka-status: $(READY)  ## tell which of them run, and what they lack
+kafka-status: $(READY)  ## say which of them run, and what they lack
 	@$(KAFKA) status
 
 kafka-stop:  ## stop one, as at an upgrade: make kafka-stop BROKER=2

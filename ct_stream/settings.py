@@ -80,7 +80,7 @@ class Settings:
     dns_servers: tuple[str, ...] = ()  #: ip:port of each resolver, in order; default: the system's
     smtp_port: int = 25
     smtp_helo: str | None = None  #: the name that our address's reverse DNS gives
-    smtp_mail_from: str | None = None  #: the sender of our probes, an address that takes bounces
+    smtp_mail_from: str | None = None  #: the sender of our probes, an address that accepts bounces
     smtp_allow_cidrs: tuple[str, ...] = ()  #: networks that may be connected to besides the public ones
     control_domains: tuple[str, ...] = ("gmail.com", "outlook.com")  #: prove that our own resolvers and port 25 work
     toolbox: Path | None = None  #: another SNAP_ON_TOOLBOX.yaml
@@ -115,7 +115,7 @@ _EXAMPLES = {
     "postgres_ops_dsn": "a database login with the role ct_ops, such as postgresql://ct_ops:...@db.example.com/outreach",
     "postgres_admin_dsn": "a login that may create roles and tables, for migrations",
     "smtp_helo": "the name in your address's reverse DNS, such as probe.example.com",
-    "smtp_mail_from": "a sender that takes bounces, such as probe@example.com",
+    "smtp_mail_from": "a sender that accepts bounces, such as probe@example.com",
 }
 
 
@@ -148,7 +148,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
                 notes.append(f"{variable(name)}: {', '.join(value.ignored)} ignored, which only libpq knows")
     known = {variable(name) for name in _READERS}
     problems.extend(
-        WrongSetting(setting=key, what="is no setting of ct-stream", action="see the README's table of settings")
+        WrongSetting(setting=key, what="is not a setting of ct-stream", action="see the README's table of settings")
         for key in sorted(environ)
         if key.startswith("CT_") and key not in known and key.removesuffix("_FILE") not in known
     )
@@ -183,7 +183,7 @@ def _tier2_problems(values: Mapping[str, Any]) -> list[WrongSetting]:
                 WrongSetting(
                     setting="CT_TIER2_API_KEY",
                     what="is one of the vendor's test keys, whose results are made up",
-                    action="set a real one",
+                    action="set it to a real key",
                 )
             )
         if url is not None and url.startswith("http://") and not _is_loopback(url):
@@ -191,7 +191,7 @@ def _tier2_problems(values: Mapping[str, Any]) -> list[WrongSetting]:
                 WrongSetting(
                     setting="CT_TIER2_URL",
                     what=f"{url!r} would send the key unencrypted",
-                    action="write https://, or unset it for the vendor's own",
+                    action="use https://, or unset it to use the vendor's own URL",
                 )
             )
     if provider == "reacher" and url is None:
@@ -199,7 +199,7 @@ def _tier2_problems(values: Mapping[str, Any]) -> list[WrongSetting]:
             WrongSetting(
                 setting="CT_TIER2_URL",
                 what="is not set; CT_TIER2_PROVIDER 'reacher' needs it",
-                action="set it to your back end's, such as http://reacher.internal:8080/v1/check_email",
+                action="set it to the URL of your back end, such as http://reacher.internal:8080/v1/check_email",
             )
         )
     return problems
@@ -297,7 +297,7 @@ def _host_name(raw: str) -> str:
 def _mail_address(raw: str) -> str:
     local_part, at, domain = raw.rpartition("@")
     if not at or not local_part or any(c.isspace() or c in "<>" for c in raw):
-        raise _Unusable(f"{raw!r} is not a mail address", "set it to a sender that takes bounces")
+        raise _Unusable(f"{raw!r} is not a mail address", "set it to a sender that accepts bounces")
     _host_name(domain)
     return raw
 
@@ -329,13 +329,13 @@ def _vendor_url(raw: str) -> str:
     if parts.username is not None or parts.password is not None:
         raise _Unusable("holds a password", "put the secret into CT_TIER2_API_KEY")
     if parts.query or parts.fragment:
-        raise _Unusable("has a query or a fragment", "write scheme://host:port/path, the rest is added")
+        raise _Unusable("has a query or a fragment", "write scheme://host:port/path; ct-stream adds the rest")
     return raw
 
 
 def _secret(raw: str) -> str:
     if not raw.isascii() or not raw.isprintable() or " " in raw:
-        raise _Unusable("holds a space, a line break or a letter that no key has", "set the key alone")
+        raise _Unusable("holds a space, a line break or a character that no key has", "set it to the key alone")
     return raw
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ct_stream.cli.shared import Exit, command, json_option, print_json, say, settings
+from ct_stream.cli.shared import EVERY_COMMANDS, Exit, command, json_option, print_json, say, settings
 from ct_stream.ops.story import exchange_lines
 from ct_stream.texts import for_log
 
@@ -24,16 +24,18 @@ def add_to(main: click.Group) -> None:
         main,
         "check",
         examples=["ct-stream check example.com", "ct-stream check example.com --json | jq .email_method"],
+        exits=f"0 PASS, 1 FAIL, 2 HELD (no verdict now), {EVERY_COMMANDS}",
     )
     @click.argument("domain")
     @json_option
     def check(domain: str, as_json: bool) -> int:
         """Ask about DOMAIN as a worker would, and record nothing.
 
-        Asks DNS and the domain's mail servers. Needs CT_SMTP_HELO and CT_SMTP_MAIL_FROM. With CT_POSTGRES_DSN it counts
-        against the limits that all workers share, and obeys halts. Without it, it keeps the pause between two sessions
-        and counts nothing. Never asks the paid vendor. Exits 0 for PASS, 1 for FAIL, 2 for HELD: a limit, a halt or a
-        problem on our side prevents a verdict now.
+        Asks DNS and the domain's mail servers, never the paid vendor. Needs CT_SMTP_HELO and CT_SMTP_MAIL_FROM. With
+        CT_POSTGRES_DSN it counts against the limits that all workers share, and asks nothing that is halted. Without
+        CT_POSTGRES_DSN it counts nothing, knows of no halt, and only pauses between two sessions.
+
+        HELD means: a limit, a halt or a problem on our side prevents a verdict now. In a worker the company would wait.
         """
         from ct_stream.ops import check as checking
         from ct_stream.probes.probing import make_probing
@@ -42,7 +44,7 @@ def add_to(main: click.Group) -> None:
         chosen = settings()
         chosen.require("smtp_helo", "smtp_mail_from")
         if chosen.postgres_dsn is None:
-            say("CT_POSTGRES_DSN is not set: this is not counted against the limits, and halts are not seen")
+            say("CT_POSTGRES_DSN is not set: this counts against no limit, and does not know what is halted")
         if chosen.tier2_provider != "none":
             say(
                 f"Tier-2 ({chosen.tier2_provider}) is not asked: check never pays; a worker asks it before an SMTP-FAIL"

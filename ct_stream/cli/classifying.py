@@ -16,13 +16,13 @@ def add_to(main: click.Group) -> None:
 
     @command(main, "classify", examples=["ct-stream classify replies.tsv --explain"])
     @click.argument("file", type=click.File(encoding="utf-8", errors="backslashreplace"))
-    @click.option("--explain", is_flag=True, help="Say why each rule reads so, and where it comes from.")
+    @click.option("--explain", is_flag=True, help="Say why each rule reads a reply this way, and its source.")
     @json_option
     def classify_(file: IO[str], explain: bool, as_json: bool) -> int:
-        """Read SMTP replies as the gate reads them: FILE is tab-separated, with stage, code, enhanced and text.
+        """Read SMTP replies from a file as the gate reads them.
 
-        Prints the rows with two more columns, meaning (accept, reject, inconclusive, halt) and rule. Nobody is asked
-        anything, and nothing is recorded.
+        FILE is tab-separated. Its first line names the columns: stage, code, enhanced and text. Prints the rows with
+        two more columns, meaning (accept, reject, inconclusive or halt) and rule. Asks nobody and records nothing.
         """
         rows = [reading.columns(explain=explain) for reading in classify(file.read(), file.name)]
         if as_json:

@@ -19,6 +19,7 @@ from ct_stream.cli.shared import Exit, print_table
 from ct_stream.gate.failures import FAILURE_MEANINGS, FailureCode
 from ct_stream.local.demo import PASS_DEADLINE_S, SPINE_GRACE_S, Demo, toolbox
 from ct_stream.local.demo_companies import make_plan
+from ct_stream.local.processes import in_a_shell
 from ct_stream.local.stack import export_lines
 from ct_stream.texts import for_terminal
 
@@ -51,6 +52,11 @@ async def show_demo(companies: int, *, keep: bool) -> int:
         demo.keep_files = not is_good
         if keep:
             await _keep(demo)
+        elif is_good:
+            click.echo(
+                "\nTo look around, keep a demo running. This command prints what to paste into another shell:\n"
+                f"  {in_a_shell(here=True)} demo --keep"
+            )
     if not is_good:
         click.echo(f"the logs are in {demo.data_dir}")
     return Exit.OK if is_good else Exit.FOUND
@@ -69,12 +75,15 @@ def _say_settings(demo: Demo) -> None:
     click.echo(
         f"{len(plan.companies)} companies of {len({c.kind for c in plan.companies})} kinds, in {len(plan.records)} "
         f"records: {plan.duplicates} are duplicates, {plan.unreadable} cannot be read.\n"
-        "The demo differs from a gate at work:\n"
-        f"  CT_PASS_DEADLINE_S={PASS_DEADLINE_S} (90) and CT_SPINE_GRACE_S={SPINE_GRACE_S} (60), for a quick end;\n"
-        f"  its own toolbox: no limits, {smtp['domain_pause_s']} s (2 s) between two sessions at a domain;\n"
-        f"  a control every {toolbox()['controls']['interval_s']} s (30 s);\n"
-        f"  trouble with only one company counts after {toolbox()['controls']['settle_s']} s (600 s).\n"
-        "  It asks only the demo's mail servers.\n"
+        "So that it ends soon, the demo uses smaller values than a gate at work (in brackets):\n"
+        f"  one company may wait for its servers for {PASS_DEADLINE_S} s (90 s): CT_PASS_DEADLINE_S;\n"
+        f"  a company may appear in the spine {SPINE_GRACE_S} s (60 s) after its event: CT_SPINE_GRACE_S;\n"
+        f"  {smtp['domain_pause_s']} s (2 s) pass between two sessions at one domain, and nothing else is limited;\n"
+        f"  a control, which proves that our own network works, runs every {toolbox()['controls']['interval_s']} s "
+        "(30 s);\n"
+        f"  a server that refuses us counts against its company after {toolbox()['controls']['settle_s']} s (600 s), "
+        "if no other does.\n"
+        "It asks only mail servers that it has started itself. `waiting` counts companies by why they wait.\n"
     )
 
 
@@ -155,7 +164,10 @@ def _print_summary(demo: Demo, summary: Summary) -> None:
         [(name, planned, decided, _meaning(name)) for name, (planned, decided) in summary.by_outcome.items()],
         empty="",
     )
-    click.echo(f"{summary.agreed} of {summary.planned} companies agree, with method, confidence and catch-all")
+    click.echo(
+        f"{summary.agreed} of {summary.planned} companies were decided as planned, "
+        "each PASS with its method, confidence and catch-all flag."
+    )
     if summary.disagreements:
         click.echo("\nDisagreements")
         print_table(
@@ -170,11 +182,11 @@ def _print_summary(demo: Demo, summary: Summary) -> None:
         click.echo(f"problem: {problem}")
     click.echo(
         f"\nOn the topics: {', '.join(f'{count} on {topic}' for topic, count in summary.on_topics.items())}\n"
-        f"Duplicates: {demo.plan.duplicates} sent, {summary.already_processed} met a decided company, "
-        "none was decided twice"
+        f"Duplicates: {demo.plan.duplicates} sent. {summary.already_processed} came after their company's outcome, "
+        f"{max(0, demo.plan.duplicates - summary.already_processed)} while it waited. None was decided twice."
     )
-    click.echo("\nThe runbook's queries, as ct_ops")
-    click.echo(f"View Recent Failures: {len(summary.recent_failures)} rows, the newest {_SHOWN_FAILURES}:")
+    click.echo("\nThe runbook's three queries, run with a person's login (ct_ops)")
+    click.echo(f"View Recent Failures (it returns at most 100). The newest {_SHOWN_FAILURES}:")
     print_table(
         ["outreach_id", "failure_code", "blocking_reason"],
         [
@@ -190,21 +202,16 @@ def _print_summary(demo: Demo, summary: Summary) -> None:
         empty="none",
     )
     rate = summary.pass_rate
-    click.echo(f"Pass Rate (Last 24h): passed {rate['passed']}, failed {rate['failed']}, pass_rate {rate['pass_rate']}")
+    not_found = summary.by_outcome.get(FailureCode.NOT_FOUND, (0, 0))[1]
+    click.echo(
+        f"Pass Rate (Last 24h): passed {rate['passed']}, failed {rate['failed']}, pass_rate {rate['pass_rate']}. "
+        f"It does not count the {not_found} {FailureCode.NOT_FOUND}."
+    )
     per_s = summary.planned / summary.span_s if summary.span_s else 0.0
     click.echo(
-        f"\nThroughput: {summary.planned} companies in {summary.span_s:.1f} s, {per_s:.0f} a second; the last "
-        f"ones have servers that stay silent for {PASS_DEADLINE_S} s\n"
-        f"From event to outcome: p50 {summary.p50_s:.2f} s, p95 {summary.p95_s:.2f} s"
-    )
-    example = demo.plan.companies[0].outreach_id
-    click.echo(
-        "\nWhere to look next: `ct-stream demo --keep` leaves it running. In another shell, run the lines it prints, "
-        "then:\n"
-        f"  ct-stream show {example}\n"
-        "  ct-stream failures\n"
-        "  ct-stream replay --topic ct.pass --limit 5\n"
-        "  ct-stream check firstdotlast-anything.example"
+        f"\nThroughput: {summary.planned} companies in {summary.span_s:.1f} s, {per_s:.0f} a second. The last "
+        f"ones have silent servers: silence counts only if they are silent twice, {PASS_DEADLINE_S} s each time.\n"
+        f"From event to outcome: half took at most {summary.p50_s:.2f} s, 95 % at most {summary.p95_s:.2f} s."
     )
 
 
@@ -221,8 +228,18 @@ def _planned(disagreement: Disagreement) -> str:
 
 
 async def _keep(demo: Demo) -> None:
-    click.echo(f"\nEverything keeps running until Ctrl-C. Metrics: {demo.web_url}/metrics\n")
-    click.echo(for_terminal(export_lines(demo.env)))
+    click.echo(
+        f"\nEverything keeps running until Ctrl-C. Metrics: {demo.web_url}/metrics\n"
+        "Paste these lines into another shell. They point it at the demo, and show what can be asked:\n"
+    )
+    program = in_a_shell()
+    click.echo(
+        f"{for_terminal(export_lines(demo.env))}\n"
+        f"{program} show {demo.plan.companies[0].outreach_id}\n"
+        f"{program} failures --limit 5\n"
+        f"{program} replay --topic ct.pass --limit 5\n"
+        f"{program} check firstdotlast-anything.example"
+    )
     while True:
         await demo.progress()  # raises when one of its processes has ended
         await asyncio.sleep(_KEEP_LOOK_S)

@@ -76,7 +76,9 @@ def _publish(main: click.Group) -> None:
     @click.argument("file", type=click.File(encoding="utf-8", errors="surrogateescape"), required=False)
     @click.option("--ids", is_flag=True, help="Each line is a bare outreach_id.")
     @click.option(
-        "--undecided", is_flag=True, help="Instead of FILE: every company of the spine that has no outcome and no wait."
+        "--undecided",
+        is_flag=True,
+        help="Instead of FILE: every company of the spine that is not decided, waiting or stuck.",
     )
     @click.option(
         "--older-than", type=Since(), help="With --undecided: only spine rows older than this.  [default: 1h]"
@@ -100,9 +102,8 @@ def _publish(main: click.Group) -> None:
         A line is a JSON object with an outreach_id. FILE - is standard input. All lines are checked before the first
         event is sent. The spine is not changed: the companies must be in it already.
 
-        With --undecided it sends an event for each company of the spine that the gate never saw: no outcome, not
-        waiting, not stuck. This is for upstream. It needs CT_POSTGRES_OPS_DSN, and a Kafka login that may write to
-        spine.created.
+        With --undecided it sends an event for each company of the spine that has no outcome, does not wait and is not
+        stuck. This is for upstream. It needs CT_POSTGRES_OPS_DSN, and a Kafka login that may write to spine.created.
         """
         if undecided:
             if file is not None or ids:
@@ -129,16 +130,22 @@ def _replay(main: click.Group) -> None:
         examples=[
             "ct-stream replay",
             "ct-stream replay --topic ct.fail --limit 20",
-            "ct-stream replay --partition 3 --from-offset 1200 --json",
+            "ct-stream replay --partition 3 --from-offset 1200 --limit 1",
             "ct-stream replay --from-time 2026-01-07T12:00:00Z --json | jq -r .outreach_id",
         ],
     )
-    @click.option("--topic", type=click.Choice(replaying.TOPICS), default=SPINE_CREATED, show_default=True)
+    @click.option(
+        "--topic",
+        type=click.Choice(replaying.TOPICS),
+        default=SPINE_CREATED,
+        show_default=True,
+        help="The topic to read.",
+    )
     @click.option("--partition", type=click.IntRange(0), help="Read only this partition.")
     @click.option("--from-offset", type=click.IntRange(0), help="Start at this offset of each partition.")
     @click.option("--from-time", type=Moment(), help="Start at the first record of this time or later.")
     @click.option("--limit", type=click.IntRange(1), help="Read at most this many records.")
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line instead of a table.")
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for machines.")
     def replay(
         topic: str,
         partition: int | None,
@@ -147,10 +154,10 @@ def _replay(main: click.Group) -> None:
         limit: int | None,
         as_json: bool,
     ) -> None:
-        """Read a topic and show each record.
+        """Read a topic and show each record with its outcome.
 
-        Joins no group, commits nothing and sends nothing. With CT_POSTGRES_OPS_DSN it also shows the outcome of each
-        company, from the ledger.
+        Joins no group, commits nothing and sends nothing. The outcomes come from the ledger: set CT_POSTGRES_OPS_DSN to
+        see them.
         """
         if from_offset is not None and from_time is not None:
             raise click.UsageError("--from-offset and --from-time both say where to start; give one")
@@ -185,7 +192,7 @@ def _lag(main: click.Group) -> None:
     @command(main, "lag", examples=["ct-stream lag", "ct-stream lag --json"])
     @json_option
     def lag(as_json: bool) -> None:
-        """Count the records that the gate has not committed yet."""
+        """Count the records that are not committed yet."""
         count = asyncio.run(replaying.lag(settings()))
         if as_json:
             print_json({"lag": count})

@@ -8,7 +8,7 @@ import click
 
 from ct_stream.cli.shared import Exit, command, json_option, print_json, settings
 from ct_stream.local import stack
-from ct_stream.local.processes import LocalError
+from ct_stream.local.processes import LocalError, in_a_shell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def _up(local: click.Group) -> None:
         click.echo(
             f"{'started' if started else 'it runs already'}: broker on {state.bootstrap}, data in {state.data_dir}"
         )
-        click.echo('point a shell at it: eval "$(ct-stream local env)"')
+        click.echo(f'point a shell at it: eval "$({in_a_shell()} local env)"')
 
 
 def _down(local: click.Group) -> None:
@@ -59,13 +59,15 @@ def _down(local: click.Group) -> None:
 
 
 def _status(local: click.Group) -> None:
-    @command(local, "status", examples=["ct-stream local status", "ct-stream local status --json"])
+    @command(
+        local,
+        "status",
+        examples=["ct-stream local status", "ct-stream local status --json"],
+        found="they do not run",
+    )
     @json_option
     def status(as_json: bool) -> int:
-        """Say whether the broker and Postgres run.
-
-        Exits 1 if they do not.
-        """
+        """Say whether the broker and Postgres run."""
         data_dir = _data_dir()
         state, pid = stack.running(data_dir), stack.supervisor_pid(data_dir)
         if as_json:
@@ -88,7 +90,7 @@ def _env(local: click.Group) -> None:
     @command(local, "env", examples=['eval "$(ct-stream local env)"', "ct-stream local env > local.env"])
     @json_option
     def env(as_json: bool) -> None:
-        """Print `export` lines that point a shell at them.
+        """Print `export` lines that point a shell at the broker and Postgres.
 
         The lines hold the passwords of three database logins.
         """

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ct_stream.cli.shared import Since, command, json_option, print_json, print_table, settings
 from ct_stream.ops.whatif import WhatIf, whatif
 from ct_stream.probes.toolbox import load_toolbox
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 
 def add_to(main: click.Group) -> None:
@@ -27,22 +30,22 @@ def add_to(main: click.Group) -> None:
         type=click.Path(path_type=Path, dir_okay=False),
         help="The toolbox to try, with other `patterns` or another `probe_name`.  [default: CT_TOOLBOX]",
     )
-    @click.option("--since", type=Since(), default=timedelta(days=7), show_default="7d", help="How far back: 24h, 7d.")
+    @click.option("--since", type=Since(), default="7d", show_default=True, help="How far back: 24h, 7d.")
     @click.option(
         "--limit",
         type=click.IntRange(0, 100_000),
         default=20,
         show_default=True,
-        help="Name at most this many companies that would change.",
+        help="List at most this many of the companies that would change.",
     )
     @json_option
     def whatif_(toolbox: Path | None, since: timedelta, limit: int, as_json: bool) -> None:
         """Recompute recorded outcomes under other rules.
 
         Counts how many would change, and in which way. Reads the transcripts of the gate's own outcomes and applies
-        this version's rules with the toolbox's patterns. Asks no server and changes nothing. Where the other rules ask
-        for a mailbox that was never asked for, it cannot tell. Outcomes are final: new rules only affect companies that
-        come later.
+        this version's rules with the toolbox's patterns. Asks no server and changes nothing. It cannot tell the outcome
+        where the other rules need a mailbox that was never asked for. Outcomes are final: new rules only affect
+        companies that come later.
         """
         known = settings()
         result = asyncio.run(whatif(known, load_toolbox(toolbox or known.toolbox).rules(), since=since, limit=limit))
@@ -56,7 +59,8 @@ def _print(result: WhatIf) -> None:
     kinds = result.kinds
     click.echo(
         f"{result.outcomes} outcomes, recomputed under rules {result.rules_version}: {kinds['same']} the same, "
-        f"{kinds['changed']} changed, {kinds['cannot tell']} cannot be told, {kinds['unreadable']} unreadable"
+        f"{kinds['changed']} changed, {kinds['cannot tell']} unknown (a mailbox was never asked for), "
+        f"{kinds['unreadable']} unreadable"
     )
     click.echo(
         "decided under rules " + (", ".join(f"{v} ({n})" for v, n in sorted(result.decided_by.items())) or "none")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
@@ -16,11 +15,11 @@ from ct_stream.texts import for_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import timedelta
     from uuid import UUID
 
-_CODES = [code.value for code in FailureCode]
-_DAY = timedelta(hours=24)
-_WEEK = timedelta(days=7)
+#: Those that fail a company. ALREADY_PROCESSED is counted and logged, never written.
+_CODES = [code.value for code in FailureCode if code is not FailureCode.ALREADY_PROCESSED]
 
 
 def add_to(main: click.Group) -> None:
@@ -29,8 +28,8 @@ def add_to(main: click.Group) -> None:
         add(main)
 
 
-def _since(default: timedelta, text: str) -> Callable[[Callable[..., object]], Callable[..., object]]:
-    return click.option("--since", type=Since(), default=default, show_default=text, help="How far back: 30m, 24h, 7d.")
+def _since(default: str) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    return click.option("--since", type=Since(), default=default, show_default=True, help="How far back: 30m, 24h, 7d.")
 
 
 def _limit(default: int) -> Callable[[Callable[..., object]], Callable[..., object]]:
@@ -51,13 +50,14 @@ def _show(main: click.Group) -> None:
             "ct-stream show 4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11",
             "ct-stream show 4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11 --json | jq .outcome.failure_code",
         ],
+        found="nothing is known about the company",
     )
     @click.argument("outreach_id", type=click.UUID)
     @json_option
     def show(outreach_id: UUID, as_json: bool) -> int:
         """Show the story of one company.
 
-        Its event, each question with its answer, its outcome and its rows. Exits 1 if nothing is known about it.
+        Shows its event, each question with its answer, its outcome and its rows.
         """
         told = asyncio.run(story(settings(), outreach_id))
         if as_json:
@@ -85,7 +85,7 @@ def _held(main: click.Group) -> None:
         print_table(
             ["reason", "state", "companies", "oldest"],
             [(g["reason"], g["state"], g["companies"], g["oldest"]) for g in groups],
-            empty="no company is held",
+            empty="no company waits or is stuck",
         )
         if companies:
             click.echo()
@@ -105,8 +105,8 @@ def _failures(main: click.Group) -> None:
         "failures",
         examples=["ct-stream failures", "ct-stream failures --since 7d --code CT-M-NO-MX --limit 1000 --json"],
     )
-    @_since(_DAY, "24h")
-    @click.option("--code", type=click.Choice(_CODES), help="Show only this failure code.")
+    @_since("24h")
+    @click.option("--code", type=click.Choice(_CODES), metavar="CODE", help="Show only this code, such as CT-M-NO-MX.")
     @_limit(100)
     @json_option
     def failures(since: timedelta, code: str | None, limit: int, as_json: bool) -> None:
@@ -133,7 +133,7 @@ def _failures(main: click.Group) -> None:
 
 def _distribution(main: click.Group) -> None:
     @command(main, "distribution", examples=["ct-stream distribution", "ct-stream distribution --since 24h --json"])
-    @_since(_WEEK, "7d")
+    @_since("7d")
     @json_option
     def distribution(since: timedelta, as_json: bool) -> None:
         """Count failures by code.
@@ -153,7 +153,7 @@ def _distribution(main: click.Group) -> None:
 
 def _pass_rate(main: click.Group) -> None:
     @command(main, "pass-rate", examples=["ct-stream pass-rate", "ct-stream pass-rate --since 7d --json"])
-    @_since(_DAY, "24h")
+    @_since("24h")
     @json_option
     def pass_rate(since: timedelta, as_json: bool) -> None:
         """Show the share of decided companies that passed.
@@ -172,7 +172,7 @@ def _pass_rate(main: click.Group) -> None:
 def _guardrails(main: click.Group) -> None:
     @main.group("guardrails")
     def guardrails() -> None:
-        """Show what is closed or halted, and resume it."""
+        """Show what is closed or halted, and open it again."""
 
     @command(guardrails, "list", examples=["ct-stream guardrails list", "ct-stream guardrails list --json"])
     @json_option
@@ -202,7 +202,7 @@ def _guardrails(main: click.Group) -> None:
     @click.argument("key")
     @click.option("--reason", required=True, help="Why it may be used again. The log keeps it.")
     def resume(key: str, reason: str) -> None:
-        """Open a closed, paused or halted guardrail.
+        """Open a guardrail that is closed, paused or halted.
 
         KEY is a tool, provider:NAME, spine, input or watchdog. Fix the cause first; the runbook says how. The evidence
         so far no longer counts, and the log keeps your login and the reason. TOOL-005 comes back carefully: one company

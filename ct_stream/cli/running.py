@@ -29,8 +29,8 @@ def _migrate(main: click.Group) -> None:
     def migrate(as_json: bool) -> None:
         """Bring the database up to date: tables, roles and grants.
 
-        Adopts companies that were decided before. Needs CT_POSTGRES_ADMIN_DSN. Never creates or changes the spine,
-        outreach.outreach: it belongs to upstream.
+        Adopts companies that were decided before ct-stream came. Needs CT_POSTGRES_ADMIN_DSN. Never creates or changes
+        the spine, outreach.outreach: it belongs to upstream.
         """
         chosen = settings()
         chosen.require("postgres_admin_dsn")
@@ -54,17 +54,23 @@ def _migrate(main: click.Group) -> None:
 
 
 def _worker(main: click.Group) -> None:
-    @command(main, "worker", examples=["ct-stream worker", "ct-stream worker --first-start"])
+    @command(
+        main,
+        "worker",
+        examples=["ct-stream worker", "ct-stream worker --first-start"],
+        exits="0 told to stop, 64 wrong arguments, input or settings, 70 a bug in ct-stream, 76 it hung, 77 the stream "
+        "skipped records, 78 it refused to start, 143 stopped at once by a second signal",
+    )
     @click.option(
         "--first-start",
         is_flag=True,
-        help="Read spine.created from its beginning although outcomes exist. No company is decided twice.",
+        help="Read spine.created from its beginning, even if outcomes exist. No company is decided twice.",
     )
     def worker(first_start: bool) -> int:
         """Decide companies until told to stop.
 
         SIGTERM drains the worker; a second one stops it at once. Serves /livez, /readyz and /metrics on
-        CT_WEB_HOST:CT_WEB_PORT. Exits 78 if it must not start, and says why. The README lists the other exit codes.
+        CT_WEB_HOST:CT_WEB_PORT. The log says why it ended, and the runbook says what to do about each exit code.
         """
         from ct_stream.process.logs import set_up_logs
         from ct_stream.wiring.worker import run_worker
@@ -75,13 +81,17 @@ def _worker(main: click.Group) -> None:
 
 
 def _doctor(main: click.Group) -> None:
-    @command(main, "doctor", examples=["ct-stream doctor", "ct-stream doctor --json | jq '.[] | select(.ok|not)'"])
+    @command(
+        main,
+        "doctor",
+        examples=["ct-stream doctor", "ct-stream doctor --json | jq '.[] | select(.ok == false)'"],
+        found="a problem was found",
+    )
     @json_option
     def doctor(as_json: bool) -> int:
         """Say what is missing before you can run for real.
 
         Checks settings, Kafka, Postgres, DNS, port 25 and HELO: everything it can reach, even if other checks fail.
-        Exits 1 if it found a problem.
         """
         from ct_stream.ops.doctor import examine
 

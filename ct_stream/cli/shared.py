@@ -35,7 +35,7 @@ _WIDE = 220  #: columns when the output is no terminal: a pipe must get whole li
 
 
 class Exit(IntEnum):
-    """The exit codes of every command, as its help and the README name them."""
+    """The exit codes of the commands, as their help and the README name them."""
 
     OK = 0
     FOUND = 1  #: a problem was found, or the company fails
@@ -46,8 +46,9 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-EXIT_CODES = "Exit codes: 0 done, 1 a problem was found or the company fails, 2 held (no verdict yet), \
-64 wrong arguments, input or settings, 69 a service does not answer or cannot do what was asked, 70 a bug in ct-stream."
+EVERY_COMMANDS = "64 wrong arguments, input or settings, 69 a service does not answer or cannot do what was asked, \
+70 a bug in ct-stream, 130 interrupted"
+EXIT_CODES = f"Exit codes: 0 done, 1 a problem was found, {EVERY_COMMANDS}. `check` and `worker` have more."
 
 
 class Program(click.Group):
@@ -89,9 +90,10 @@ class Program(click.Group):
 class CommandWithExamples(click.Command):
     """A command whose help ends with examples and the exit codes."""
 
-    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: Sequence[str] = (), exits: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = examples
+        self.exits = exits
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         """Write the examples and the exit codes."""
@@ -99,23 +101,27 @@ class CommandWithExamples(click.Command):
             for example in self.examples:
                 formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
         formatter.write_paragraph()
-        formatter.write_text(EXIT_CODES)
+        formatter.write_text(f"Exit codes: {self.exits}.")
 
 
 def command(
-    group: click.Group, name: str, *, examples: Sequence[str]
+    group: click.Group, name: str, *, examples: Sequence[str], found: str = "", exits: str = ""
 ) -> Callable[[Callable[..., Any]], CommandWithExamples]:
-    """Make a function a command of `group`."""
+    """Make a function a command of `group`.
+
+    `found` says what exit code 1 means, if the command has it; `exits` replaces the whole list of exit codes.
+    """
+    exits = exits or f"0 done, {f'1 {found}, ' if found else ''}{EVERY_COMMANDS}"
 
     def decorate(function: Callable[..., Any]) -> CommandWithExamples:
-        made = click.command(name, cls=CommandWithExamples, examples=examples)(function)
+        made = click.command(name, cls=CommandWithExamples, examples=examples, exits=exits)(function)
         group.add_command(made)
         return made
 
     return decorate
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 
 
 class Since(click.ParamType):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +17,7 @@ from ct_stream.texts import for_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import timedelta
 
     from ct_stream.ops.verify import Found, Kind, Report
 
@@ -29,27 +29,28 @@ def add_to(main: click.Group) -> None:
         main,
         "verify",
         examples=["ct-stream verify", "ct-stream verify --older-than 6h --json | jq '.violations[].kind'"],
+        found="a promise is broken",
     )
     @click.option(
         "--older-than",
         type=Since(),
-        default=timedelta(hours=1),
-        show_default="1h",
-        help="Expect an outcome or a wait for spine rows and events older than this.",
+        default="1h",
+        show_default=True,
+        help="Only spine rows and events older than this must have an outcome or a wait.",
     )
     @click.option(
         "--waiting-than",
         type=Since(),
-        default=timedelta(hours=24),
-        show_default="24h",
-        help="Name companies that have waited longer than this.",
+        default="24h",
+        show_default=True,
+        help="List companies that have waited longer than this, in a note.",
     )
     @click.option(
         "--grace",
         type=Since(),
-        default=timedelta(seconds=10),
-        show_default="10s",
-        help="Look again after this time at what does not agree.",
+        default="10s",
+        show_default=True,
+        help="Compare again, after this time, what does not agree.",
     )
     @click.option(
         "--examples",
@@ -63,8 +64,8 @@ def add_to(main: click.Group) -> None:
         """Check that every company is accounted for, once.
 
         Compares spine, topics, ledger and tables. Reads everything and changes nothing, whether workers run or not. It
-        sorts in a temporary folder (TMPDIR), about 100 bytes a record, and removes it at the end. Exits 1 if a promise
-        is broken; notes do not count.
+        sorts in a temporary folder (TMPDIR), about 100 bytes a record, and removes it at the end. A
+        `note` breaks no promise.
         """
         from ct_stream.ops.verify import Limits
         from ct_stream.ops.verify import verify as compare
@@ -119,7 +120,7 @@ def _lines(report: Report) -> Iterator[str]:
 
 def _kind_lines(word: str, kind: Kind, found: Found) -> Iterator[str]:
     meaning = MEANINGS[kind]
-    invariant = "" if meaning.invariant is None else f" (invariant {meaning.invariant})"
+    invariant = "" if meaning.invariant is None else f" (promise {meaning.invariant})"
     yield f"{word}: {found.count} {meaning.sentence}{invariant}"
     for example in found.examples:
         told = example.told()

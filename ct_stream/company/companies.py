@@ -159,14 +159,14 @@ class Companies:
                 raise
             # Neither the company's fault nor a bug: when another company ends, the resource becomes free.
             log.warning(
-                "This machine has run out of something: %s; the company waits %g s",
+                "This machine has run out of a resource: %s; the company waits %g s",
                 said_by(error),
                 _MACHINE_AGAIN_S,
                 extra={"action": "our_machine"},
             )
             result = Wait(
                 reason=WaitReason.OUR_MACHINE,
-                detail=f"this machine has run out of something: {said_by(error)}",
+                detail=f"this machine has run out of a resource: {said_by(error)}",
                 after_s=_MACHINE_AGAIN_S,
             )
         match result:
@@ -230,7 +230,7 @@ class Companies:
         """Count an exception in our own code; the third one makes the company stuck (law 3: no outcome)."""
         self._metrics.exceptions.inc()
         log.exception(
-            "Our bug, not the company's fault: deciding %s raised %s",
+            "A bug in ct-stream, not the company's fault: deciding %s raised %s",
             origin.outreach_id,
             type(error).__name__,
             extra={"action": "our_bug", "outreach_id": str(origin.outreach_id)},
@@ -254,13 +254,11 @@ class Companies:
         if isinstance(outcome.verdict, Passed):
             method = outcome.verdict.method_type
             self._metrics.passed.labels(verified_by=outcome.verdict.verified_by.value).inc()
-            log.info("Gate passed %s: %s", outcome.outreach_id, method, extra=extra | {"action": "gate_passed"})
+            log.info("PASS %s: %s", outcome.outreach_id, method, extra=extra | {"action": "gate_passed"})
         else:
             code = outcome.verdict.code.value
             self._metrics.failed.labels(code=code).inc()
-            log.info(
-                "Gate failed %s: %s", outcome.outreach_id, code, extra=extra | {"action": "gate_failed", "code": code}
-            )
+            log.info("FAIL %s: %s", outcome.outreach_id, code, extra=extra | {"action": "gate_failed", "code": code})
 
 
 class _InHand:

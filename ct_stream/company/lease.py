@@ -36,7 +36,7 @@ class Tellings:
     guardrails: Guardrails
     farewells: Farewells
     metrics: Metrics
-    stalled_since: Callable[[float], float]  #: 0.0, or seconds to rest if this process stood still since (monotonic)
+    stalled_since: Callable[[float], float]  #: 0.0, or seconds to rest if this process was paused since (monotonic)
 
 
 class Permits:

@@ -58,7 +58,7 @@ class GateParts:
     metrics: Metrics
     now: Callable[[], datetime]
     age_s: Callable[[datetime], float]  #: of a moment of the database, at most as long as this process has been running
-    stalled_since: Callable[[float], float]  #: 0.0, or seconds to rest if this process stood still since (monotonic)
+    stalled_since: Callable[[float], float]  #: 0.0, or seconds to rest if this process was paused since (monotonic)
     pass_deadline_s: float
     spine_grace_s: float
 

@@ -97,7 +97,7 @@ class OwnWay:
         else:
             await self._controls.failed(kind, result.detail)
             log.warning(
-                "The control of %s failed, companies wait: %s",
+                "The control of %s failed, so companies wait: %s",
                 _NAMES[kind],
                 result.detail,
                 extra={"action": "control_failed", "kind": kind},

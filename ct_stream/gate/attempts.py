@@ -11,6 +11,8 @@ from ct_stream.gate.verdicts import Held, HeldBy
 if TYPE_CHECKING:
     from ct_stream.gate.questions import Attempt, MailboxAnswer
 
+TIME_IS_UP = "the time limit for one company (CT_PASS_DEADLINE_S) was reached"
+
 _TROUBLE_SENTENCES = {
     Trouble.NO_ADDRESS: "the MX host's name has no address",
     Trouble.NAME_LOOKUP: "the MX host's address could not be looked up",
@@ -21,7 +23,7 @@ _TROUBLE_SENTENCES = {
     Trouble.CLOSED: "the server closed the connection",
     Trouble.GARBLED: "the server does not speak SMTP",
     Trouble.TLS: "TLS failed",
-    Trouble.DEADLINE: "timeout: the pass deadline was reached",
+    Trouble.DEADLINE: f"timeout: {TIME_IS_UP}",
 }
 
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 Flow: TypeAlias = Generator[Question, Answer, Verdict]
 
+_ONLY_HERE = "only this company's own server refuses us, so it counts as its policy: "
 _NO_MX_REASONS = {
     MxStatus.NO_RECORDS: "the domain has no MX records",
     MxStatus.NXDOMAIN: "the domain does not exist (NXDOMAIN)",
@@ -101,7 +102,7 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
             refused = [earlier for earlier in asked if earlier.reading.meaning is Meaning.REJECT]
             return (yield from _accepted(outreach_id, domain, pattern, step.attempt.host, refused=len(refused)))
         if step.reading.meaning is Meaning.ABOUT_US:
-            break  # its private policy: a host that refuses us is asked no more; earlier rejects still count (ADR-015)
+            break  # its private policy: such a host is not asked again; earlier rejects still count (ADR-015)
         if step.answer.reached_rcpt:
             # From here on every question goes to this host: a backup MX may accept anything.
             hosts = (step.attempt.host,)
@@ -231,6 +232,8 @@ def _causes(asked: list[_Asked]) -> list[str]:
                 said = f": {attempt.reply.code} {attempt.reply.enhanced} {attempt.reply.text}".rstrip()[:160]
             elif attempt.detail:
                 said = f": {attempt.detail}"[:160]
-            cause = read_attempt(attempt).cause
-            causes.setdefault(cause, f"{cause} ({attempt.host} at {attempt.stage}{said})")
+            reading = read_attempt(attempt)
+            # A reply about us comes here only once it is known to be this company's own policy.
+            policy = _ONLY_HERE if reading.meaning is Meaning.ABOUT_US else ""
+            causes.setdefault(reading.cause, f"{policy}{reading.cause} ({attempt.host} at {attempt.stage}{said})")
     return list(causes.values())[:3]

@@ -194,7 +194,7 @@ class Demo:
             if on_topics[topic] != count
         ]
         strangers = decided.keys() - {company.outreach_id for company in self.plan.companies}
-        problems += [f"{stranger} was decided, and nobody planned it" for stranger in strangers]
+        problems += [f"{stranger} was decided, but is not in the plan" for stranger in strangers]
         return Summary(
             planned=len(self.plan.companies),
             agreed=len(self.plan.companies) - len(disagreements),

@@ -9,10 +9,12 @@ import contextlib
 import fcntl
 import os
 import resource
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -148,6 +150,19 @@ class ChildProcess:
         return self._popen
 
 
+def in_a_shell(*, here: bool = False) -> str:
+    """Return how a shell calls ct-stream: by its name if that finds this installation, otherwise by its path.
+
+    `here`: the shell is in this process's directory, so that a shorter path will do.
+    """
+    program = Path(sys.executable).with_name("ct-stream")
+    if not program.exists() or shutil.which("ct-stream") == str(program):
+        return "ct-stream"
+    if here and program.is_relative_to(Path.cwd()):
+        program = program.relative_to(Path.cwd())
+    return shlex.quote(str(program))
+
+
 def require_free_port(port: int, name: str) -> None:
     """Raise LocalError if somebody listens on that port of 127.0.0.1: a child would fail later and less clearly."""
     with socket.socket() as probe:
@@ -156,9 +171,7 @@ def require_free_port(port: int, name: str) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             reason = error.strerror
-            raise LocalError(
-                f"port {port} of 127.0.0.1 is not to be had for {name}: {reason}; choose another"
-            ) from error
+            raise LocalError(f"port {port} of 127.0.0.1 cannot be used for {name}: {reason}; choose another") from error
 
 
 def remove_tree(folder: Path) -> None:

@@ -108,7 +108,10 @@ async def check(settings: Settings, toolbox: Toolbox, probing: Probing, typed: s
                     await asyncio.sleep(ending.wait.after_s or 0.0)
                     kept, spent_s = ending.exchanges, ending.spent_s
         except TimeoutError as error:
-            raise ServiceTrouble("no end in time: is Postgres (CT_POSTGRES_DSN) well, is the domain probed?") from error
+            raise ServiceTrouble(
+                "no result in time",
+                "check that Postgres (CT_POSTGRES_DSN) answers, and try again when no worker asks this domain",
+            ) from error
 
 
 def _is_short(wait: Wait) -> bool:

@@ -93,8 +93,8 @@ class Sender:
             if not isinstance(failed[0], KafkaError | TimeoutError | OSError):
                 raise failed[0]
             raise ServiceTrouble(
-                f"Kafka took {self.sent} events, then: {said_by(failed[0])}",
-                "send the same again: the gate decides each company once",
+                f"Kafka accepted {self.sent} events, then one failed: {said_by(failed[0])}",
+                "send the same events again: the gate decides each company once",
             )
 
 
@@ -118,6 +118,6 @@ async def _require_topic(settings: Settings) -> None:
     try:
         await admin.start()
         if SPINE_CREATED not in await partition_counts(admin, (SPINE_CREATED,)):
-            raise ServiceTrouble(f"topic {SPINE_CREATED} is missing", "make it with `ct-stream topics`")
+            raise ServiceTrouble(f"topic {SPINE_CREATED} is missing", "create it with `ct-stream topics`")
     finally:
         await admin.close()

@@ -85,7 +85,7 @@ async def lag(settings: Settings) -> int:
 def _chosen(topic: str, all_of_it: list[TopicPartition], partition: int | None) -> list[TopicPartition]:
     """Return the partitions to read. Raises ServiceTrouble when there are none."""
     if not all_of_it:
-        raise ServiceTrouble(f"topic {topic} is missing", "make it with `ct-stream topics`")
+        raise ServiceTrouble(f"topic {topic} is missing", "create it with `ct-stream topics`")
     chosen = [tp for tp in all_of_it if partition in (None, tp.partition)]
     if not chosen:
         raise ServiceTrouble(f"{topic} has no partition {partition}; it has 0 to {len(all_of_it) - 1}")
@@ -132,7 +132,7 @@ async def _more(consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int] | No
         if records:
             return records
     if ends is not None:
-        raise ServiceTrouble(f"Kafka gave no record for {_STALL_S:g} s before the end of the topic")
+        raise ServiceTrouble(f"Kafka returned no record for {_STALL_S:g} s before the end of the topic")
     return []
 
 

@@ -20,8 +20,8 @@ async def why_ageless(read: Reader) -> Problem | None:
     assert row is not None
     if not row["has_column"]:
         return Problem(
-            what="the spine outreach.outreach has no column created_at of a point in time",
-            action="upstream may add one",
+            what="the spine outreach.outreach has no timestamp column created_at",
+            action="ask upstream to add one",
         )
     if not row["may_read"]:
         return Problem(

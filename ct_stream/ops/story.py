@@ -67,7 +67,7 @@ def story_lines(told: Story) -> Iterator[str]:
     if undecided is not None:
         yield f"state      {undecided['state']} since {rfc3339(undecided['since'])}: {undecided['reason']}"
         yield f"why        {undecided['detail']}"
-        yield f"ends by    {undecided['what_ends_it']}"
+        yield f"ends when  {undecided['what_ends_it']}"
         if undecided["traceback"]:
             yield from (f"  {line}" for line in undecided["traceback"].splitlines())
         return

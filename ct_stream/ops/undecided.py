@@ -44,9 +44,9 @@ async def publish_undecided(
         now = await stack.enter_async_context(reader(settings))
         if older_than is not None and (why := await why_ageless(rows)) is not None:
             raise ServiceTrouble(
-                f"the age of spine rows cannot be told: {why.what}",
-                f"{why.action}; or give --all instead of --older-than: it sends the undecided of any age, even those "
-                "whose first event is on its way",
+                f"the age of spine rows is not known: {why.what}",
+                f"{why.action}; or give --all instead of --older-than: it sends undecided companies of any age, even "
+                "those whose first event is on its way",
             )
         sender = None if dry_run else await stack.enter_async_context(sending(settings))
         statement = query_with_age("undecided", has_age=older_than is not None)

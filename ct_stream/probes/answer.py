@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never
 
-from ct_stream.gate.attempts import refusals
+from ct_stream.gate.attempts import TIME_IS_UP, refusals
 from ct_stream.gate.evidence import about_us, is_private, may_be_ours, serves_again, to_judge
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.gate.pipeline import single_pass
@@ -108,7 +108,7 @@ class PassDriver:
 
         `flow` is called again whenever answers are played again. `see_off` takes over the end of a decided company's
         session (QUIT, which no verdict depends on), so that the verdict does not wait for it. `stalled_since` says
-        whether this process stood still after a moment of the monotonic clock: 0.0 for no, otherwise how many seconds
+        whether this process was paused after a moment of the monotonic clock: 0.0 for no, otherwise how many seconds
         to rest. If it did, a server's trouble may be our own.
         """
         self._outreach_id = outreach_id
@@ -200,7 +200,7 @@ class PassDriver:
         if not isinstance(answer, TurnedOff) and may_be_ours(answer) and (rest_s := self._stalled_since(begun_at)):
             return Wait(
                 reason=WaitReason.OUR_MACHINE,
-                detail=f"this process was stopped or short of CPU while it asked {_asked(question)}, "
+                detail=f"this process was paused (stopped or short of CPU) while it asked {_asked(question)}, "
                 "so the missing answer says nothing",
                 after_s=rest_s,
             )
@@ -296,7 +296,7 @@ class PassDriver:
             async with self._stopwatch.waiting():
                 return await self._world.resolver.lookup_mx(domain)
         except OutOfTime:
-            return MxAnswer(status=MxStatus.UNAVAILABLE, detail="the pass deadline was reached")
+            return MxAnswer(status=MxStatus.UNAVAILABLE, detail=TIME_IS_UP)
 
     def _verdict(self) -> Verdict:
         assert self._play.verdict is not None  # there is no open question

@@ -22,7 +22,7 @@ def make_vendor(provider: str, url: str | None, key: str | None) -> AnyVendor | 
         case "reacher":
             assert url is not None
             return Reacher(secret=key, url=_with_path(url, "/v1/check_email"))
-    raise ValueError(f"unknown Tier-2 provider {provider!r}")
+    raise ValueError(f"unknown vendor in CT_TIER2_PROVIDER: {provider!r}")
 
 
 def _with_path(url: str, path: str) -> str:

@@ -38,7 +38,7 @@ class Pulse:
             self._next.cancel()
 
     def stalled_since(self, moment: float) -> float:
-        """Return 0.0, or how many seconds to rest if the loop stood still after this moment of the monotonic clock.
+        """Return 0.0, or how many seconds to rest if the loop was paused after this moment of the monotonic clock.
 
         The rest grows with the pauses of the last five minutes, from a second to a minute: otherwise a machine that is
         always short of CPU would ask the same servers again every second.
@@ -51,7 +51,7 @@ class Pulse:
 
     @property
     def stalls_lately(self) -> int:
-        """Return how often the loop stood still within the last five minutes, at most 100."""
+        """Return how often the loop was paused within the last five minutes, at most 100."""
         since = time.monotonic() - _LATELY_S
         return sum(1 for stalled_at in self._stalls if stalled_at > since)
 

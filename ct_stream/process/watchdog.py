@@ -285,7 +285,7 @@ class Watchdog:
             outage = await senses.outage()
             if outage is None and senses.excused() < time.monotonic() - _LOOK_EVERY_S:
                 await self._bite(hang)
-            self._excuse(outage or "a trouble that has become known meanwhile")
+            self._excuse(outage or "another problem became known meanwhile")
 
     async def _commits(self, senses: Senses) -> Hang | None:
         """Compare what is done with what is committed, now and then, while there is something to commit."""
@@ -321,7 +321,7 @@ class Watchdog:
             undelivered = looked.result()
         except Exception as error:  # of any kind: if this look fails, the others continue
             self._watch.look_at_input(time.monotonic(), {})
-            self._say(f"it could not be seen what is left to read: {error!r}")
+            self._say(f"it could not look for records that are left to read: {error!r}")
             return None
         return self._watch.look_at_input(time.monotonic(), undelivered)
 
@@ -331,7 +331,7 @@ class Watchdog:
 
     def _say(self, why: str) -> None:
         if why != self._said:
-            log.warning("The watchdog waits: %s", why, extra={"action": "watchdog_waits"})
+            log.warning("The watchdog does not judge now: %s", why, extra={"action": "watchdog_waits"})
         self._said = why
 
     # ---------------------------------------------------------------- the end

@@ -131,7 +131,7 @@ class Database:
         self.failed_at = time.monotonic()
         sentence = f"Postgres: {_sentence(error)}"
         if self.trouble != sentence:
-            log.warning("%s (%s waits)", sentence, what, extra={"action": "postgres_down", "what": what})
+            log.warning("%s; waiting to repeat %s", sentence, what, extra={"action": "postgres_down", "what": what})
         self.trouble = sentence
         self._up.clear()
         while True:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: For a slot of the per-second rate that is nearer than this, the task waits; otherwise the company is parked.
 _MAX_SLOT_WAIT_S = 1.0
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
-_AGAIN_S = 5.0  #: for a process that stood still to recover
+_AGAIN_S = 5.0  #: for a process that was paused to recover
 _SURE_S = LEASE_S - 5.0  #: for so long after the grant a session may begin, since a server may be slow to accept it
 
 
@@ -294,7 +294,7 @@ class DomainLease:
         if time.monotonic() - self._granted_at > _SURE_S:
             return Wait(
                 reason=WaitReason.OUR_MACHINE,
-                detail=f"its lease on {self._held.domain} may have ended: this process was stopped, or Postgres slow",
+                detail=f"its lease on {self._held.domain} may have ended: this process was paused, or Postgres slow",
                 after_s=_AGAIN_S,
             )
         self._begun += 1

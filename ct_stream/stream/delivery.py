@@ -22,7 +22,7 @@ _NOWHERE = -1
 
 
 class Delivery:
-    """Compares, look by look, where each partition stands here with what there is to read."""
+    """Compares, look by look, how far each partition is here with what there is to read."""
 
     def __init__(
         self,

@@ -143,7 +143,7 @@ class CutOff:
             f"{SPINE_CREATED}[{self.partition}] ends at {self.ends}, but the group {GROUP} has committed up to "
             f"{self.stands}: did the cluster lose records, or do the offsets come from another cluster? New records "
             "below that offset would count as read and never be decided. Stop all workers and run "
-            "kafka-consumer-groups.sh "
+            "kafka-consumer-groups.sh --bootstrap-server BROKER:9092 "
             f"--group {GROUP} --topic {SPINE_CREATED} "
             "--reset-offsets --to-earliest --execute (no company is decided twice)"
         )

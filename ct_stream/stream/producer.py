@@ -69,7 +69,7 @@ class Producer:
         self.is_idempotent = await supports_idempotence(self._settings)
         self._producer = await self._connected()
         if not self.is_idempotent:
-            log.info("This broker has no idempotent producers; if a record is sent twice, the two are identical")
+            log.info("This broker does not support idempotent producers: a record may come twice, with the same bytes")
 
     async def _connected(self) -> AIOKafkaProducer:
         """Return a producer with a producer id of its own. Raises KafkaError if no broker answers."""
@@ -95,7 +95,7 @@ class Producer:
                 raise ProducerClosed
             if self._producer is refused:
                 self._producer = await self._connected()
-                log.info("The broker misses a record of this producer; going on under a new producer id")
+                log.info("The broker misses a record of this producer; continuing under a new producer id")
                 # What it still holds is refused as well, and comes again through `deliver`.
                 task = asyncio.create_task(_close(refused))
                 self._retired.add(task)

@@ -154,8 +154,8 @@ def misfit(counts: dict[str, int]) -> Problem | None:
     source, changelog = counts[SPINE_CREATED], counts[CHANGELOG]
     if source != changelog:
         return Problem(
-            what=f"{SPINE_CREATED} has {source} partitions and {CHANGELOG} has {changelog}",
-            action=f"the table cannot follow: delete {CHANGELOG} (it is a cache) and run `ct-stream topics`",
+            what=f"{SPINE_CREATED} has {source} partitions and {CHANGELOG} has {changelog}; they must be equal",
+            action=f"delete {CHANGELOG}, which is only a cache, and run `ct-stream topics`",
         )
     return None
 

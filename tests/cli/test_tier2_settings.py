@@ -19,12 +19,12 @@ def vendor(settings: Settings) -> MillionVerifier | Reacher | None:
     return make_vendor(settings.tier2_provider, settings.tier2_url, settings.tier2_api_key)
 
 
-def test_nothing_set_means_off() -> None:
+def test_tier2_is_off_unless_it_is_set() -> None:
     assert vendor(load_settings({})) is None
     assert vendor(load_settings({"CT_TIER2_PROVIDER": "none", "CT_TIER2_API_KEY": KEY})) is None
 
 
-def test_millionverifier_needs_a_key_only(tmp_path: Path) -> None:
+def test_millionverifier_needs_only_a_key(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(f"{KEY}\n")
     for key in ({"CT_TIER2_API_KEY": KEY}, {"CT_TIER2_API_KEY_FILE": str(file)}):
@@ -32,7 +32,7 @@ def test_millionverifier_needs_a_key_only(tmp_path: Path) -> None:
         assert found == MillionVerifier(secret=KEY, url="https://api.millionverifier.com/api/v3/")
 
 
-def test_reacher_needs_a_url_only() -> None:
+def test_reacher_needs_only_a_url() -> None:
     settings = load_settings({"CT_TIER2_PROVIDER": "reacher", "CT_TIER2_URL": REACHER})
     assert vendor(settings) == Reacher(secret=None, url=f"{REACHER}/v1/check_email")
 

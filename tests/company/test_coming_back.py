@@ -166,7 +166,7 @@ async def test_a_providers_refusal_does_not_make_unproven_silence_count() -> Non
 
 @pytest.mark.parametrize("reason", [WaitReason.PROVIDER_BUSY, WaitReason.DOMAIN_BUSY, WaitReason.RATE_LIMIT])
 async def test_a_provider_that_opened_again_is_asked_even_after_many_waits(reason: WaitReason) -> None:
-    """Its silence was heard before it closed. Woken by a good talk, the company finds all places taken."""
+    """Its silence was heard before it closed. Woken by a normal session, the company finds all places taken."""
     says = Wait(reason=reason, detail="no place is free", waits_on=WaitsOn.place("bigmail.example"))
     last = MailboxAnswer(attempts=(attempt(SHARED[0]),))
     company = Company(SHARED, says, last=last, looks=1, reason="provider_closed", waits_on="provider:bigmail.example")

@@ -123,7 +123,7 @@ async def test_a_refusal_at_mail_from_is_no_normal_session_even_if_the_backup_ma
 async def test_a_normal_session_at_the_first_provider_still_counts_after_the_move_to_the_next(
     database: DatabaseDsns,
 ) -> None:
-    """It greets us well, says "later" at MAIL, and the backup answers: that is a good talk between, as ever."""
+    """It greets us well, says "later" at MAIL, and the backup answers: that is a normal session in between."""
 
     def says(first: bool, line: bytes) -> bytes | None:
         word = line[:4].upper()
@@ -150,7 +150,7 @@ async def test_a_normal_session_at_the_first_provider_still_counts_after_the_mov
             result: Any = await gate.go_on(company, None)
             await gate.farewells.wait()
             opened_again = await admin.fetchval(state)
-            await gate.guardrails.silent("bigmail.net", "one-more.example")  # one company alone, after the good talk
+            await gate.guardrails.silent("bigmail.net", "one-more.example")  # one company, after that session
             wait = await gate.guardrails.unreached("bigmail.net", 700.0)
             after = await admin.fetchval(state)
     await admin.close()
@@ -158,7 +158,7 @@ async def test_a_normal_session_at_the_first_provider_still_counts_after_the_mov
     second.close()
     assert isinstance(result, Failed), result
     assert opened_again == "open"
-    assert (wait, after) == (None, "open"), f"one silence after the good talk, and it is {after}: {wait}"
+    assert (wait, after) == (None, "open"), f"one silence after the normal session, and it is {after}: {wait}"
 
 
 async def test_a_provider_that_our_deadline_cut_off_was_not_silent(database: DatabaseDsns) -> None:

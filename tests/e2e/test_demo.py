@@ -46,7 +46,7 @@ def test_planned_and_decided_agree_for_every_company(tmp_path: Path) -> None:
     with start(tmp_path, "--companies", str(LEAST)) as demo:
         out, _ = demo.communicate(timeout=100)
     assert demo.returncode == 0, out
-    assert f"{LEAST} of {LEAST} companies agree" in out
+    assert f"{LEAST} of {LEAST} companies were decided as planned" in out
     assert "10 on ct.rejected" in out
     assert "Failure Distribution:" in out
     for code in FailureCode:

@@ -106,7 +106,7 @@ def test_up_env_status_down(data_dir: Path) -> None:
     asyncio.run(looks_right(env))
     for name in ("stack.json", "logins.json"):
         assert (data_dir / name).stat().st_mode & 0o777 == 0o600
-    assert ct_stream(data_dir, "held", **env).stdout == "no company is held\n"
+    assert ct_stream(data_dir, "held", **env).stdout == "no company waits or is stuck\n"
 
     assert ct_stream(data_dir, "local", "down").stdout == "stopped\n"
     assert running(data_dir) is None

@@ -152,7 +152,7 @@ async def test_a_wrong_secret_halts_the_tool_and_who_has_its_attempt_waits_until
         assert sum(vendor.asked.values()) == 1
         held = await stack.admin.fetch("SELECT DISTINCT reason, what_ends_it FROM outreach.ct_held")
         assert {tuple(row) for row in held} == {
-            ("halted", "a person: ct-stream guardrails resume tool:TOOL-019")
+            ("halted", "a person resumes it: ct-stream guardrails resume tool:TOOL-019")
         }  # fmt: skip
 
         refuses = False

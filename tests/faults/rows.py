@@ -131,7 +131,7 @@ ROWS: tuple[Row, ...] = (
         behaviour="`ct-stream verify` shows them, `publish --undecided` sends them again",
         tests=(
             "kafka/test_verify.py::test_a_group_past_the_end_and_records_removed_unread_are_found",
-            "ops/test_undecided.py::test_only_old_companies_without_outcome_and_wait_are_sent",
+            "ops/test_undecided.py::test_publish_undecided_sends_only_old_companies_without_an_outcome_or_a_wait",
         ),
     ),
     Row(

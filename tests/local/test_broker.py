@@ -10,7 +10,7 @@ from ct_stream.local.broker import EmbeddedBroker
 from ct_stream.local.processes import LocalError
 
 
-async def test_what_is_produced_is_consumed(tmp_path: Path) -> None:
+async def test_the_embedded_broker_delivers_a_record_with_key_value_and_headers(tmp_path: Path) -> None:
     async with EmbeddedBroker(tmp_path) as broker:
         async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap) as producer:
             await producer.send_and_wait("spine.created", b"value", key=b"key", headers=[("ce_id", b"1")])

@@ -56,11 +56,11 @@ async def ask(farm: MailFarm, name: str, rtype: str = "MX", *indexes: int) -> li
         ("mxip", [(10, "127.77.0.1")]),
     ],
 )
-async def test_a_scenario_is_played_by_the_name_alone(farm: MailFarm, scenario: str, seen: object) -> None:
+async def test_the_name_of_a_domain_chooses_its_scenario(farm: MailFarm, scenario: str, seen: object) -> None:
     assert await ask(farm, f"{scenario}-1.example") == seen
 
 
-async def test_forty_mx_come_over_tcp_after_a_truncated_datagram(farm: MailFarm) -> None:
+async def test_forty_mx_records_come_over_tcp_after_a_truncated_udp_answer(farm: MailFarm) -> None:
     answer = await ask(farm, "bigmx-1.example")
     assert isinstance(answer, list)
     assert len(answer) == 40
@@ -96,7 +96,7 @@ async def test_an_international_name_is_read_in_its_ascii_form(farm: MailFarm) -
     assert await ask(farm, name) == [(10, f"mx1.{name}")]
 
 
-async def test_a_slow_answer_takes_three_seconds(farm: MailFarm) -> None:
+async def test_the_slow_scenario_answers_after_three_seconds(farm: MailFarm) -> None:
     began = time.monotonic()
     answer = await resolver(farm, timeout_s=5).query_dns("dnsslow-1.example", "MX")
     assert answer.answer
@@ -122,7 +122,7 @@ async def test_one_resolver_fails_while_the_other_answers(farm: MailFarm, mode: 
     assert await ask(farm, "control.example", "MX", 0) == right
 
 
-async def test_a_wildcard_resolver_knows_even_the_names_that_cannot_exist(farm: MailFarm) -> None:
+async def test_a_wildcard_resolver_answers_even_for_names_that_do_not_exist(farm: MailFarm) -> None:
     farm.faults.set_resolvers("wildcard")
     assert await ask(farm, "x8f2k.control.example", "A") == await ask(farm, "gone.example", "A") == ["127.77.0.1"]
 

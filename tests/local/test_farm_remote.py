@@ -16,7 +16,7 @@ async def mx_of_acme(farm: FarmClient) -> DNSResult:
     return await aiodns.DNSResolver(nameservers=servers, timeout=2, tries=1).query_dns("acme.example", "MX")
 
 
-async def test_faults_are_switched_and_the_log_is_read_from_another_process(tmp_path: Path) -> None:
+async def test_another_process_can_switch_the_farms_faults_and_read_its_log(tmp_path: Path) -> None:
     async with FarmProcess(tmp_path) as farm:
         await farm.add("acme.example", "info", "bigmail.example")
         answer = await mx_of_acme(farm)

@@ -111,18 +111,20 @@ async def test_only_the_known_mailbox_is_accepted(farm: MailFarm, scenario: str,
         ("blockafter3", [550, 550, 250, 550, 550]),
     ],
 )
-async def test_the_reply_to_a_recipient(farm: MailFarm, scenario: str, codes: list[int]) -> None:
+async def test_each_scenario_replies_to_recipients_as_it_should(
+    farm: MailFarm, scenario: str, codes: list[int]
+) -> None:
     domain = f"{scenario}-1.example"
     asked = [f"{local}@{domain}" for local in ("a", "b", "info", "c", "d")]
     assert await rcpts(farm, f"mx1.{domain}", *asked) == codes
 
 
-async def test_exim_denies_everything_after_ten_recipients(farm: MailFarm) -> None:
+async def test_the_exim_scenario_denies_every_recipient_after_ten(farm: MailFarm) -> None:
     asked = [f"{n}@exim10-1.example" for n in range(10)] + ["info@exim10-1.example"]
     assert await rcpts(farm, "mx1.exim10-1.example", *asked) == [550] * 11
 
 
-async def test_behind_a_provider_the_recipients_domain_decides(farm: MailFarm) -> None:
+async def test_a_providers_server_replies_according_to_the_recipients_domain(farm: MailFarm) -> None:
     asked = ["x@catchall-at-bigmail-1.example", "x@allreject-at-bigmail-2.example", "x@elsewhere.example"]
     assert await rcpts(farm, "mx1.bigmail.example", *asked) == [250, 550, 554]
 
@@ -139,24 +141,24 @@ async def test_behind_a_provider_the_recipients_domain_decides(farm: MailFarm) -
         ("glued", b"220 mx1.glued-1.example ESMTP ready\r\n250-"),
     ],
 )
-async def test_the_first_bytes(farm: MailFarm, scenario: str, begins: bytes) -> None:
+async def test_each_scenario_begins_a_session_as_it_should(farm: MailFarm, scenario: str, begins: bytes) -> None:
     data = await raw(farm, f"mx1.{scenario}-1.example", "EHLO probe.ct-stream.example", "QUIT")
     assert data.startswith(begins)
 
 
-async def test_two_replies_to_one_recipient_come_glued(farm: MailFarm) -> None:
+async def test_the_glued_scenario_sends_two_replies_to_one_recipient(farm: MailFarm) -> None:
     data = await raw(farm, "mx1.glued-1.example", "RCPT TO:<x@glued-1.example>", "QUIT")
     assert b"User unknown in virtual mailbox table\r\n250 2.1.5 Ok\r\n221" in data
 
 
-async def test_a_line_of_64_kib_and_a_banner_without_an_end(farm: MailFarm) -> None:
+async def test_two_scenarios_send_a_line_of_64_kib_and_a_banner_without_an_end(farm: MailFarm) -> None:
     assert len(await raw(farm, "mx1.longline-1.example", "QUIT")) > 65536
     reader, writer = await asyncio.open_connection(await address(farm, "mx1.endless-1.example"), farm.smtp_port)
     assert len(await reader.readexactly(20_000)) == 20_000
     writer.close()
 
 
-async def test_a_reply_comes_byte_by_byte(farm: MailFarm) -> None:
+async def test_the_slow_bytes_scenario_sends_a_reply_byte_by_byte(farm: MailFarm) -> None:
     reader, writer = await asyncio.open_connection(await address(farm, "mx1.slowbytes-1.example"), farm.smtp_port)
     assert len(await reader.read(4096)) < 10
     writer.close()
@@ -167,7 +169,7 @@ async def test_a_server_without_a_banner_keeps_silent(farm: MailFarm) -> None:
         await raw(farm, "mx1.nobanner-1.example")
 
 
-async def test_a_self_signed_starttls_works_for_who_does_not_validate(farm: MailFarm) -> None:
+async def test_a_self_signed_certificate_works_only_without_validation(farm: MailFarm) -> None:
     host, recipient = "mx1.starttlsrequired-1.example", "info@starttlsrequired-1.example"
     with pytest.raises(aiosmtplib.SMTPSenderRefused, match="STARTTLS"):
         await rcpts(farm, host, recipient)
@@ -181,7 +183,7 @@ async def test_a_broken_starttls_ends_the_connection(farm: MailFarm) -> None:
         await rcpts(farm, "mx1.starttlsbroken-1.example", "info@x.example", start_tls=True, validate_certs=False)
 
 
-async def test_a_dead_first_host_leaves_the_second(farm: MailFarm) -> None:
+async def test_the_second_host_answers_when_the_first_is_dead(farm: MailFarm) -> None:
     with pytest.raises(aiosmtplib.SMTPConnectError):
         await rcpts(farm, "mx1.firstdown-1.example")
     assert await rcpts(farm, "mx2.firstdown-1.example", "info@firstdown-1.example") == [250]
@@ -193,7 +195,7 @@ async def test_a_black_hole_drops_the_connection_attempt(farm: MailFarm) -> None
             await asyncio.open_connection(await address(farm, "mx1.blackhole-1.example"), farm.smtp_port)
 
 
-async def test_the_fourth_connection_at_one_time_is_too_many(farm: MailFarm) -> None:
+async def test_the_connection_limit_scenario_refuses_a_fourth_connection_at_one_time(farm: MailFarm) -> None:
     clients = [await connected(farm, "mx1.connlimit-1.example") for _ in range(3)]
     with pytest.raises(aiosmtplib.SMTPConnectError):
         await connected(farm, "mx1.connlimit-1.example")
@@ -233,7 +235,9 @@ async def test_a_provider_refuses_us_while_the_others_talk(farm: MailFarm) -> No
     assert await rcpts(farm, "mx1.bigmail.example", asked) == [250]
 
 
-async def test_the_log_tells_repeated_questions_and_sessions_too_close(farm: MailFarm, tmp_path: Path) -> None:
+async def test_the_farms_log_reports_repeated_questions_and_sessions_that_were_too_close(
+    farm: MailFarm, tmp_path: Path
+) -> None:
     for domain in ("info-1.example", "info-1.example", "info-2.example"):
         await rcpts(farm, f"mx1.{domain}", f"info@{domain}", f"q7x2@{domain}")
     await asyncio.sleep(0.05)  # the server sees the last close
@@ -245,7 +249,7 @@ async def test_the_log_tells_repeated_questions_and_sessions_too_close(farm: Mai
         assert [code[:3] for _, code in log.sessions("info-2.example")[0].recipients] == ["250", "550"]
 
 
-async def test_hosts_share_addresses_once_there_are_too_many() -> None:
+async def test_hosts_share_addresses_once_the_farm_has_none_left_of_their_own() -> None:
     async with MailFarm(own_addresses=2) as farm:
         used = [await address(farm, f"mx1.info-{n}.example") for n in range(6)]
         assert len(set(used)) == 3
@@ -253,7 +257,7 @@ async def test_hosts_share_addresses_once_there_are_too_many() -> None:
         assert [session.domain for session in farm.log.sessions()] == ["info-5.example"]
 
 
-async def test_a_reply_waits_for_its_delay() -> None:
+async def test_the_farm_delays_each_reply_as_set() -> None:
     async with MailFarm(reply_delay_s=0.1) as farm:
         began = time.monotonic()
         await rcpts(farm, "mx1.info-1.example", "info@info-1.example")

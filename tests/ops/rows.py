@@ -15,7 +15,7 @@ from ct_stream.gate.records import Parked
 from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy
-from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.gate.waits import NOTHING, Wait, WaitReason, WaitsOn
 from ct_stream.store.database import Database
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.parked import ParkedCompanies
@@ -94,12 +94,20 @@ async def record(gate_dsn: str, *outcomes: Outcome, stamp: bool = True) -> None:
             await batches.stop()
 
 
-async def park(gate_dsn: str, outreach_id: UUID, reason: WaitReason, detail: str) -> None:
-    """Put a company away undecided, for an hour."""
+async def park(
+    gate_dsn: str,
+    outreach_id: UUID,
+    reason: WaitReason,
+    detail: str,
+    *,
+    after_s: float | None = 3600.0,
+    waits_on: WaitsOn = NOTHING,
+) -> None:
+    """Park an undecided company as a worker does, by default for an hour."""
     async with _database(gate_dsn) as database:
         passes = ParkedCompanies(database, "test/1", "1")
         passes.park.start()
-        wait = Wait(reason=reason, detail=detail, after_s=3600)
+        wait = Wait(reason=reason, detail=detail, after_s=after_s, waits_on=waits_on)
         await passes.park(
             Parked(
                 origin=origin(outreach_id),

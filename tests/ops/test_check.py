@@ -56,14 +56,16 @@ async def test_an_honest_yes_is_a_pass_with_its_transcript(settings: Settings) -
         pytest.param("blocklist-at-bigmail-1.example", "HELD", None, id="a provider refuses us"),
     ],
 )
-async def test_every_outcome_is_told(settings: Settings, domain: str, outcome: str, code: str | None) -> None:
+async def test_check_returns_each_outcome_with_its_transcript_and_reason(
+    settings: Settings, domain: str, outcome: str, code: str | None
+) -> None:
     checked = await ask(settings, domain)
     assert (checked.outcome, checked.failure_code) == (outcome, code)
     assert checked.transcript
     assert checked.reason or outcome == "PASS"
 
 
-async def test_our_own_trouble_is_held_not_failed(farm: MailFarm, settings: Settings) -> None:
+async def test_check_answers_held_when_our_own_network_is_broken(farm: MailFarm, settings: Settings) -> None:
     farm.faults.block_smtp("refused")
     checked = await ask(settings, "info-a.example")
     assert (checked.outcome, checked.held_by) == ("HELD", "control")
@@ -71,12 +73,12 @@ async def test_our_own_trouble_is_held_not_failed(farm: MailFarm, settings: Sett
     assert (await ask(settings, "info-b.example")).outcome == "HELD"
 
 
-async def test_what_is_no_domain_is_wrong_input(settings: Settings) -> None:
+async def test_check_refuses_input_that_is_not_a_domain(settings: Settings) -> None:
     with pytest.raises(WrongInput, match="CT-I-NO-DOMAIN"):
         await ask(settings, "https://acme.example/about")
 
 
-async def test_with_a_database_the_shared_limits_count_and_halts_are_obeyed(
+async def test_check_with_a_database_counts_against_the_shared_limits_and_obeys_halts(
     settings: Settings, database: DatabaseDsns
 ) -> None:
     settings = replace(settings, postgres_dsn=database.gate)
@@ -96,7 +98,7 @@ async def test_with_a_database_the_shared_limits_count_and_halts_are_obeyed(
     assert checked.reason == "TOOL-005 is halted: refused by 5"
 
 
-async def test_a_database_that_is_away_is_named(settings: Settings) -> None:
+async def test_check_names_a_database_that_does_not_answer(settings: Settings) -> None:
     settings = replace(settings, postgres_dsn="postgresql://ct_gate:x@127.0.0.1:1/outreach?sslmode=disable")
     with pytest.raises(ServiceTrouble, match=r"Postgres \(CT_POSTGRES_DSN\) does not answer"):
         await ask(settings, "info-a.example")

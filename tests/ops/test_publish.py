@@ -20,7 +20,7 @@ from tests.brokers import lend_broker
 ID = "4B0C2F5E-6A0B-4F57-9D4E-0F6F3B0C7A11"
 
 
-def test_the_key_is_the_id_in_its_one_spelling() -> None:
+def test_publish_uses_the_id_in_its_canonical_spelling_as_the_key() -> None:
     (event,) = read_events([f'{{"outreach_id": "{ID}", "correlation_id": "c-1"}}\n'], ids=False)
     assert event.key == ID.lower().encode()
     read = read_spine_created(event.key, event.value)
@@ -28,7 +28,7 @@ def test_the_key_is_the_id_in_its_one_spelling() -> None:
     assert (str(read.outreach_id), read.correlation_id, read.key_missing) == (ID.lower(), "c-1", False)
 
 
-def test_bare_ids_and_empty_lines_are_read() -> None:
+def test_publish_reads_bare_ids_and_skips_empty_lines() -> None:
     events = read_events([f"{ID}\n", "\n", f"  {uuid4()}  "], ids=True)
     assert len(events) == 2
 
@@ -44,7 +44,7 @@ def test_bare_ids_and_empty_lines_are_read() -> None:
         pytest.param("\udcff", "line 2: not-json", id="not UTF-8"),
     ],
 )
-def test_a_wrong_line_is_named_and_nothing_is_sent(line: str, says: str) -> None:
+def test_publish_names_a_wrong_line_and_sends_nothing(line: str, says: str) -> None:
     with pytest.raises(WrongInput) as caught:
         read_events([f'{{"outreach_id": "{ID}"}}', line], ids=False)
     first, last = caught.value.problems
@@ -52,15 +52,15 @@ def test_a_wrong_line_is_named_and_nothing_is_sent(line: str, says: str) -> None
     assert last.startswith("nothing was sent; correct these lines")
 
 
-def test_many_wrong_lines_are_counted() -> None:
+def test_publish_shows_some_wrong_lines_and_counts_the_rest() -> None:
     with pytest.raises(WrongInput, match="and 15 more wrong lines"):
         read_events(["x"] * 25, ids=True)
 
 
-async def test_what_is_published_is_read_back_by_replay(tmp_path: Path) -> None:
+async def test_replay_reads_back_what_publish_sent(tmp_path: Path) -> None:
     async with lend_broker(tmp_path) as bootstrap:
         settings = Settings(kafka_bootstrap=bootstrap)
-        with pytest.raises(ServiceTrouble, match=r"topic spine\.created is missing; make it with `ct-stream topics`"):
+        with pytest.raises(ServiceTrouble, match=r"topic spine\.created is missing; create it with `ct-stream topics`"):
             await publish(settings, read_events([ID], ids=True))
         await create_topics(settings)
         ids = [str(uuid4()) for _ in range(1200)]
@@ -75,7 +75,7 @@ async def test_what_is_published_is_read_back_by_replay(tmp_path: Path) -> None:
             await anext(replay(settings, partition=99))
 
 
-async def test_a_broker_that_knows_no_times_and_ends_is_not_asked_for_them(tmp_path: Path) -> None:
+async def test_lag_and_replay_by_time_say_that_the_embedded_broker_does_not_support_them(tmp_path: Path) -> None:
     """The embedded one; what Apache Kafka says is in tests/kafka."""
     async with EmbeddedBroker(tmp_path) as broker:
         settings = Settings(kafka_bootstrap=broker.bootstrap)
@@ -86,6 +86,6 @@ async def test_a_broker_that_knows_no_times_and_ends_is_not_asked_for_them(tmp_p
             await lag(settings)
 
 
-async def test_no_broker_is_one_line() -> None:
+async def test_publish_says_in_one_line_that_no_broker_answers() -> None:
     with pytest.raises(ServiceTrouble, match=r"Kafka at 127\.0\.0\.1:1 does not answer"):
         await publish(Settings(kafka_bootstrap="127.0.0.1:1"), read_events([ID], ids=True))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.conftest import DatabaseDsns
 
 
-async def test_each_record_comes_with_its_outcome(tmp_path: Path, database: DatabaseDsns) -> None:
+async def test_replay_shows_each_record_with_its_outcome(tmp_path: Path, database: DatabaseDsns) -> None:
     outcome = failed(FailureCode.NO_MX)
     await record(database.gate, outcome)
     undecided = "4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11"

@@ -9,7 +9,8 @@ from uuid import uuid4
 import pytest
 
 from ct_stream.gate.failures import FailureCode
-from ct_stream.gate.waits import WaitReason
+from ct_stream.gate.questions import ControlKind
+from ct_stream.gate.waits import NOTHING, WaitReason, WaitsOn
 from ct_stream.ops import reports
 from ct_stream.ops.story import story, story_lines
 from ct_stream.ops.troubles import ServiceTrouble
@@ -41,7 +42,9 @@ async def test_failures_carry_the_runbooks_words(database: DatabaseDsns, setting
     assert len(await reports.failures(settings, since=DAY, code=None, limit=10)) == 2
 
 
-async def test_a_code_of_before_the_gate_goes_to_engineering(database: DatabaseDsns, settings: Settings) -> None:
+async def test_an_unknown_failure_code_from_before_the_gate_is_escalated_to_engineering(
+    database: DatabaseDsns, settings: Settings
+) -> None:
     await execute(
         database.admin,
         "INSERT INTO outreach.company_target_errors (outreach_id, failure_code) VALUES ($1, 'OLD-CODE')",
@@ -51,7 +54,7 @@ async def test_a_code_of_before_the_gate_goes_to_engineering(database: DatabaseD
     assert (row["failure_code"], row["count"], row["escalate_to"]) == ("OLD-CODE", 1, "Engineering (check logs)")
 
 
-async def test_the_pass_rate_of_a_quiet_day_is_none(settings: Settings) -> None:
+async def test_without_decisions_there_is_no_pass_rate(settings: Settings) -> None:
     assert await reports.pass_rate(settings, since=DAY) == {"passed": 0, "failed": 0, "pass_rate": None}
 
 
@@ -61,11 +64,61 @@ async def test_held_says_why_and_what_ends_it(database: DatabaseDsns, settings: 
     groups, companies = await reports.held(settings, reason=None, limit=10)
     assert [(g["reason"], g["state"], g["companies"]) for g in groups] == [("daily_cap", "waiting", 1)]
     assert companies[0]["outreach_id"] == waiting
-    assert companies[0]["what_ends_it"].startswith("time: looked at again at ")
+    assert companies[0]["what_ends_it"].startswith("the next UTC day begins; looked at again at ")
     assert await reports.held(settings, reason="halted", limit=10) == ([], [])
 
 
-async def test_a_decided_company_is_told_from_event_to_publication(database: DatabaseDsns, settings: Settings) -> None:
+ENDS = {
+    WaitReason.SPINE_GRACE: (1.0, NOTHING, "it appears in the spine"),
+    WaitReason.SPINE_CONTROL: (30.0, WaitsOn.spine(), "the check of the spine succeeds"),
+    WaitReason.RATE_LIMIT: (1.0, NOTHING, "a short time passes"),
+    WaitReason.DAILY_CAP: (3600.0, WaitsOn.cap("TOOL-005"), "the next UTC day begins, or a unit of today"),
+    WaitReason.DOMAIN_BUSY: (None, WaitsOn.domain("acme.example"), "the company that asks acme.example now is done"),
+    WaitReason.PROVIDER_BUSY: (None, WaitsOn.place("bigmail.example"), "one of our sessions at bigmail.example ends"),
+    WaitReason.PROVIDER_CLOSED: (
+        *(None, WaitsOn.provider("bigmail.example")),
+        "another company talks normally with bigmail.example, or a person resumes it: "
+        "ct-stream guardrails resume provider:bigmail.example",
+    ),
+    WaitReason.PROVIDER_SILENT: (600.0, NOTHING, "it is known whether the provider is silent for other companies too"),
+    WaitReason.HALTED: (None, WaitsOn.tool("TOOL-005"), "a worker sees within seconds"),  # it is open here
+    WaitReason.CONTROL: (None, WaitsOn.control(ControlKind.SMTP), "a control shows that our way out to port 25 works"),
+    WaitReason.RESOLVER: (1.0, WaitsOn.control(ControlKind.DNS), "a short time passes"),  # only `check` says it
+    WaitReason.REFUSED: (
+        *(600.0, WaitsOn.provider("bigmail.example")),
+        "it is known whether other companies are refused too",
+    ),
+    WaitReason.OUR_RATE: (None, WaitsOn.provider("bigmail.example"), "another company talks normally with"),
+    WaitReason.TIER2: (30.0, WaitsOn.vendor(), "the vendor gives a usable answer, or its turn comes"),
+    WaitReason.OUR_MACHINE: (5.0, NOTHING, "a short time passes"),
+    WaitReason.OUR_BUG: (5.0, NOTHING, "a short time passes"),
+    WaitReason.DRAIN: (0.0, NOTHING, "it is over: the next free worker continues with the company"),
+}
+
+
+@pytest.mark.parametrize("reason", WaitReason)
+async def test_held_says_in_a_sentence_what_ends_each_kind_of_wait(
+    database: DatabaseDsns, settings: Settings, reason: WaitReason
+) -> None:
+    after_s, waits_on, sentence = ENDS[reason]
+    await park(database.gate, uuid4(), reason, "why", after_s=after_s, waits_on=waits_on)
+    _, companies = await reports.held(settings, reason=None, limit=10)
+    assert companies[0]["what_ends_it"].startswith(sentence)
+
+
+async def test_held_names_the_command_that_resumes_a_halted_tool(database: DatabaseDsns, settings: Settings) -> None:
+    await execute(
+        database.admin,
+        "INSERT INTO outreach.ct_guardrails (key, state, reason) VALUES ('tool:TOOL-005', 'halted', 'listed')",
+    )
+    await park(database.gate, uuid4(), WaitReason.HALTED, "why", after_s=None, waits_on=WaitsOn.tool("TOOL-005"))
+    _, companies = await reports.held(settings, reason=None, limit=10)
+    assert companies[0]["what_ends_it"] == "a person resumes it: ct-stream guardrails resume tool:TOOL-005"
+
+
+async def test_show_tells_the_story_of_a_decided_company_from_event_to_publication(
+    database: DatabaseDsns, settings: Settings
+) -> None:
     outcome = failed(FailureCode.NO_PATTERN, reason="mx1.acme.example refused all 8 patterns")
     await execute(
         database.admin,
@@ -85,7 +138,7 @@ async def test_a_decided_company_is_told_from_event_to_publication(database: Dat
     assert "published  to ct.fail at " in text
 
 
-async def test_an_outcome_that_is_not_published_says_so(database: DatabaseDsns, settings: Settings) -> None:
+async def test_show_says_that_an_outcome_is_not_published_yet(database: DatabaseDsns, settings: Settings) -> None:
     outcome = passed()
     await record(database.gate, outcome, stamp=False)
     text = await told(settings, outcome.outreach_id)
@@ -93,7 +146,9 @@ async def test_an_outcome_that_is_not_published_says_so(database: DatabaseDsns, 
     assert "published  not yet, to ct.pass" in text
 
 
-async def test_a_waiting_company_is_told_with_its_answers_so_far(database: DatabaseDsns, settings: Settings) -> None:
+async def test_show_gives_a_waiting_companys_reason_and_its_answers_so_far(
+    database: DatabaseDsns, settings: Settings
+) -> None:
     waiting = uuid4()
     await park(database.gate, waiting, WaitReason.PROVIDER_CLOSED, "provider bigmail.example is closed")
     text = await told(settings, waiting)
@@ -102,14 +157,16 @@ async def test_a_waiting_company_is_told_with_its_answers_so_far(database: Datab
     assert "why        provider bigmail.example is closed" in text
 
 
-async def test_a_company_without_an_event_and_an_unknown_one_differ(database: DatabaseDsns, settings: Settings) -> None:
+async def test_show_tells_a_company_without_an_event_from_an_unknown_one(
+    database: DatabaseDsns, settings: Settings
+) -> None:
     quiet = uuid4()
     await execute(database.admin, "INSERT INTO outreach.outreach (outreach_id) VALUES ($1)", quiet)
     assert (await story(settings, quiet))["state"] == "not_seen"
     assert (await story(settings, uuid4()))["state"] == "unknown"
 
 
-async def test_a_guardrail_is_resumed_by_the_audited_function(database: DatabaseDsns, settings: Settings) -> None:
+async def test_resuming_a_guardrail_is_logged_with_login_and_reason(database: DatabaseDsns, settings: Settings) -> None:
     await execute(database.gate, "SELECT outreach.ct_set_guardrail('tool:TOOL-005', 'halted', 'refused by 5', NULL)")
     (rail,) = await reports.guardrails(settings)
     assert (rail["key"], rail["state"], rail["changed_by"]) == ("tool:TOOL-005", "halted", "ct_gate")
@@ -120,13 +177,13 @@ async def test_a_guardrail_is_resumed_by_the_audited_function(database: Database
     assert await reports.resume_guardrail(settings, "spine", "never halted") == "open already"
 
 
-async def test_a_wrong_password_is_a_wrong_setting(database: DatabaseDsns) -> None:
+async def test_a_wrong_password_is_reported_as_a_wrong_setting(database: DatabaseDsns) -> None:
     wrong = Settings(postgres_ops_dsn=database.ops.replace("only-on-loopback", "guessed"))
     with pytest.raises(SettingsError, match="CT_POSTGRES_OPS_DSN is refused by Postgres"):
         await reports.guardrails(wrong)
 
 
-async def test_a_database_without_the_gates_tables_names_migrate(database: DatabaseDsns) -> None:
+async def test_reports_name_migrate_for_a_database_without_the_gates_tables(database: DatabaseDsns) -> None:
     other = Settings(postgres_ops_dsn=database.ops.rpartition("/")[0] + "/postgres?sslmode=disable")
     with pytest.raises(ServiceTrouble, match="run `ct-stream migrate`"):
         await reports.guardrails(other)

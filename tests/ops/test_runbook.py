@@ -1,18 +1,24 @@
-"""The runbook's three queries run as they stand, with the login that people have."""
+"""The runbook's queries run as they stand, with the login that people have, and its tables name what the code knows."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 
 from ct_stream.gate.failures import FailureCode
+from ct_stream.gate.waits import WaitReason
+from ct_stream.ops.verify.kinds import Kind, is_note
 from ct_stream.store.queries import query
 from tests.ops.rows import failed, passed, record
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseDsns
+
+RUNBOOK = Path("ops/runbooks/company-target.md").read_text("utf-8")
 
 RECENT_FAILURES = """
 SELECT outreach_id, failure_code, blocking_reason, created_at
@@ -46,7 +52,7 @@ async def rows(dsn: str, statement: str) -> list[dict[str, object]]:
         await connection.close()
 
 
-async def test_the_three_queries_answer_people(database: DatabaseDsns) -> None:
+async def test_the_runbooks_three_queries_run_with_a_persons_login(database: DatabaseDsns) -> None:
     older = [failed(FailureCode.NO_MX), failed(FailureCode.NOT_FOUND), passed()]
     newest = failed(FailureCode.NO_MX, reason="the domain has no MX records")
     await record(database.gate, *older, newest)
@@ -68,6 +74,21 @@ async def test_the_pass_rate_query_divides_by_zero_on_a_quiet_day(database: Data
         await rows(database.ops, PASS_RATE)
 
 
+def first_column(head: str) -> list[str]:
+    """Return the names in the first column of the runbook's table that begins with this head."""
+    table = RUNBOOK.partition(head)[2].partition("\n\n")[0]
+    return sorted(name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1]))
+
+
+def test_the_runbook_has_a_row_for_each_wait_reason_and_no_other() -> None:
+    assert first_column("| reason | why it waits |") == sorted(reason.value for reason in WaitReason)
+
+
+def test_the_runbook_has_a_row_for_each_finding_of_verify_and_no_other() -> None:
+    assert first_column("| kind | most likely cause |") == sorted(kind.value for kind in Kind if not is_note(kind))
+    assert first_column("| kind | means |") == sorted(kind.value for kind in Kind if is_note(kind))
+
+
 @pytest.mark.parametrize(
     ("name", "statement"),
     [
@@ -76,6 +97,6 @@ async def test_the_pass_rate_query_divides_by_zero_on_a_quiet_day(database: Data
         ("runbook_pass_rate", PASS_RATE),
     ],
 )
-def test_the_demo_runs_the_same_words(name: str, statement: str) -> None:
+def test_the_demo_runs_the_runbooks_queries_word_for_word(name: str, statement: str) -> None:
     without_comments = [line for line in query(name).splitlines() if not line.startswith("--")]
     assert "\n".join(without_comments).strip() == statement.strip()

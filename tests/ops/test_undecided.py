@@ -34,7 +34,9 @@ async def sent(settings: Settings) -> list[UUID]:
     return [record["outreach_id"] async for record in replay(Settings(kafka_bootstrap=settings.kafka_bootstrap))]
 
 
-async def test_only_old_companies_without_outcome_and_wait_are_sent(tmp_path: Path, database: DatabaseDsns) -> None:
+async def test_publish_undecided_sends_only_old_companies_without_an_outcome_or_a_wait(
+    tmp_path: Path, database: DatabaseDsns
+) -> None:
     lost = [undecided(has_event=False) for _ in range(1100)]
     others = [
         undecided(has_event=False, spine_at=datetime.now(UTC)),
@@ -58,7 +60,7 @@ async def test_only_old_companies_without_outcome_and_wait_are_sent(tmp_path: Pa
         assert await publish_undecided(settings, older_than=None, limit=None, dry_run=True) == 1101
 
 
-async def test_who_is_decided_meanwhile_is_not_sent(
+async def test_a_company_that_is_decided_during_publish_undecided_is_not_sent(
     tmp_path: Path, database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the reading of the spine and the sending of a batch the gate decides one of the companies."""
@@ -83,21 +85,21 @@ async def test_who_is_decided_meanwhile_is_not_sent(
         assert set(await sent(settings)) == {one.id for one in companies} - {decided}
 
 
-async def test_the_event_is_the_one_that_publish_makes() -> None:
+async def test_publish_undecided_sends_the_same_event_as_publish() -> None:
     outreach_id = undecided().id
     assert [sending_again._event(outreach_id)] == read_events([str(outreach_id)], ids=True)
 
 
-async def test_a_spine_without_created_at_needs_a_plain_word(database: DatabaseDsns) -> None:
+async def test_publish_undecided_needs_all_where_the_spine_has_no_created_at(database: DatabaseDsns) -> None:
     await execute(database.admin, "ALTER TABLE outreach.outreach DROP COLUMN created_at")
     await execute(database.admin, "INSERT INTO outreach.outreach (outreach_id) VALUES (gen_random_uuid())")
     settings = Settings(postgres_ops_dsn=database.ops)
-    with pytest.raises(ServiceTrouble, match=r"has no column created_at .* give --all instead of --older-than"):
+    with pytest.raises(ServiceTrouble, match=r"no timestamp column created_at; .* give --all instead of --older-than"):
         await publish_undecided(settings, older_than=HOUR, limit=None, dry_run=True)
     assert await publish_undecided(settings, older_than=None, limit=None, dry_run=True) == 1
 
 
-async def test_a_login_without_the_grant_is_sent_to_migrate(database: DatabaseDsns) -> None:
+async def test_a_login_without_a_grant_on_the_spine_is_told_to_run_migrate(database: DatabaseDsns) -> None:
     await execute(database.admin, "REVOKE ALL ON outreach.outreach FROM ct_ops")
     await execute(database.admin, "GRANT SELECT (outreach_id, domain) ON outreach.outreach TO ct_ops")
     with pytest.raises(ServiceTrouble, match="run `ct-stream migrate`"):

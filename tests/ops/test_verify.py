@@ -55,7 +55,9 @@ def ids(report: Report) -> dict[str, set[str | None]]:
     }
 
 
-async def test_each_violation_is_found_among_thousands_that_agree(tmp_path: Path, database: DatabaseDsns) -> None:
+async def test_verify_finds_each_kind_of_violation_among_thousands_that_agree(
+    tmp_path: Path, database: DatabaseDsns
+) -> None:
     async with a_place(tmp_path, database) as (place, settings):
         await place.plant(many(3000))
         await place.plant(well())
@@ -75,7 +77,7 @@ async def test_each_violation_is_found_among_thousands_that_agree(tmp_path: Path
     assert lost.examples[0].told()["outreach_id"] == str(planted["spine_without_outcome"][0])
 
 
-async def test_nothing_is_found_where_all_agrees_and_nothing_is_changed(
+async def test_verify_finds_nothing_where_all_agrees_and_changes_nothing(
     tmp_path: Path, database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with a_place(tmp_path, database) as (place, settings):
@@ -94,7 +96,9 @@ async def test_nothing_is_found_where_all_agrees_and_nothing_is_changed(
     )
 
 
-async def test_what_a_second_look_explains_is_no_violation(tmp_path: Path, database: DatabaseDsns) -> None:
+async def test_a_difference_that_is_gone_at_the_second_look_is_no_violation(
+    tmp_path: Path, database: DatabaseDsns
+) -> None:
     """A spine row without an outcome at the first look gets one before the second."""
     async with a_place(tmp_path, database) as (place, settings):
         await place.plant(many(20))
@@ -118,26 +122,30 @@ async def test_what_a_second_look_explains_is_no_violation(tmp_path: Path, datab
         assert (await run).found == {}
 
 
-async def test_a_spine_without_created_at_is_said_not_guessed(tmp_path: Path, database: DatabaseDsns) -> None:
+async def test_verify_says_that_it_cannot_know_the_age_of_spine_rows_without_created_at(
+    tmp_path: Path, database: DatabaseDsns
+) -> None:
     await execute(database.admin, "ALTER TABLE outreach.outreach DROP COLUMN created_at")
     await execute(database.admin, "INSERT INTO outreach.outreach (outreach_id) VALUES ($1)", uuid4())
     async with a_place(tmp_path, database) as (_, settings):
         report = await compare(settings)
     assert not report.violations
     assert report.found[Kind.SPINE_OF_UNKNOWN_AGE].count == 1
-    assert any("has no column created_at" in what for what in report.not_told)
+    assert any("has no timestamp column created_at" in what for what in report.not_told)
 
 
-async def test_a_missing_topic_and_a_dead_database_are_one_line(tmp_path: Path, database: DatabaseDsns) -> None:
+async def test_verify_says_in_one_line_what_is_missing_or_does_not_answer(
+    tmp_path: Path, database: DatabaseDsns
+) -> None:
     async with lend_broker(tmp_path) as bootstrap:
-        with pytest.raises(ServiceTrouble, match=r"topic \S+ is missing; make it with `ct-stream topics`"):
+        with pytest.raises(ServiceTrouble, match=r"topic \S+ is missing; create it with `ct-stream topics`"):
             await compare(Settings(kafka_bootstrap=bootstrap, postgres_ops_dsn=database.ops))
     with pytest.raises(ServiceTrouble, match="does not answer"):
         await compare(Settings(kafka_bootstrap="127.0.0.1:1", postgres_ops_dsn=database.ops))
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-async def test_an_interrupted_comparison_leaves_nothing_behind(
+async def test_verify_leaves_no_files_behind_when_it_is_interrupted(
     tmp_path: Path, database: DatabaseDsns, how: signal.Signals
 ) -> None:
     async with a_place(tmp_path, database) as (place, settings):
@@ -164,12 +172,12 @@ async def test_an_interrupted_comparison_leaves_nothing_behind(
         assert list(spill.iterdir()) == []
 
 
-def test_every_kind_says_what_to_do() -> None:
+def test_every_finding_of_verify_says_what_to_do() -> None:
     assert set(MEANINGS) == set(Kind)
     assert all(meaning.todo and meaning.sentence for meaning in MEANINGS.values())
 
 
-def test_the_digest_sees_every_part() -> None:
+def test_the_digest_of_a_record_depends_on_its_key_its_value_and_each_header() -> None:
     headers = [("a", b"1"), ("b", b"\xff")]
     whole = digest_of(b"k", b"v", headers)
     others = [

@@ -44,7 +44,9 @@ def kinds(row: Recorded, *, events: tuple[Event, ...] = (), records: tuple[Publi
         ),
     ],
 )
-def test_what_agrees(row: Recorded, records: tuple[Published, ...]) -> None:
+def test_verify_reports_nothing_about_a_company_whose_records_agree(
+    row: Recorded, records: tuple[Published, ...]
+) -> None:
     assert kinds(row, events=(DONE,), records=records) == []
 
 
@@ -76,14 +78,16 @@ def test_what_agrees(row: Recorded, records: tuple[Published, ...]) -> None:
         ),
     ],
 )
-def test_what_does_not_agree_is_one_finding(row: Recorded, given: dict[str, Any], found: str) -> None:
+def test_verify_reports_each_disagreement_as_exactly_one_finding(
+    row: Recorded, given: dict[str, Any], found: str
+) -> None:
     assert kinds(row, **given) == [found]
 
 
-def test_a_new_spine_row_and_a_wait_are_well() -> None:
+def test_verify_reports_neither_a_new_spine_row_nor_a_wait() -> None:
     assert kinds(UNDECIDED._replace(is_spine_old=False)) == []
     assert kinds(UNDECIDED._replace(pass_state="waiting"), events=(DONE,)) == []
 
 
-def test_a_record_on_the_wrong_topic_is_told_with_what_is_missing() -> None:
+def test_a_record_on_the_wrong_topic_is_reported_there_and_as_missing_from_its_own() -> None:
     assert kinds(PASS, records=(Published(1, 0, 0, DIGEST),)) == ["differs_from_ledger", "not_on_topic"]

@@ -67,14 +67,16 @@ def settings(database: DatabaseDsns) -> Settings:
     return Settings(postgres_ops_dsn=database.ops)
 
 
-async def test_under_the_same_rules_nothing_changes(database: DatabaseDsns, settings: Settings) -> None:
+async def test_whatif_under_the_same_rules_changes_nothing(database: DatabaseDsns, settings: Settings) -> None:
     await record(database.gate, *(decided(*replies) for replies in (PASS_INFO, PASS_CONTACT, ALL_NO, ALL_GREY)))
     result = await whatif(settings, OWN, since=WEEK, limit=10)
     assert dict(result.kinds) == {"same": 4}
     assert dict(result.decided_by) == {OWN.version: 4}
 
 
-async def test_a_shorter_list_fails_who_passed_by_what_it_lacks(database: DatabaseDsns, settings: Settings) -> None:
+async def test_whatif_without_a_pattern_fails_the_companies_that_passed_by_it(
+    database: DatabaseDsns, settings: Settings
+) -> None:
     contact = decided(*PASS_CONTACT)
     await record(database.gate, decided(*PASS_INFO), contact, decided(*ALL_NO))
     before = await everything(database)
@@ -85,7 +87,7 @@ async def test_a_shorter_list_fails_who_passed_by_what_it_lacks(database: Databa
     assert await everything(database) == before
 
 
-async def test_a_wider_list_cannot_be_told_where_it_would_have_asked(
+async def test_whatif_does_not_guess_the_answer_to_a_mailbox_that_was_never_asked(
     database: DatabaseDsns, settings: Settings
 ) -> None:
     await record(database.gate, decided(*PASS_INFO), decided(*ALL_NO), decided(*ALL_NO))
@@ -94,7 +96,9 @@ async def test_a_wider_list_cannot_be_told_where_it_would_have_asked(
     assert dict(result.moves) == {("cannot tell", "FAIL CT-M-NO-PATTERN", "rcpt:sales was never asked"): 2}
 
 
-async def test_other_spans_adopted_rows_and_unreadable_transcripts(database: DatabaseDsns, settings: Settings) -> None:
+async def test_whatif_leaves_out_older_and_adopted_outcomes_and_counts_unreadable_transcripts(
+    database: DatabaseDsns, settings: Settings
+) -> None:
     old, strange, adopted = decided(*ALL_NO), decided(*ALL_NO), decided(*ALL_NO)
     await record(database.gate, old, strange, adopted)
     await change(database.admin, "decided_at = now() - interval '8 days'", old.outreach_id)

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from ct_stream.gate.attempts import TIME_IS_UP
 from ct_stream.gate.evidence import answered, met_trouble, without_trouble
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.memory import Memory, memorable, recalled
@@ -374,7 +375,7 @@ async def test_a_used_up_deadline_leaves_the_mx_unavailable() -> None:
     scripted = Scripted(SPINE, None, WAIT)
     run = PassDriver(ID, RULES, scripted.world(), deadline_s=1.0, spent_s=1.0)
     assert isinstance(await run.run(), Waiting)
-    assert run.exchanges[-1].answer == MxAnswer(status=MxStatus.UNAVAILABLE, detail="the pass deadline was reached")
+    assert run.exchanges[-1].answer == MxAnswer(status=MxStatus.UNAVAILABLE, detail=TIME_IS_UP)
 
 
 async def test_the_middle_stage_alone_needs_no_spine() -> None:

@@ -1,4 +1,4 @@
-"""A process that stood still knows it, before any of its timers may speak."""
+"""A process that was paused knows it before any of its timers fires."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def test_a_timer_that_ran_out_during_a_pause_sees_the_pause() -> None:
     timed_out = None
     try:
         async with asyncio.timeout(0.1):
-            time.sleep(STALL_S + 0.5)  # noqa: ASYNC251 - the loop stands still
+            time.sleep(STALL_S + 0.5)  # noqa: ASYNC251 - the loop is paused
             assert pulse.stalled_since(begin), "whoever asks before the next beat"
             await asyncio.sleep(10)
     except TimeoutError:

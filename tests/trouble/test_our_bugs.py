@@ -50,7 +50,7 @@ async def test_an_exception_makes_its_own_company_stuck_at_the_third_and_twenty_
         assert "LookupError: no such key in info-bug0.example" in row["traceback"]
         held = await stack.admin.fetchrow("SELECT state, what_ends_it FROM outreach.ct_held")
         assert held is not None
-        assert tuple(held) == ("stuck", "a worker of another version tries it again")
+        assert tuple(held) == ("stuck", "a worker of another version tries it again when it starts")
         assert worker.poll() is None, "one stuck company ended the worker"
 
         await stack.publish(await stack.mint([f"info-bug{n}.example" for n in range(1, 20)]))

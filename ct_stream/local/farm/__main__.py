@@ -12,7 +12,7 @@ import uvloop
 from ct_stream.local.farm.mailfarm import MailFarm
 from ct_stream.local.farm.remote import FarmControl, State
 from ct_stream.local.farm.scenarios import SCENARIOS, Expected
-from ct_stream.local.processes import raise_descriptor_limit
+from ct_stream.local.processes import in_a_shell, raise_descriptor_limit
 
 
 async def run(*, state_path: Path | None, log_path: Path | None, reply_delay_s: float, own_addresses: int) -> None:
@@ -50,7 +50,7 @@ def introduction(state: State) -> list[str]:
         "In another terminal (Ctrl-C here ends the farm):",
         "",
         *(f"export {name}={value}" for name, value in state["env"].items()),
-        "ct-stream check info-acme.example",
+        f"{in_a_shell()} check info-acme.example",
     ]
 
 

@@ -76,7 +76,7 @@ async def _replication(cluster: _Cluster) -> Seen:
     return verdict(
         "replication",
         ok=not few,
-        good=f"each partition has {cluster.copies} of {cluster.copies} copies that {cluster.brokers} brokers allow",
+        good=f"each partition has at least {cluster.copies} copies, on {cluster.brokers} brokers",
         bad=f"fewer than {cluster.copies} copies: {', '.join(few)}",
         action="move them to more brokers with kafka-reassign-partitions",
     )
@@ -88,7 +88,7 @@ async def _topic_settings(cluster: _Cluster) -> Seen:
     try:
         configs = await _configs(cluster.admin, _present(cluster))
     except (KafkaError, ValueError, IndexError) as error:
-        return Check(name="topic settings", ok=None, detail=f"this broker does not tell them: {error}")
+        return Check(name="topic settings", ok=None, detail=f"this broker does not say: {error}")
     wrong = []
     for plan in topic_plans(1, min_insync=2 if cluster.copies == _MOST_COPIES else None):
         found = configs.get(plan.name, {})
@@ -111,7 +111,7 @@ async def _topic_settings(cluster: _Cluster) -> Seen:
 async def _idempotent_producer(cluster: _Cluster) -> Check:
     if await supports_idempotence(cluster.settings):
         return Check(name="idempotent producer", ok=True, detail="supported")
-    detail = "not supported by this broker, nor are lag and replay by time; enough for trying things out"
+    detail = "not supported by this broker, and neither are lag and replay by time; good enough to try things out"
     return Check(name="idempotent producer", ok=None, detail=detail)
 
 

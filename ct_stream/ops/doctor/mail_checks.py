@@ -57,7 +57,7 @@ async def _resolvers(settings: Settings) -> list[Check]:
 async def _second_resolver(settings: Settings) -> Seen:
     if len(_resolver(settings).servers) != 1:
         return ()
-    detail = "there is none: a domain without MX is not confirmed by another"
+    detail = "there is none, so nothing confirms the first when it finds no MX"
     return Check(name="second resolver", ok=None, detail=detail)
 
 
@@ -131,12 +131,14 @@ async def _reverse_dns(name: _Name) -> Seen:
     if not name.addresses:
         return ()
     names = {address: await _names_of(name.settings, address) for address in name.addresses}
-    wrong = [f"{address} is {' and '.join(its) or 'nobody'}" for address, its in names.items() if name.helo not in its]
+    wrong = [
+        f"{address} leads to {' and '.join(its) or 'no name'}" for address, its in names.items() if name.helo not in its
+    ]
     return verdict(
         "reverse DNS",
         ok=not wrong,
         good=f"leads back to {name.helo}",
-        bad=f"{'; '.join(wrong)}, not {name.helo}",
+        bad=f"{'; '.join(wrong)}, but must lead to {name.helo}",
         action=f"have the owner of the address set its PTR record to {name.helo}",
     )
 
@@ -149,7 +151,7 @@ async def _our_address(name: _Name) -> Seen:
         "our address",
         ok=own in name.addresses,
         good=f"connections leave from {own}",
-        bad=f"connections leave from {own}, which is not {name.helo}",
+        bad=f"connections leave from {own}, which is not an address of {name.helo}",
         action="set CT_SMTP_HELO to the name of the address that connections leave from",
     )
 

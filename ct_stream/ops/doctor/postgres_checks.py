@@ -75,8 +75,8 @@ async def _primary(gate: _GateLogin) -> Check:
     return verdict(
         "primary",
         ok=not gate.seen["in_recovery"] and gate.seen["read_only"] == "off",
-        good="it is one",
-        bad="a standby or read-only",
+        good="the server is a primary",
+        bad="the server is a standby or read-only",
         action=f"name the primary in {gate.setting}",
     )
 
@@ -86,7 +86,7 @@ async def _autovacuum(gate: _GateLogin) -> Check:
         "autovacuum",
         ok=gate.seen["autovacuum"],
         good="on",
-        bad="off: statements grow slower as tables grow and change",
+        bad="off: statements become slower and slower",
         action="set autovacuum and track_counts to on in postgresql.conf, and reload it",
     )
 
@@ -123,7 +123,7 @@ async def _spine(gate: _GateLogin) -> Check:
         return Check(
             name="spine",
             ok=False,
-            detail="outreach.outreach is missing, or not for this login",
+            detail="outreach.outreach is missing, or this login may not see it",
             action="have upstream make it, then run `ct-stream migrate` for the grants",
         )
     return verdict(
@@ -183,11 +183,11 @@ POSTGRES_GATE = Part(
 
 
 async def _people_connect(login: _Login) -> Check:
-    return Check(name="Postgres, people", ok=True, detail=f"{login.setting} lets us in")
+    return Check(name="Postgres, people", ok=True, detail=f"the login of {login.setting} works")
 
 
 async def _migrations_connect(login: _Login) -> Check:
-    return Check(name="Postgres, migrations", ok=True, detail=f"{login.setting} lets us in")
+    return Check(name="Postgres, migrations", ok=True, detail=f"the login of {login.setting} works")
 
 
 POSTGRES_PEOPLE = Part(

@@ -32,11 +32,11 @@ async def _tier2(settings: Settings) -> Check:
         return Check(
             name="Tier-2",
             ok=False,
-            detail=f"{where} cannot be connected to: {said_by(error)}",
-            action="correct CT_TIER2_URL, or let connections out to it",
+            detail=f"{where} accepts no connection: {said_by(error)}",
+            action="correct CT_TIER2_URL, or allow connections to it",
         )
     key = "" if vendor.secret else "; no CT_TIER2_API_KEY, which is right only for a back end without a secret"
-    return Check(name="Tier-2", ok=True, detail=f"{where} answers; asked for nothing, since it is paid{key}")
+    return Check(name="Tier-2", ok=True, detail=f"{where} answers; it was asked nothing, since that costs money{key}")
 
 
 TIER2 = Part(name="Tier-2", connect=nullcontext, checks=(_tier2,))

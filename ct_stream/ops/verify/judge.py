@@ -80,7 +80,7 @@ def judge(row: Recorded, events: Sequence[Event], records: Sequence[Published], 
     if records:
         yield from _records(row, records)
     if row.must_be_there and not any(TOPICS[record.topic] == row.topic for record in records):
-        yield _of(row, Kind.NOT_ON_TOPIC, f"{row.outcome}, stamped, not on {row.topic}")
+        yield _of(row, Kind.NOT_ON_TOPIC, f"{row.outcome}, marked as published, but not on {row.topic}")
 
 
 def _rows_of_ours(row: Recorded) -> Iterator[Example]:
@@ -123,11 +123,11 @@ def _undecided(row: Recorded, events: Sequence[Event], marks: Marks) -> Iterator
         return
     for event in events:
         if event.offset < marks.committed.get(event.partition, 0):
-            yield _at(row, Kind.EVENT_LOST, event, "committed, but neither outcome nor wait nor reject")
+            yield _at(row, Kind.EVENT_LOST, event, "committed, but without an outcome, a wait or a reject")
             return
     oldest = min(events, key=lambda event: event.at_ms)
     if oldest.at_ms < marks.old_ms:
-        yield _at(row, Kind.EVENT_NOT_TAKEN_UP, oldest, "not committed, and old")
+        yield _at(row, Kind.EVENT_NOT_TAKEN_UP, oldest, "old, and still not committed")
     else:
         yield _at(row, Kind.NOT_COMMITTED, oldest, "in hand or not read yet")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 _REPUBLISH = "ct-stream publish --undecided --older-than 1h"
-_ENGINEERING = "Engineering, with this output; nothing repairs it by itself, and no row may be changed by hand"
+_ENGINEERING = "send this output to Engineering. It does not repair itself, and no row may be changed by hand"
 
 
 class Kind(StrEnum):
@@ -49,12 +49,12 @@ MEANINGS: dict[Kind, Meaning] = {
     Kind.EVENT_LOST: Meaning(
         invariant=2,
         sentence="committed events without outcome, wait or reject",
-        todo=f"upstream sends them again: {_REPUBLISH}; then tell Engineering: an event must not be committed before",
+        todo=f"upstream sends them again: {_REPUBLISH}; then tell Engineering that they were committed too early",
     ),
     Kind.EVENT_NOT_TAKEN_UP: Meaning(
         invariant=1,
         sentence="old events that no worker has finished",
-        todo="see that workers run, and what /readyz of each says; `ct-stream lag` should fall",
+        todo="check that workers run, and what /readyz of each one says; the number of `ct-stream lag` should fall",
     ),
     Kind.EVENTS_REMOVED_UNREAD: Meaning(
         invariant=2,
@@ -63,7 +63,7 @@ MEANINGS: dict[Kind, Meaning] = {
     ),
     Kind.COMMITTED_PAST_END: Meaning(
         invariant=2,
-        sentence="partitions whose committed offset is past their end: new events there are passed over",
+        sentence="partitions whose committed offset is past their end: new events there are skipped",
         todo="was spine.created deleted and created again, or is this another cluster? Delete the offsets of the group "
         "ct-stream while no worker runs, then start one with --first-start",
     ),
@@ -75,7 +75,8 @@ MEANINGS: dict[Kind, Meaning] = {
     Kind.REJECTED_WITHOUT_SOURCE: Meaning(
         invariant=2,
         sentence="rejected records whose source is not in spine.created",
-        todo="was spine.created deleted and created again? Then ct.rejected is about the old one; if not, Engineering",
+        todo="was spine.created deleted and created again? Then ct.rejected is about the old one; if not, "
+        "tell Engineering",
     ),
     Kind.SPINE_WITHOUT_OUTCOME: Meaning(
         invariant=1,
@@ -91,7 +92,7 @@ MEANINGS: dict[Kind, Meaning] = {
     Kind.PASS_AND_FAIL: Meaning(
         invariant=3,
         sentence="companies on both ct.pass and ct.fail",
-        todo="tell the hubs which one counts (`ct-stream show ID` has the ledger's), and Engineering",
+        todo="tell Engineering, and tell the hubs which one counts: the ledger's, which `ct-stream show ID` prints",
     ),
     Kind.COPIES_DIFFER: Meaning(
         invariant=3, sentence="copies of one ce_id that differ in bytes or headers", todo=_ENGINEERING
@@ -108,7 +109,7 @@ MEANINGS: dict[Kind, Meaning] = {
     Kind.UNPUBLISHED: Meaning(
         invariant=4,
         sentence="outcomes that were not published within 5 minutes",
-        todo="see that a worker runs, and `kafka` on its /readyz; it publishes them by itself",
+        todo="check that a worker runs, and `kafka` on its /readyz; the worker publishes them by itself",
     ),
     Kind.ERRORS_ROW: Meaning(
         invariant=5,
@@ -121,32 +122,33 @@ MEANINGS: dict[Kind, Meaning] = {
     Kind.FINAL_WITHOUT_ROW: Meaning(
         invariant=5,
         sentence="final rows of company_target or company_target_errors without a ledger row",
-        todo="decided before the gate came: `ct-stream migrate` adopts them; if not, something else writes there",
+        todo="decided before the gate came: `ct-stream migrate` adopts them; otherwise something else writes there, "
+        "so tell Engineering",
     ),
     Kind.STUCK: Meaning(
         invariant=None,
         sentence="companies are stuck: our bug, no verdict",
-        todo="Engineering, with the traceback of `ct-stream show ID`; a worker of another version tries them again",
+        todo="send Engineering the traceback of `ct-stream show ID`; a worker of another version tries them again",
     ),
     Kind.WAITING_LONG: Meaning(
         invariant=None,
-        sentence="companies have waited for long",
+        sentence="companies have waited for a long time",
         todo="`ct-stream held` says why, and what ends it",
     ),
     Kind.OVERDUE: Meaning(
         invariant=None,
         sentence="companies whose wait ended, or whose worker went silent, more than 5 minutes ago",
-        todo="see that workers run; each one continues with them by itself",
+        todo="check that workers run; they continue with these companies by themselves",
     ),
     Kind.SPINE_OF_UNKNOWN_AGE: Meaning(
         invariant=None,
         sentence="spine rows have no event, no outcome and no wait; how old they are is not known",
-        todo="new ones are well; old ones need `ct-stream publish --undecided --all`",
+        todo="new rows need nothing; for old ones run `ct-stream publish --undecided --all`",
     ),
     Kind.NOT_COMMITTED: Meaning(
         invariant=None,
-        sentence="companies have events that are in hand or not read yet",
-        todo="nothing, if it falls",
+        sentence="companies have events that a worker has in hand or has not read yet",
+        todo="nothing, as long as the number falls",
     ),
 }
 

@@ -190,7 +190,7 @@ class _Run:
                 said = f"committed {committed}, but the partition ends at {end}"
                 self.findings.add(_spine_example(Kind.COMMITTED_PAST_END, tp.partition, committed, said))
             elif committed < begin - 1:  # a single one may be the mark that ends a transaction
-                said = f"offsets {committed} to {begin - 1} are gone, records or marks of transactions"
+                said = f"offsets {committed} to {begin - 1} are gone (records, or marks of transactions)"
                 gone = _spine_example(Kind.EVENTS_REMOVED_UNREAD, tp.partition, committed, said, begin - committed)
                 self.findings.add(gone)
 

@@ -59,7 +59,7 @@ class Topics:
         counts = await self._counts()
         for topic in _ORDER:
             if topic not in counts:
-                raise ServiceTrouble(f"topic {topic} is missing", "make it with `ct-stream topics`")
+                raise ServiceTrouble(f"topic {topic} is missing", "create it with `ct-stream topics`")
             self._partitions[topic] = [TopicPartition(topic, number) for number in range(counts[topic])]
         for tps in self._partitions.values():
             self.begins |= await self._consumer.beginning_offsets(tps)
@@ -132,7 +132,7 @@ class Topics:
                 heard_at = now
             before_end = {tp for tp in open_tps if await consumer.position(tp) < self.ends[tp]}
             if before_end and now - heard_at > _STALL_S:
-                raise ServiceTrouble(f"Kafka gave no record of {topic} for {_STALL_S:g} s before the topic's end")
+                raise ServiceTrouble(f"Kafka returned no record of {topic} for {_STALL_S:g} s before the topic's end")
             if self.is_kafka:
                 open_tps = before_end
             elif not before_end and now - heard_at > _IDLE_S:

@@ -75,7 +75,7 @@ BEGIN
         WHERE g.key = 'tool:TOOL-019' AND g.state = 'halted';
     in_a_row := outreach.ct_tier2_in_a_row(most_in_a_row);
     room := CASE
-        WHEN in_a_row = 0 THEN NULL -- the newest answer was of use
+        WHEN in_a_row = 0 THEN NULL -- the newest answer was useful
         ELSE greatest(1, most_in_a_row - coalesce(in_a_row, most_in_a_row)) - (
             SELECT count(*) FROM outreach.ct_tier2_attempts AS t WHERE t.status IS NULL AND t.answer_due > moment
         )

@@ -301,7 +301,7 @@ CREATE TABLE outreach.ct_watchdog_exits (
 );
 CREATE INDEX ct_watchdog_exits_at_idx ON outreach.ct_watchdog_exits (at);
 
--- Undecided companies, with what ends each wait in a sentence.
+-- Undecided companies, with what ends each wait in a sentence. `now()`: all rows of one answer speak of one moment.
 CREATE VIEW outreach.ct_held AS
 SELECT
     p.outreach_id,
@@ -311,19 +311,39 @@ SELECT
     p.reason,
     p.detail,
     CASE
-        WHEN p.state = 'stuck' THEN 'a worker of another version tries it again'
+        WHEN p.state = 'stuck' THEN 'a worker of another version tries it again when it starts'
+        WHEN p.lease_until > now() THEN 'it is over: a worker has the company in hand'
+        WHEN p.not_before <= now() THEN 'it is over: the next free worker continues with the company'
         WHEN p.reason = 'halted' AND g.state = 'trial'
-            THEN 'its turn: one company at a time until enough providers have talked normally'
-        WHEN p.reason IN ('halted', 'spine_control', 'tier2') AND g.state = 'halted'
-            THEN 'a person: ct-stream guardrails resume ' || p.waits_on
+            THEN 'its turn comes: companies are tried one at a time until enough providers have talked normally'
+        WHEN p.reason IN ('halted', 'spine_control') AND g.state = 'halted'
+            THEN 'a person resumes it: ct-stream guardrails resume ' || p.waits_on
         WHEN p.reason IN ('provider_closed', 'our_rate') AND p.not_before = 'infinity'
-            THEN 'a company that talks normally with ' || split_part(p.waits_on, ':', 2)
-                || coalesce(' (one is tried at ' || g.next_try_at::timestamptz(0) || ')', '') || ', or a person: '
-                || 'ct-stream guardrails resume ' || p.waits_on
-        WHEN p.reason = 'control' THEN 'a control that succeeds after ' || coalesce(p.failed_at::text, 'now')
-        WHEN p.reason = 'spine_grace' THEN 'the spine row, or the end of the grace at ' || p.not_before
-        WHEN p.not_before = 'infinity' THEN coalesce(p.waits_on, 'unknown')
-        ELSE 'time: looked at again at ' || p.not_before
+            THEN 'another company talks normally with ' || split_part(p.waits_on, ':', 2)
+                || coalesce(' (one is tried at ' || g.next_try_at::timestamptz(0) || ')', '')
+                || ', or a person resumes it: ct-stream guardrails resume ' || p.waits_on
+        WHEN p.reason = 'control'
+            THEN CASE p.waits_on WHEN 'control:dns' THEN 'a control shows that our resolvers work'
+                ELSE 'a control shows that our way out to port 25 works' END
+                || coalesce(', after ' || p.failed_at::timestamptz(0), '')
+        WHEN p.reason = 'domain_busy' AND p.waits_on IS NOT NULL
+            THEN 'the company that asks ' || split_part(p.waits_on, ':', 2) || ' now is done, and a short pause is over'
+        WHEN p.reason = 'provider_busy' AND p.waits_on IS NOT NULL
+            THEN 'one of our sessions at ' || split_part(p.waits_on, ':', 2) || ' ends'
+        WHEN p.not_before = 'infinity' THEN 'a worker sees within seconds that nothing is in the way any more'
+        WHEN p.reason = 'spine_grace' THEN 'it appears in the spine, or its event is CT_SPINE_GRACE_S old'
+        WHEN p.reason = 'spine_control' THEN 'the check of the spine succeeds'
+        WHEN p.reason = 'daily_cap' AND p.waits_on IS NOT NULL
+            THEN 'the next UTC day begins, or a unit of today is given back'
+        WHEN p.reason = 'daily_cap' THEN 'the next UTC day begins'
+        WHEN p.reason = 'refused' THEN 'it is known whether other companies are refused too'
+        WHEN p.reason = 'provider_silent' THEN 'it is known whether the provider is silent for other companies too'
+        WHEN p.reason = 'tier2' AND p.waits_on = 'tier2:turn' THEN 'the vendor gives a usable answer, or its turn comes'
+        WHEN p.reason = 'tier2' THEN 'its paid call is answered, or the time for an answer is over'
+        ELSE 'a short time passes'
+    END || CASE WHEN p.state = 'waiting' AND p.not_before > now() AND p.not_before < 'infinity'
+        AND (p.lease_until IS NULL OR p.lease_until <= now())
+        THEN '; looked at again at ' || p.not_before::timestamptz(0) ELSE ''
     END AS what_ends_it,
     p.not_before,
     p.waits_on,
