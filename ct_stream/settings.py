@@ -87,7 +87,7 @@ class Settings:
     in_flight: int = 1000  #: companies that one worker asks about at the same time
     pass_deadline_s: float = 90.0  #: how long one company may wait for servers' answers
     drain_s: float = 20.0  #: how long running passes may still take when a worker stops
-    spine_grace_s: float = 60.0  #: how old an event must be before a missing spine row counts
+    spine_grace_s: float = 60.0  #: how long a missing spine row is looked up again before it counts
     tier2_provider: str = "none"  #: none, millionverifier or reacher
     tier2_url: str | None = None  #: of the vendor; default: the public one, where it has one
     tier2_api_key: str | None = field(default=None, repr=False)

@@ -9,6 +9,7 @@ import click
 
 from ct_stream.cli.shared import Exit, Since, command, json_option, print_json, print_table, settings
 from ct_stream.gate.failures import FailureCode
+from ct_stream.gate.waits import WaitReason
 from ct_stream.ops import reports
 from ct_stream.ops.story import story, story_lines
 from ct_stream.texts import for_log
@@ -70,7 +71,12 @@ def _show(main: click.Group) -> None:
 
 def _held(main: click.Group) -> None:
     @command(main, "held", examples=["ct-stream held", "ct-stream held --reason provider_closed --json"])
-    @click.option("--reason", help="Show only companies that wait for this reason, such as daily_cap.")
+    @click.option(
+        "--reason",
+        type=click.Choice([reason.value for reason in WaitReason]),
+        metavar="REASON",
+        help="Show only companies that wait for this reason, such as daily_cap. A wrong one lists all.",
+    )
     @_limit(50)
     @json_option
     def held(reason: str | None, limit: int, as_json: bool) -> None:

@@ -27,8 +27,8 @@ class InputCheck:
     """May unreadable records be put on `ct.rejected`?
 
     Not if most of the last records are unreadable: otherwise an upstream that changed its format would empty the topic
-    into it. A person looks, and resumes the guardrail `input`. Records from before that moment no longer count, so that
-    the ones in the topic can be rejected.
+    into it. A person looks, and resumes the guardrail `input`. What has arrived by then no longer counts, whatever its
+    timestamp says, nor do records with an older timestamp, so that the ones in the topic can be rejected.
     """
 
     RAIL = "input"
@@ -36,6 +36,7 @@ class InputCheck:
     def __init__(self, guardrails: Guardrails) -> None:
         self._guardrails = guardrails
         self._records: deque[tuple[datetime | None, bool]] = deque(maxlen=INPUT_WINDOW)
+        self._opened_at: datetime | None = None
         self._lock = asyncio.Lock()
 
     @property
@@ -54,6 +55,9 @@ class InputCheck:
             if self.is_halted:
                 return self._guardrails.halted[self.RAIL]
             resumed_at = self._guardrails.opened.get(self.RAIL)
+            if resumed_at != self._opened_at:
+                self._opened_at = resumed_at
+                self._records.clear()
             counted = [
                 readable for at, readable in self._records if at is None or resumed_at is None or at > resumed_at
             ]
@@ -132,7 +136,6 @@ class SpineRow:
         check: SpineCheck,
         known: Known,
         *,
-        event_at: datetime | None,
         since: datetime,
         is_repeat: bool,
         age_s: Callable[[datetime], float],
@@ -141,7 +144,6 @@ class SpineRow:
         """`since`: when we first saw the company. `is_repeat`: it has waited for the spine check before."""
         self._check = check
         self._known = known
-        self._event_at = event_at
         self._since = since
         self._is_repeat = is_repeat
         self._age_s = age_s
@@ -154,14 +156,12 @@ class SpineRow:
             self._saw(usable=True)
             return SpineAnswer(found=True, domain=known.domain)
         if not known.in_spine:
-            age_s = self._age_s(self._event_at or self._since)
-            # Another machine's clock may run ahead. Then the grace counts from when we first saw the company.
-            age_s = max(0.0, self._age_s(self._since)) if age_s < 0 else age_s
+            # Not from the event's timestamp: an outbox, a mirror or a clock that is wrong makes any age there.
+            age_s = max(0.0, self._age_s(self._since))
             if age_s < self._grace_s:
                 return Wait(
                     reason=WaitReason.SPINE_GRACE,
-                    detail=f"{outreach_id} is not in the spine yet; looked up again until the event is "
-                    f"{self._grace_s:g} s old",
+                    detail=f"{outreach_id} is not in the spine; looked up again for {self._grace_s:g} s",
                     after_s=min(self._grace_s - age_s, max(1.0, age_s)),
                 )
         self._saw(usable=False)

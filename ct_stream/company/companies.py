@@ -140,7 +140,7 @@ class Companies:
         self, origin: Origin, event_at: datetime | None, known: Known, resumed: Resumed | None
     ) -> str | None:
         begun_at = resumed.since if resumed else self._database.now()
-        running = await self._gate.begin(origin, event_at, known, resumed)
+        running = await self._gate.begin(origin, known, resumed)
         try:
             return await self._run(running, origin, event_at, begun_at)
         finally:

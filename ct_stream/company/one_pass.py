@@ -78,9 +78,7 @@ class WorkerGate:
         )
         self.rules_version = parts.rules.version
 
-    async def begin(
-        self, origin: Origin, event_at: datetime | None, known: Known, resumed: Resumed | None
-    ) -> CompanyPass:
+    async def begin(self, origin: Origin, known: Known, resumed: Resumed | None) -> CompanyPass:
         """Return the pass of a company, with its kept answers if it has waited before."""
         parts = self._parts
         since = resumed.since if resumed else parts.now()
@@ -98,7 +96,6 @@ class WorkerGate:
             spine=SpineRow(
                 parts.spine_check,
                 known,
-                event_at=event_at,
                 since=since,
                 is_repeat=resumed is not None and resumed.reason == WaitReason.SPINE_CONTROL,
                 age_s=parts.age_s,

@@ -173,7 +173,13 @@ async def _with_outcomes(ledger: Reader | None, records: Sequence[Record]) -> li
 
 
 def _time(timestamp_ms: int | None) -> str | None:
-    return None if timestamp_ms is None else rfc3339(datetime.fromtimestamp(timestamp_ms / 1000, UTC))
+    """Return a record's timestamp; the number where a producer wrote one that is no time."""
+    if timestamp_ms is None:
+        return None
+    try:
+        return rfc3339(datetime.fromtimestamp(timestamp_ms / 1000, UTC))
+    except (OverflowError, ValueError, OSError):
+        return f"{timestamp_ms} ms"
 
 
 def _text(value: bytes | None) -> str | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ct_stream.gate.failures import FAILURE_MEANINGS, FailureCode
 from ct_stream.ops.reader import reader
+from ct_stream.ops.troubles import WrongInput
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -50,8 +51,12 @@ async def guardrails(settings: Settings) -> list[Row]:
 
 
 async def resume_guardrail(settings: Settings, key: str, reason: str) -> str:
-    """Open a guardrail by the audited function; return what changed."""
+    """Open a guardrail by the audited function; return what changed. Raises WrongInput if there is no such key."""
     async with reader(settings, read_only=False) as write:
+        keys = {row["key"]: row["state"] for row in await write.rows("guardrails")}
+        if key not in keys:
+            closed = [f"{name} ({state})" for name, state in keys.items() if state != "open"]
+            raise WrongInput([f"there is no guardrail {key!r}; not open are: {', '.join(closed) or 'none'}"])
         row = await write.row("resume_guardrail", key, reason)
     assert row is not None
     return str(row["change"])

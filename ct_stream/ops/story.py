@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, assert_never
 
 import orjson
@@ -11,9 +13,12 @@ from ct_stream.gate.output_stage import rfc3339
 from ct_stream.gate.questions import ControlAnswer, MailboxAnswer, MxAnswer, SpineAnswer, VerifyAnswer
 from ct_stream.gate.transcript import Exchange, from_json
 from ct_stream.ops.reader import reader
+from ct_stream.ops.replay import Record, replay
+from ct_stream.ops.troubles import ServiceTrouble
+from ct_stream.stream.topology import CT_REJECTED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from uuid import UUID
 
     from ct_stream.gate.questions import Attempt
@@ -23,7 +28,10 @@ Story = dict[str, Any]
 
 
 async def story(settings: Settings, outreach_id: UUID) -> Story:
-    """Return all that is known of a company; `state` is decided, waiting, stuck, not_seen or unknown."""
+    """Return all that is known of a company; `state` is decided, waiting, stuck, rejected, not_seen or unknown.
+
+    Of a company that the gate's tables do not know, ct.rejected is searched where CT_KAFKA_BOOTSTRAP is set.
+    """
     async with reader(settings) as read:
         spine = await read.row("story_spine", outreach_id)
         outcome = await read.row("story_outcome", outreach_id)
@@ -36,6 +44,14 @@ async def story(settings: Settings, outreach_id: UUID) -> Story:
         state = undecided["state"]
     else:
         state = "unknown" if spine is None else "not_seen"
+    rejects: list[Record] | None = None
+    trouble: str | None = None
+    if outcome is None and undecided is None and settings.kafka_bootstrap is not None:
+        try:
+            rejects = [_reject(record) async for record in _rejected(settings, outreach_id)]
+        except ServiceTrouble as error:
+            trouble = str(error)
+        state = "rejected" if rejects else state
     return {
         "outreach_id": outreach_id,
         "state": state,
@@ -44,7 +60,26 @@ async def story(settings: Settings, outreach_id: UUID) -> Story:
         "undecided": None if undecided is None or outcome is not None else _decoded(dict(undecided), "answers"),
         "company_target": None if target is None else dict(target),
         "company_target_errors": [dict(row) for row in errors],
+        "rejects": rejects,  # None: not looked for
+        "rejects_trouble": trouble,
     }
+
+
+async def _rejected(settings: Settings, outreach_id: UUID) -> AsyncIterator[Record]:
+    """Yield the records of ct.rejected that name a company, in any place and in any spelling of its id."""
+    names = (str(outreach_id), outreach_id.hex)
+    async with aclosing(replay(replace(settings, postgres_ops_dsn=None), topic=CT_REJECTED)) as records:
+        async for record in records:
+            text = f"{record['key']} {record['value']}".lower()
+            if any(name in text for name in names):
+                yield record
+
+
+def _reject(record: Record) -> Record:
+    """Return what people need of a record of ct.rejected: why, and where the original is."""
+    headers = dict(record["headers"])
+    where = {name: headers.get(f"ct_source_{name}") for name in ("topic", "partition", "offset")}
+    return {"at": record["time"], "reason": record["unreadable"], "offset": record["offset"], "source": where}
 
 
 def story_lines(told: Story) -> Iterator[str]:
@@ -55,7 +90,17 @@ def story_lines(told: Story) -> Iterator[str]:
     outcome, undecided = told["outcome"], told["undecided"]
     known = outcome or undecided
     if known is None:
-        if spine is None:
+        for reject in told["rejects"] or ():
+            source = reject["source"]
+            yield (
+                f"rejected   at {reject['at']}: {reject['reason']} (event {source['topic']} partition "
+                f"{source['partition']} offset {source['offset']}); it is on {CT_REJECTED}"
+            )
+        if told["rejects_trouble"]:
+            yield f"rejected?  {CT_REJECTED} cannot be searched: {told['rejects_trouble']}"
+        if told["rejects"]:
+            yield "state      rejected: its event cannot be read; upstream corrects it and publishes it again"
+        elif spine is None:
             yield "state      unknown: no spine row, no outcome, no wait"
         else:
             yield "state      no worker has taken up an event of it yet; publish one with `ct-stream publish`"

@@ -459,7 +459,9 @@ SELECT outreach.ct_end_trial() AS opened;
 -- name: guardrails
 -- Which tools and providers are closed or halted, and why?
 SELECT g.key, g.state, g.reason, g.since, g.next_try_at, g.tries, g.changed_by
-FROM outreach.ct_guardrails AS g ORDER BY g.key;
+FROM outreach.ct_guardrails AS g
+-- What a person must look at comes first.
+ORDER BY array_position(ARRAY['halted', 'closed', 'paused', 'trial', 'open'], g.state), g.key;
 
 -- name: record_exit
 -- Record the exit of a worker that hung, and where.

@@ -95,6 +95,7 @@ def test_all_promised_commands_exist() -> None:
         pytest.param(["replay", "--from-time", "2026-01-07T12:00:00"], "has no zone", id="no zone"),
         pytest.param(["guardrails", "resume", "spine", "--reason", " "], "--reason is empty", id="no reason"),
         pytest.param(["nonsense"], "No such command", id="no command"),
+        pytest.param(["held", "--reason", "cap"], "daily_cap", id="no wait reason"),
         pytest.param(["held"], "CT_POSTGRES_OPS_DSN is not set", id="no ops DSN"),
         pytest.param(["migrate"], "CT_POSTGRES_ADMIN_DSN is not set", id="no admin DSN"),
         pytest.param(["topics"], "CT_KAFKA_BOOTSTRAP is not set", id="no brokers"),

@@ -120,7 +120,7 @@ async def test_a_company_that_needs_both_controls_is_decided_in_a_sparse_stream(
         gate = WorkerGate(parts(controls, prober, db.now))
 
         async def go_on(company: Origin, resumed: Resumed | None) -> Passed | Failed | None:
-            run = await gate.begin(company, None, known, resumed)
+            run = await gate.begin(company, known, resumed)
             result = await run.run()
             if not isinstance(result, Wait):
                 return result

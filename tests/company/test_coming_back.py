@@ -120,7 +120,7 @@ class Company:
         origin = Origin(outreach_id=ID)
         resumed = Resumed(origin=origin, event_at=None, domain="acme.example", since=ASKED, exceptions=0, **self.row)
         known = Known(outcome=None, pass_state="waiting", in_spine=True, domain="acme.example")
-        run = await WorkerGate(parts).begin(origin, None, known, resumed)
+        run = await WorkerGate(parts).begin(origin, known, resumed)
         result = await run.run()
         if isinstance(result, Wait):
             left = run.parked(origin, None, result)

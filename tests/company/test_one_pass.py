@@ -121,7 +121,7 @@ async def resume(
         failed_at=FAILED, since=ASKED, exceptions=0, looks=looks, waits_on=WaitsOn(waits_on),
     )  # fmt: skip
     known = Known(outcome=None, pass_state="waiting", in_spine=True, domain="acme.example")
-    return await WorkerGate(parts).begin(origin, None, known, resumed)
+    return await WorkerGate(parts).begin(origin, known, resumed)
 
 
 def left(company: CompanyPass) -> Parked:

@@ -117,7 +117,7 @@ class Gate:
 
     async def go_on(self, company: Any, resumed: Any) -> Passed | Failed | Wait:
         known = Known(outcome=None, pass_state=None, in_spine=True, domain=self.domains[company.outreach_id])
-        run = await self.gate.begin(company, None, known, resumed)
+        run = await self.gate.begin(company, known, resumed)
         result = await run.run()
         if isinstance(result, Wait):
             await self.passes.park(run.parked(company, None, result))

@@ -30,8 +30,10 @@ async def test_replay_shows_each_record_with_its_outcome(tmp_path: Path, databas
         await publish(settings, read_events([str(outcome.outreach_id), undecided], ids=True))
         async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer:
             await producer.send_and_wait(SPINE_CREATED, b"\xff not JSON")
+            await producer.send_and_wait(SPINE_CREATED, b"{}", key=b"ahead", timestamp_ms=2**62)
             await producer.send_and_wait(outcome.topic, outcome.value, outcome.key, headers=list(outcome.headers))
-        told = {str(record["outreach_id"]): record async for record in replay(settings)}
+        told = {str(record["outreach_id"] or record["key"]): record async for record in replay(settings)}
+        assert told["ahead"]["time"] == f"{2**62} ms"
         assert told[str(outcome.outreach_id)]["outcome"]["failure_code"] == "CT-M-NO-MX"
         assert told[undecided]["outcome"] is None
         assert told["None"]["unreadable"].startswith("not-json")

@@ -338,6 +338,23 @@ async def test_an_input_that_cannot_be_read_is_halted_for_all_workers_until_a_pe
         assert await one.trouble() == "50 of the last 50 records of spine.created cannot be read"
 
 
+@pytest.mark.parametrize("at", [None, datetime.now(UTC) + timedelta(days=3650)], ids=["none", "ahead"])
+async def test_a_resume_of_the_input_counts_whatever_timestamps_the_records_have(
+    database: DatabaseDsns, at: datetime | None
+) -> None:
+    async with parts(database) as p:
+        check = InputCheck(p.one)
+        for _ in range(50):
+            check.saw(at, readable=False)
+        assert await check.trouble() is not None
+        assert await p.resume("input") == "halted -> open"
+        await p.one.refresh(now=True)
+        assert await check.trouble() is None, "what had arrived counts again"
+        for _ in range(50):
+            check.saw(at, readable=False)
+        assert await check.trouble() == "50 of the last 50 records of spine.created cannot be read"
+
+
 async def test_a_table_that_was_read_before_a_halt_does_not_undo_it(database: DatabaseDsns) -> None:
     async with parts(database) as p:
         fetch = p.one._database.persist

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 RAISES = """
 from ct_stream.company.one_pass import WorkerGate
 begin = WorkerGate.begin
-async def raises(self, origin, event_at, known, resumed):
+async def raises(self, origin, known, resumed):
     if (known.domain or "").startswith("info-bug"):
         raise LookupError("no such key in " + known.domain)
-    return await begin(self, origin, event_at, known, resumed)
+    return await begin(self, origin, known, resumed)
 WorkerGate.begin = raises
 """
 STUCK = "SELECT outreach_id, exceptions, traceback FROM outreach.ct_passes WHERE state = 'stuck'"

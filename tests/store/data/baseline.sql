@@ -331,7 +331,7 @@ SELECT
         WHEN p.reason = 'provider_busy' AND p.waits_on IS NOT NULL
             THEN 'one of our sessions at ' || split_part(p.waits_on, ':', 2) || ' ends'
         WHEN p.not_before = 'infinity' THEN 'a worker sees within seconds that nothing is in the way any more'
-        WHEN p.reason = 'spine_grace' THEN 'it appears in the spine, or its event is CT_SPINE_GRACE_S old'
+        WHEN p.reason = 'spine_grace' THEN 'it appears in the spine, or it was looked up for CT_SPINE_GRACE_S'
         WHEN p.reason = 'spine_control' THEN 'the check of the spine succeeds'
         WHEN p.reason = 'daily_cap' AND p.waits_on IS NOT NULL
             THEN 'the next UTC day begins, or a unit of today is given back'
