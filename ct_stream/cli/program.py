@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import click
 
-from ct_stream.cli import asking, classifying, demo_command, kafka, local, recomputing, reporting, running, verifying
+from ct_stream.cli import (
+    asking,
+    classifying,
+    demo_command,
+    fleet,
+    kafka,
+    local,
+    recomputing,
+    reporting,
+    running,
+    verifying,
+)
 from ct_stream.cli.shared import EXIT_CODES, Program
 from ct_stream.process.identity import our_version
 
@@ -18,5 +29,5 @@ def main() -> None:
     """
 
 
-for module in (demo_command, local, running, kafka, asking, classifying, reporting, recomputing, verifying):
+for module in (demo_command, local, running, kafka, asking, classifying, reporting, fleet, recomputing, verifying):
     module.add_to(main)

@@ -6,10 +6,10 @@ The package's copy is the default, and `ops/tooling/` holds the same bytes.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -70,6 +70,10 @@ class Toolbox:
     tier2: PaidLimits
     controls: ControlLimits
     patterns: tuple[Pattern, ...] = PATTERNS
+
+    def values(self) -> dict[str, Any]:
+        """Return all values as JSON has them, to compare them with another worker's."""
+        return asdict(self) | {"patterns": [asdict(pattern) for pattern in self.patterns]}
 
     def rules(self) -> Rules:
         """Return the rules that read a company, with this toolbox's patterns and probe name."""

@@ -15,10 +15,10 @@ GRANT UPDATE (publish_until, published_at) ON outreach.ct_outcomes TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
 GRANT SELECT, INSERT ON outreach.company_target_errors, outreach.ct_watchdog_exits TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.ct_rates, outreach.ct_domains,
-    outreach.ct_refusals, outreach.ct_memory TO ct_gate;
+    outreach.ct_refusals, outreach.ct_memory, outreach.ct_workers TO ct_gate;
 GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
 GRANT SELECT ON outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held,
-    outreach.ct_migrations, outreach.ct_functions TO ct_gate;
+    outreach.ct_migrations, outreach.ct_functions, outreach.ct_toolboxes TO ct_gate;
 -- Only the next try: states change only through functions, which keep a log.
 GRANT UPDATE (tries, next_try_at) ON outreach.ct_guardrails TO ct_gate;
 -- Paid attempts change only through two functions, so that the gate can neither invent one nor take one back.
@@ -29,7 +29,7 @@ GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_
     outreach.ct_usage, outreach.ct_rates, outreach.ct_domains, outreach.ct_refusals, outreach.ct_controls,
     outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held, outreach.ct_migrations,
     outreach.ct_functions, outreach.ct_memory, outreach.ct_alerts, outreach.ct_tier2_attempts,
-    outreach.ct_watchdog_exits TO ct_ops;
+    outreach.ct_watchdog_exits, outreach.ct_workers, outreach.ct_toolboxes TO ct_ops;
 
 -- Functions: only the roles named here may call them. No right is taken away from the gate itself, because a worker of
 -- the previous version may still call a function that this version does not name.
@@ -46,7 +46,7 @@ DECLARE
         'ct_take_tier2', 'ct_answer_tier2',
         'ct_take_alerts'
     ];
-    of_people CONSTANT name[] := ARRAY['resume_guardrail'];
+    of_people CONSTANT name[] := ARRAY['resume_guardrail', 'ct_accept_toolbox'];
     made record;
 BEGIN
     FOR made IN

@@ -710,3 +710,38 @@ SELECT p.outreach_id FROM outreach.ct_passes AS p WHERE p.outreach_id = ANY ($1:
 SELECT a.alert_id, a.at, a.event, a.rail, a.outreach_id, a.state, a.reason,
     a.at < clock_timestamp() - $3::interval AS is_stale
 FROM outreach.ct_take_alerts($1, $2) AS a ORDER BY a.alert_id;
+
+-- name: worker_beat
+-- Write what a worker says of itself now.
+INSERT INTO outreach.ct_workers AS w (worker, machine, egress, version, toolbox, troubles, partitions, running)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT (worker) DO UPDATE SET troubles = excluded.troubles, partitions = excluded.partitions,
+    running = excluded.running, seen_at = clock_timestamp(), ended_at = NULL;
+
+-- name: worker_ended
+-- A worker says goodbye.
+UPDATE outreach.ct_workers SET ended_at = clock_timestamp(), partitions = '{}', running = 0 WHERE worker = $1;
+
+-- name: worker_with_another_toolbox
+-- Which worker runs with other limits or patterns, began before this one, and nobody accepted ours?
+SELECT w.worker, w.toolbox, extract(epoch FROM clock_timestamp() - w.seen_at)::double precision AS seen_s_ago
+FROM outreach.ct_workers AS me
+JOIN outreach.ct_workers AS w ON w.toolbox <> me.toolbox
+    AND (w.started_at, w.worker) < (me.started_at, me.worker)
+    AND w.ended_at IS NULL AND w.seen_at > clock_timestamp() - $2::double precision * interval '1 second'
+WHERE me.worker = $1
+    AND me.toolbox IS DISTINCT FROM (SELECT t.toolbox FROM outreach.ct_toolboxes AS t ORDER BY t.ordinal DESC LIMIT 1)
+ORDER BY w.seen_at DESC LIMIT 1;
+
+-- name: workers
+-- Which workers ran within the last day?
+SELECT w.worker, w.machine, w.egress, w.version, w.toolbox, w.troubles, w.partitions, w.running, w.started_at,
+    w.seen_at, w.ended_at,
+    w.ended_at IS NULL AND w.seen_at > clock_timestamp() - $1::double precision * interval '1 second' AS is_running
+FROM outreach.ct_workers AS w
+WHERE w.seen_at > clock_timestamp() - interval '24 hours'
+ORDER BY is_running DESC, w.seen_at DESC LIMIT 1000;
+
+-- name: accept_toolbox
+-- See ct_accept_toolbox.
+SELECT outreach.ct_accept_toolbox($1, $2) AS ordinal;

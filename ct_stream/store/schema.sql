@@ -301,6 +301,32 @@ CREATE TABLE outreach.ct_watchdog_exits (
 );
 CREATE INDEX ct_watchdog_exits_at_idx ON outreach.ct_watchdog_exits (at);
 
+-- Worker runs: which machines decide companies, with which limits and patterns, and whether they are ready. Each writes
+-- its row every few seconds.
+CREATE TABLE outreach.ct_workers (
+    worker text PRIMARY KEY,          -- host/pid/random, as in leases
+    machine text NOT NULL,
+    egress text NOT NULL,             -- the name of the address that its probes come from
+    version text NOT NULL,
+    toolbox jsonb NOT NULL,           -- its limits and patterns
+    troubles jsonb NOT NULL,          -- why it is not ready, by part; {}: it is ready
+    partitions integer[] NOT NULL,    -- of spine.created
+    running integer NOT NULL,         -- companies in hand
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at timestamptz              -- it said goodbye
+);
+CREATE INDEX ct_workers_seen_at_idx ON outreach.ct_workers (seen_at);
+
+-- Toolboxes that a person accepted while workers with another one were running. The newest one counts.
+CREATE TABLE outreach.ct_toolboxes (
+    ordinal bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    toolbox jsonb NOT NULL,
+    reason text NOT NULL,
+    by_role text NOT NULL DEFAULT session_user
+);
+
 -- Undecided companies, with what ends each wait in a sentence. `now()`: all rows of one answer speak of one moment.
 CREATE VIEW outreach.ct_held AS
 SELECT

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ct_stream.settings import Settings
     from ct_stream.store.database import Database
     from ct_stream.store.guardrails import Guardrails
+    from ct_stream.store.worker_record import WorkerRecord
     from ct_stream.stream.producer import Producer
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,12 @@ class ComingUp:
     async def postgres(self, database: Database) -> None:
         """Wait for the ledger."""
         await self._until_up("postgres", database.open)
+
+    async def same_toolbox(self, record: WorkerRecord) -> None:
+        """Refuse limits or patterns that differ from those of a worker that is running."""
+        refusal = await record.begin()
+        if refusal is not None:
+            raise Refused(refusal)
 
     async def kafka(self) -> Cluster:
         """Wait for the cluster, with our topics in it."""

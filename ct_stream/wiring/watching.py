@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaError
 
 from ct_stream.problems import said_by
 from ct_stream.process.loops import Loop
+from ct_stream.store.worker_record import BEAT_S, Beat
 from ct_stream.stream.position import lag
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from ct_stream.store.guardrails import Guardrails
     from ct_stream.store.ledger import Ledger
     from ct_stream.store.parked import ParkedCompanies
+    from ct_stream.store.worker_record import WorkerRecord
     from ct_stream.stream.agents import GateAgent
+    from ct_stream.stream.offset_guard import OffsetGuard
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +115,33 @@ class Gauges:
                 self._health.notes[state] = ", ".join(reasons)
             else:
                 self._health.notes.pop(state, None)
+
+
+class Heartbeat:
+    """Writes down every few seconds what this worker does, for people and for the other workers."""
+
+    def __init__(
+        self, record: WorkerRecord, *, agent: GateAgent, scheduler: Scheduler, guard: OffsetGuard, health: Health
+    ) -> None:
+        self._record = record
+        self._agent = agent
+        self._scheduler = scheduler
+        self._guard = guard
+        self._health = health
+
+    def loop(self) -> Loop:
+        """Return the loop of this watch."""
+        return Loop(name="heartbeat", step=self.look, every_s=BEAT_S)
+
+    async def look(self) -> None:
+        """Write the row."""
+        await self._record.beat(
+            Beat(
+                troubles=dict(self._health.troubles),
+                partitions=sorted(tp.partition for tp in self._guard.positions()),
+                running=self._agent.running + self._scheduler.running,
+            )
+        )
 
 
 class LagWatch:

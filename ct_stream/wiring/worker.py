@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import SharedLimits
 from ct_stream.store.paid_attempts import PaidAttempts
 from ct_stream.store.parked import ParkedCompanies
+from ct_stream.store.worker_record import EGRESS, WorkerRecord
 from ct_stream.stream import connection
 from ct_stream.stream.agents import GateAgent
 from ct_stream.stream.app import make_app
@@ -52,7 +54,7 @@ from ct_stream.wiring.alerts import AlertRelay, Alerts, alerting
 from ct_stream.wiring.coming_up import ComingUp, Refused, Stopped
 from ct_stream.wiring.fatal import Fatal
 from ct_stream.wiring.senses import WorkerSenses
-from ct_stream.wiring.watching import Gauges, LagWatch, MachineWatch
+from ct_stream.wiring.watching import Gauges, Heartbeat, LagWatch, MachineWatch
 
 if TYPE_CHECKING:
     from ct_stream.probes.toolbox import Toolbox
@@ -114,6 +116,16 @@ async def _work(
     database = Database(settings.postgres_dsn or "", application_name="ct-stream worker")
     stack.push_async_callback(database.close)
     await coming_up.postgres(database)
+    record = WorkerRecord(
+        database,
+        worker=owner,
+        machine=socket.gethostname(),
+        egress=EGRESS,
+        version=version,
+        toolbox=toolbox.values(),
+    )
+    await coming_up.same_toolbox(record)
+    stack.push_async_callback(record.end)
     cluster = await coming_up.kafka()
     await coming_up.first_start(database, cluster, allowed=first_start)
     producer = Producer(settings, health)
@@ -229,6 +241,7 @@ async def _work(
         own_way.look_loop(),
         LagWatch(settings, metrics, health, tells_ends=tells_ends).loop(),
         AlertRelay(database, alerts).loop(),
+        Heartbeat(record, agent=agent, scheduler=scheduler, guard=guard, health=health).loop(),
     )
     with suppress(Stopped):
         await coming_up.not_hung_again(database, guardrails, within_s=thresholds.window_s)

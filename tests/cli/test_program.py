@@ -71,7 +71,11 @@ def test_the_list_of_commands_cuts_off_no_sentence() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in COMMANDS if path not in {("worker",), ("demo",), ("local", "down"), ("guardrails", "resume")}],
+    [
+        path
+        for path in COMMANDS
+        if path not in {("worker",), ("demo",), ("local", "down"), ("guardrails", "resume"), ("toolbox", "accept")}
+    ],
     ids=" ".join,
 )
 def test_every_command_with_a_result_can_print_json(path: tuple[str, ...]) -> None:

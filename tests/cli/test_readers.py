@@ -55,6 +55,7 @@ READERS: dict[tuple[str, ...], Reader] = {
     ("distribution",): Reader(holds=lambda rows: {"CT-M-NO-PATTERN", "OLD-CODE"} <= {r["failure_code"] for r in rows}),
     ("pass-rate",): Reader(holds=lambda row: row["passed"] > 0 and 0 < row["pass_rate"] < 100),
     ("guardrails", "list"): Reader(holds=lambda rows: "provider:bigmail.example" in {row["key"] for row in rows}),
+    ("workers",): Reader(holds=lambda rows: rows[0]["troubles"] == {"kafka": NASTY} and rows[0]["is_running"]),
     ("whatif",): Reader(holds=lambda told: told["outcomes"] > 0 and told["moves"]),
     ("replay",): Reader(holds=lambda rows: len(rows) > 1, is_lines=True),
     ("lag",): Reader(holds=lambda told: told["lag"] >= 0),
@@ -109,6 +110,12 @@ async def rows_of_every_kind(database: DatabaseDsns) -> None:
         "UPDATE outreach.ct_passes SET state = 'stuck', exceptions = 3, not_before = 'infinity', traceback = $2 "
         "WHERE outreach_id = $1",
         STUCK,
+        NASTY,
+    )
+    await execute(
+        database.gate,
+        "INSERT INTO outreach.ct_workers (worker, machine, egress, version, toolbox, troubles, partitions, running) "
+        "VALUES ('a/1/x', 'a', 'default', '1', '{}', jsonb_build_object('kafka', $1::text), '{1,2}', 3)",
         NASTY,
     )
     for reason in WaitReason:

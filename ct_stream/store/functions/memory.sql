@@ -30,4 +30,5 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS
     DELETE FROM outreach.ct_domains WHERE lease_owner IS NULL AND free_at < clock_timestamp() - talk_kept;
     DELETE FROM outreach.ct_refusals WHERE at < clock_timestamp() - interval '7 days';
     DELETE FROM outreach.ct_memory WHERE answered_at < clock_timestamp() - memory_kept;
+    DELETE FROM outreach.ct_workers WHERE seen_at < clock_timestamp() - interval '7 days';
 $$;
