@@ -47,6 +47,8 @@ DECLARE
         'ct_take_alerts'
     ];
     of_people CONSTANT name[] := ARRAY['resume_guardrail'];
+    -- Triggers of the runbook's tables call them as whoever changes a row there.
+    of_everybody CONSTANT name[] := ARRAY['ct_is_decided', 'ct_left_the_spine', 'ct_first_change'];
     made record;
 BEGIN
     FOR made IN
@@ -59,6 +61,8 @@ BEGIN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO ct_gate', made.signature);
         ELSIF made.proname = ANY (of_people) THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO ct_ops', made.signature);
+        ELSIF made.proname = ANY (of_everybody) THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', made.signature);
         END IF;
     END LOOP;
 END $$;
@@ -69,6 +73,8 @@ BEGIN
     IF to_regclass('outreach.outreach') IS NOT NULL THEN
         REVOKE ALL ON outreach.outreach FROM ct_gate, ct_ops;
         GRANT SELECT (outreach_id, domain) ON outreach.outreach TO ct_gate, ct_ops;
+        -- Is a company gone? Asked when a row of a decided one is to go with it.
+        GRANT SELECT (outreach_id) ON outreach.outreach TO ct_owner;
         -- How old is a company without an outcome? Only people ask.
         IF EXISTS (
             SELECT 1 FROM pg_attribute AS a

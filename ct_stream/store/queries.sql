@@ -80,7 +80,7 @@ WITH input AS (
         outreach_id, pipeline_stage, failure_code, blocking_reason, severity, imo_stage, retry_allowed, created_at,
         raw_input
     )
-    SELECT i.outreach_id, 'company_target', i.failure_code, i.reason, 'terminal', i.imo_stage, false, i.decided_at,
+    SELECT i.outreach_id, 'company_target_imo', i.failure_code, i.reason, 'blocking', i.imo_stage, false, i.decided_at,
         i.raw_input::jsonb
     FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
     WHERE i.outcome = 'FAIL'

@@ -1,0 +1,117 @@
+"""The gate lives in the schema that the runbook was written for: its columns are final, those of others are theirs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from ct_stream.store.ledger import Ledger
+from tests.store.parts import NO_MX, PASSED, opened, outcome, running
+from tests.store.users_schema import ddl, migrated, mint, rows, run
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ct_stream.gate.output_stage import Outcome
+    from ct_stream.local.postgres import EmbeddedPostgres
+    from tests.conftest import DatabaseDsns
+
+
+@pytest.fixture
+async def users(postgres: EmbeddedPostgres) -> AsyncIterator[DatabaseDsns]:
+    """Lend the users' own schema, migrated, with errors rows that go with their company."""
+    async with migrated(postgres, ddl(errors_cascade=True)) as database:
+        yield database
+
+
+async def record(gate_dsn: str, *outcomes: Outcome) -> list[bool]:
+    """Record outcomes as the gate does."""
+    async with opened(gate_dsn) as database:
+        ledger = Ledger(database)
+        async with running(*ledger.batches):
+            return [await ledger.record(one) for one in outcomes]
+
+
+async def test_others_change_their_own_columns_of_a_decided_company(users: DatabaseDsns) -> None:
+    passed, failed = await mint(users.admin, pending=True), await mint(users.admin)
+    assert await record(users.gate, outcome(passed), outcome(failed, NO_MX)) == [True, True]
+    await run(
+        users.admin,
+        "UPDATE outreach.company_target SET outreach_status = 'active', sequence_count = sequence_count + 1,"
+        " last_targeted_at = now(), updated_at = now(), company_unique_id = target_id::text",
+    )
+    await run(users.admin, "UPDATE outreach.company_target_errors SET archived_at = now(), retry_count = 1")
+    await run(users.admin, "UPDATE outreach.company_target_errors SET resolved_at = now(), resolution_note = 'seen'")
+    found = await rows(users.admin, "SELECT outreach_status, sequence_count, source FROM outreach.company_target")
+    assert sorted(found, key=str) == sorted([("active", 1, "crm"), ("active", 1, None)], key=str)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "outreach_id = gen_random_uuid()",
+        "email_method = 'x@acme.example'",
+        "method_type = 'first.last'",
+        "confidence_score = 0.1",
+        "is_catchall = true",
+        "execution_status = 'pending'",
+        "imo_completed_at = now()",
+        "outreach_status = 'active', email_method = NULL",
+    ],
+)
+async def test_the_gates_own_columns_are_final_for_the_administrator_too(users: DatabaseDsns, change: str) -> None:
+    await record(users.gate, outcome(await mint(users.admin)))
+    with pytest.raises(asyncpg.RestrictViolationError, match=r"is final \(ready\): a change of "):
+        await run(users.admin, f"UPDATE outreach.company_target SET {change}")
+    with pytest.raises(asyncpg.RestrictViolationError, match="delete is refused"):
+        await run(users.admin, "DELETE FROM outreach.company_target")
+
+
+@pytest.mark.parametrize("change", ["failure_code = 'x'", "blocking_reason = 'x'", "raw_input = '{}'"])
+async def test_the_record_of_a_failure_is_final(users: DatabaseDsns, change: str) -> None:
+    await record(users.gate, outcome(await mint(users.admin), NO_MX))
+    with pytest.raises(asyncpg.RestrictViolationError, match="is final: a change of "):
+        await run(users.admin, f"UPDATE outreach.company_target_errors SET {change}, archived_at = now()")
+    with pytest.raises(asyncpg.RestrictViolationError, match="delete is refused"):
+        await run(users.admin, "DELETE FROM outreach.company_target_errors")
+
+
+async def test_a_row_goes_with_its_company_and_the_ledger_stays(users: DatabaseDsns) -> None:
+    passed, failed = await mint(users.admin), await mint(users.admin)
+    await record(users.gate, outcome(passed), outcome(failed, NO_MX))
+    await run(users.admin, "DELETE FROM outreach.outreach")
+    assert await rows(users.admin, "SELECT count(*) FROM outreach.company_target") == [(0,)]
+    assert await rows(users.admin, "SELECT count(*) FROM outreach.company_target_errors") == [(0,)]
+    assert await rows(users.admin, "SELECT count(*) FROM outreach.ct_outcomes") == [(2,)]
+    await run(users.admin, "INSERT INTO outreach.outreach (outreach_id, domain) VALUES ($1, 'acme.example')", passed)
+    assert await record(users.gate, outcome(passed, NO_MX)) == [False], "nobody is decided twice"
+
+
+async def test_somebody_without_rights_on_ledger_and_spine_changes_what_is_theirs(users: DatabaseDsns) -> None:
+    """A service of the users' own may write only to company_target: the triggers run as that service."""
+    await record(users.gate, outcome(await mint(users.admin)))
+    connection = await asyncpg.connect(users.admin)
+    try:
+        await connection.execute("BEGIN; CREATE ROLE sequencer; GRANT USAGE ON SCHEMA outreach TO sequencer;"
+                                 "GRANT SELECT, UPDATE, DELETE ON outreach.company_target TO sequencer;"
+                                 "SET ROLE sequencer")  # fmt: skip
+        await connection.execute("UPDATE outreach.company_target SET outreach_status = 'paused'")
+        await connection.execute("SAVEPOINT before")
+        with pytest.raises(asyncpg.RestrictViolationError):
+            await connection.execute("UPDATE outreach.company_target SET email_method = NULL")
+        await connection.execute("ROLLBACK TO before")
+        with pytest.raises(asyncpg.RestrictViolationError):
+            await connection.execute("DELETE FROM outreach.company_target")
+    finally:
+        await connection.execute("ROLLBACK")
+        await connection.close()
+
+
+async def test_errors_rows_have_the_words_of_the_gate_before(users: DatabaseDsns) -> None:
+    failed = await mint(users.admin)
+    await record(users.gate, outcome(failed, NO_MX), outcome(await mint(users.admin), PASSED))
+    assert await rows(users.admin, "SELECT pipeline_stage, severity FROM outreach.company_target_errors") == [
+        ("company_target_imo", "blocking")
+    ]
