@@ -13,7 +13,7 @@ GRANT SELECT, INSERT ON outreach.ct_migrations, outreach.ct_functions TO ct_owne
 GRANT SELECT, INSERT ON outreach.ct_outcomes TO ct_gate;
 GRANT UPDATE (publish_until, published_at) ON outreach.ct_outcomes TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
-GRANT SELECT, INSERT ON outreach.company_target_errors, outreach.ct_watchdog_exits TO ct_gate;
+GRANT SELECT, INSERT ON outreach.company_target_errors, outreach.ct_watchdog_exits, outreach.ct_unwritten TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.ct_rates, outreach.ct_domains,
     outreach.ct_refusals, outreach.ct_memory TO ct_gate;
 GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
@@ -29,7 +29,7 @@ GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_
     outreach.ct_usage, outreach.ct_rates, outreach.ct_domains, outreach.ct_refusals, outreach.ct_controls,
     outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held, outreach.ct_migrations,
     outreach.ct_functions, outreach.ct_memory, outreach.ct_alerts, outreach.ct_tier2_attempts,
-    outreach.ct_watchdog_exits TO ct_ops;
+    outreach.ct_watchdog_exits, outreach.ct_unwritten, outreach.ct_adoption TO ct_ops;
 
 -- Functions: only the roles named here may call them. No right is taken away from the gate itself, because a worker of
 -- the previous version may still call a function that this version does not name.
@@ -38,7 +38,7 @@ DECLARE
     of_gate CONSTANT name[] := ARRAY[
         'ct_utc_day', 'ct_take_mx', 'ct_free_in', 'ct_note_talk', 'ct_begin_probes', 'ct_enter_provider', 'ct_go_on',
         'ct_end_probes',
-        'ct_may_claim',
+        'ct_may_claim', 'ct_errors_are_bound',
         'ct_wake', 'ct_wake_sleepers', 'ct_wake_capped', 'ct_forget_passes',
         'ct_recall', 'ct_tidy',
         'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since',

@@ -27,6 +27,17 @@ _MIN_SERVER = 15
 _BASELINE = "0000_baseline"  #: the name under which schema.sql is noted, before any file of migrations/
 #: An administrator must not resolve names in a schema that others may write to, and must see every row to adopt.
 _SAFELY = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL row_security = off"
+#: Rows of company_target without an outcome, by whether their status is a final one.
+_COUNT = """
+SELECT count(*) FROM outreach.company_target AS t
+WHERE t.outreach_id IS NOT NULL AND coalesce(t.execution_status::text, '') {final} ('ready', 'failed', 'blocked')
+    AND NOT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = t.outreach_id)
+"""
+_ERRORS_BOUND_BY = """
+SELECT quote_ident(c.conname) FROM pg_constraint AS c
+JOIN pg_attribute AS a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
+WHERE c.conrelid = 'outreach.company_target_errors'::regclass AND c.contype = 'f' AND a.attname = 'outreach_id'
+"""
 ROLES = ("ct_owner", "ct_gate", "ct_ops")
 
 
@@ -41,6 +52,8 @@ class MigrationReport:
     applied: tuple[str, ...]
     adopted: int  #: companies decided earlier that got a ledger row now
     pending: int  #: company_target rows that the gate will decide
+    foreign: int  #: company_target rows that were made final without an outcome, after the others were adopted
+    errors_bound_by: str | None  #: the constraint because of which a NOT-FOUND has no row in company_target_errors
     spine_found: bool
     temp_revoked: bool  #: from PUBLIC, now
     temp_open: bool  #: PUBLIC may make temporary objects here, and this role may not change that
@@ -133,9 +146,9 @@ async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationRe
     return MigrationReport(
         applied=tuple(applied),
         adopted=await _adopted(connection),
-        pending=await connection.fetchval(
-            "SELECT count(*) FROM outreach.company_target AS t WHERE t.execution_status = 'pending'"
-        ),
+        pending=await connection.fetchval(_COUNT.format(final="NOT IN")),
+        foreign=await connection.fetchval(_COUNT.format(final="IN")),
+        errors_bound_by=await connection.fetchval(_ERRORS_BOUND_BY),
         spine_found=await connection.fetchval("SELECT to_regclass('outreach.outreach') IS NOT NULL"),
         temp_revoked=temp_was_open and not temp_open,
         temp_open=temp_open,

@@ -159,7 +159,8 @@ async def test_the_next_migration_runs_no_code_of_the_owner_as_the_administrator
                 assert table != "ct_outcomes"
     await admin.execute("RESET ROLE")
     await admin.execute(
-        "INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES (gen_random_uuid(), 'ready')"
+        "INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES (gen_random_uuid(), 'ready');"
+        "DELETE FROM outreach.ct_adoption"  # as if it were the first one
     )
     report = await migrate(database.admin)
     assert report.adopted == 1

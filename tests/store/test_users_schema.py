@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 
+from ct_stream.ops import reports
+from ct_stream.settings import Settings
 from ct_stream.store.ledger import Ledger
-from tests.store.parts import NO_MX, PASSED, opened, outcome, running
-from tests.store.users_schema import ddl, migrated, mint, rows, run
+from ct_stream.store.migrate import migrate
+from tests.store.parts import NO_MX, NOT_FOUND, PASSED, opened, outcome, running
+from tests.store.users_schema import ddl, made, migrated, mint, rows, run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -115,3 +119,72 @@ async def test_errors_rows_have_the_words_of_the_gate_before(users: DatabaseDsns
     assert await rows(users.admin, "SELECT pipeline_stage, severity FROM outreach.company_target_errors") == [
         ("company_target_imo", "blocking")
     ]
+
+
+@pytest.mark.parametrize("word", ["'pending'", "'queued'", "'PENDING'", "NULL", "''"])
+async def test_a_status_that_the_gate_does_not_know_waits_for_it(postgres: EmbeddedPostgres, word: str) -> None:
+    wide = ddl().replace("CHECK (execution_status IN ('pending', 'ready', 'failed', 'blocked'))", "")
+    async with migrated(postgres, wide) as users:
+        company = await mint(users.admin, pending=True)
+        await run(users.admin, f"UPDATE outreach.company_target SET execution_status = {word}")
+        assert (await migrate(users.admin)).pending == 1
+        assert await record(users.gate, outcome(company)) == [True]
+        found = await rows(users.admin, "SELECT execution_status, email_method FROM outreach.company_target")
+        assert found == [("ready", "info@acme.example")]
+
+
+async def test_rows_that_belong_to_no_company_of_the_spine_are_left_alone(postgres: EmbeddedPostgres) -> None:
+    async with made(postgres, ddl()) as users:
+        await run(users.admin, "INSERT INTO outreach.company_target (execution_status) VALUES ('ready'), ('pending')")
+        report = await migrate(users.admin)
+        assert (report.adopted, report.pending, report.foreign) == (0, 0, 0)
+        await run(users.admin, "UPDATE outreach.company_target SET execution_status = 'failed'")
+        await run(users.admin, "DELETE FROM outreach.company_target")
+
+
+async def test_companies_decided_before_are_adopted_once(postgres: EmbeddedPostgres) -> None:
+    async with made(postgres, ddl()) as users:
+        before = await mint(users.admin, pending=True)
+        await run(users.admin, "UPDATE outreach.company_target SET execution_status = 'ready'")
+        assert (await migrate(users.admin)).adopted == 1
+        after = await mint(users.admin, pending=True)
+        await run(
+            users.admin, "UPDATE outreach.company_target SET execution_status = 'ready' WHERE outreach_id = $1", after
+        )
+        again = await migrate(users.admin)
+        assert (again.adopted, again.foreign) == (0, 1)
+        assert await rows(users.admin, "SELECT outreach_id FROM outreach.ct_outcomes") == [(before,)]
+
+
+async def test_a_final_row_that_the_gate_did_not_make_is_kept_and_told(users: DatabaseDsns) -> None:
+    company = await mint(users.admin, pending=True)
+    await run(users.admin, "UPDATE outreach.company_target SET execution_status = 'ready', email_method = 'theirs'")
+    assert await record(users.gate, outcome(company, NO_MX)) == [True], "the outcome counts"
+    kept = "SELECT execution_status, email_method FROM outreach.company_target"
+    assert await rows(users.admin, kept) == [("ready", "theirs")]
+    assert await rows(users.admin, "SELECT event, outreach_id, state FROM outreach.ct_alerts") == [
+        ("conflict", company, "kept")
+    ]
+    await run(users.admin, "UPDATE outreach.company_target SET execution_status = 'failed', email_method = NULL")
+
+
+async def test_a_not_found_is_told_where_it_cannot_have_an_errors_row(postgres: EmbeddedPostgres) -> None:
+    async with migrated(postgres, ddl()) as users:
+        report = await migrate(users.admin)
+        assert report.errors_bound_by == "company_target_errors_outreach_id_fkey"
+        bound, free = outcome(verdict=NOT_FOUND), outcome(verdict=NOT_FOUND)
+        assert await record(users.gate, bound) == [True]
+        failures = "SELECT outreach_id FROM outreach.company_target_errors"
+        assert await rows(users.admin, failures) == []
+        settings = Settings(postgres_ops_dsn=users.ops)
+        [told] = await reports.failures(settings, since=timedelta(hours=1), code=None, limit=10)
+        assert (told["outreach_id"], told["failure_code"]) == (bound.outreach_id, "CT-I-NOT-FOUND")
+        [counted] = await reports.distribution(settings, since=timedelta(hours=1))
+        assert (counted["failure_code"], counted["count"]) == ("CT-I-NOT-FOUND", 1)
+        await run(
+            users.admin,
+            f"ALTER TABLE outreach.company_target_errors DROP CONSTRAINT {report.errors_bound_by}",
+        )
+        assert await record(users.gate, free) == [True]
+        assert await rows(users.admin, failures) == [(free.outreach_id,)]
+        assert (await migrate(users.admin)).errors_bound_by is None

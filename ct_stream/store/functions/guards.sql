@@ -15,11 +15,15 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- Is this company decided, by the gate or before it came? Its triggers call this and the next function as whoever changes
--- a row, so everybody may; they tell nothing but yes or no.
+-- Is this company decided, and its row of company_target the gate's, or adopted? Triggers call this and the next function
+-- as whoever changes a row, so everybody may; they tell nothing but yes or no.
 CREATE OR REPLACE FUNCTION outreach.ct_is_decided(id uuid) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
     SELECT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = id)
+        AND NOT EXISTS (
+            SELECT u.outreach_id FROM outreach.ct_unwritten AS u
+            WHERE u.outreach_id = id AND u.its_table = 'company_target'
+        )
 $$;
 
 -- Is this row deleted because its company was, by a foreign key of its table? Then the spine has no such row any more.

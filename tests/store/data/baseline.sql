@@ -1,22 +1,23 @@
--- The gate's tables in their final form, for a database that has none of them. An existing one is brought here by
--- migrations/, and a test holds the two ways equal. Functions are in functions/, triggers in triggers.sql, rights in
+-- The gate's tables in their final form, for a database that has none of them. migrations/ brings an existing database
+-- to the same form, and a test compares the two. Functions are in functions/, triggers in triggers.sql, rights in
 -- grants.sql.
 --
--- The spine, outreach.outreach, belongs to upstream and is never made here. Nor need company_target and
--- company_target_errors be new: adopt.sql has made older ones fit, and IF NOT EXISTS leaves them their rows.
+-- The spine, outreach.outreach, belongs to upstream and is never created here. company_target and company_target_errors
+-- may exist already: adopt.sql has adapted them, and IF NOT EXISTS keeps their rows.
 
 CREATE SCHEMA IF NOT EXISTS outreach;
 
 -- ---------------------------------------------------------------- which version this is
 
--- The migrations that the tables have behind them, with the checksums of their files. 0000_baseline: schema.sql itself.
+-- The migrations that were applied to the tables, with the checksums of their files. 0000_baseline is schema.sql
+-- itself.
 CREATE TABLE outreach.ct_migrations (
     name text PRIMARY KEY,
     checksum text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- The versions of functions/ that this database had, the one with the highest ordinal now.
+-- The versions of functions/ that this database has had; the one with the highest ordinal is current.
 CREATE TABLE outreach.ct_functions (
     ordinal bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     checksum text NOT NULL UNIQUE,
@@ -64,7 +65,7 @@ CREATE INDEX IF NOT EXISTS company_target_errors_outreach_id_idx ON outreach.com
 
 -- ---------------------------------------------------------------- the ledger and outbox
 
--- The ledger's name: another one means that the database was restored or replaced.
+-- The ledger's identity: a different epoch means that the database was restored or replaced.
 CREATE TABLE outreach.ct_epoch (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     epoch uuid NOT NULL DEFAULT gen_random_uuid(),
@@ -95,13 +96,31 @@ CREATE TABLE outreach.ct_outcomes (
     headers jsonb,                    -- [[name, text or {"base64": ...}], ...] in order
     publish_until timestamptz,        -- the running claim's end
     published_at timestamptz,
-    -- Which attempt to record it won: a batch whose COMMIT was not answered, or one of two workers with the very same
-    -- bytes, knows its own rows again.
+    -- The attempt that recorded it. By this a batch whose COMMIT was not answered, or one of two workers with the very
+    -- same bytes, recognises its own rows.
     attempt uuid
 );
 CREATE UNIQUE INDEX ct_outcomes_ordinal_idx ON outreach.ct_outcomes (ordinal);
 CREATE INDEX ct_outcomes_unpublished_idx ON outreach.ct_outcomes (publish_until)
     WHERE published_at IS NULL AND topic IS NOT NULL;
+
+-- Rows that an outcome could not write because of what the users' own tables hold.
+CREATE TABLE outreach.ct_unwritten (
+    outreach_id uuid,
+    -- company_target: its row was final already, and not by the gate, which leaves it as it is.
+    -- company_target_errors: a foreign key binds it, and a NOT-FOUND has no company that it could refer to.
+    its_table text CHECK (its_table IN ('company_target', 'company_target_errors')),
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (outreach_id, its_table)
+);
+
+-- When companies that were decided before the gate came got their ledger rows. That happens once: a final row that
+-- appears later was not decided by anybody whom the gate takes over from.
+CREATE TABLE outreach.ct_adoption (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    adopted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    companies bigint NOT NULL
+);
 
 -- ---------------------------------------------------------------- undecided companies
 
@@ -119,7 +138,7 @@ CREATE TABLE outreach.ct_passes (
     pending jsonb,                    -- an answer about us whose scope is not settled
     spent_ms integer NOT NULL DEFAULT 0,
     asked_at timestamptz,             -- when this pass first asked a server
-    failed_at timestamptz,            -- when its last failed answer came: controls look forward from here
+    failed_at timestamptz,            -- when its last failed answer came; only later controls prove anything about it
     event_topic text,
     event_partition integer,
     event_offset bigint,
@@ -127,7 +146,7 @@ CREATE TABLE outreach.ct_passes (
     correlation_id text,
     traceparent bytea,
     correlation_header bytea,
-    looks integer NOT NULL DEFAULT 0, -- how often nobody answered, and a control then proved our way
+    looks integer NOT NULL DEFAULT 0, -- how often it met silence, and a control then proved that our own way works
     exceptions integer NOT NULL DEFAULT 0,
     traceback text,
     worker_version text,
@@ -136,7 +155,7 @@ CREATE TABLE outreach.ct_passes (
 );
 CREATE INDEX ct_passes_due_idx ON outreach.ct_passes (not_before) WHERE state = 'waiting';
 CREATE INDEX ct_passes_waits_on_idx ON outreach.ct_passes (waits_on, not_before) WHERE state = 'waiting';
--- Who of a domain waits for something else than the domain itself?
+-- Which companies of a domain wait for something other than the domain itself?
 CREATE INDEX ct_passes_ahead_idx ON outreach.ct_passes (domain) WHERE state = 'waiting' AND reason <> 'domain_busy';
 
 -- ---------------------------------------------------------------- limits and leases
@@ -158,17 +177,17 @@ CREATE TABLE outreach.ct_rates (
     tat timestamptz NOT NULL          -- theoretical arrival time of the next call (GCRA)
 );
 
--- Domains that were probed within a day: who probes one now, when it is free again, and its last good talk. Each lease
--- has a name of its own: a pass that was frozen for longer than its lease finds that another has the domain now, even
--- another one of its own worker (ADR-CT-IMO-006).
+-- Domains that were probed within a day: who is probing one now, when it is free again, and its last normal session.
+-- Each lease has its own name, so that a pass that was frozen for longer than its lease notices if another pass has the
+-- domain now, even one of its own worker (ADR-CT-IMO-006).
 CREATE TABLE outreach.ct_domains (
-    domain text PRIMARY KEY,          -- '@' and a provider's name: its good talks with domains that moved on
+    domain text PRIMARY KEY,          -- '@' and a provider: its last normal session with a domain that has moved on
     provider text NOT NULL,
     is_own boolean NOT NULL DEFAULT false,  -- the provider is the company itself: it takes no place
     lease_owner text,
     lease uuid,                       -- chosen by the pass that holds it
-    sessions integer,                 -- that it has units for
-    unit_day date,                    -- that paid for the last of them
+    sessions integer,                 -- how many sessions it has units for
+    unit_day date,                    -- the day that paid for the last of them
     lease_until timestamptz,
     free_at timestamptz NOT NULL,     -- the pause after the last session ends here
     talked_at timestamptz             -- a server of this domain last talked to us normally
@@ -190,7 +209,7 @@ CREATE TABLE outreach.ct_controls (
     failed_detail text NOT NULL DEFAULT '',
     trouble_from timestamptz NOT NULL DEFAULT '-infinity',   -- the last stretch in which our own way was broken
     trouble_until timestamptz NOT NULL DEFAULT '-infinity',
-    -- When the chain of proofs began that still holds; infinity: there is none. A failure since then breaks it.
+    -- When the present chain of proofs began; infinity: there is none. A later failure breaks it.
     proven_since timestamptz NOT NULL DEFAULT 'infinity',
     proven_at timestamptz NOT NULL DEFAULT '-infinity'       -- the end of its last proof
 );
@@ -198,14 +217,14 @@ INSERT INTO outreach.ct_controls (kind) VALUES ('dns'), ('smtp');
 
 -- ---------------------------------------------------------------- guardrails
 
--- Which tools, providers and inputs are open, paused, closed or halted; functions/guardrails.sql says what that means.
+-- Which tools, providers and inputs are open, paused, closed or halted; functions/guardrails.sql explains the states.
 CREATE TABLE outreach.ct_guardrails (
     key text PRIMARY KEY,             -- 'tool:TOOL-005', 'provider:bigmail.example', 'spine'
     state text NOT NULL CHECK (state IN ('open', 'paused', 'closed', 'halted', 'trial')),
     reason text NOT NULL,
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
     next_try_at timestamptz,          -- one company is tried then; NULL: a person resumes it
-    first_try_s double precision NOT NULL DEFAULT 600,  -- between the first two tries; then twice as long each time
+    first_try_s double precision NOT NULL DEFAULT 600,  -- until the first try; then twice as long each time
     tries integer NOT NULL DEFAULT 0,
     changed_by text NOT NULL DEFAULT session_user
 );
@@ -221,13 +240,14 @@ CREATE TABLE outreach.ct_guardrail_log (
 );
 CREATE INDEX ct_guardrail_log_key_idx ON outreach.ct_guardrail_log (key, log_id);
 
--- Evidence of servers that refuse us, for the scopes domain, provider, address (24 hours are looked at).
+-- Evidence of servers that refuse us, for the scopes domain, provider and address. Evidence of the last 24 hours
+-- counts.
 CREATE TABLE outreach.ct_refusals (
     refusal_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     provider text NOT NULL,
     domain text NOT NULL,
-    kind text NOT NULL CHECK (kind IN ('refused', 'rate', 'silent')),  -- silent: no server of it could be reached
+    kind text NOT NULL CHECK (kind IN ('refused', 'rate', 'silent')),  -- silent: none of its servers could be reached
     host text NOT NULL DEFAULT '',
     reason text NOT NULL DEFAULT '',
     void boolean NOT NULL DEFAULT false
@@ -237,14 +257,14 @@ CREATE INDEX ct_refusals_at_idx ON outreach.ct_refusals (at DESC);
 
 -- ---------------------------------------------------------------- domain memory
 
--- What a domain answered to one company, for the next ones (ADR-CT-IMO-014). One row a domain and version of the rules.
+-- What a domain answered to one company, for the next ones (ADR-CT-IMO-014). One row for each domain and rules version.
 CREATE TABLE outreach.ct_memory (
     domain text NOT NULL,
     rules_version text NOT NULL,
     outcome text NOT NULL CHECK (outcome IN ('PASS', 'FAIL')),
     answers jsonb NOT NULL,           -- the exchanges of the pass from MX on
-    answered_at timestamptz NOT NULL, -- the oldest of them but the first
-    mx_at timestamptz NOT NULL,       -- the first of them, the MX hosts
+    answered_at timestamptz NOT NULL, -- when the oldest of them was answered, the first one not counted
+    mx_at timestamptz NOT NULL,       -- when the first one was answered, the MX hosts
     PRIMARY KEY (domain, rules_version)
 );
 CREATE INDEX ct_memory_answered_at_idx ON outreach.ct_memory (answered_at);
@@ -257,27 +277,27 @@ CREATE TABLE outreach.ct_tier2_attempts (
     outreach_id uuid PRIMARY KEY,
     provider text NOT NULL,
     address text NOT NULL,            -- what was asked about: an invented name or a role, never a person
-    token uuid NOT NULL,              -- the caller's: a reservation whose answer was lost is known again by it
-    usd numeric(12, 6) NOT NULL,      -- charged to the month, whatever came of it
+    token uuid NOT NULL,              -- the caller's: by it a reservation whose answer was lost is recognised
+    usd numeric(12, 6) NOT NULL,      -- charged to the month, whatever the result
     reserved_at timestamptz NOT NULL,
     answer_due timestamptz NOT NULL,  -- until then others wait for the caller's answer
     status text CHECK (status IN ('valid', 'catch_all', 'invalid', 'no_answer')),
     detail text NOT NULL DEFAULT '',
-    answered_at timestamptz           -- when the call ended; NULL beside a status: its worker ended before it
+    answered_at timestamptz           -- when the call ended; NULL with a status: its worker ended first
 );
 CREATE INDEX ct_tier2_attempts_answered_idx ON outreach.ct_tier2_attempts (answered_at) WHERE answered_at IS NOT NULL;
 CREATE INDEX ct_tier2_attempts_open_idx ON outreach.ct_tier2_attempts (answer_due) WHERE status IS NULL;
 
 -- ---------------------------------------------------------------- for people
 
--- What people should hear of, once: written in the transaction of the change itself, whoever makes it (a worker, or a
--- person who resumes a guardrail), and taken by one worker.
+-- Alerts for people, each sent once. The change itself writes the alert in its own transaction, whoever makes it (a
+-- worker, or a person who resumes a guardrail), and one worker takes it.
 CREATE TABLE outreach.ct_alerts (
     alert_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    event text NOT NULL CHECK (event IN ('guardrail', 'control', 'stuck')),
+    event text NOT NULL CHECK (event IN ('guardrail', 'control', 'stuck', 'conflict')),
     rail text,                        -- guardrail: its key; control: control:dns, control:smtp
-    outreach_id uuid,                 -- of a stuck company
+    outreach_id uuid,                 -- of a stuck company, or of a row in conflict
     state text NOT NULL,
     reason text NOT NULL,
     taken_by text,
@@ -286,8 +306,8 @@ CREATE TABLE outreach.ct_alerts (
 CREATE INDEX ct_alerts_open_idx ON outreach.ct_alerts (alert_id) WHERE taken_at IS NULL;
 CREATE INDEX ct_alerts_at_idx ON outreach.ct_alerts (at);
 
--- Exits by the watchdog (ADR-CT-IMO-022): each with the places that it may have hung at, so that three at one place
--- stop the restarts.
+-- Exits by the watchdog (ADR-CT-IMO-022), each with the places where the worker may have hung. After three at one
+-- place, workers that start wait for a person.
 CREATE TABLE outreach.ct_watchdog_exits (
     exit_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
