@@ -57,6 +57,7 @@ def _migrate(main: click.Group) -> None:
             click.echo("spine:   outreach.outreach is there")
         else:
             click.echo("spine:   outreach.outreach is missing; run migrate again when upstream has made it (grants)")
+        click.echo(f"record:  {report.rehearsal}")
         if report.temp_revoked:
             click.echo("temp:    revoked from PUBLIC in this database; GRANT TEMPORARY to each role that needs it")
         elif report.temp_open:

@@ -97,8 +97,8 @@ class Ledger:
         first: dict[UUID, _Attempt] = {}
         for attempt in attempts:
             first.setdefault(attempt.outcome.outreach_id, attempt)
-        columns = [(*_row(attempt.outcome), attempt.token) for attempt in first.values()]
-        won_rows = await self._database.fetch("record", *map(list, zip(*columns, strict=True)), CLAIM_S)
+        arguments = record_arguments([(attempt.outcome, attempt.token) for attempt in first.values()])
+        won_rows = await self._database.fetch("record", *arguments)
         for row in won_rows:
             self._database.saw_ordinal(row["ordinal"])
         won = {row["outreach_id"] for row in won_rows}
@@ -121,6 +121,12 @@ class Ledger:
         rows = await self._database.fetch("claim_unpublished_of", list(set(ids)), CLAIM_S)
         claimed = {row["outreach_id"]: _publication(row) for row in rows}
         return [claimed.pop(i, None) for i in ids]
+
+
+def record_arguments(attempts: Sequence[tuple[Outcome, UUID]]) -> tuple[Any, ...]:
+    """Return the arguments of the query `record`; each outcome comes with the token of the attempt to record it."""
+    columns = [(*_row(outcome), token) for outcome, token in attempts]
+    return (*map(list, zip(*columns, strict=True)), CLAIM_S)
 
 
 def _publication(row: Any) -> Publication:

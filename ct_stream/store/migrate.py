@@ -17,6 +17,10 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from ct_stream.problems import ProblemError
+from ct_stream.store.as_gate import CannotAct, acting_as_gate
+from ct_stream.store.fit import check_arbiter, check_fit
+from ct_stream.store.misfit import Misfit, said
+from ct_stream.store.rehearsal import NO_SPINE, Rehearsal, has_spine, rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -54,6 +58,7 @@ class MigrationReport:
     pending: int  #: company_target rows that the gate will decide
     foreign: int  #: company_target rows that were made final without an outcome, after the others were adopted
     errors_bound_by: str | None  #: the constraint because of which a NOT-FOUND has no row in company_target_errors
+    rehearsal: str  #: whether recording was rehearsed; what it met that does not fit is a MigrationError
     spine_found: bool
     temp_revoked: bool  #: from PUBLIC, now
     temp_open: bool  #: PUBLIC may make temporary objects here, and this role may not change that
@@ -120,6 +125,8 @@ async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationRepor
             await connection.execute(_SAFELY)
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
             return await _migrate(connection, sql or sql_files())
+    except Misfit as error:
+        raise MigrationError(error.problem.what, error.problem.action) from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise MigrationError(
             str(error), "CT_POSTGRES_ADMIN_DSN needs a role that may create roles and owns the schema outreach"
@@ -130,6 +137,7 @@ async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationRepor
 
 async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationReport:
     await _make_roles(connection)
+    await check_fit(connection)
     if await connection.fetchval("SELECT to_regclass('outreach.ct_migrations') IS NULL"):
         await _run(connection, "adopt.sql", sql.adopt)
         await _run(connection, "schema.sql", sql.schema)
@@ -140,15 +148,18 @@ async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationRe
     applied += await _replace_functions(connection, sql)
     await _own(connection)
     await _run(connection, "grants.sql", sql.grants)
+    await check_arbiter(connection)
     temp_was_open = await _is_temp_open(connection)
     await _revoke_temp(connection)
     temp_open = await _is_temp_open(connection)
+    adopted = await _adopted(connection)
     return MigrationReport(
         applied=tuple(applied),
-        adopted=await _adopted(connection),
+        adopted=adopted,
         pending=await connection.fetchval(_COUNT.format(final="NOT IN")),
         foreign=await connection.fetchval(_COUNT.format(final="IN")),
         errors_bound_by=await connection.fetchval(_ERRORS_BOUND_BY),
+        rehearsal=str(await _rehearsed(connection)),
         spine_found=await connection.fetchval("SELECT to_regclass('outreach.outreach') IS NOT NULL"),
         temp_revoked=temp_was_open and not temp_open,
         temp_open=temp_open,
@@ -164,6 +175,17 @@ async def _adopted(connection: asyncpg.Connection) -> int:
             f"companies decided before cannot be adopted: {error}",
             "let a superuser ALTER ROLE ct_owner BYPASSRLS, or switch row security off for that table meanwhile",
         ) from error
+
+
+async def _rehearsed(connection: asyncpg.Connection) -> Rehearsal:
+    """Rehearse as ct_gate what workers will do, so that what does not fit is told now. Raises Misfit."""
+    if not await has_spine(connection):
+        return NO_SPINE
+    try:
+        async with acting_as_gate(connection) as actor:
+            return await rehearse(connection, actor)
+    except CannotAct as why:
+        return Rehearsal(not_rehearsed=str(why))
 
 
 async def _apply_missing(connection: asyncpg.Connection, sql: SqlFiles) -> list[str]:
@@ -217,6 +239,13 @@ async def _run(connection: asyncpg.Connection, name: str, text: str) -> None:
         await connection.execute(text)
     except asyncpg.UniqueViolationError as error:
         raise MigrationError(f"{name}: {error}", "make outreach_id unique in that table first") from error
+    except (asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError) as error:
+        raise MigrationError(f"{name}: {said(error)}, and is not the gate's", "rename it, and migrate again") from error
+    except (asyncpg.WrongObjectTypeError, asyncpg.FeatureNotSupportedError, asyncpg.DatatypeMismatchError) as error:
+        raise MigrationError(
+            f"{name}: a table that was there before does not fit: {said(error)}",
+            "make it a plain table with the types that the README names, and migrate again",
+        ) from error
 
 
 async def _note(connection: asyncpg.Connection, applied: Mapping[str, str]) -> None:

@@ -109,6 +109,33 @@ WITH input AS (
 )
 SELECT w.outreach_id, w.ordinal FROM won AS w;
 
+-- name: rehearsal_companies
+-- Some undecided companies that a rehearsal may record, with and without a row in company_target (rehearsal.py).
+SELECT s.outreach_id, t.outreach_id IS NOT NULL AS has_row
+FROM (
+    SELECT u.outreach_id FROM outreach.outreach AS u
+    WHERE u.outreach_id IS NOT NULL
+        AND NOT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = u.outreach_id)
+        AND NOT EXISTS (
+            SELECT e.outreach_id FROM outreach.company_target_errors AS e WHERE e.outreach_id = u.outreach_id
+        )
+    LIMIT 1000
+) AS s
+LEFT JOIN outreach.company_target AS t ON t.outreach_id = s.outreach_id
+WHERE coalesce(t.execution_status::text, '') NOT IN ('ready', 'failed', 'blocked');
+
+-- name: rehearsed
+-- What did the users' tables keep of a rehearsed outcome?
+SELECT t.execution_status::text, t.email_method::text, t.method_type::text, t.confidence_score::float8,
+    t.is_catchall::text, t.imo_completed_at IS NOT NULL AS has_completed, e.failure_code::text,
+    e.blocking_reason::text, e.pipeline_stage::text, e.severity::text, e.imo_stage::text,
+    outreach.ct_errors_are_bound() AS errors_are_bound
+FROM outreach.ct_outcomes AS o
+LEFT JOIN outreach.company_target AS t ON t.outreach_id = o.outreach_id
+LEFT JOIN outreach.company_target_errors AS e ON e.outreach_id = o.outreach_id
+WHERE o.outreach_id = $1
+LIMIT 1;
+
 -- name: recall
 -- See ct_recall.
 SELECT i.domain, m.answers, m.answered_at, m.is_current, m.is_mx_current, m.is_busy, m.has_begun
