@@ -31,8 +31,9 @@ GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_
     outreach.ct_functions, outreach.ct_memory, outreach.ct_alerts, outreach.ct_tier2_attempts,
     outreach.ct_watchdog_exits, outreach.ct_unwritten, outreach.ct_adoption TO ct_ops;
 
--- Functions: only the roles named here may call them. No right is taken away from the gate itself, because a worker of
--- the previous version may still call a function that this version does not name.
+-- Functions: only the roles named here may call them. Every function of ours is in one of these lists, and none of
+-- others is touched, whatever its name. No right is taken away from the gate itself, because a worker of the previous
+-- version may still call a function that this version does not name.
 DO $$
 DECLARE
     of_gate CONSTANT name[] := ARRAY[
@@ -49,12 +50,17 @@ DECLARE
     of_people CONSTANT name[] := ARRAY['resume_guardrail'];
     -- Triggers of the runbook's tables call them as whoever changes a row there.
     of_everybody CONSTANT name[] := ARRAY['ct_is_decided', 'ct_left_the_spine', 'ct_first_change'];
+    -- Triggers, and what other functions call.
+    of_owner CONSTANT name[] := ARRAY[
+        'ct_adopt', 'ct_alert', 'ct_alert_conflict', 'ct_alert_control', 'ct_alert_guardrail', 'ct_alert_stuck',
+        'ct_guard_attempt', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_outcome', 'ct_tier2_in_a_row'
+    ];
     made record;
 BEGIN
     FOR made IN
         SELECT p.oid::regprocedure AS signature, p.proname FROM pg_proc AS p
         WHERE p.pronamespace = 'outreach'::regnamespace
-            AND (p.proname LIKE 'ct\_%' OR p.proname = ANY (of_people))
+            AND p.proname = ANY (of_gate || of_people || of_everybody || of_owner)
     LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made.signature);
         IF made.proname = ANY (of_gate) THEN

@@ -9,6 +9,7 @@ an advisory lock.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 _LOCK = 0x63745F6D  # "ct_m": one migration at a time in this database
 _MIN_SERVER = 15
+_FUNCTION = r"^CREATE (?:OR REPLACE )?FUNCTION outreach\.(\w+)"
+_SHARED = ("company_target", "company_target_errors")  #: may have been there before, and belong to whoever made them
+_NOTED = ("ct_migrations", "ct_functions")  #: what this module writes to
 _BASELINE = "0000_baseline"  #: the name under which schema.sql is noted, before any file of migrations/
 #: An administrator must not resolve names in a schema that others may write to, and must see every row to adopt.
 _SAFELY = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL row_security = off"
@@ -79,6 +83,17 @@ class SqlFiles:
     def latest_migration(self) -> str:
         """Return the name of the newest migration."""
         return max((_BASELINE, *self.migrations))
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """Return the names of the tables and views that schema.sql makes for the gate alone."""
+        named = re.findall(r"^CREATE (?:TABLE|VIEW) (?:IF NOT EXISTS )?outreach\.(\w+)", self.schema, re.MULTILINE)
+        return tuple(name for name in named if name not in _SHARED)
+
+    @property
+    def made_functions(self) -> tuple[str, ...]:
+        """Return the names of the functions that functions/ makes."""
+        return tuple(re.findall(_FUNCTION, "\n".join(self.functions.values()), re.MULTILINE))
 
     @property
     def functions_checksum(self) -> str:
@@ -146,7 +161,7 @@ async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationRe
     else:
         applied = await _apply_missing(connection, sql)
     applied += await _replace_functions(connection, sql)
-    await _own(connection)
+    await _own(connection, sql)
     await _run(connection, "grants.sql", sql.grants)
     await check_arbiter(connection)
     temp_was_open = await _is_temp_open(connection)
@@ -293,11 +308,12 @@ async def _revoke_temp(connection: asyncpg.Connection) -> None:
         await connection.execute(statement)
 
 
-async def _own(connection: asyncpg.Connection) -> None:
-    """Make ct_owner, as whom the SECURITY DEFINER functions run, the owner of what was created.
+async def _own(connection: asyncpg.Connection, sql: SqlFiles) -> None:
+    """Make ct_owner, as whom the SECURITY DEFINER functions run, the owner of what was created, by its name.
 
-    The two tables that this module writes to are left out: an owner may put a trigger on a table, and it would run
-    here. What ct_owner owns already is skipped, because each change of owner locks the table against the workers.
+    Others may have objects in this schema whose names begin with ct_, too: those stay theirs. The two tables that this
+    module writes to are left out: an owner may put a trigger on a table, and it would run here. What ct_owner owns
+    already is skipped, because each change of owner locks the table against the workers.
     """
     await connection.execute("GRANT USAGE, CREATE ON SCHEMA outreach TO ct_owner")
     statements = await connection.fetch(
@@ -305,14 +321,15 @@ async def _own(connection: asyncpg.Connection) -> None:
         SELECT format('ALTER %s %s OWNER TO ct_owner', CASE c.relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END,
             c.oid::regclass) AS statement
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE n.nspname = 'outreach' AND c.relkind IN ('r', 'v') AND c.relname LIKE 'ct\_%'
-            AND c.relname NOT IN ('ct_migrations', 'ct_functions') AND c.relowner <> 'ct_owner'::regrole
+        WHERE n.nspname = 'outreach' AND c.relkind IN ('r', 'v') AND c.relname = ANY ($1::text[])
+            AND c.relowner <> 'ct_owner'::regrole
         UNION ALL
         SELECT format('ALTER FUNCTION %s OWNER TO ct_owner', p.oid::regprocedure)
         FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
-        WHERE n.nspname = 'outreach' AND (p.proname LIKE 'ct\_%' OR p.proname = 'resume_guardrail')
-            AND p.proowner <> 'ct_owner'::regrole
-        """
+        WHERE n.nspname = 'outreach' AND p.proname = ANY ($2::text[]) AND p.proowner <> 'ct_owner'::regrole
+        """,
+        [name for name in sql.made if name not in _NOTED],
+        list(sql.made_functions),
     )
     for row in statements:
         await connection.execute(row["statement"])

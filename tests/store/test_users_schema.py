@@ -188,3 +188,18 @@ async def test_a_not_found_is_told_where_it_cannot_have_an_errors_row(postgres: 
         assert await record(users.gate, free) == [True]
         assert await rows(users.admin, failures) == [(free.outreach_id,)]
         assert (await migrate(users.admin)).errors_bound_by is None
+
+
+async def test_what_others_have_named_like_ours_stays_theirs(postgres: EmbeddedPostgres) -> None:
+    theirs = """
+    CREATE TABLE outreach.ct_notes (note text);
+    CREATE FUNCTION outreach.ct_score() RETURNS integer LANGUAGE sql AS 'SELECT 1';
+    """
+    async with migrated(postgres, ddl() + theirs) as users:
+        await migrate(users.admin)
+        owned = (
+            "SELECT 'outreach.ct_notes'::regclass::oid IN (SELECT c.oid FROM pg_class AS c WHERE c.relowner ="
+            " 'ct_owner'::regrole), has_function_privilege('public', 'outreach.ct_score()', 'EXECUTE'),"
+            " (SELECT p.proowner = 'ct_owner'::regrole FROM pg_proc AS p WHERE p.oid = 'outreach.ct_score'::regproc)"
+        )
+        assert await rows(users.admin, owned) == [(False, True, False)]
