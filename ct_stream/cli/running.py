@@ -53,6 +53,11 @@ def _migrate(main: click.Group) -> None:
                 "because of its foreign key; `ct-stream failures` and ct.fail have it. To have the row too: "
                 f"ALTER TABLE outreach.company_target_errors DROP CONSTRAINT {report.errors_bound_by}"
             )
+        if report.longest_method is not None:
+            click.echo(
+                f"length:  email_method takes {report.longest_method} characters; a company with a longer one gets "
+                "stuck. To have room: ALTER TABLE outreach.company_target ALTER COLUMN email_method TYPE text"
+            )
         if report.spine_found:
             click.echo("spine:   outreach.outreach is there")
         else:

@@ -33,6 +33,14 @@ LEFT JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
 WHERE n.nspname = 'outreach' AND c.relname IN ('outreach', 'company_target', 'company_target_errors')
 ORDER BY c.relname
 """
+#: The longest template, and the longest domain.
+_LONGEST_METHOD = len("{first}.{last}@") + 253
+_METHOD = """
+SELECT a.atttypmod - 4 FROM pg_catalog.pg_attribute AS a
+WHERE a.attrelid = 'outreach.company_target'::pg_catalog.regclass AND a.attname = 'email_method'
+    AND a.atttypid IN ('pg_catalog.varchar'::pg_catalog.regtype, 'pg_catalog.bpchar'::pg_catalog.regtype)
+    AND a.atttypmod BETWEEN 5 AND $1 + 3
+"""
 _ARBITER = """
 SELECT EXISTS (
     SELECT i.indexrelid FROM pg_catalog.pg_index AS i
@@ -81,3 +89,9 @@ async def check_arbiter(connection: Connection) -> None:
         f"the name company_target_outreach_id_key is taken by another index: {taken}",
         "ALTER INDEX outreach.company_target_outreach_id_key RENAME TO another name, and migrate again",
     )
+
+
+async def longest_method(connection: Connection) -> int | None:
+    """Return how many characters email_method takes; None: any method fits."""
+    length: int | None = await connection.fetchval(_METHOD, _LONGEST_METHOD)
+    return length

@@ -17,6 +17,19 @@ GRANT SELECT, INSERT ON outreach.company_target_errors, outreach.ct_watchdog_exi
 GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.ct_rates, outreach.ct_domains,
     outreach.ct_refusals, outreach.ct_memory TO ct_gate;
 GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
+-- The users' own tables may number their rows by a sequence of their own (serial).
+DO $$
+DECLARE
+    serial regclass;
+BEGIN
+    FOR serial IN
+        SELECT d.objid::regclass FROM pg_depend AS d JOIN pg_class AS c ON c.oid = d.objid
+        WHERE d.refobjid IN ('outreach.company_target'::regclass, 'outreach.company_target_errors'::regclass)
+            AND d.deptype = 'a' AND d.classid = 'pg_class'::regclass AND c.relkind = 'S'
+    LOOP
+        EXECUTE format('GRANT USAGE ON SEQUENCE %s TO ct_gate', serial);
+    END LOOP;
+END $$;
 GRANT SELECT ON outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held,
     outreach.ct_migrations, outreach.ct_functions TO ct_gate;
 -- Only the next try: states change only through functions, which keep a log.

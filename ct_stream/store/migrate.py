@@ -19,7 +19,7 @@ import asyncpg
 
 from ct_stream.problems import ProblemError
 from ct_stream.store.as_gate import CannotAct, acting_as_gate
-from ct_stream.store.fit import check_arbiter, check_fit
+from ct_stream.store.fit import check_arbiter, check_fit, longest_method
 from ct_stream.store.misfit import Misfit, said
 from ct_stream.store.rehearsal import NO_SPINE, Rehearsal, has_spine, rehearse
 
@@ -62,6 +62,7 @@ class MigrationReport:
     pending: int  #: company_target rows that the gate will decide
     foreign: int  #: company_target rows that were made final without an outcome, after the others were adopted
     errors_bound_by: str | None  #: the constraint because of which a NOT-FOUND has no row in company_target_errors
+    longest_method: int | None  #: how many characters company_target.email_method takes; None: any method fits
     rehearsal: str  #: whether recording was rehearsed; what it met that does not fit is a MigrationError
     spine_found: bool
     temp_revoked: bool  #: from PUBLIC, now
@@ -174,6 +175,7 @@ async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationRe
         pending=await connection.fetchval(_COUNT.format(final="NOT IN")),
         foreign=await connection.fetchval(_COUNT.format(final="IN")),
         errors_bound_by=await connection.fetchval(_ERRORS_BOUND_BY),
+        longest_method=await longest_method(connection),
         rehearsal=str(await _rehearsed(connection)),
         spine_found=await connection.fetchval("SELECT to_regclass('outreach.outreach') IS NOT NULL"),
         temp_revoked=temp_was_open and not temp_open,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _RUNNING = re.compile(r'^(?:PL/\w+|SQL) function "?([\w.]+)"?', re.MULTILINE)
 _OF_THE_GATE = re.compile(r"(?:outreach\.)?ct_\w+")
 _DENIED = re.compile(r"permission denied for (\w+) (.+)")
+#: A first migrate that is refused takes its roles back, too.
+_ROLE = " (if there is no such role yet: CREATE ROLE ct_gate NOLOGIN first)"
 _TYPES = re.compile(r'column "(.+)" is of type (.+) but expression is of type')
 
 
@@ -68,6 +70,11 @@ def _of_a_trigger(error: asyncpg.PostgresError, function: str, doing: str) -> Mi
 
 def _not_null(error: asyncpg.PostgresError, _doing: str) -> Misfit:
     table, column = _table(error), _field(error, "column_name")
+    if column in _EMPTY:
+        return Misfit(
+            f"{table}.{column} is NOT NULL, and a FAIL has no value there",
+            f"ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL",
+        )
     return Misfit(
         f"{table}.{column} is NOT NULL, and the gate does not fill it",
         f"ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL, or give it a default",
@@ -116,6 +123,8 @@ def _type(error: asyncpg.PostgresError, doing: str) -> Misfit:
     )
 
 
+#: What only a PASS fills.
+_EMPTY = {"email_method", "method_type", "confidence_score", "is_catchall"}
 _ONLY_OF_ERRORS = {
     "pipeline_stage", "failure_code", "blocking_reason", "severity", "imo_stage", "retry_allowed", "raw_input",
 }  # fmt: skip
@@ -146,11 +155,11 @@ def _denied(error: asyncpg.PostgresError, doing: str) -> Misfit:
     if found is None:
         action = "give ct_gate a policy that lets it read, insert and update, or switch row security off for that table"
     elif found[1] == "sequence":
-        action = f"GRANT USAGE ON SEQUENCE outreach.{found[2]} TO ct_gate"
+        action = f"GRANT USAGE ON SEQUENCE {found[2]} TO ct_gate{_ROLE}"
     elif found[1] == "function":
-        action = f"GRANT EXECUTE ON FUNCTION {found[2]} TO ct_gate"
+        action = f"GRANT EXECUTE ON FUNCTION {found[2]} TO ct_gate{_ROLE}"
     elif found[1] == "schema":
-        action = f"GRANT USAGE ON SCHEMA {found[2]} TO ct_gate"
+        action = f"GRANT USAGE ON SCHEMA {found[2]} TO ct_gate{_ROLE}"
     else:
         action = "run `ct-stream migrate`, which grants what the gate needs of its own list; grant it the rest"
     return Misfit(f"{doing} is refused: {text}", action)

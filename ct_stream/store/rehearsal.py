@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from random import choice
+from random import sample
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from uuid import UUID, uuid4
 
@@ -135,37 +135,42 @@ async def _rehearse(connection: Connection, cast: Cast) -> Rehearsal:
     had: set[str] = set()
     for name, verdict in _verdicts():
         rows = (with_row or without_row) if name == "PASS" else (without_row or with_row)
-        company = uuid4() if name == "NOT-FOUND" else choice(rows)
-        await _record(connection, cast, name, _outcome(company, verdict), in_full=name not in had)
+        # Two at once, as of one domain: users may have made unique what need not be.
+        companies = [uuid4()] if name == "NOT-FOUND" else sorted(sample(rows, min(2, len(rows))))
+        outcomes = [_outcome(company, verdict) for company in companies]
+        await _record(connection, cast, name, outcomes, in_full=name not in had)
         had.add(name)
     return Rehearsal()
 
 
-async def _record(connection: Connection, cast: Cast, name: str, outcome: Outcome, *, in_full: bool) -> None:
-    """Record one outcome as the gate does, look at what was kept, and take it back."""
+async def _record(connection: Connection, cast: Cast, name: str, outcomes: list[Outcome], *, in_full: bool) -> None:
+    """Record equal outcomes as the gate does, look at what was kept, and take it back."""
+    domain = outcomes[0].verdict.domain
     transaction = connection.transaction()
     await transaction.start()
     try:
-        ids, token = [outcome.outreach_id], uuid4()
+        ids = [outcome.outreach_id for outcome in outcomes]
         if in_full:
             await cast.fetch("look_up", ids, _RULES, PASS_KEPT, FAIL_KEPT, MX_KEPT)
-        if not await cast.fetch("record", *record_arguments([(outcome, token)])):
-            return  # a worker has decided this company meanwhile
+        won = await cast.fetch("record", *record_arguments([(outcome, uuid4()) for outcome in outcomes]))
+        if len(won) < len(outcomes):
+            return  # a worker has decided one of them meanwhile
         if in_full:
             await cast.fetch("recorded_attempts", ids)
             await cast.fetch("forget", ids)
-            await cast.fetch("wake_domains", [outcome.verdict.domain] if outcome.verdict.domain else [])
+            await cast.fetch("wake_domains", [domain] if domain else [])
             await cast.fetch("claim_unpublished_of", ids, CLAIM_S)
             await cast.fetch("stamp", ids)
         await cast.settle()
-        [kept] = await cast.fetch("rehearsed", outcome.outreach_id)
+        kept = [(await cast.fetch("rehearsed", company))[0] for company in ids]
     except _BUSY:
         raise
     except asyncpg.PostgresError as error:
-        raise explain(error, f"the recording of a {_named(name, outcome)}") from error
+        raise explain(error, f"the recording of a {_named(name, outcomes[0])}") from error
     finally:
         await _undo(connection, transaction)
-    _compare(outcome, kept)
+    for outcome, row in zip(outcomes, kept, strict=True):
+        _compare(outcome, row)
 
 
 def _named(name: str, outcome: Outcome) -> str:

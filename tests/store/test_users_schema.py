@@ -93,6 +93,26 @@ async def test_a_row_goes_with_its_company_and_the_ledger_stays(users: DatabaseD
     assert await record(users.gate, outcome(passed, NO_MX)) == [False], "nobody is decided twice"
 
 
+async def test_a_row_may_outlive_its_company_without_an_id(postgres: EmbeddedPostgres) -> None:
+    loose = ddl().replace("ON DELETE CASCADE", "ON DELETE SET NULL")
+    async with migrated(postgres, loose) as users:
+        passed = await mint(users.admin)
+        await record(users.gate, outcome(passed))
+        with pytest.raises(asyncpg.RestrictViolationError, match="a change of outreach_id is refused"):
+            await run(users.admin, "UPDATE outreach.company_target SET outreach_id = NULL")
+        await run(users.admin, "DELETE FROM outreach.outreach")
+        assert await rows(users.admin, "SELECT outreach_id, execution_status FROM outreach.company_target") == [
+            (None, "ready")
+        ]
+
+
+async def test_how_long_a_method_may_be_is_told(postgres: EmbeddedPostgres) -> None:
+    async with migrated(postgres, ddl()) as users:
+        assert (await migrate(users.admin)).longest_method == 100
+        await run(users.admin, "ALTER TABLE outreach.company_target ALTER COLUMN email_method TYPE varchar(300)")
+        assert (await migrate(users.admin)).longest_method is None
+
+
 async def test_somebody_without_rights_on_ledger_and_spine_changes_what_is_theirs(users: DatabaseDsns) -> None:
     """A service of the users' own may write only to company_target: the triggers run as that service."""
     await record(users.gate, outcome(await mint(users.admin)))

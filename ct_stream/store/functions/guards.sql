@@ -59,7 +59,12 @@ BEGIN
     END IF;
     IF TG_OP = 'UPDATE' THEN
         changed := outreach.ct_first_change(to_jsonb(OLD), to_jsonb(NEW), ours);
-        IF changed IS NULL THEN
+        -- ON DELETE SET NULL: the row stays, and belongs to no company any more.
+        IF changed IS NULL OR (
+            pg_trigger_depth() > 1 AND NEW.outreach_id IS NULL
+            AND outreach.ct_first_change(to_jsonb(OLD), to_jsonb(NEW), array_remove(ours, 'outreach_id')) IS NULL
+            AND outreach.ct_left_the_spine(OLD.outreach_id)
+        ) THEN
             RETURN NEW;
         END IF;
     ELSIF pg_trigger_depth() > 1 AND outreach.ct_left_the_spine(OLD.outreach_id) THEN
