@@ -58,13 +58,20 @@ BEGIN
         RAISE EXCEPTION 'company_target is final: truncate is refused' USING ERRCODE = 'restrict_violation';
     END IF;
     IF TG_OP = 'UPDATE' THEN
+        -- Most updates are those of others, of many rows at once: compared like this they cost next to nothing.
+        IF (NEW.outreach_id, NEW.email_method, NEW.method_type, NEW.confidence_score, NEW.is_catchall,
+                NEW.execution_status, NEW.imo_completed_at)
+            IS NOT DISTINCT FROM (OLD.outreach_id, OLD.email_method, OLD.method_type, OLD.confidence_score,
+                OLD.is_catchall, OLD.execution_status, OLD.imo_completed_at)
+        THEN
+            RETURN NEW;
+        END IF;
         changed := outreach.ct_first_change(to_jsonb(OLD), to_jsonb(NEW), ours);
         -- ON DELETE SET NULL: the row stays, and belongs to no company any more.
-        IF changed IS NULL OR (
-            pg_trigger_depth() > 1 AND NEW.outreach_id IS NULL
+        IF pg_trigger_depth() > 1 AND NEW.outreach_id IS NULL
             AND outreach.ct_first_change(to_jsonb(OLD), to_jsonb(NEW), array_remove(ours, 'outreach_id')) IS NULL
             AND outreach.ct_left_the_spine(OLD.outreach_id)
-        ) THEN
+        THEN
             RETURN NEW;
         END IF;
     ELSIF pg_trigger_depth() > 1 AND outreach.ct_left_the_spine(OLD.outreach_id) THEN
