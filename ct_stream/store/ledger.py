@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from ct_stream.gate.output_stage import Headers, Outcome
     from ct_stream.gate.transcript import Exchange
     from ct_stream.store.database import Database
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +105,12 @@ class Ledger:
         won_rows = await self._database.fetch("record", *arguments)
         for row in won_rows:
             self._database.saw_ordinal(row["ordinal"])
+            if row["in_conflict"]:
+                log.warning(
+                    "company_target has a final row of company %s that the gate did not make; it is left as it is",
+                    row["outreach_id"],
+                    extra={"action": "row_in_conflict", "outreach_id": str(row["outreach_id"])},
+                )
         won = {row["outreach_id"] for row in won_rows}
         if lost := [i for i in first if i not in won]:
             rows = await self._database.fetch("recorded_attempts", lost)

@@ -37,7 +37,7 @@ CROSS JOIN LATERAL outreach.ct_recall(lower(s.domain), $2, $3, $4, $5) AS m;
 -- name: record
 -- Record outcomes: the first one of an outreach_id wins, and only winners get rows. Returns the winners, with this
 -- worker's claim to publish them for $27 seconds. A status that is not one of the three final ones waits for the gate,
--- whatever it says.
+-- whatever it says. in_conflict: its row was final already, and was left as it is.
 WITH input AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
@@ -94,6 +94,7 @@ WITH input AS (
     UNION ALL
     SELECT i.outreach_id, 'company_target_errors' FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
     WHERE i.failure_code = 'CT-I-NOT-FOUND' AND outreach.ct_errors_are_bound()
+    RETURNING outreach_id, its_table
 ), memory AS (
     -- Sorted by domain, because opposite orders deadlock. A clock that runs ahead must not make a memory last longer.
     INSERT INTO outreach.ct_memory AS m (domain, rules_version, outcome, answers, answered_at, mx_at)
@@ -107,7 +108,12 @@ WITH input AS (
         mx_at = excluded.mx_at
     WHERE m.answered_at < excluded.answered_at
 )
-SELECT w.outreach_id, w.ordinal FROM won AS w;
+SELECT w.outreach_id, w.ordinal,
+    EXISTS (
+        SELECT u.outreach_id FROM unwritten AS u
+        WHERE u.outreach_id = w.outreach_id AND u.its_table = 'company_target'
+    ) AS in_conflict
+FROM won AS w;
 
 -- name: rehearsal_companies
 -- Some undecided companies that a rehearsal may record, with and without a row in company_target (rehearsal.py).

@@ -26,7 +26,7 @@ CALLS = {
     "ct_take_tier2": "SELECT outreach.ct_take_tier2(ARRAY[{id}], ARRAY['a@a.example'::pg_catalog.text], ARRAY[{id}],"
     " 'vendor', 50, 10000, 50, 0.004, 30, 1, 5)",
     "ct_answer_tier2": "SELECT outreach.ct_answer_tier2({id}, {id}, 'no_answer', 'none came', 'a wrong key', 5, 5)",
-    "ct_is_decided": "SELECT outreach.ct_is_decided({id})",
+    "ct_is_decided": "SELECT outreach.ct_is_decided({id}, 'company_target')",
     "ct_left_the_spine": "SELECT outreach.ct_left_the_spine({id})",
     "resume_guardrail": "SELECT outreach.resume_guardrail('tool:TOOL-005', 'delisted')",
 }

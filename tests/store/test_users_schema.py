@@ -176,16 +176,31 @@ async def test_companies_decided_before_are_adopted_once(postgres: EmbeddedPostg
         assert await rows(users.admin, "SELECT outreach_id FROM outreach.ct_outcomes") == [(before,)]
 
 
-async def test_a_final_row_that_the_gate_did_not_make_is_kept_and_told(users: DatabaseDsns) -> None:
+async def test_a_final_row_that_the_gate_did_not_make_is_kept_and_told(
+    users: DatabaseDsns, caplog: pytest.LogCaptureFixture
+) -> None:
     company = await mint(users.admin, pending=True)
     await run(users.admin, "UPDATE outreach.company_target SET execution_status = 'ready', email_method = 'theirs'")
     assert await record(users.gate, outcome(company, NO_MX)) == [True], "the outcome counts"
+    assert f"a final row of company {company} that the gate did not make" in caplog.text
     kept = "SELECT execution_status, email_method FROM outreach.company_target"
     assert await rows(users.admin, kept) == [("ready", "theirs")]
     assert await rows(users.admin, "SELECT event, outreach_id, state FROM outreach.ct_alerts") == [
         ("conflict", company, "kept")
     ]
     await run(users.admin, "UPDATE outreach.company_target SET execution_status = 'failed', email_method = NULL")
+
+
+async def test_an_errors_row_of_an_undecided_company_is_not_the_gates(users: DatabaseDsns) -> None:
+    company = await mint(users.admin)
+    await run(
+        users.admin,
+        "INSERT INTO outreach.company_target_errors (outreach_id, pipeline_stage, failure_code, blocking_reason)"
+        " VALUES ($1, 'theirs', 'X', 'x')",
+        company,
+    )
+    await run(users.admin, "UPDATE outreach.company_target_errors SET failure_code = 'Y'")
+    await run(users.admin, "DELETE FROM outreach.company_target_errors")
 
 
 async def test_a_not_found_is_told_where_it_cannot_have_an_errors_row(postgres: EmbeddedPostgres) -> None:

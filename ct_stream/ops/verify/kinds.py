@@ -123,7 +123,7 @@ MEANINGS: dict[Kind, Meaning] = {
         invariant=5,
         sentence="final rows of company_target or company_target_errors without a ledger row",
         todo="the gate did not make them, and only the first `ct-stream migrate` adopts: find out what writes there, "
-        "and set execution_status back to 'pending' if the gate is to decide them",
+        "and set execution_status back to 'pending', or delete the errors row, if the gate is to decide them",
     ),
     Kind.FOREIGN_ROW: Meaning(
         invariant=5,

@@ -15,14 +15,15 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- Is this company decided, and its row of company_target the gate's, or adopted? Triggers call this and the next function
--- as whoever changes a row, so everybody may; they tell nothing but yes or no.
-CREATE OR REPLACE FUNCTION outreach.ct_is_decided(id uuid) RETURNS boolean
+-- Is this company decided, by the gate or before it came, and its row of this table not one that the gate found final
+-- already? Triggers call this and the next function as whoever changes a row, so everybody may; they tell nothing but
+-- yes or no.
+CREATE OR REPLACE FUNCTION outreach.ct_is_decided(id uuid, its_table text) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
     SELECT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = id)
         AND NOT EXISTS (
             SELECT u.outreach_id FROM outreach.ct_unwritten AS u
-            WHERE u.outreach_id = id AND u.its_table = 'company_target'
+            WHERE u.outreach_id = id AND u.its_table = ct_is_decided.its_table
         )
 $$;
 
@@ -77,7 +78,8 @@ BEGIN
     ELSIF pg_trigger_depth() > 1 AND outreach.ct_left_the_spine(OLD.outreach_id) THEN
         RETURN OLD;
     END IF;
-    IF OLD.execution_status::text IN ('ready', 'failed', 'blocked') AND outreach.ct_is_decided(OLD.outreach_id) THEN
+    IF OLD.execution_status::text IN ('ready', 'failed', 'blocked') AND outreach.ct_is_decided(OLD.outreach_id, 'company_target')
+    THEN
         RAISE EXCEPTION 'company_target % is final (%): % is refused', OLD.outreach_id, OLD.execution_status,
             CASE TG_OP WHEN 'UPDATE' THEN 'a change of ' || changed ELSE lower(TG_OP) END
             USING ERRCODE = 'restrict_violation';
@@ -85,7 +87,8 @@ BEGIN
     RETURN CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
 END $$;
 
--- The record of a failure never changes; people may note how it was resolved, and columns of their own are theirs.
+-- The record of a failure never changes; people may note how it was resolved, and columns of their own are theirs. A row
+-- of a company that is not decided was made by something else, and is not ours to guard.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_errors() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
 DECLARE
@@ -100,10 +103,16 @@ BEGIN
         IF changed IS NULL THEN
             RETURN NEW;
         END IF;
+        IF NOT outreach.ct_is_decided(OLD.outreach_id, 'company_target_errors') THEN
+            RETURN NEW;
+        END IF;
         RAISE EXCEPTION 'company_target_errors is final: a change of % is refused', changed
             USING ERRCODE = 'restrict_violation';
     END IF;
-    IF TG_OP = 'DELETE' AND pg_trigger_depth() > 1 AND outreach.ct_left_the_spine(OLD.outreach_id) THEN
+    IF TG_OP = 'DELETE' AND (
+        NOT outreach.ct_is_decided(OLD.outreach_id, 'company_target_errors')
+        OR pg_trigger_depth() > 1 AND outreach.ct_left_the_spine(OLD.outreach_id)
+    ) THEN
         RETURN OLD;
     END IF;
     RAISE EXCEPTION 'company_target_errors is final: % is refused', lower(TG_OP) USING ERRCODE = 'restrict_violation';
