@@ -41,6 +41,14 @@ _TRIES = 3
 _LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '10s'"
 #: A worker holds the company that was chosen, or many do: another one is tried.
 _BUSY = (*AGAIN, asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)
+#: Nothing that the tables could help: to be waited for, as everywhere else.
+_OUTAGE = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.PostgresSystemError,
+)
 _RULES = "rehearsal"
 #: As long as the runbook's own email_method (varchar(100)) allows with the longest template.
 _DOMAIN_LENGTH = 85
@@ -126,7 +134,7 @@ async def _rehearse(connection: Connection, cast: Cast) -> Rehearsal:
     try:
         for row in await cast.fetch("rehearsal_companies"):
             (with_row if row["has_row"] else without_row).append(row["outreach_id"])
-    except _BUSY:
+    except (*_BUSY, *_OUTAGE):
         raise
     except asyncpg.PostgresError as error:
         raise explain(error, "reading the spine") from error
@@ -163,7 +171,7 @@ async def _record(connection: Connection, cast: Cast, name: str, outcomes: list[
             await cast.fetch("stamp", ids)
         await cast.settle()
         kept = [(await cast.fetch("rehearsed", company))[0] for company in ids]
-    except _BUSY:
+    except (*_BUSY, *_OUTAGE):
         raise
     except asyncpg.PostgresError as error:
         raise explain(error, f"the recording of a {_named(name, outcomes[0])}") from error

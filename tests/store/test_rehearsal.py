@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import asyncpg
@@ -11,11 +11,13 @@ import pytest
 
 from ct_stream.store.migrate import MigrationError, migrate
 from ct_stream.store.misfit import Misfit
-from ct_stream.store.rehearsal import rehearse
+from ct_stream.store.rehearsal import OneSelf, rehearse
 from tests.conftest import PASSWORD
 from tests.store.users_schema import NOT_NULL, ddl, made, migrated, mint, rows, run
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from ct_stream.local.postgres import EmbeddedPostgres
 
 DONE = "recording a PASS, a FAIL and a NOT-FOUND was rehearsed, and nothing of it kept"
@@ -140,4 +142,22 @@ async def test_what_the_worker_may_not_do_is_a_misfit(postgres: EmbeddedPostgres
         gate = await asyncpg.connect(users.gate)
         with pytest.raises(Misfit, match="is refused: permission denied for table company_target; run `ct-stream mig"):
             await rehearse(gate)
+        await gate.close()
+
+
+async def test_an_outage_is_no_misfit(postgres: EmbeddedPostgres) -> None:
+    """A full disk would else keep each worker from starting again once there is room."""
+
+    class Full(OneSelf):
+        async def fetch(self, name: str, *args: Any) -> Sequence[Mapping[str, Any]]:
+            if name == "record":
+                raise asyncpg.DiskFullError("could not extend file: No space left on device")
+            return await super().fetch(name, *args)
+
+    async with migrated(postgres, ddl()) as users:
+        await mint(users.admin)
+        gate = await asyncpg.connect(users.gate)
+        with pytest.raises(asyncpg.DiskFullError):
+            await rehearse(gate, Full(gate))
+        assert str(await rehearse(gate)) == DONE, "the connection can be used on"
         await gate.close()
