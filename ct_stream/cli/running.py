@@ -43,10 +43,27 @@ def _migrate(main: click.Group) -> None:
         click.echo("applied: " + (", ".join(report.applied) or "nothing, the database is up to date"))
         click.echo(f"adopted: {report.adopted} companies that were decided before")
         click.echo(f"pending: {report.pending} companies of company_target wait for the gate")
+        if report.foreign:
+            click.echo(
+                f"foreign: {report.foreign} rows of company_target were made final by something else since the gate "
+                "came; they are not adopted, and `ct-stream verify` names them"
+            )
+        if report.errors_bound_by is not None:
+            click.echo(
+                "errors:  a company that is not in the spine (CT-I-NOT-FOUND) gets no row in company_target_errors, "
+                "because of its foreign key; `ct-stream failures` and ct.fail have it. To have the row too: "
+                f"ALTER TABLE outreach.company_target_errors DROP CONSTRAINT {report.errors_bound_by}"
+            )
+        if report.longest_method is not None:
+            click.echo(
+                f"length:  email_method takes {report.longest_method} characters; a company with a longer one gets "
+                "stuck. To have room: ALTER TABLE outreach.company_target ALTER COLUMN email_method TYPE text"
+            )
         if report.spine_found:
             click.echo("spine:   outreach.outreach is there")
         else:
             click.echo("spine:   outreach.outreach is missing; run migrate again when upstream has made it (grants)")
+        click.echo(f"record:  {report.rehearsal}")
         if report.temp_revoked:
             click.echo("temp:    revoked from PUBLIC in this database; GRANT TEMPORARY to each role that needs it")
         elif report.temp_open:

@@ -1,5 +1,6 @@
 -- Adapt tables that existed before the gate: missing columns are added, and every row is kept. Runs before schema.sql,
--- which creates the tables that do not exist. ct_adopt turns their decisions into outcomes.
+-- which creates the tables that do not exist. ct_adopt turns their decisions into outcomes. No constraint is added:
+-- others may have words of their own in execution_status, and go on writing them.
 
 ALTER TABLE IF EXISTS outreach.company_target
     ADD COLUMN IF NOT EXISTS email_method text,
@@ -23,15 +24,3 @@ ALTER TABLE IF EXISTS outreach.company_target_errors
     ADD COLUMN IF NOT EXISTS resolution_note text,
     ADD COLUMN IF NOT EXISTS raw_input jsonb,
     ADD COLUMN IF NOT EXISTS stack_trace text;
-
-DO $$
-BEGIN
-    IF to_regclass('outreach.company_target') IS NOT NULL AND NOT EXISTS (
-        SELECT 1 FROM pg_constraint AS c
-        WHERE c.conrelid = to_regclass('outreach.company_target') AND c.conname = 'company_target_status_check'
-    ) THEN
-        -- Not validated: an adopted table may hold other words, and its rows are kept.
-        ALTER TABLE outreach.company_target ADD CONSTRAINT company_target_status_check
-            CHECK (execution_status IN ('pending', 'ready', 'failed', 'blocked')) NOT VALID;
-    END IF;
-END $$;

@@ -13,10 +13,23 @@ GRANT SELECT, INSERT ON outreach.ct_migrations, outreach.ct_functions TO ct_owne
 GRANT SELECT, INSERT ON outreach.ct_outcomes TO ct_gate;
 GRANT UPDATE (publish_until, published_at) ON outreach.ct_outcomes TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
-GRANT SELECT, INSERT ON outreach.company_target_errors, outreach.ct_watchdog_exits TO ct_gate;
+GRANT SELECT, INSERT ON outreach.company_target_errors, outreach.ct_watchdog_exits, outreach.ct_unwritten TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.ct_rates, outreach.ct_domains,
     outreach.ct_refusals, outreach.ct_memory, outreach.ct_workers TO ct_gate;
 GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
+-- The users' own tables may number their rows by a sequence of their own (serial).
+DO $$
+DECLARE
+    serial regclass;
+BEGIN
+    FOR serial IN
+        SELECT d.objid::regclass FROM pg_depend AS d JOIN pg_class AS c ON c.oid = d.objid
+        WHERE d.refobjid IN ('outreach.company_target'::regclass, 'outreach.company_target_errors'::regclass)
+            AND d.deptype = 'a' AND d.classid = 'pg_class'::regclass AND c.relkind = 'S'
+    LOOP
+        EXECUTE format('GRANT USAGE ON SEQUENCE %s TO ct_gate', serial);
+    END LOOP;
+END $$;
 GRANT SELECT ON outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held,
     outreach.ct_migrations, outreach.ct_functions, outreach.ct_toolboxes TO ct_gate;
 -- Only the next try: states change only through functions, which keep a log.
@@ -29,16 +42,18 @@ GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_
     outreach.ct_usage, outreach.ct_rates, outreach.ct_domains, outreach.ct_refusals, outreach.ct_controls,
     outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held, outreach.ct_migrations,
     outreach.ct_functions, outreach.ct_memory, outreach.ct_alerts, outreach.ct_tier2_attempts,
-    outreach.ct_watchdog_exits, outreach.ct_workers, outreach.ct_toolboxes TO ct_ops;
+    outreach.ct_watchdog_exits, outreach.ct_workers, outreach.ct_toolboxes, outreach.ct_unwritten,
+    outreach.ct_adoption TO ct_ops;
 
--- Functions: only the roles named here may call them. No right is taken away from the gate itself, because a worker of
--- the previous version may still call a function that this version does not name.
+-- Functions: only the roles named here may call them. Every function of ours is in one of these lists, and none of
+-- others is touched, whatever its name. No right is taken away from the gate itself, because a worker of the previous
+-- version may still call a function that this version does not name.
 DO $$
 DECLARE
     of_gate CONSTANT name[] := ARRAY[
-        'ct_utc_day', 'ct_lock_rate', 'ct_take_mx', 'ct_free_in', 'ct_note_talk', 'ct_begin_probes', 'ct_enter_provider', 'ct_go_on',
-        'ct_end_probes',
-        'ct_may_claim',
+        'ct_utc_day', 'ct_lock_rate', 'ct_take_mx', 'ct_free_in', 'ct_note_talk', 'ct_begin_probes', 'ct_enter_provider',
+        'ct_go_on', 'ct_end_probes',
+        'ct_may_claim', 'ct_errors_are_bound',
         'ct_wake', 'ct_wake_sleepers', 'ct_wake_capped', 'ct_forget_passes',
         'ct_recall', 'ct_tidy',
         'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since',
@@ -47,18 +62,28 @@ DECLARE
         'ct_take_alerts'
     ];
     of_people CONSTANT name[] := ARRAY['resume_guardrail', 'ct_accept_toolbox'];
+    -- Triggers of the runbook's tables call them as whoever changes a row there.
+    of_everybody CONSTANT name[] := ARRAY['ct_is_decided', 'ct_left_the_spine', 'ct_first_change'];
+    -- Triggers, and what other functions call.
+    of_owner CONSTANT name[] := ARRAY[
+        'ct_adopt', 'ct_alert', 'ct_alert_conflict', 'ct_alert_control', 'ct_alert_guardrail', 'ct_alert_stuck',
+        'ct_guard_attempt', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_outcome', 'ct_guard_usage',
+        'ct_tier2_in_a_row'
+    ];
     made record;
 BEGIN
     FOR made IN
         SELECT p.oid::regprocedure AS signature, p.proname FROM pg_proc AS p
         WHERE p.pronamespace = 'outreach'::regnamespace
-            AND (p.proname LIKE 'ct\_%' OR p.proname = ANY (of_people))
+            AND p.proname = ANY (of_gate || of_people || of_everybody || of_owner)
     LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made.signature);
         IF made.proname = ANY (of_gate) THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO ct_gate', made.signature);
         ELSIF made.proname = ANY (of_people) THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO ct_ops', made.signature);
+        ELSIF made.proname = ANY (of_everybody) THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', made.signature);
         END IF;
     END LOOP;
 END $$;
@@ -69,6 +94,8 @@ BEGIN
     IF to_regclass('outreach.outreach') IS NOT NULL THEN
         REVOKE ALL ON outreach.outreach FROM ct_gate, ct_ops;
         GRANT SELECT (outreach_id, domain) ON outreach.outreach TO ct_gate, ct_ops;
+        -- Is a company gone? Asked when a row of a decided one is to go with it.
+        GRANT SELECT (outreach_id) ON outreach.outreach TO ct_owner;
         -- How old is a company without an outcome? Only people ask.
         IF EXISTS (
             SELECT 1 FROM pg_attribute AS a

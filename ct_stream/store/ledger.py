@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from ct_stream.gate.output_stage import Headers, Outcome
     from ct_stream.gate.transcript import Exchange
     from ct_stream.store.database import Database
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +101,16 @@ class Ledger:
         first: dict[UUID, _Attempt] = {}
         for attempt in attempts:
             first.setdefault(attempt.outcome.outreach_id, attempt)
-        columns = [(*_row(attempt.outcome), attempt.token) for attempt in first.values()]
-        won_rows = await self._database.fetch("record", *map(list, zip(*columns, strict=True)), CLAIM_S)
+        arguments = record_arguments([(attempt.outcome, attempt.token) for attempt in first.values()])
+        won_rows = await self._database.fetch("record", *arguments)
         for row in won_rows:
             self._database.saw_ordinal(row["ordinal"])
+            if row["in_conflict"]:
+                log.warning(
+                    "company_target has a final row of company %s that the gate did not make; it is left as it is",
+                    row["outreach_id"],
+                    extra={"action": "row_in_conflict", "outreach_id": str(row["outreach_id"])},
+                )
         won = {row["outreach_id"] for row in won_rows}
         if lost := [i for i in first if i not in won]:
             rows = await self._database.fetch("recorded_attempts", lost)
@@ -121,6 +131,12 @@ class Ledger:
         rows = await self._database.fetch("claim_unpublished_of", list(set(ids)), CLAIM_S)
         claimed = {row["outreach_id"]: _publication(row) for row in rows}
         return [claimed.pop(i, None) for i in ids]
+
+
+def record_arguments(attempts: Sequence[tuple[Outcome, UUID]]) -> tuple[Any, ...]:
+    """Return the arguments of the query `record`; each outcome comes with the token of the attempt to record it."""
+    columns = [(*_row(outcome), token) for outcome, token in attempts]
+    return (*map(list, zip(*columns, strict=True)), CLAIM_S)
 
 
 def _publication(row: Any) -> Publication:

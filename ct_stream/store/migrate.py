@@ -9,6 +9,7 @@ an advisory lock.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -17,6 +18,10 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from ct_stream.problems import ProblemError
+from ct_stream.store.as_gate import CannotAct, acting_as_gate
+from ct_stream.store.fit import check_arbiter, check_fit, longest_method
+from ct_stream.store.misfit import Misfit, said
+from ct_stream.store.rehearsal import NO_SPINE, Rehearsal, has_spine, rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -24,9 +29,23 @@ if TYPE_CHECKING:
 
 _LOCK = 0x63745F6D  # "ct_m": one migration at a time in this database
 _MIN_SERVER = 15
+_FUNCTION = r"^CREATE (?:OR REPLACE )?FUNCTION outreach\.(\w+)"
+_SHARED = ("company_target", "company_target_errors")  #: may have been there before, and belong to whoever made them
+_NOTED = ("ct_migrations", "ct_functions")  #: what this module writes to
 _BASELINE = "0000_baseline"  #: the name under which schema.sql is noted, before any file of migrations/
 #: An administrator must not resolve names in a schema that others may write to, and must see every row to adopt.
 _SAFELY = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL row_security = off"
+#: Rows of company_target without an outcome, by whether their status is a final one.
+_COUNT = """
+SELECT count(*) FROM outreach.company_target AS t
+WHERE t.outreach_id IS NOT NULL AND coalesce(t.execution_status::text, '') {final} ('ready', 'failed', 'blocked')
+    AND NOT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = t.outreach_id)
+"""
+_ERRORS_BOUND_BY = """
+SELECT quote_ident(c.conname) FROM pg_constraint AS c
+JOIN pg_attribute AS a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
+WHERE c.conrelid = 'outreach.company_target_errors'::regclass AND c.contype = 'f' AND a.attname = 'outreach_id'
+"""
 ROLES = ("ct_owner", "ct_gate", "ct_ops")
 
 
@@ -41,6 +60,10 @@ class MigrationReport:
     applied: tuple[str, ...]
     adopted: int  #: companies decided earlier that got a ledger row now
     pending: int  #: company_target rows that the gate will decide
+    foreign: int  #: company_target rows that were made final without an outcome, after the others were adopted
+    errors_bound_by: str | None  #: the constraint because of which a NOT-FOUND has no row in company_target_errors
+    longest_method: int | None  #: how many characters company_target.email_method takes; None: any method fits
+    rehearsal: str  #: whether recording was rehearsed; what it met that does not fit is a MigrationError
     spine_found: bool
     temp_revoked: bool  #: from PUBLIC, now
     temp_open: bool  #: PUBLIC may make temporary objects here, and this role may not change that
@@ -61,6 +84,17 @@ class SqlFiles:
     def latest_migration(self) -> str:
         """Return the name of the newest migration."""
         return max((_BASELINE, *self.migrations))
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """Return the names of the tables and views that schema.sql makes for the gate alone."""
+        named = re.findall(r"^CREATE (?:TABLE|VIEW) (?:IF NOT EXISTS )?outreach\.(\w+)", self.schema, re.MULTILINE)
+        return tuple(name for name in named if name not in _SHARED)
+
+    @property
+    def made_functions(self) -> tuple[str, ...]:
+        """Return the names of the functions that functions/ makes."""
+        return tuple(re.findall(_FUNCTION, "\n".join(self.functions.values()), re.MULTILINE))
 
     @property
     def functions_checksum(self) -> str:
@@ -107,6 +141,8 @@ async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationRepor
             await connection.execute(_SAFELY)
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
             return await _migrate(connection, sql or sql_files())
+    except Misfit as error:
+        raise MigrationError(error.problem.what, error.problem.action) from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise MigrationError(
             str(error), "CT_POSTGRES_ADMIN_DSN needs a role that may create roles and owns the schema outreach"
@@ -117,6 +153,7 @@ async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationRepor
 
 async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationReport:
     await _make_roles(connection)
+    await check_fit(connection)
     if await connection.fetchval("SELECT to_regclass('outreach.ct_migrations') IS NULL"):
         await _run(connection, "adopt.sql", sql.adopt)
         await _run(connection, "schema.sql", sql.schema)
@@ -125,17 +162,21 @@ async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationRe
     else:
         applied = await _apply_missing(connection, sql)
     applied += await _replace_functions(connection, sql)
-    await _own(connection)
+    await _own(connection, sql)
     await _run(connection, "grants.sql", sql.grants)
+    await check_arbiter(connection)
     temp_was_open = await _is_temp_open(connection)
     await _revoke_temp(connection)
     temp_open = await _is_temp_open(connection)
+    adopted = await _adopted(connection)
     return MigrationReport(
         applied=tuple(applied),
-        adopted=await _adopted(connection),
-        pending=await connection.fetchval(
-            "SELECT count(*) FROM outreach.company_target AS t WHERE t.execution_status = 'pending'"
-        ),
+        adopted=adopted,
+        pending=await connection.fetchval(_COUNT.format(final="NOT IN")),
+        foreign=await connection.fetchval(_COUNT.format(final="IN")),
+        errors_bound_by=await connection.fetchval(_ERRORS_BOUND_BY),
+        longest_method=await longest_method(connection),
+        rehearsal=str(await _rehearsed(connection)),
         spine_found=await connection.fetchval("SELECT to_regclass('outreach.outreach') IS NOT NULL"),
         temp_revoked=temp_was_open and not temp_open,
         temp_open=temp_open,
@@ -151,6 +192,17 @@ async def _adopted(connection: asyncpg.Connection) -> int:
             f"companies decided before cannot be adopted: {error}",
             "let a superuser ALTER ROLE ct_owner BYPASSRLS, or switch row security off for that table meanwhile",
         ) from error
+
+
+async def _rehearsed(connection: asyncpg.Connection) -> Rehearsal:
+    """Rehearse as ct_gate what workers will do, so that what does not fit is told now. Raises Misfit."""
+    if not await has_spine(connection):
+        return NO_SPINE
+    try:
+        async with acting_as_gate(connection) as actor:
+            return await rehearse(connection, actor)
+    except CannotAct as why:
+        return Rehearsal(not_rehearsed=str(why))
 
 
 async def _apply_missing(connection: asyncpg.Connection, sql: SqlFiles) -> list[str]:
@@ -204,6 +256,13 @@ async def _run(connection: asyncpg.Connection, name: str, text: str) -> None:
         await connection.execute(text)
     except asyncpg.UniqueViolationError as error:
         raise MigrationError(f"{name}: {error}", "make outreach_id unique in that table first") from error
+    except (asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError) as error:
+        raise MigrationError(f"{name}: {said(error)}, and is not the gate's", "rename it, and migrate again") from error
+    except (asyncpg.WrongObjectTypeError, asyncpg.FeatureNotSupportedError, asyncpg.DatatypeMismatchError) as error:
+        raise MigrationError(
+            f"{name}: a table that was there before does not fit: {said(error)}",
+            "make it a plain table with the types that the README names, and migrate again",
+        ) from error
 
 
 async def _note(connection: asyncpg.Connection, applied: Mapping[str, str]) -> None:
@@ -251,11 +310,12 @@ async def _revoke_temp(connection: asyncpg.Connection) -> None:
         await connection.execute(statement)
 
 
-async def _own(connection: asyncpg.Connection) -> None:
-    """Make ct_owner, as whom the SECURITY DEFINER functions run, the owner of what was created.
+async def _own(connection: asyncpg.Connection, sql: SqlFiles) -> None:
+    """Make ct_owner, as whom the SECURITY DEFINER functions run, the owner of what was created, by its name.
 
-    The two tables that this module writes to are left out: an owner may put a trigger on a table, and it would run
-    here. What ct_owner owns already is skipped, because each change of owner locks the table against the workers.
+    Others may have objects in this schema whose names begin with ct_, too: those stay theirs. The two tables that this
+    module writes to are left out: an owner may put a trigger on a table, and it would run here. What ct_owner owns
+    already is skipped, because each change of owner locks the table against the workers.
     """
     await connection.execute("GRANT USAGE, CREATE ON SCHEMA outreach TO ct_owner")
     statements = await connection.fetch(
@@ -263,14 +323,15 @@ async def _own(connection: asyncpg.Connection) -> None:
         SELECT format('ALTER %s %s OWNER TO ct_owner', CASE c.relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END,
             c.oid::regclass) AS statement
         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE n.nspname = 'outreach' AND c.relkind IN ('r', 'v') AND c.relname LIKE 'ct\_%'
-            AND c.relname NOT IN ('ct_migrations', 'ct_functions') AND c.relowner <> 'ct_owner'::regrole
+        WHERE n.nspname = 'outreach' AND c.relkind IN ('r', 'v') AND c.relname = ANY ($1::text[])
+            AND c.relowner <> 'ct_owner'::regrole
         UNION ALL
         SELECT format('ALTER FUNCTION %s OWNER TO ct_owner', p.oid::regprocedure)
         FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
-        WHERE n.nspname = 'outreach' AND (p.proname LIKE 'ct\_%' OR p.proname = 'resume_guardrail')
-            AND p.proowner <> 'ct_owner'::regrole
-        """
+        WHERE n.nspname = 'outreach' AND p.proname = ANY ($2::text[]) AND p.proowner <> 'ct_owner'::regrole
+        """,
+        [name for name in sql.made if name not in _NOTED],
+        list(sql.made_functions),
     )
     for row in statements:
         await connection.execute(row["statement"])

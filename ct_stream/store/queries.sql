@@ -36,7 +36,8 @@ CROSS JOIN LATERAL outreach.ct_recall(lower(s.domain), $2, $3, $4, $5) AS m;
 
 -- name: record
 -- Record outcomes: the first one of an outreach_id wins, and only winners get rows. Returns the winners, with this
--- worker's claim to publish them for $27 seconds.
+-- worker's claim to publish them for $27 seconds. A status that is not one of the three final ones waits for the gate,
+-- whatever it says. in_conflict: its row was final already, and was left as it is.
 WITH input AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
@@ -74,16 +75,26 @@ WITH input AS (
         confidence_score = excluded.confidence_score, is_catchall = excluded.is_catchall,
         execution_status = excluded.execution_status, imo_completed_at = excluded.imo_completed_at,
         updated_at = excluded.updated_at
-    WHERE t.execution_status = 'pending'
+    WHERE coalesce(t.execution_status::text, '') NOT IN ('ready', 'failed', 'blocked')
+    RETURNING t.outreach_id
 ), errors AS (
     INSERT INTO outreach.company_target_errors (
         outreach_id, pipeline_stage, failure_code, blocking_reason, severity, imo_stage, retry_allowed, created_at,
         raw_input
     )
-    SELECT i.outreach_id, 'company_target', i.failure_code, i.reason, 'terminal', i.imo_stage, false, i.decided_at,
+    SELECT i.outreach_id, 'company_target_imo', i.failure_code, i.reason, 'blocking', i.imo_stage, false, i.decided_at,
         i.raw_input::jsonb
     FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
-    WHERE i.outcome = 'FAIL'
+    WHERE i.outcome = 'FAIL' AND NOT (i.failure_code = 'CT-I-NOT-FOUND' AND outreach.ct_errors_are_bound())
+), unwritten AS (
+    INSERT INTO outreach.ct_unwritten (outreach_id, its_table)
+    SELECT i.outreach_id, 'company_target' FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
+    WHERE i.failure_code IS DISTINCT FROM 'CT-I-NOT-FOUND'
+        AND NOT EXISTS (SELECT t.outreach_id FROM target AS t WHERE t.outreach_id = i.outreach_id)
+    UNION ALL
+    SELECT i.outreach_id, 'company_target_errors' FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
+    WHERE i.failure_code = 'CT-I-NOT-FOUND' AND outreach.ct_errors_are_bound()
+    RETURNING outreach_id, its_table
 ), memory AS (
     -- Sorted by domain, because opposite orders deadlock. A clock that runs ahead must not make a memory last longer.
     INSERT INTO outreach.ct_memory AS m (domain, rules_version, outcome, answers, answered_at, mx_at)
@@ -97,7 +108,39 @@ WITH input AS (
         mx_at = excluded.mx_at
     WHERE m.answered_at < excluded.answered_at
 )
-SELECT w.outreach_id, w.ordinal FROM won AS w;
+SELECT w.outreach_id, w.ordinal,
+    EXISTS (
+        SELECT u.outreach_id FROM unwritten AS u
+        WHERE u.outreach_id = w.outreach_id AND u.its_table = 'company_target'
+    ) AS in_conflict
+FROM won AS w;
+
+-- name: rehearsal_companies
+-- Some undecided companies that a rehearsal may record, with and without a row in company_target (rehearsal.py).
+SELECT s.outreach_id, t.outreach_id IS NOT NULL AS has_row
+FROM (
+    SELECT u.outreach_id FROM outreach.outreach AS u
+    WHERE u.outreach_id IS NOT NULL
+        AND NOT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = u.outreach_id)
+        AND NOT EXISTS (
+            SELECT e.outreach_id FROM outreach.company_target_errors AS e WHERE e.outreach_id = u.outreach_id
+        )
+    LIMIT 1000
+) AS s
+LEFT JOIN outreach.company_target AS t ON t.outreach_id = s.outreach_id
+WHERE coalesce(t.execution_status::text, '') NOT IN ('ready', 'failed', 'blocked');
+
+-- name: rehearsed
+-- What did the users' tables keep of a rehearsed outcome?
+SELECT t.execution_status::text, t.email_method::text, t.method_type::text, t.confidence_score::float8,
+    t.is_catchall::text, t.imo_completed_at IS NOT NULL AS has_completed, e.failure_code::text,
+    e.blocking_reason::text, e.pipeline_stage::text, e.severity::text, e.imo_stage::text,
+    outreach.ct_errors_are_bound() AS errors_are_bound
+FROM outreach.ct_outcomes AS o
+LEFT JOIN outreach.company_target AS t ON t.outreach_id = o.outreach_id
+LEFT JOIN outreach.company_target_errors AS e ON e.outreach_id = o.outreach_id
+WHERE o.outreach_id = $1
+LIMIT 1;
 
 -- name: recall
 -- See ct_recall.
@@ -538,15 +581,29 @@ ORDER BY h.since LIMIT $2;
 
 -- name: recent_failures
 -- The runbook's "View Recent Failures", for any span and code.
+-- A NOT-FOUND that could not have an errors row is read from the ledger.
 SELECT e.outreach_id, e.failure_code, e.blocking_reason, e.created_at
-FROM outreach.company_target_errors AS e
+FROM (
+    SELECT r.outreach_id, r.failure_code, r.blocking_reason, r.created_at FROM outreach.company_target_errors AS r
+    UNION ALL
+    SELECT o.outreach_id, o.failure_code, o.reason, o.decided_at
+    FROM outreach.ct_unwritten AS u JOIN outreach.ct_outcomes AS o ON o.outreach_id = u.outreach_id
+    WHERE u.its_table = 'company_target_errors'
+) AS e
 WHERE e.created_at > now() - $1::interval AND ($2::text IS NULL OR e.failure_code = $2)
 ORDER BY e.created_at DESC
 LIMIT $3;
 
 -- name: failure_distribution
 -- The runbook's "Failure Distribution", for any span.
-SELECT e.failure_code, count(*) AS count FROM outreach.company_target_errors AS e
+SELECT e.failure_code, count(*) AS count
+FROM (
+    SELECT r.failure_code, r.created_at FROM outreach.company_target_errors AS r
+    UNION ALL
+    SELECT o.failure_code, o.decided_at
+    FROM outreach.ct_unwritten AS u JOIN outreach.ct_outcomes AS o ON o.outreach_id = u.outreach_id
+    WHERE u.its_table = 'company_target_errors'
+) AS e
 WHERE e.created_at > now() - $1::interval
 GROUP BY e.failure_code ORDER BY count DESC, e.failure_code;
 
@@ -653,10 +710,12 @@ SELECT clock_timestamp() AS now;
 -- published on ct.pass and ct.fail before these moments is no longer kept; NULL: all is kept. $7: only these companies;
 -- NULL: all. The digest is ops/verify/spill.digest_of. NULL::timestamptz is replaced by the spine's created_at, if
 -- there is one (ops/spine.py).
+-- says_otherwise: its row of company_target was final before the gate came to it, and was not put right since.
 SELECT uuid_send(outreach_id) AS id, o.outcome, o.source, o.failure_code, o.topic, o.digest, o.must_be_there,
     o.is_unpublished, p.state, p.reason, p.is_waiting_long, p.is_overdue, t.execution_status,
     coalesce(e.errors, 0)::integer AS errors, e.first_code, s.spine IS NOT NULL AS in_spine,
-    s.spine_at < now() - $4::interval AS is_spine_old
+    s.spine_at < now() - $4::interval AS is_spine_old, coalesce(x.says_otherwise, false) AS says_otherwise,
+    coalesce(x.has_no_errors_row, false) AS has_no_errors_row
 FROM (
     SELECT c.outreach_id, c.outcome, c.source, c.failure_code, c.topic,
         CASE WHEN c.topic IS NOT NULL THEN
@@ -676,8 +735,8 @@ FULL JOIN (
     FROM outreach.ct_passes AS w WHERE $7::uuid[] IS NULL OR w.outreach_id = ANY ($7::uuid[])
 ) AS p USING (outreach_id)
 FULL JOIN (
-    SELECT r.outreach_id, r.execution_status FROM outreach.company_target AS r
-    WHERE $7::uuid[] IS NULL OR r.outreach_id = ANY ($7::uuid[])
+    SELECT r.outreach_id, r.execution_status::text FROM outreach.company_target AS r
+    WHERE r.outreach_id IS NOT NULL AND ($7::uuid[] IS NULL OR r.outreach_id = ANY ($7::uuid[]))
 ) AS t USING (outreach_id)
 FULL JOIN (
     SELECT f.outreach_id, count(*) AS errors, min(f.failure_code) AS first_code
@@ -688,6 +747,17 @@ FULL JOIN (
     SELECT u.outreach_id, u.outreach_id AS spine, NULL::timestamptz AS spine_at
     FROM outreach.outreach AS u WHERE $7::uuid[] IS NULL OR u.outreach_id = ANY ($7::uuid[])
 ) AS s USING (outreach_id)
+LEFT JOIN (
+    SELECT k.outreach_id, bool_or(k.its_table = 'company_target_errors') AS has_no_errors_row,
+        bool_or(k.its_table = 'company_target' AND (g.execution_status::text, g.email_method::text) IS DISTINCT FROM
+            (CASE l.outcome WHEN 'PASS' THEN 'ready' ELSE 'failed' END,
+                convert_from(l.value, 'UTF8')::jsonb ->> 'email_method')) AS says_otherwise
+    FROM outreach.ct_unwritten AS k
+    JOIN outreach.ct_outcomes AS l ON l.outreach_id = k.outreach_id
+    LEFT JOIN outreach.company_target AS g ON g.outreach_id = k.outreach_id
+    WHERE $7::uuid[] IS NULL OR k.outreach_id = ANY ($7::uuid[])
+    GROUP BY k.outreach_id
+) AS x USING (outreach_id)
 ORDER BY outreach_id;
 
 -- name: undecided

@@ -104,6 +104,24 @@ CREATE UNIQUE INDEX ct_outcomes_ordinal_idx ON outreach.ct_outcomes (ordinal);
 CREATE INDEX ct_outcomes_unpublished_idx ON outreach.ct_outcomes (publish_until)
     WHERE published_at IS NULL AND topic IS NOT NULL;
 
+-- Rows that an outcome could not write because of what the users' own tables hold.
+CREATE TABLE outreach.ct_unwritten (
+    outreach_id uuid,
+    -- company_target: its row was final already, and not by the gate, which leaves it as it is.
+    -- company_target_errors: a foreign key binds it, and a NOT-FOUND has no company that it could refer to.
+    its_table text CHECK (its_table IN ('company_target', 'company_target_errors')),
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (outreach_id, its_table)
+);
+
+-- When companies that were decided before the gate came got their ledger rows. That happens once: a final row that
+-- appears later was not decided by anybody whom the gate takes over from.
+CREATE TABLE outreach.ct_adoption (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    adopted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    companies bigint NOT NULL
+);
+
 -- ---------------------------------------------------------------- undecided companies
 
 -- Companies without an outcome that no worker is deciding now: why they wait, and their answers so far.
@@ -278,9 +296,9 @@ CREATE INDEX ct_tier2_attempts_open_idx ON outreach.ct_tier2_attempts (answer_du
 CREATE TABLE outreach.ct_alerts (
     alert_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    event text NOT NULL CHECK (event IN ('guardrail', 'control', 'stuck')),
+    event text NOT NULL CHECK (event IN ('guardrail', 'control', 'stuck', 'conflict')),
     rail text,                        -- guardrail: its key; control: control:dns, control:smtp
-    outreach_id uuid,                 -- of a stuck company
+    outreach_id uuid,                 -- of a stuck company, or of a row in conflict
     state text NOT NULL,
     reason text NOT NULL,
     taken_by text,

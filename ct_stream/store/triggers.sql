@@ -44,3 +44,5 @@ CREATE OR REPLACE TRIGGER ct_alert AFTER UPDATE ON outreach.ct_controls FOR EACH
 CREATE OR REPLACE TRIGGER ct_alert AFTER UPDATE ON outreach.ct_passes FOR EACH ROW
     WHEN (OLD.state <> 'stuck' AND NEW.state = 'stuck')
     EXECUTE FUNCTION outreach.ct_alert_stuck();
+CREATE OR REPLACE TRIGGER ct_alert AFTER INSERT ON outreach.ct_unwritten FOR EACH ROW
+    WHEN (NEW.its_table = 'company_target') EXECUTE FUNCTION outreach.ct_alert_conflict();

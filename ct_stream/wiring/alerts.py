@@ -1,6 +1,7 @@
 """Tells people what needs them, by one JSON object over HTTP for each change. Nothing waits for an alert.
 
-Each change of a guardrail, a control or a stuck company writes a row to `outreach.ct_alerts` in its own transaction.
+Each change of a guardrail, a control or a stuck company, and each row of the users' that was final before its company
+was decided, writes a row to `outreach.ct_alerts` in its own transaction.
 One worker takes each row, so that nobody is alerted twice. A worker that ends because of a bug sends its own alert. The
 log has every line too: if the receiver is away an alert is lost, never an outcome.
 """
@@ -53,6 +54,7 @@ _SEVERITIES = {
     "failing": "critical",
     "working": "info",
     "stuck": "warning",
+    "kept": "warning",
     "stopping": "critical",
 }
 
@@ -61,7 +63,7 @@ _SEVERITIES = {
 class Alert:
     """One change that people should hear about."""
 
-    event: str  #: guardrail, control, stuck or worker
+    event: str  #: guardrail, control, stuck, conflict or worker
     state: str
     reason: str
     at: datetime  #: in UTC
@@ -86,6 +88,8 @@ class Alert:
                 what = f"a control of {way} failed, so companies wait" if is_failing else again
             case "stuck":
                 what = f"company {self.outreach_id} is stuck because of a bug in ct-stream"
+            case "conflict":
+                what = f"company_target has a row of company {self.outreach_id} that the gate did not make"
             case _:
                 what = f"a worker is {self.state} because of a bug"
         return f"ct-stream: {what}: {for_alert(self.reason, _MOST_REASON)}"

@@ -21,7 +21,9 @@ from ct_stream.process.descriptors import LEAST, raise_limit, room
 from ct_stream.process.health import health_server
 from ct_stream.process.watchdog import MOST_EXITS
 from ct_stream.store.exits import WATCHDOG_RAIL, hung_again
+from ct_stream.store.misfit import Misfit
 from ct_stream.store.outage import UnfitDatabase
+from ct_stream.store.rehearsal import rehearse
 from ct_stream.stream.position import committed_offsets, cut_off
 from ct_stream.stream.topology import SPINE_CREATED, KafkaUnavailable, TopologyError, check_topics
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from ct_stream.settings import Settings
     from ct_stream.store.database import Database
     from ct_stream.store.guardrails import Guardrails
+    from ct_stream.store.rehearsal import Rehearsal
     from ct_stream.store.worker_record import WorkerRecord
     from ct_stream.stream.producer import Producer
 
@@ -99,8 +102,18 @@ class ComingUp:
             yield served
 
     async def postgres(self, database: Database) -> None:
-        """Wait for the ledger."""
+        """Wait for the ledger, then rehearse recording there: what does not fit would make each company stuck."""
         await self._until_up("postgres", database.open)
+
+        async def rehearsed() -> Rehearsal:
+            async with database.connection() as connection:
+                return await rehearse(connection)
+
+        try:
+            rehearsal = await self._until_up("postgres", rehearsed)
+        except Misfit as error:
+            raise Refused(str(error)) from error
+        log.info("Postgres: %s", rehearsal, extra={"action": "rehearsal"})
 
     async def same_toolbox(self, record: WorkerRecord) -> None:
         """Refuse limits or patterns that differ from those of a worker that is running."""

@@ -207,6 +207,7 @@ def test_migrate_says_what_it_did(database: DatabaseDsns) -> None:
         "adopted: 0 companies that were decided before",
         "pending: 0 companies of company_target wait for the gate",
         "spine:   outreach.outreach is there",
+        "record:  not rehearsed: the spine outreach.outreach is empty, or each of its companies is decided",
         "temp:    revoked from PUBLIC in this database; GRANT TEMPORARY to each role that needs it",
     ]
     assert "temp:" not in run("migrate", CT_POSTGRES_ADMIN_DSN=database.admin).stdout

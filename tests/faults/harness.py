@@ -59,6 +59,15 @@ sys.exit(run_worker(load_settings(environ), first_start=True))
 """
 
 
+#: As upstream makes it; the gate makes its own tables.
+SPINE = """
+CREATE SCHEMA outreach;
+CREATE TABLE outreach.outreach (
+    outreach_id uuid PRIMARY KEY, domain text, sovereign_id uuid, created_at timestamptz DEFAULT now()
+);
+"""
+
+
 class Stack:
     """Broker, Postgres, mail farm; workers as processes."""
 
@@ -72,6 +81,7 @@ class Stack:
         partitions: int | None = None,
         settle_s: float = 2.0,
         smtp_per_day: int = 100_000_000,
+        tables: str = SPINE,
         **env: str,
     ) -> None:
         self.folder = folder
@@ -80,6 +90,7 @@ class Stack:
         self._toolbox = TOOLBOX % {
             "pause": pause_s, "control": control_s, "settle": settle_s, "smtp_per_day": smtp_per_day,
         }  # fmt: skip
+        self._tables = tables
         self._extra_env = env
         self._stack = AsyncExitStack()
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -96,10 +107,7 @@ class Stack:
         )
         dsn = self.postgres.admin_dsn
         connection = await asyncpg.connect(dsn)
-        await connection.execute(
-            "CREATE SCHEMA outreach; CREATE TABLE outreach.outreach ("
-            " outreach_id uuid PRIMARY KEY, domain text, sovereign_id uuid, created_at timestamptz DEFAULT now())"
-        )
+        await connection.execute(self._tables)
         await connection.close()
         await migrate(dsn)
         await self.connect()

@@ -133,3 +133,15 @@ async def test_a_semicolon_in_a_wrong_setting_does_not_split_doctors_line() -> N
     (check,) = (check for check in checks if check.name == "CT_SMTP_HELO")
     assert check.detail == "'probe; example.com' is not a full host name"
     assert check.action == "set it to the name in your reverse DNS"
+
+
+async def test_what_the_users_tables_refuse_is_told_before_a_worker_meets_it(database: DatabaseDsns) -> None:
+    settings = {"CT_POSTGRES_DSN": database.gate}
+    assert by_name(await examine(settings))["recording"].detail.startswith("not rehearsed: the spine outreach.outreach")
+    await execute(database.admin, "INSERT INTO outreach.outreach VALUES (gen_random_uuid(), 'acme.example')")
+    assert by_name(await examine(settings))["recording"].ok
+    await execute(database.admin, "ALTER TABLE outreach.company_target ADD COLUMN region text NOT NULL")
+    check = by_name(await examine(settings))["recording"]
+    assert check.ok is False
+    assert check.detail == "outreach.company_target.region is NOT NULL, and the gate does not fill it"
+    assert check.action.startswith("ALTER TABLE outreach.company_target ALTER COLUMN region DROP NOT NULL")

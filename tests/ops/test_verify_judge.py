@@ -40,6 +40,34 @@ def kinds(row: Recorded, *, events: tuple[Event, ...] = (), records: tuple[Publi
             id="NOT-FOUND has no company_target row",
         ),
         pytest.param(
+            FAIL._replace(
+                failure_code="CT-I-NOT-FOUND",
+                errors=0,
+                first_code=None,
+                status=None,
+                in_spine=False,
+                has_no_errors_row=True,
+            ),
+            (GOOD_FAIL,),
+            id="NOT-FOUND where a foreign key binds errors rows",
+        ),
+        pytest.param(
+            FAIL._replace(failure_code="CT-I-NOT-FOUND", first_code="CT-I-NOT-FOUND", status="queued"),
+            (GOOD_FAIL,),
+            id="NOT-FOUND, and a row with a word of others came later",
+        ),
+        pytest.param(PASS._replace(status=None, in_spine=False), (GOOD,), id="a PASS whose row went with its company"),
+        pytest.param(
+            FAIL._replace(status=None, errors=0, first_code=None, in_spine=False),
+            (GOOD_FAIL,),
+            id="a FAIL whose rows went with its company",
+        ),
+        pytest.param(
+            Recorded(ID, "FAIL", "adopted", "OLD", status="queued", errors=1, first_code="OLD"),
+            (),
+            id="adopted by its errors row alone",
+        ),
+        pytest.param(
             Recorded(ID, "FAIL", "adopted", "OLD", status="blocked", errors=3, first_code="OLD"), (), id="adopted"
         ),
     ],
@@ -69,6 +97,10 @@ def test_verify_reports_nothing_about_a_company_whose_records_agree(
         pytest.param(FAIL._replace(errors=0, first_code=None), {"records": (GOOD_FAIL,)}, "errors_row", id="no errors"),
         pytest.param(PASS._replace(status="failed"), {"records": (GOOD,)}, "target_row", id="another status"),
         pytest.param(Recorded(ID, status="blocked"), {}, "final_without_row", id="a final row of nobody"),
+        pytest.param(
+            PASS._replace(says_otherwise=True), {"records": (GOOD,)}, "foreign_row", id="a final row of others"
+        ),
+        pytest.param(PASS._replace(status=None), {"records": (GOOD,)}, "target_row", id="no row of a company"),
         pytest.param(UNDECIDED._replace(pass_state="stuck"), {"events": (DONE,)}, "stuck", id="stuck"),
         pytest.param(
             UNDECIDED._replace(pass_state="waiting", is_overdue=True, is_waiting_long=True),

@@ -27,6 +27,8 @@ CALLS = {
     " 'vendor', 50, 10000, 50, 0.004, 30, 1, 5)",
     "ct_answer_tier2": "SELECT outreach.ct_answer_tier2({id}, {id}, 'no_answer', 'none came', 'a wrong key', 5, 5)",
     "ct_accept_toolbox": "SELECT outreach.ct_accept_toolbox('{{}}', 'because')",
+    "ct_is_decided": "SELECT outreach.ct_is_decided({id}, 'company_target')",
+    "ct_left_the_spine": "SELECT outreach.ct_left_the_spine({id})",
     "resume_guardrail": "SELECT outreach.resume_guardrail('tool:TOOL-005', 'delisted')",
 }
 #: Writes of the gate that fire a trigger.
@@ -158,7 +160,8 @@ async def test_the_next_migration_runs_no_code_of_the_owner_as_the_administrator
                 assert table != "ct_outcomes"
     await admin.execute("RESET ROLE")
     await admin.execute(
-        "INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES (gen_random_uuid(), 'ready')"
+        "INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES (gen_random_uuid(), 'ready');"
+        "DELETE FROM outreach.ct_adoption"  # as if it were the first one
     )
     report = await migrate(database.admin)
     assert report.adopted == 1

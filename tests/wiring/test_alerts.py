@@ -67,6 +67,7 @@ def counted(metrics: Metrics, result: str) -> float:
 
 async def test_an_alert_is_one_post_of_the_documented_shape(receiver: Receiver) -> None:
     alerts, metrics = make(receiver.url)
+    conflict = Alert(event="conflict", outreach_id=uuid4(), state="kept", reason="it was final", at=datetime.now(UTC))
     stuck = Alert(event="stuck", outreach_id=uuid4(), state="stuck", reason="KeyError: 'x'", at=datetime.now(UTC))
     async with alerting(alerts):
         alerts.put(HALTED)
@@ -74,8 +75,9 @@ async def test_an_alert_is_one_post_of_the_documented_shape(receiver: Receiver) 
         alerts.worker_stops("20 companies became stuck within an hour")
         for kind in ("dns", "smtp"):
             alerts.put(replace(HALTED, event="control", rail=f"control:{kind}", state="failing"))
-        await receiver.wait_for(5)
-    assert [ALERT.problem(body) for body in receiver.bodies] == [None] * 5
+        alerts.put(conflict)
+        await receiver.wait_for(6)
+    assert [ALERT.problem(body) for body in receiver.bodies] == [None] * 6
     assert receiver.bodies[0] == {
         "schema_version": 1,
         "text": "ct-stream: guardrail tool:TOOL-005 is halted: 5 providers refuse us",
@@ -89,8 +91,12 @@ async def test_an_alert_is_one_post_of_the_documented_shape(receiver: Receiver) 
         "worker": "host/1/a",
         "version": "0.1.0",
     }
-    assert [body["event"] for body in receiver.bodies] == ["guardrail", "stuck", "worker", "control", "control"]
-    assert counted(metrics, "sent") == 5
+    assert [body["event"] for body in receiver.bodies] == [
+        "guardrail", "stuck", "worker", "control", "control", "conflict",
+    ]  # fmt: skip
+    assert receiver.bodies[5]["severity"] == "warning"
+    assert f"a row of company {conflict.outreach_id} that the gate did not make: it was" in receiver.bodies[5]["text"]
+    assert counted(metrics, "sent") == 6
 
 
 @pytest.mark.parametrize(

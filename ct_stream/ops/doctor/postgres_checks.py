@@ -12,7 +12,9 @@ from ct_stream.ops.doctor.part import Check, Part, Seen, verdict
 from ct_stream.ops.troubles import postgres_answers
 from ct_stream.settings import variable
 from ct_stream.store.migrate import ROLES, latest_migration, missing_part
+from ct_stream.store.misfit import Misfit
 from ct_stream.store.queries import query
+from ct_stream.store.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -171,11 +173,33 @@ async def _row_security(gate: _GateLogin) -> Seen:
     )
 
 
+async def _rehearsal(gate: _GateLogin) -> Seen:
+    """Rehearse recording as a worker does, where the schema is there."""
+    if not gate.seen["spine"] or (await _schema(gate)).ok is False:
+        return ()
+    try:
+        rehearsal = await rehearse(gate.connection)
+    except Misfit as error:
+        return Check(name="recording", ok=False, detail=error.problem.what, action=error.problem.action)
+    return Check(name="recording", ok=None if rehearsal.not_rehearsed else True, detail=str(rehearsal))
+
+
 POSTGRES_GATE = Part(
     name="Postgres, gate",
     setting="postgres_dsn",
     connect=_gate_login,
-    checks=(_version, _primary, _autovacuum, _roles, _schema, _spine, _sovereign_id, _cl_schema, _row_security),
+    checks=(
+        _version,
+        _primary,
+        _autovacuum,
+        _roles,
+        _schema,
+        _spine,
+        _sovereign_id,
+        _cl_schema,
+        _row_security,
+        _rehearsal,
+    ),
 )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 TOPICS = (PASS_TOPIC, FAIL_TOPIC)
 _KNOWN_CODES = {code.value for code in FailureCode} - {FailureCode.ALREADY_PROCESSED.value}
 _STATUS = {"PASS": ("ready",), "FAIL": ("failed",)}
-_ADOPTED_STATUS = {"PASS": ("ready", None), "FAIL": ("failed", "blocked", "pending", None)}
+_FINAL = ("ready", "failed", "blocked")  #: any other word is one that waits for the gate
 
 
 class Event(NamedTuple):
@@ -56,6 +56,8 @@ class Recorded(NamedTuple):
     first_code: str | None = None  #: of the errors rows, in their alphabet's order
     in_spine: bool = False
     is_spine_old: bool | None = None  #: None: its age is not known
+    says_otherwise: bool = False  #: its company_target row was final before, was not written, and does not agree
+    has_no_errors_row: bool = False  #: a foreign key binds errors rows to companies, and it is a NOT-FOUND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ def judge(row: Recorded, events: Sequence[Event], records: Sequence[Published], 
     if row.outcome is not None:
         if row.source == "gate":
             yield from _rows_of_ours(row)
-        elif row.status not in _ADOPTED_STATUS[row.outcome]:
+        elif not _is_adopted_status(row.outcome, row.status):
             yield _of(row, Kind.TARGET_ROW, f"{row.source} {row.outcome}, but company_target says {row.status}")
         if row.is_unpublished:
             yield _of(row, Kind.UNPUBLISHED, f"{row.outcome} for {row.topic}")
@@ -84,25 +86,41 @@ def judge(row: Recorded, events: Sequence[Event], records: Sequence[Published], 
 
 
 def _rows_of_ours(row: Recorded) -> Iterator[Example]:
+    """A row goes with its company, where a foreign key says so: without a spine row none must be there."""
+    is_not_found = row.failure_code == FailureCode.NOT_FOUND.value
+    is_gone = not row.in_spine and not is_not_found
+    yield from _errors_rows(row, may_have_none=row.has_no_errors_row or is_gone)
+    if row.says_otherwise:
+        yield _of(row, Kind.FOREIGN_ROW, f"{row.failure_code or row.outcome}, but company_target says {row.status}")
+    elif is_not_found:
+        if row.status in _FINAL:  # a row that waited there stays as it was
+            yield _of(row, Kind.TARGET_ROW, f"FAIL {row.failure_code}, but company_target says {row.status}")
+    elif row.status not in _STATUS[row.outcome or ""] and not (is_gone and row.status is None):
+        has = "has no row" if row.status is None else f"says {row.status}"
+        yield _of(row, Kind.TARGET_ROW, f"{row.failure_code or row.outcome}, but company_target {has}")
+
+
+def _is_adopted_status(outcome: str, status: str | None) -> bool:
+    """Return whether a row may say so; one with an errors row alone is adopted as a FAIL, whatever it says."""
+    return status != "ready" if outcome == "FAIL" else status in ("ready", None)
+
+
+def _errors_rows(row: Recorded, *, may_have_none: bool) -> Iterator[Example]:
     if row.outcome == "PASS":
         if row.errors:
             yield _of(row, Kind.ERRORS_ROW, f"PASS with {row.errors} errors rows, the first {row.first_code}")
     elif row.failure_code not in _KNOWN_CODES:
         yield _of(row, Kind.ERRORS_ROW, f"FAIL with the unknown code {row.failure_code}")
+    elif row.errors == 0 and may_have_none:
+        return
     elif row.errors != 1:
         yield _of(row, Kind.ERRORS_ROW, f"FAIL {row.failure_code} with {row.errors} errors rows")
     elif row.first_code != row.failure_code:
         yield _of(row, Kind.ERRORS_ROW, f"FAIL {row.failure_code}, but its errors row says {row.first_code}")
-    if row.failure_code == FailureCode.NOT_FOUND.value:
-        if row.status not in (None, "pending"):  # a row that waited there stays as it was
-            yield _of(row, Kind.TARGET_ROW, f"FAIL {row.failure_code}, but company_target says {row.status}")
-    elif row.status not in _STATUS[row.outcome or ""]:
-        has = "has no row" if row.status is None else f"says {row.status}"
-        yield _of(row, Kind.TARGET_ROW, f"{row.failure_code or row.outcome}, but company_target {has}")
 
 
 def _undecided(row: Recorded, events: Sequence[Event], marks: Marks) -> Iterator[Example]:
-    if row.status in ("ready", "failed", "blocked"):
+    if row.status in _FINAL:
         yield _of(row, Kind.FINAL_WITHOUT_ROW, f"company_target says {row.status}")
     if row.errors:
         yield _of(row, Kind.FINAL_WITHOUT_ROW, f"{row.errors} errors rows, the first {row.first_code}")

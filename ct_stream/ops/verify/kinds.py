@@ -28,6 +28,7 @@ class Kind(StrEnum):
     ERRORS_ROW = "errors_row"
     TARGET_ROW = "target_row"
     FINAL_WITHOUT_ROW = "final_without_row"
+    FOREIGN_ROW = "foreign_row"
 
     STUCK = "stuck"
     WAITING_LONG = "waiting_long"
@@ -122,8 +123,13 @@ MEANINGS: dict[Kind, Meaning] = {
     Kind.FINAL_WITHOUT_ROW: Meaning(
         invariant=5,
         sentence="final rows of company_target or company_target_errors without a ledger row",
-        todo="decided before the gate came: `ct-stream migrate` adopts them; otherwise something else writes there, "
-        "so tell Engineering",
+        todo="the gate did not make them, and only the first `ct-stream migrate` adopts: find out what writes there, "
+        "and set execution_status back to 'pending', or delete the errors row, if the gate is to decide them",
+    ),
+    Kind.FOREIGN_ROW: Meaning(
+        invariant=5,
+        sentence="outcomes whose company_target row was final before, by something else, and says otherwise",
+        todo="find out what writes there; the outcome counts (`ct-stream show ID`), the row may be corrected by hand",
     ),
     Kind.STUCK: Meaning(
         invariant=None,

@@ -44,6 +44,15 @@ BEGIN
     RETURN NULL;
 END $$;
 
+-- A row of company_target was final before its company was decided, and was left as it is.
+CREATE OR REPLACE FUNCTION outreach.ct_alert_conflict() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+BEGIN
+    PERFORM outreach.ct_alert('conflict', NULL, NEW.outreach_id, 'kept',
+        'its row was final before the gate decided the company, and was left as it is; the outcome is in the ledger');
+    RETURN NULL;
+END $$;
+
 -- Take alerts that nobody has taken yet, oldest first, so that only one worker sends each of them.
 CREATE OR REPLACE FUNCTION outreach.ct_take_alerts(worker text, many integer) RETURNS SETOF outreach.ct_alerts
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$

@@ -15,31 +15,107 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- A decided company is final; a pending one may still be decided, or removed.
+-- Is this company decided, by the gate or before it came, and its row of this table not one that the gate found final
+-- already? Triggers call this and the next function as whoever changes a row, so everybody may; they tell nothing but
+-- yes or no.
+CREATE OR REPLACE FUNCTION outreach.ct_is_decided(id uuid, its_table text) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+    SELECT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = id)
+        AND NOT EXISTS (
+            SELECT u.outreach_id FROM outreach.ct_unwritten AS u
+            WHERE u.outreach_id = id AND u.its_table = ct_is_decided.its_table
+        )
+$$;
+
+-- Is this row deleted because its company was, by a foreign key of its table? Then the spine has no such row any more.
+-- Row security that would hide the company makes this an error: what cannot be seen is not gone.
+CREATE OR REPLACE FUNCTION outreach.ct_left_the_spine(id uuid) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp SET row_security = off AS $$
+BEGIN
+    RETURN to_regclass('outreach.outreach') IS NOT NULL
+        AND NOT EXISTS (SELECT s.outreach_id FROM outreach.outreach AS s WHERE s.outreach_id = id);
+END $$;
+
+-- The first of these columns that an update changes; NULL: none. By name, because a table that was there before may lack
+-- some of them.
+CREATE OR REPLACE FUNCTION outreach.ct_first_change(before jsonb, after jsonb, columns text[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, outreach, pg_temp AS $$
+    SELECT c.name FROM unnest(columns) WITH ORDINALITY AS c (name, n)
+    WHERE before -> c.name IS DISTINCT FROM after -> c.name ORDER BY c.n LIMIT 1
+$$;
+
+-- In the row of a decided company the gate's columns are final; the others belong to whoever made them. A row goes with
+-- its company when the spine's row is deleted: the ledger row stays. A pending row may be decided, or removed.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_company_target() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
+DECLARE
+    ours CONSTANT text[] := ARRAY[
+        'outreach_id', 'email_method', 'method_type', 'confidence_score', 'is_catchall', 'execution_status',
+        'imo_completed_at'
+    ];
+    changed text;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
         RAISE EXCEPTION 'company_target is final: truncate is refused' USING ERRCODE = 'restrict_violation';
     END IF;
-    IF OLD.execution_status IN ('ready', 'failed', 'blocked') THEN
-        RAISE EXCEPTION 'company_target % is final (%)', OLD.outreach_id, OLD.execution_status
+    IF TG_OP = 'UPDATE' THEN
+        -- Most updates are those of others, of many rows at once: compared like this they cost next to nothing.
+        IF (NEW.outreach_id, NEW.email_method, NEW.method_type, NEW.confidence_score, NEW.is_catchall,
+                NEW.execution_status, NEW.imo_completed_at)
+            IS NOT DISTINCT FROM (OLD.outreach_id, OLD.email_method, OLD.method_type, OLD.confidence_score,
+                OLD.is_catchall, OLD.execution_status, OLD.imo_completed_at)
+        THEN
+            RETURN NEW;
+        END IF;
+        changed := outreach.ct_first_change(to_jsonb(OLD), to_jsonb(NEW), ours);
+        -- ON DELETE SET NULL: the row stays, and belongs to no company any more.
+        IF pg_trigger_depth() > 1 AND NEW.outreach_id IS NULL
+            AND outreach.ct_first_change(to_jsonb(OLD), to_jsonb(NEW), array_remove(ours, 'outreach_id')) IS NULL
+            AND outreach.ct_left_the_spine(OLD.outreach_id)
+        THEN
+            RETURN NEW;
+        END IF;
+    ELSIF pg_trigger_depth() > 1 AND outreach.ct_left_the_spine(OLD.outreach_id) THEN
+        RETURN OLD;
+    END IF;
+    IF OLD.execution_status::text IN ('ready', 'failed', 'blocked') AND outreach.ct_is_decided(OLD.outreach_id, 'company_target')
+    THEN
+        RAISE EXCEPTION 'company_target % is final (%): % is refused', OLD.outreach_id, OLD.execution_status,
+            CASE TG_OP WHEN 'UPDATE' THEN 'a change of ' || changed ELSE lower(TG_OP) END
             USING ERRCODE = 'restrict_violation';
     END IF;
     RETURN CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
 END $$;
 
--- The record of a failure never changes; people may only note how it was resolved.
+-- The record of a failure never changes; people may note how it was resolved, and columns of their own are theirs. A row
+-- of a company that is not decided was made by something else, and is not ours to guard.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_errors() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
+DECLARE
+    ours CONSTANT text[] := ARRAY[
+        'error_id', 'outreach_id', 'pipeline_stage', 'failure_code', 'blocking_reason', 'severity', 'imo_stage',
+        'retry_allowed', 'created_at', 'raw_input', 'stack_trace'
+    ];
+    changed text;
 BEGIN
-    IF TG_OP <> 'UPDATE'
-        OR (to_jsonb(NEW) - 'resolved_at' - 'resolution_note') <> (to_jsonb(OLD) - 'resolved_at' - 'resolution_note')
-    THEN
-        RAISE EXCEPTION 'company_target_errors is final: % is refused', lower(TG_OP)
+    IF TG_OP = 'UPDATE' THEN
+        changed := outreach.ct_first_change(to_jsonb(OLD), to_jsonb(NEW), ours);
+        IF changed IS NULL THEN
+            RETURN NEW;
+        END IF;
+        IF NOT outreach.ct_is_decided(OLD.outreach_id, 'company_target_errors') THEN
+            RETURN NEW;
+        END IF;
+        RAISE EXCEPTION 'company_target_errors is final: a change of % is refused', changed
             USING ERRCODE = 'restrict_violation';
     END IF;
-    RETURN NEW;
+    IF TG_OP = 'DELETE' AND (
+        NOT outreach.ct_is_decided(OLD.outreach_id, 'company_target_errors')
+        OR pg_trigger_depth() > 1 AND outreach.ct_left_the_spine(OLD.outreach_id)
+    ) THEN
+        RETURN OLD;
+    END IF;
+    RAISE EXCEPTION 'company_target_errors is final: % is refused', lower(TG_OP) USING ERRCODE = 'restrict_violation';
 END $$;
 
 -- There is one attempt: its answer is stored once, and no attempt is ever removed (ADR-CT-IMO-017).

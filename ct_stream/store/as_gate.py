@@ -1,0 +1,130 @@
+"""Lets the administrator's connection run the gate's statements with the rights of ct_gate, for a rehearsal.
+
+SET ROLE alone would not do: triggers of the users' tables, and of tables that ct_owner owns, run as whoever writes, and
+one of them could RESET ROLE and be the administrator. In a function that runs as its owner (SECURITY DEFINER) Postgres
+refuses that. So each statement becomes such a function of ct_gate, and the savepoint that is rolled back takes it away.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from ct_stream.store.misfit import explain
+from ct_stream.store.queries import query
+from ct_stream.store.rehearsal import STATEMENTS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+_PREFIX = "ct_as_gate_"
+_SETTLE = "settle"
+
+#: The search_path that a login as ct_gate gets: triggers may rest on it.
+_PATH = """
+SELECT coalesce(
+    (
+        SELECT split_part(c, '=', 2)
+        FROM pg_db_role_setting AS s
+        LEFT JOIN pg_roles AS r ON r.oid = s.setrole
+        LEFT JOIN pg_database AS d ON d.oid = s.setdatabase,
+        unnest(s.setconfig) AS c
+        WHERE c LIKE 'search\\_path=%' AND coalesce(r.rolname, 'ct_gate') = 'ct_gate'
+            AND coalesce(d.datname, current_database()) = current_database()
+        ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1
+    ),
+    (SELECT s.reset_val FROM pg_settings AS s WHERE s.name = 'search_path')
+)
+"""
+_MAKE = """
+CREATE FUNCTION outreach.{name}({inputs}) RETURNS {result} LANGUAGE sql
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS {body}
+"""
+
+
+class CannotAct(Exception):
+    """This login may not run anything as ct_gate; the message says why."""
+
+
+class AsGate:
+    """Runs the statements of a rehearsal as ct_gate."""
+
+    def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        self._connection = connection
+        self._inputs: dict[str, int] = {}
+
+    async def fetch(self, name: str, *args: Any) -> Sequence[Mapping[str, Any]]:
+        """Run a named statement."""
+        places = ", ".join(f"${n + 1}" for n in range(self._inputs[name]))
+        rows = await self._connection.fetch(f"SELECT * FROM outreach.{_PREFIX}{name}({places})", *args)
+        return [dict(row) for row in rows]
+
+    async def settle(self) -> None:
+        """Check deferred constraints, and run deferred triggers."""
+        await self._connection.fetch(f"SELECT * FROM outreach.{_PREFIX}{_SETTLE}()")
+
+    async def make(self) -> None:
+        """Make the functions. Raises CannotAct or Misfit."""
+        path = await self._connection.fetchval(_PATH)
+        try:
+            if not await self._connection.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
+                await self._connection.execute("GRANT ct_gate TO CURRENT_USER")
+            await self._connection.execute("GRANT CREATE ON SCHEMA outreach TO ct_gate")
+            await self._make(_SETTLE, (), (), "SET CONSTRAINTS ALL IMMEDIATE", path)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise CannotAct(f"this login may not act as ct_gate ({error})") from error
+        for name in STATEMENTS:
+            try:
+                statement = await self._connection.prepare(query(name))
+                await self._make(
+                    name,
+                    [kind.oid for kind in statement.get_parameters()],
+                    [(column.name, column.type.oid) for column in statement.get_attributes()],
+                    query(name).rstrip(";"),
+                    path,
+                )
+            except asyncpg.PostgresError as error:
+                raise explain(error, f"the gate's statement {name}") from error
+        await self._connection.execute("REVOKE CREATE ON SCHEMA outreach FROM ct_gate")
+
+    async def _make(
+        self, name: str, inputs: Sequence[int], outputs: Sequence[tuple[str, int]], text: str, path: str
+    ) -> None:
+        self._inputs[name] = len(inputs)
+        kinds = [*inputs, *(oid for _, oid in outputs)]
+        names = await self._connection.fetchval(
+            "SELECT array_agg(format_type(o, NULL) ORDER BY n) FROM unnest($1::oid[]) WITH ORDINALITY AS u (o, n)",
+            kinds,
+        )
+        given, returned = (names or [])[: len(inputs)], (names or [])[len(inputs) :]
+        columns = ", ".join(f'"{name}" {kind}' for (name, _), kind in zip(outputs, returned, strict=True))
+        body = await self._connection.fetchval(
+            "SELECT quote_literal(format('SELECT pg_catalog.set_config(%L, %L, true); %s',"
+            " 'search_path', $1::text, $2::text))",
+            path,
+            text,
+        )
+        made = _MAKE.format(
+            name=_PREFIX + name,
+            inputs=", ".join(given),
+            result=f"TABLE ({columns})" if columns else "void",
+            body=body,
+        )
+        await self._connection.execute(made)
+        await self._connection.execute(f"ALTER FUNCTION outreach.{_PREFIX}{name}({', '.join(given)}) OWNER TO ct_gate")
+
+
+@asynccontextmanager
+async def acting_as_gate(connection: asyncpg.Connection[asyncpg.Record]) -> AsyncIterator[AsGate]:
+    """Act as ct_gate within a savepoint that is rolled back. Raises CannotAct or Misfit."""
+    savepoint = connection.transaction()
+    await savepoint.start()
+    try:
+        actor = AsGate(connection)
+        await actor.make()
+        yield actor
+    finally:
+        if not connection.is_closed():
+            await savepoint.rollback()
