@@ -77,6 +77,7 @@ class Settings:
     postgres_dsn: str | None = field(default=None, repr=False)  #: for the gate, role ct_gate
     postgres_ops_dsn: str | None = field(default=None, repr=False)  #: for people, role ct_ops
     postgres_admin_dsn: str | None = field(default=None, repr=False)  #: for migrations
+    postgres_connections: int = 8  #: that one worker opens at most
     dns_servers: tuple[str, ...] = ()  #: ip:port of each resolver, in order; default: the system's
     smtp_port: int = 25
     smtp_helo: str | None = None  #: the name that our address's reverse DNS gives
@@ -357,6 +358,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "postgres_dsn": read_dsn,
     "postgres_ops_dsn": read_dsn,
     "postgres_admin_dsn": read_dsn,
+    "postgres_connections": _number(int, 2, 100),
     "dns_servers": _dns_servers,
     "smtp_port": _number(int, 1, 65535),
     "smtp_helo": _host_name,

@@ -5,17 +5,17 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
-
 from ct_stream.ops.troubles import postgres_answers
+from ct_stream.store.connecting import connect
 from ct_stream.store.queries import query
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import asyncpg
+
     from ct_stream.settings import Settings
 
-_CONNECT_S = 10.0
 _PREFETCH = 500
 COMMAND_S = 60.0  #: a distribution over millions of errors takes its time
 
@@ -53,14 +53,12 @@ async def reader(settings: Settings, *, read_only: bool = True, command_s: float
     """Connect as CT_POSTGRES_OPS_DSN says; a statement gets `command_s`. Raises SettingsError or ServiceTrouble."""
     settings.require("postgres_ops_dsn")
     with postgres_answers("CT_POSTGRES_OPS_DSN"):
-        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+        assert settings.postgres_ops_dsn is not None
+        connection = await connect(
             settings.postgres_ops_dsn,
-            timeout=_CONNECT_S,
+            application_name="ct-stream-ops",
             command_timeout=command_s,
-            server_settings={
-                "application_name": "ct-stream-ops",
-                "default_transaction_read_only": "on" if read_only else "off",
-            },
+            session={"default_transaction_read_only": "on" if read_only else "off"},
         )
         try:
             yield Reader(connection)

@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaError
 
 from ct_stream.problems import ProblemError, said_by
 from ct_stream.settings import SettingsError, WrongSetting
+from ct_stream.store.connecting import UnusablePooler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +44,9 @@ def postgres_answers(setting: str) -> Iterator[None]:
         refused = WrongSetting(
             setting=setting, what=f"is refused by Postgres: {_line(error)}", action="correct its login or database"
         )
+        raise SettingsError([refused]) from error
+    except UnusablePooler as error:
+        refused = WrongSetting(setting=setting, what=error.problem.what, action=error.problem.action)
         raise SettingsError([refused]) from error
     except asyncpg.UndefinedTableError as error:
         raise ServiceTrouble(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import asyncpg
 
 from ct_stream.problems import said_by
+from ct_stream.store.connecting import CONNECT_S, refuse_transaction_mode
 from ct_stream.store.migrate import missing_part
 from ct_stream.store.outage import AGAIN, OUTAGE, UnfitDatabase
 from ct_stream.store.queries import query
@@ -113,7 +114,7 @@ class Database:
     # ---------------------------------------------------------------- life
 
     async def open(self) -> None:
-        """Connect and check the server. Raises OSError, asyncpg.PostgresError or UnfitDatabase."""
+        """Connect and check the server. Raises OSError, asyncpg.PostgresError, UnfitDatabase or UnusablePooler."""
         await self._check()
 
     async def close(self) -> None:
@@ -151,16 +152,17 @@ class Database:
 
     async def _check(self) -> None:
         if self._pool is None:
+            await refuse_transaction_mode(self._dsn)
             self._pool = await asyncpg.create_pool(
                 self._dsn,
                 min_size=0,
                 max_size=self._pool_size,
-                timeout=10,
+                timeout=CONNECT_S,
                 command_timeout=_COMMAND_TIMEOUT_S,
                 max_inactive_connection_lifetime=60,
-                init=self._look,
+                init=self._begin,
                 reset=_keep,
-                server_settings={"application_name": self._application_name, "synchronous_commit": "on"},
+                server_settings={"application_name": self._application_name},
             )
         async with self.connection() as connection:
             await self._look(connection)
@@ -169,6 +171,17 @@ class Database:
             raise UnfitDatabase("the schema is older than this version", "run `ct-stream migrate`")
         self.trouble = None
         self._up.set()
+
+    async def _begin(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Make a new connection durable, and check the server behind it.
+
+        Not by a startup parameter: a pooler refuses those that it does not know. A DBA's stronger setting stays.
+        """
+        await connection.execute(
+            "SELECT set_config('synchronous_commit', 'on', false) "
+            "WHERE current_setting('synchronous_commit') IN ('off', 'local')"
+        )
+        await self._look(connection)
 
     async def _look(self, connection: asyncpg.Connection[asyncpg.Record] | _Lent) -> None:
         """Check the server behind a connection: each new one may lead to another server. Raises UnfitDatabase.
@@ -180,6 +193,17 @@ class Database:
         assert row is not None
         if row["in_recovery"] or row["read_only"] == "on":
             raise UnfitDatabase("the server is a standby or read-only", "CT_POSTGRES_DSN must name the primary")
+        if row["synchronous_commit"] in ("off", "local"):
+            raise UnfitDatabase(
+                f"synchronous_commit is {row['synchronous_commit']}, so a crash of the server could lose outcomes",
+                "let the gate's login have it on",
+            )
+        if 0 <= row["connection_limit"] < self._pool_size:
+            raise UnfitDatabase(
+                f"the login {row['login']} may have {row['connection_limit']} connections, and this worker opens up to "
+                f"{self._pool_size}",
+                f"ALTER ROLE {row['login']} CONNECTION LIMIT ... for all workers, or lower CT_POSTGRES_CONNECTIONS",
+            )
         epoch = row["epoch"]
         if epoch is None:
             raise UnfitDatabase("the ledger has no epoch", "run `ct-stream migrate`")
@@ -254,6 +278,8 @@ def _sentence(error: BaseException) -> str:
     text = said_by(error)
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, asyncpg.TooManyConnectionsError):
+        return f"{text}; raise that limit for all workers, or lower CT_POSTGRES_CONNECTIONS"
     if isinstance(error, ConnectionRefusedError):
         return f"connection refused ({text})"
     if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedFunctionError | asyncpg.UndefinedColumnError):

@@ -19,6 +19,7 @@ import asyncpg
 
 from ct_stream.problems import ProblemError
 from ct_stream.store.as_gate import CannotAct, acting_as_gate
+from ct_stream.store.connecting import connect
 from ct_stream.store.fit import check_arbiter, check_fit, longest_method
 from ct_stream.store.misfit import Misfit, said
 from ct_stream.store.rehearsal import NO_SPINE, Rehearsal, has_spine, rehearse
@@ -133,7 +134,7 @@ def missing_part(applied: Collection[str]) -> str | None:
 
 async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationReport:
     """Bring the database of `admin_dsn` up to date. Raises MigrationError, and then nothing has changed."""
-    connection = await asyncpg.connect(admin_dsn, timeout=10)
+    connection = await connect(admin_dsn, application_name="ct-stream migrate")
     try:
         if connection.get_server_version().major < _MIN_SERVER:
             raise MigrationError(f"PostgreSQL {connection.get_server_version().major} is too old", "use 15 or newer")

@@ -5,6 +5,9 @@
 -- What server is this, and which ledger does it hold?
 SELECT pg_is_in_recovery() AS in_recovery,
     current_setting('transaction_read_only') AS read_only,
+    current_setting('synchronous_commit') AS synchronous_commit,
+    session_user AS login,
+    (SELECT r.rolconnlimit FROM pg_roles AS r WHERE r.rolname = session_user) AS connection_limit,
     clock_timestamp() AS now,
     (SELECT e.epoch FROM outreach.ct_epoch AS e) AS epoch,
     (SELECT coalesce(max(o.ordinal), 0) FROM outreach.ct_outcomes AS o) AS last_ordinal;

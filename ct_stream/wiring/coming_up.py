@@ -20,6 +20,7 @@ from ct_stream.problems import said_by
 from ct_stream.process.descriptors import LEAST, raise_limit, room
 from ct_stream.process.health import health_server
 from ct_stream.process.watchdog import MOST_EXITS
+from ct_stream.store.connecting import UnusablePooler
 from ct_stream.store.exits import WATCHDOG_RAIL, hung_again
 from ct_stream.store.misfit import Misfit
 from ct_stream.store.outage import UnfitDatabase
@@ -103,12 +104,15 @@ class ComingUp:
 
     async def postgres(self, database: Database) -> None:
         """Wait for the ledger, then rehearse recording there: what does not fit would make each company stuck."""
-        await self._until_up("postgres", database.open)
 
         async def rehearsed() -> Rehearsal:
             async with database.connection() as connection:
                 return await rehearse(connection)
 
+        try:
+            await self._until_up("postgres", database.open)
+        except UnusablePooler as error:
+            raise Refused(f"CT_POSTGRES_DSN {error}") from error
         try:
             rehearsal = await self._until_up("postgres", rehearsed)
         except Misfit as error:

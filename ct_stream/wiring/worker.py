@@ -113,7 +113,9 @@ async def _work(
     loops = Loops(on_fatal)
 
     # ---- Postgres and Kafka
-    database = Database(settings.postgres_dsn or "", application_name="ct-stream worker")
+    database = Database(
+        settings.postgres_dsn or "", application_name="ct-stream worker", pool_size=settings.postgres_connections
+    )
     stack.push_async_callback(database.close)
     await coming_up.postgres(database)
     record = WorkerRecord(

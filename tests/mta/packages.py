@@ -17,6 +17,7 @@ GROUPS = {
     "exim": ["exim4-config", "exim4-base", "exim4-daemon-light"],
     "dns": ["nsd", "unbound", "ldnsutils"],
     "wrap": ["libnss-wrapper", "libresolv-wrapper"],
+    "pgbouncer": ["pgbouncer"],
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ct_stream.store.database import Database
 from ct_stream.store.guardrails import Guardrails
-from ct_stream.store.outage import OUTAGE
+from ct_stream.store.outage import OUTAGE, UnfitDatabase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -116,3 +116,38 @@ async def test_close_waits_for_connections_that_are_on_their_way_back(database: 
         await db.close()
     with pytest.raises(OUTAGE):
         await db.fetch("server")
+
+
+async def changed(database: DatabaseDsns, change: str) -> None:
+    admin = await asyncpg.connect(database.admin)
+    await admin.execute(f"ALTER ROLE ct_gate {change}")
+    await admin.close()
+
+
+async def test_a_login_with_fewer_connections_than_a_worker_opens_is_refused_in_a_sentence(
+    database: DatabaseDsns,
+) -> None:
+    await changed(database, "CONNECTION LIMIT 3")
+    try:
+        with pytest.raises(
+            UnfitDatabase, match="the login ct_gate may have 3 connections, and this worker opens up to 8"
+        ):
+            await Database(database.gate).open()
+        few = Database(database.gate, pool_size=3)
+        await few.open()
+        await few.close()
+    finally:
+        await changed(database, "CONNECTION LIMIT -1")
+
+
+@pytest.mark.parametrize(("setting", "kept"), [("off", "on"), ("local", "on"), ("remote_apply", "remote_apply")])
+async def test_outcomes_are_durable_whatever_the_login_has(database: DatabaseDsns, setting: str, kept: str) -> None:
+    await changed(database, f"SET synchronous_commit = {setting}")
+    try:
+        db = Database(database.gate)
+        await db.open()
+        async with db.connection() as connection:
+            assert await connection.fetchval("SHOW synchronous_commit") == kept
+        await db.close()
+    finally:
+        await changed(database, "RESET synchronous_commit")

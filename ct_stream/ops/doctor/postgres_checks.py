@@ -11,6 +11,7 @@ import asyncpg
 from ct_stream.ops.doctor.part import Check, Part, Seen, verdict
 from ct_stream.ops.troubles import postgres_answers
 from ct_stream.settings import variable
+from ct_stream.store.connecting import connect
 from ct_stream.store.migrate import ROLES, latest_migration, missing_part
 from ct_stream.store.misfit import Misfit
 from ct_stream.store.queries import query
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from ct_stream.settings import Settings
 
-_CONNECT_S = 10.0
 _MIN_POSTGRES = 15
 
 
@@ -46,7 +46,7 @@ def _login(field: str) -> Callable[[Settings], AbstractAsyncContextManager[_Logi
     async def connected(settings: Settings) -> AsyncIterator[_Login]:
         setting = variable(field)
         with postgres_answers(setting):
-            connection: asyncpg.Connection[Any] = await asyncpg.connect(getattr(settings, field), timeout=_CONNECT_S)
+            connection = await connect(getattr(settings, field), application_name="ct-stream doctor")
             try:
                 yield _Login(setting=setting, connection=connection)
             finally:

@@ -1,0 +1,120 @@
+"""Connects to Postgres as people have it: directly, or through a pooler such as PgBouncer.
+
+A pooler in session mode behaves like Postgres, but takes few startup parameters, so settings are made after the
+connection. In transaction mode each statement may meet another session. Prepared statements then vanish or belong to
+somebody else, so that mode is told apart and refused.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import uuid4
+
+import asyncpg
+
+from ct_stream.problems import ProblemError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+CONNECT_S = 10.0
+
+
+class UnusablePooler(ProblemError):
+    """The way to Postgres leads through a pooler that gives each statement another session."""
+
+
+_ROUNDS = 4  #: of looks whether a session stays the same while another one works
+_TRANSACTION_MODE = UnusablePooler(
+    "leads to a pooler in transaction mode, where each statement may meet another session",
+    "use session mode for ct-stream (PgBouncer: pool_mode=session for its database or user), or name Postgres itself",
+)
+
+
+async def connect(
+    dsn: str,
+    *,
+    application_name: str,
+    command_timeout: float | None = None,
+    session: Mapping[str, str] | None = None,
+) -> Connection:
+    """Connect, and make these settings of the session.
+
+    Raises OSError, asyncpg.PostgresError, or UnusablePooler if the way leads through a pooler in transaction mode.
+    """
+    await refuse_transaction_mode(dsn)
+    connection: Connection = await asyncpg.connect(
+        dsn,
+        timeout=CONNECT_S,
+        command_timeout=command_timeout,
+        server_settings={"application_name": application_name},
+    )
+    try:
+        for name, value in (session or {}).items():
+            await connection.execute("SELECT set_config($1, $2, false)", name, value)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def refuse_transaction_mode(dsn: str) -> None:
+    """Raise UnusablePooler if the way to Postgres leads through a pooler in transaction mode.
+
+    A pooler gives a connection a process id of its own invention. Where the two agree, there is none.
+    """
+    first = await _plain(dsn)
+    try:
+        if first.get_server_pid() == await first.fetchval("SELECT pg_backend_pid()"):
+            return
+        second = await _plain(dsn)
+        try:
+            if not await _keeps_its_session(first, second):
+                raise _TRANSACTION_MODE
+        finally:
+            await _close(second)
+    except (
+        asyncpg.InvalidSQLStatementNameError,  # a prepared statement is in another session,
+        asyncpg.DuplicatePreparedStatementError,  # or somebody else's is in this one
+    ) as error:
+        raise _TRANSACTION_MODE from error
+    except (asyncpg.ProtocolViolationError, asyncpg.ConnectionDoesNotExistError) as error:
+        if "statement pooling mode" not in str(error):
+            raise
+        raise _TRANSACTION_MODE from error
+    finally:
+        await _close(first)
+
+
+async def _keeps_its_session(first: Connection, second: Connection) -> bool:
+    """Return whether the first connection meets one session only, and the second one never meets it.
+
+    A pooler that hands out its newest session gives it to the second connection; one that takes turns gives the first
+    connection another session with each statement.
+    """
+    mark = uuid4().hex
+    sessions = set()
+    for _ in range(_ROUNDS):
+        await first.fetchval("SELECT set_config('ct_stream.session', $1, false)", mark)
+        async with second.transaction():
+            if await second.fetchval("SELECT current_setting('ct_stream.session', true)") == mark:
+                return False
+            if await first.fetchval("SELECT current_setting('ct_stream.session', true)") != mark:
+                return False
+        sessions |= {await first.fetchval("SELECT pg_backend_pid()") for _ in range(3)}
+    return len(sessions) == 1
+
+
+async def _plain(dsn: str) -> Connection:
+    connection: Connection = await asyncpg.connect(
+        dsn, timeout=CONNECT_S, command_timeout=CONNECT_S, statement_cache_size=0
+    )
+    return connection
+
+
+async def _close(connection: asyncpg.Connection[Any]) -> None:
+    with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        await connection.close(timeout=1)
