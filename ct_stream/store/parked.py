@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ct_stream.store.database import Database
 
+_AT_ONCE = 1000  #: companies in one statement
 LEASE_S = 20.0  #: how long a worker that went silent keeps its companies and domains; renewed four times as often
 
 
@@ -53,7 +54,8 @@ class ParkedCompanies:
 
     async def retry_stuck(self) -> None:
         """Make companies due that are stuck since a worker of another version tried them."""
-        await self._database.persist("retry_stuck", self._version)
+        while await self._database.persist("retry_stuck", self._version, _AT_ONCE):
+            pass
 
     async def count_exception(
         self, origin: Origin, event_at: datetime | None, detail: str, traceback: str
@@ -84,8 +86,12 @@ class ParkedCompanies:
         return list(row["tracebacks"]), int(row["decided"])
 
     async def waiting_by_reason(self) -> list[tuple[str, str, int, datetime]]:
-        """Return (state, reason, companies, oldest) for all undecided companies."""
-        rows = await self._database.persist("waiting_by_reason")
+        """Return (state, reason, companies, oldest) for all undecided companies.
+
+        Reads an entry of the index for each of them. Raises the errors of `outage.AGAIN` and `outage.OUTAGE`: nobody
+        needs to wait for a count.
+        """
+        rows = await self._database.fetch("waiting_by_reason")
         return [(row["state"], row["reason"], row["companies"], row["oldest"]) for row in rows]
 
     async def wake_sleepers(self, sessions_per_provider: int) -> None:

@@ -249,8 +249,10 @@ RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p
 UPDATE outreach.ct_passes AS p SET state = 'waiting', exceptions = 0, not_before = clock_timestamp()
 WHERE p.outreach_id IN (
     SELECT q.outreach_id FROM outreach.ct_passes AS q
-    WHERE q.state = 'stuck' AND q.worker_version IS DISTINCT FROM $1 FOR UPDATE SKIP LOCKED
-);
+    WHERE q.state = 'stuck' AND q.worker_version IS DISTINCT FROM $1
+    ORDER BY q.not_before LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+RETURNING p.outreach_id;
 
 -- name: renew_leases
 -- Renew the leases of the companies and domains that this worker has in hand. A lease that it does not know about (the

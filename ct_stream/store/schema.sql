@@ -154,6 +154,11 @@ CREATE TABLE outreach.ct_passes (
     lease_until timestamptz
 );
 CREATE INDEX ct_passes_due_idx ON outreach.ct_passes (not_before) WHERE state = 'waiting';
+-- How many companies wait for what, and since when?
+CREATE INDEX ct_passes_reason_idx ON outreach.ct_passes (state, reason, since);
+CREATE INDEX ct_passes_since_idx ON outreach.ct_passes (since);
+CREATE INDEX ct_passes_lease_idx ON outreach.ct_passes (lease_owner) WHERE lease_owner IS NOT NULL;
+CREATE INDEX ct_passes_pending_idx ON outreach.ct_passes (waits_on) WHERE pending IS NOT NULL;
 CREATE INDEX ct_passes_stuck_idx ON outreach.ct_passes (not_before) WHERE state = 'stuck';
 CREATE INDEX ct_passes_waits_on_idx ON outreach.ct_passes (waits_on, not_before) WHERE state = 'waiting';
 -- Which companies of a domain wait for something other than the domain itself?

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from math import inf
 from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
 
 from ct_stream.problems import said_by
 from ct_stream.process.loops import Loop
+from ct_stream.store.outage import AGAIN, OUTAGE
 from ct_stream.store.worker_record import BEAT_S, Beat
 from ct_stream.stream.position import lag
 
@@ -31,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _MACHINE_EVERY_S = 0.5
 _GAUGES_EVERY_S = 5.0
+_REST_PER_COUNT = 20  #: a count may take a twentieth of the time
 _LAG_EVERY_S = 15.0
 _LAG_TIMEOUT_S = 25.0
 
@@ -84,6 +88,7 @@ class Gauges:
         self._metrics = metrics
         self._health = health
         self._known: set[tuple[str, str]] = set()
+        self._count_at = -inf  #: when the undecided companies are counted next (monotonic)
 
     def loop(self) -> Loop:
         """Return the loop of this watch."""
@@ -95,7 +100,26 @@ class Gauges:
         metrics.running.set(self._agent.running + self._scheduler.running)
         metrics.unacked.set(len(self._agent.gates))
         metrics.oldest_unacked.set(self._agent.gates.oldest_age_s())
-        counts = {(state, reason): n for state, reason, n, _ in await self._parked.waiting_by_reason()}
+        await self._count_waiting()
+        metrics.unpublished.set(await self._ledger.count_unpublished())
+        await self._guardrails.refresh()
+        halts = [f"{key} is halted: {why}" for key, why in self._guardrails.halted.items()]
+        self._health.set("guardrails", "; ".join(halts) or None)
+
+    async def _count_waiting(self) -> None:
+        """Count the undecided companies; of millions less often, and not at all while Postgres is in trouble."""
+        begun_at = time.monotonic()
+        if begun_at < self._count_at:
+            return
+        try:
+            rows = await self._parked.waiting_by_reason()
+        except (*AGAIN, *OUTAGE) as error:
+            log.info("The waiting companies were not counted: %s", said_by(error))
+            return
+        took_s = time.monotonic() - begun_at
+        self._count_at = begun_at + _REST_PER_COUNT * took_s
+        metrics = self._metrics
+        counts = {(state, reason): n for state, reason, n, _ in rows}
         for state, reason in self._known - set(counts):
             metrics.waiting.labels(state=state, reason=reason).set(0)
         for (state, reason), waiting in counts.items():
@@ -103,10 +127,6 @@ class Gauges:
         self._known |= set(counts)
         self._admission.undecided = sum(counts.values())
         self._say_waiting(counts)
-        metrics.unpublished.set(await self._ledger.count_unpublished())
-        await self._guardrails.refresh()
-        halts = [f"{key} is halted: {why}" for key, why in self._guardrails.halted.items()]
-        self._health.set("guardrails", "; ".join(halts) or None)
 
     def _say_waiting(self, counts: dict[tuple[str, str], int]) -> None:
         for state in ("waiting", "stuck"):

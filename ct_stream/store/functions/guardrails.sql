@@ -44,7 +44,7 @@ BEGIN
     IF changed THEN
         INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, new_state, why);
         IF new_state = 'open' THEN
-            UPDATE outreach.ct_passes SET not_before = clock_timestamp() WHERE waits_on = rail AND state = 'waiting';
+            PERFORM outreach.ct_wake(rail, outreach.ct_woken_at_once(), clock_timestamp());
         END IF;
     END IF;
     RETURN coalesce(changed, false);
@@ -67,8 +67,7 @@ BEGIN
     END IF;
     INSERT INTO outreach.ct_guardrail_log (key, state, reason)
         VALUES ('tool:TOOL-005', 'open', talks || ' providers talk normally again');
-    UPDATE outreach.ct_passes SET not_before = clock_timestamp()
-        WHERE waits_on = 'tool:TOOL-005' AND state = 'waiting';
+    PERFORM outreach.ct_wake('tool:TOOL-005', outreach.ct_woken_at_once(), clock_timestamp());
     RETURN true;
 END $$;
 
@@ -99,7 +98,7 @@ BEGIN
     IF after = 'trial' THEN
         PERFORM outreach.ct_wake(rail, 1, clock_timestamp());
     ELSE
-        UPDATE outreach.ct_passes SET not_before = clock_timestamp() WHERE waits_on = rail AND state = 'waiting';
+        PERFORM outreach.ct_wake(rail, outreach.ct_woken_at_once(), clock_timestamp());
     END IF;
     RETURN before || ' -> ' || after;
 END $$;

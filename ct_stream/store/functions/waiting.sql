@@ -11,6 +11,10 @@ CREATE OR REPLACE FUNCTION outreach.ct_wake(what text, many integer, at_time tim
     )
 $$;
 
+-- How many companies are woken in one statement? Millions may wait for a provider or for midnight. ct_wake_sleepers wakes
+-- the rest, so many every few seconds.
+CREATE OR REPLACE FUNCTION outreach.ct_woken_at_once() RETURNS integer LANGUAGE sql IMMUTABLE AS $$ SELECT 1000 $$;
+
 -- Wake companies that a crash or a race left waiting: the safety net for the wakes that come with each change. Workers
 -- run it every few seconds.
 CREATE OR REPLACE FUNCTION outreach.ct_wake_sleepers(per_provider integer) RETURNS void LANGUAGE plpgsql AS $$
@@ -20,13 +24,25 @@ DECLARE
     busy integer;
 BEGIN
     FOR asleep IN
-        SELECT DISTINCT p.waits_on AS what, split_part(p.waits_on, ':', 1) AS kind,
-            substring(p.waits_on FROM position(':' IN p.waits_on) + 1) AS name
-        FROM outreach.ct_passes AS p
-        -- Only companies that do not wait for a fixed time.
-        WHERE p.state = 'waiting' AND p.not_before = 'infinity'
-            AND (p.waits_on LIKE 'domain:%' OR p.waits_on LIKE 'places:%' OR p.waits_on LIKE 'provider:%'
-                OR p.waits_on LIKE 'tool:%' OR p.waits_on = 'spine')
+        -- From one value of the index to the next: a DISTINCT would read each company that waits.
+        WITH RECURSIVE waited AS (
+            SELECT min(p.waits_on) AS what FROM outreach.ct_passes AS p WHERE p.state = 'waiting'
+            UNION ALL
+            SELECT (
+                SELECT min(p.waits_on) FROM outreach.ct_passes AS p
+                WHERE p.state = 'waiting' AND p.waits_on > w.what
+            )
+            FROM waited AS w WHERE w.what IS NOT NULL
+        )
+        SELECT w.what, split_part(w.what, ':', 1) AS kind, substring(w.what FROM position(':' IN w.what) + 1) AS name
+        FROM waited AS w
+        WHERE (w.what LIKE 'domain:%' OR w.what LIKE 'places:%' OR w.what LIKE 'provider:%' OR w.what LIKE 'tool:%'
+                OR w.what = 'spine')
+            -- Only companies that do not wait for a fixed time.
+            AND EXISTS (
+                SELECT 1 FROM outreach.ct_passes AS p
+                WHERE p.waits_on = w.what AND p.state = 'waiting' AND p.not_before = 'infinity'
+            )
     LOOP
         IF asleep.kind = 'domain' THEN
             IF NOT EXISTS (
@@ -50,7 +66,7 @@ BEGIN
             -- During a trial one at a time; once open, also companies that were parked just after the opening woke the
             -- rest.
             IF NOT EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = asleep.what AND g.state = 'trial') THEN
-                PERFORM outreach.ct_wake(asleep.what, 1000, moment);
+                PERFORM outreach.ct_wake(asleep.what, outreach.ct_woken_at_once(), moment);
             ELSIF NOT EXISTS (
                 SELECT 1 FROM outreach.ct_domains AS d WHERE d.lease_owner IS NOT NULL AND d.lease_until > moment
             ) THEN
@@ -63,7 +79,7 @@ BEGIN
             ) THEN
                 PERFORM outreach.ct_wake(asleep.what, CASE WHEN EXISTS (
                     SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = asleep.what AND g.state <> 'open'
-                ) THEN 1 ELSE 1000 END, moment);
+                ) THEN 1 ELSE outreach.ct_woken_at_once() END, moment);
             END IF;
         END IF;
     END LOOP;
