@@ -10,7 +10,7 @@ import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote, urlencode
+from urllib.parse import quote, unquote, unquote_plus, urlencode
 
 from ct_stream.problems import ProblemError
 
@@ -47,6 +47,12 @@ _NOT_ASYNCPGS = frozenset(
         "tcp_user_timeout",
     ]
 )
+#: Where Debian, Fedora and Alpine keep all authorities in one file.
+_AUTHORITIES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+)
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
@@ -71,8 +77,10 @@ def read_dsn(raw: str) -> PostgresDsn:
     else:
         path, question_mark, query = path_and_query.partition("?")
     login, at, hosts = authority.rpartition("@")
-    parameters = _parameters(query) if question_mark else {}
+    parameters = _parameters(query) if question_mark and query else {}
     _check_hosts(hosts)
+    if not hosts and "host" not in parameters and "hostaddr" in parameters:
+        parameters["host"] = parameters.pop("hostaddr")  # an address where libpq needs no name
     ignored = tuple(sorted(_NOT_ASYNCPGS & parameters.keys()))
     for name in ignored:
         del parameters[name]
@@ -90,7 +98,7 @@ def read_dsn(raw: str) -> PostgresDsn:
     if slash:
         made += f"/{_requoted(path)}"
     if parameters:
-        made += f"{'' if slash else '/'}?{urlencode(parameters)}"
+        made += f"?{urlencode(parameters)}"
     return PostgresDsn(dsn=made, ignored=ignored)
 
 
@@ -123,15 +131,16 @@ def _parameters(query: str) -> dict[str, str]:
     parameters = {}
     for number, pair in enumerate(query.split("&"), 1):
         name, equals, value = pair.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_.]+", name):
+        if not equals or not re.fullmatch(r"[A-Za-z0-9_.]+", name):
             raise ProblemError(f"has no name=value as parameter {number} after the '?'", f"write {_EXAMPLE}?name=value")
-        parameters[name] = unquote(value.replace("+", "%2B"))
+        if value:
+            parameters[name] = unquote_plus(value)
     return parameters
 
 
 def _check_hosts(hosts: str) -> None:
     for host in hosts.split(","):
-        if not re.fullmatch(r"(?:\[[0-9A-Fa-f:.%]*\]|[^:\[\]]*)(?::\d{0,5})?", host):
+        if not re.fullmatch(r"(?:\[[0-9A-Za-z:.%_-]*\]|[^:\[\]]*)(?::\d{0,5})?", host):
             raise ProblemError("has a host or a port that cannot be read", f"write {_EXAMPLE}, an IPv6 address in []")
 
 
@@ -140,7 +149,8 @@ def _requoted(text: str) -> str:
 
 
 def _system_authorities() -> Path:
-    file = ssl.get_default_verify_paths().cafile
+    own: str | None = ssl.get_default_verify_paths().cafile
+    file = own or next((name for name in _AUTHORITIES if Path(name).is_file()), None)
     if file is None:
         raise ProblemError(
             "has sslrootcert=system, and this system has no file of authorities", "name a PEM file there"

@@ -40,8 +40,9 @@ async def connect(
     application_name: str,
     command_timeout: float | None = None,
     session: Mapping[str, str] | None = None,
+    keeps_statements: bool = True,
 ) -> Connection:
-    """Connect, and make these settings of the session.
+    """Connect, and make these settings of the session. `keeps_statements`: prepared statements are used again.
 
     Raises OSError, asyncpg.PostgresError, or UnusablePooler if the way leads through a pooler in transaction mode.
     """
@@ -50,6 +51,7 @@ async def connect(
         dsn,
         timeout=CONNECT_S,
         command_timeout=command_timeout,
+        statement_cache_size=100 if keeps_statements else 0,
         server_settings={"application_name": application_name},
     )
     try:

@@ -33,6 +33,25 @@ LEFT JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
 WHERE n.nspname = 'outreach' AND c.relname IN ('outreach', 'company_target', 'company_target_errors')
 ORDER BY c.relname
 """
+#: Columns that the gate reads or writes whose type somebody made: a cast of theirs would run as whoever reads.
+_FOREIGN_TYPES = """
+SELECT 'outreach.' || c.relname || '.' || a.attname AS name, pg_catalog.format_type(a.atttypid, NULL) AS type
+FROM pg_catalog.pg_attribute AS a
+JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+JOIN pg_catalog.pg_type AS b ON b.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
+WHERE n.nspname = 'outreach' AND a.attnum > 0 AND NOT a.attisdropped
+    AND b.typnamespace <> 'pg_catalog'::pg_catalog.regnamespace
+    AND (
+        (c.relname = 'company_target' AND a.attname IN ('email_method', 'method_type', 'confidence_score',
+            'is_catchall', 'execution_status', 'imo_completed_at', 'created_at', 'updated_at'))
+        OR (c.relname = 'company_target_errors' AND a.attname IN ('pipeline_stage', 'failure_code', 'blocking_reason',
+            'severity', 'imo_stage', 'retry_allowed', 'created_at', 'resolved_at', 'resolution_note', 'raw_input'))
+        OR (c.relname = 'outreach' AND a.attname = 'domain')
+    )
+ORDER BY 1
+"""
 #: The longest template, and the longest domain.
 _LONGEST_METHOD = len("{first}.{last}@") + 253
 _METHOD = """
@@ -73,6 +92,12 @@ async def check_fit(connection: Connection) -> None:
             )
         if row["name"] == "outreach" and not row["has_domain"]:
             raise Misfit(f"the spine {name} has no column domain", "have upstream add it")
+    for row in await connection.fetch(_FOREIGN_TYPES):
+        table, _, column = row["name"].rpartition(".")
+        raise Misfit(
+            f"{row['name']} is of type {row['type']}, and the gate takes built-in types only",
+            f"ALTER TABLE {table} ALTER COLUMN {column} TYPE text",
+        )
 
 
 async def check_arbiter(connection: Connection) -> None:

@@ -67,8 +67,8 @@ DECLARE
     -- Triggers, and what other functions call.
     of_owner CONSTANT name[] := ARRAY[
         'ct_adopt', 'ct_alert', 'ct_alert_conflict', 'ct_alert_control', 'ct_alert_guardrail', 'ct_alert_stuck',
-        'ct_guard_attempt', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_outcome', 'ct_guard_usage',
-        'ct_tier2_in_a_row'
+        'ct_guard_attempt', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_outcome', 'ct_guard_unwritten',
+        'ct_guard_usage', 'ct_guard_worker', 'ct_tier2_in_a_row'
     ];
     made record;
 BEGIN
@@ -76,6 +76,7 @@ BEGIN
         SELECT p.oid::regprocedure AS signature, p.proname FROM pg_proc AS p
         WHERE p.pronamespace = 'outreach'::regnamespace
             AND p.proname = ANY (of_gate || of_people || of_everybody || of_owner)
+            AND p.proowner = 'ct_owner'::regrole  -- an overload of others stays theirs
     LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made.signature);
         IF made.proname = ANY (of_gate) THEN

@@ -134,7 +134,9 @@ def missing_part(applied: Collection[str]) -> str | None:
 
 async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationReport:
     """Bring the database of `admin_dsn` up to date. Raises MigrationError, and then nothing has changed."""
-    connection = await connect(admin_dsn, application_name="ct-stream migrate")
+    # Others' triggers run in the rehearsal. One could put a statement of its own in the place of a prepared one, to be
+    # executed by the administrator.
+    connection = await connect(admin_dsn, application_name="ct-stream migrate", keeps_statements=False)
     try:
         if connection.get_server_version().major < _MIN_SERVER:
             raise MigrationError(f"PostgreSQL {connection.get_server_version().major} is too old", "use 15 or newer")
@@ -330,12 +332,23 @@ async def _own(connection: asyncpg.Connection, sql: SqlFiles) -> None:
         SELECT format('ALTER FUNCTION %s OWNER TO ct_owner', p.oid::regprocedure)
         FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
         WHERE n.nspname = 'outreach' AND p.proname = ANY ($2::text[]) AND p.proowner <> 'ct_owner'::regrole
+            -- Made by this transaction: an overload of somebody else's with one of our names stays theirs.
+            AND p.xmin::text::bigint = pg_current_xact_id()::text::bigint % 4294967296
         """,
         [name for name in sql.made if name not in _NOTED],
         list(sql.made_functions),
     )
     for row in statements:
         await connection.execute(row["statement"])
+    foreign = await connection.fetchval(
+        "SELECT p.oid::regprocedure::text FROM pg_proc AS p WHERE p.pronamespace = 'outreach'::regnamespace"
+        " AND p.proname = ANY ($1::text[]) AND p.proowner <> 'ct_owner'::regrole LIMIT 1",
+        list(sql.made_functions),
+    )
+    if foreign is not None:
+        raise MigrationError(
+            f"the function {foreign} has a name of the gate's, and is not its own", "rename or drop it"
+        )
 
 
 def _read_all(folder: Traversable) -> dict[str, str]:

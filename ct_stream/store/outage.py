@@ -32,4 +32,6 @@ OUTAGE = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.PostgresSystemError,
     asyncpg.InternalClientError,
+    asyncpg.InvalidSQLStatementNameError,  # a pooler was switched to transaction mode
+    asyncpg.DuplicatePreparedStatementError,
 )

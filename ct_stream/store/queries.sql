@@ -97,6 +97,7 @@ WITH input AS (
     UNION ALL
     SELECT i.outreach_id, 'company_target_errors' FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
     WHERE i.failure_code = 'CT-I-NOT-FOUND' AND outreach.ct_errors_are_bound()
+    ON CONFLICT DO NOTHING
     RETURNING outreach_id, its_table
 ), memory AS (
     -- Sorted by domain, because opposite orders deadlock. A clock that runs ahead must not make a memory last longer.
@@ -804,8 +805,14 @@ FROM outreach.ct_workers AS me
 JOIN outreach.ct_workers AS w ON w.toolbox <> me.toolbox
     AND (w.started_at, w.worker) < (me.started_at, me.worker)
     AND w.ended_at IS NULL AND w.seen_at > clock_timestamp() - $2::double precision * interval '1 second'
+    AND w.seen_at < clock_timestamp() + interval '1 second'  -- the clock was set back since
 WHERE me.worker = $1
-    AND me.toolbox IS DISTINCT FROM (SELECT t.toolbox FROM outreach.ct_toolboxes AS t ORDER BY t.ordinal DESC LIMIT 1)
+    -- Accepted while that worker was running, and nothing else since.
+    AND NOT EXISTS (
+        SELECT 1 FROM outreach.ct_toolboxes AS t
+        WHERE t.toolbox = me.toolbox AND t.at > w.started_at
+            AND t.ordinal = (SELECT max(u.ordinal) FROM outreach.ct_toolboxes AS u)
+    )
 ORDER BY w.seen_at DESC LIMIT 1;
 
 -- name: workers

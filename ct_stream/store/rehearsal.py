@@ -40,7 +40,14 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolC
 _TRIES = 3
 _LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '10s'"
 #: A worker holds the company that was chosen, or many do: another one is tried.
-_BUSY = (*AGAIN, asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)
+_BUSY = (
+    *AGAIN,
+    asyncpg.LockNotAvailableError,
+    asyncpg.QueryCanceledError,
+    asyncpg.InternalServerError,  # "tuple concurrently updated", beside a migrate
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.InFailedSQLTransactionError,
+)
 #: Nothing that the tables could help: to be waited for, as everywhere else.
 _OUTAGE = (
     asyncpg.PostgresConnectionError,

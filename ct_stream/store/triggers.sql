@@ -20,6 +20,11 @@ CREATE OR REPLACE TRIGGER ct_final BEFORE UPDATE OR DELETE ON outreach.ct_tier2_
 CREATE OR REPLACE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.ct_tier2_attempts
     FOR EACH STATEMENT EXECUTE FUNCTION outreach.ct_guard_attempt();
 
+CREATE OR REPLACE TRIGGER ct_guard BEFORE INSERT OR UPDATE ON outreach.ct_workers
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_worker();
+DROP TRIGGER IF EXISTS ct_guard ON outreach.ct_unwritten;  -- a constraint trigger cannot be replaced
+CREATE CONSTRAINT TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.ct_unwritten
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_unwritten();
 CREATE OR REPLACE TRIGGER ct_guard BEFORE INSERT OR UPDATE ON outreach.ct_usage
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_usage();
 

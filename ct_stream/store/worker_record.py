@@ -5,6 +5,7 @@ All workers take from the same limits, so two with different values would each k
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import orjson
 
 from ct_stream.gate.toolbox_change import differences
 from ct_stream.store.outage import AGAIN, OUTAGE
+from ct_stream.texts import for_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from ct_stream.store.database import Database
 
 EGRESS = "default"  #: the name of the address that probes come from; all workers share one
+log = logging.getLogger(__name__)
+
 BEAT_S = 5.0
 ALIVE_S = 30.0  #: how long after its last beat a worker that did not say goodbye still counts as running
 
@@ -60,10 +64,12 @@ class WorkerRecord:
         )
 
     async def beat(self, beat: Beat) -> None:
-        """Write what this worker says of itself now."""
-        await self._database.persist(
-            "worker_beat", *self._fixed, orjson.dumps(dict(beat.troubles)).decode(), list(beat.partitions), beat.running
-        )
+        """Write what this worker says of itself now. An outage costs a beat: nobody waits for one."""
+        troubles = for_json({part: why.replace("\0", "") for part, why in beat.troubles.items()})
+        try:
+            await self._database.run("worker_beat", *self._fixed, troubles, list(beat.partitions), beat.running)
+        except (*AGAIN, *OUTAGE) as error:
+            log.debug("A heartbeat was not written: %s", error)
 
     async def end(self) -> None:
         """Note that this run has ended; without an answer from Postgres the row ends by its age."""

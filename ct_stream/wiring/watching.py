@@ -151,7 +151,7 @@ class Heartbeat:
 
     def loop(self) -> Loop:
         """Return the loop of this watch."""
-        return Loop(name="heartbeat", step=self.look, every_s=BEAT_S)
+        return Loop(name="heartbeat", step=self.look, every_s=BEAT_S, may_fail=True)
 
     async def look(self) -> None:
         """Write the row."""

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from ct_stream.store.migrate import MigrationError, migrate
+from tests.conftest import UPSTREAM
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
+    from ct_stream.local.postgres import EmbeddedPostgres
     from tests.conftest import DatabaseDsns
 
 TAKE = (
@@ -101,3 +105,146 @@ async def test_a_person_stops_no_probing_by_holding_a_lock(database: DatabaseDsn
             await person.execute("LOCK TABLE outreach.ct_rates IN ROW EXCLUSIVE MODE")
     finally:
         await person.close()
+
+
+async def test_the_gate_takes_no_guard_off_a_final_row(database: DatabaseDsns) -> None:
+    """A row that is noted as unwritten is not guarded: only the transaction that decides the company may note it."""
+    company = uuid4()
+    await run(
+        database.gate,
+        "INSERT INTO outreach.ct_outcomes (outreach_id, outcome, failure_code, decided_at)"
+        f" VALUES ('{company}', 'FAIL', 'CT-M-NO-MX', now());"
+        "INSERT INTO outreach.company_target (outreach_id, execution_status, imo_completed_at)"
+        f" VALUES ('{company}', 'failed', now())",
+    )
+    note = "INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{}', 'company_target')"
+    for attempt in (note.format(company), f"BEGIN; {note.format(company)}; SET CONSTRAINTS ALL IMMEDIATE"):
+        with pytest.raises(asyncpg.RestrictViolationError):
+            await run(database.gate, attempt)
+    with pytest.raises(asyncpg.RestrictViolationError):
+        await run(database.gate, note.format(uuid4()))
+    with pytest.raises(asyncpg.RestrictViolationError):
+        await run(
+            database.gate,
+            f"UPDATE outreach.company_target SET execution_status = 'ready' WHERE outreach_id = '{company}'",
+        )
+
+
+async def test_the_gate_probes_no_halted_provider(database: DatabaseDsns) -> None:
+    await run(database.gate, "SELECT outreach.ct_set_guardrail('provider:p.example', 'halted', 'x', NULL)")
+    await run(database.gate, "UPDATE outreach.ct_guardrails SET next_try_at = '-infinity'")
+    begun = await value(
+        database.gate,
+        "SELECT answer FROM outreach.ct_begin_probes('w', ARRAY['a.example'], ARRAY['p.example'], ARRAY[false],"
+        " ARRAY[gen_random_uuid()], ARRAY['1'], ARRAY[now()], 20, 100, 10)",
+    )
+    assert begun == "provider_closed"
+
+
+async def test_no_forged_row_of_a_worker_keeps_others_from_starting(database: DatabaseDsns) -> None:
+    await run(
+        database.gate,
+        "INSERT INTO outreach.ct_workers (worker, machine, egress, version, toolbox, troubles, partitions, running,"
+        " started_at, seen_at) VALUES ('x', 'x', 'x', 'x', '{}', '{}', '{}', 0, '-infinity', 'infinity')",
+    )
+    ahead = (
+        "SELECT count(*) FROM outreach.ct_workers"
+        " WHERE seen_at > clock_timestamp() OR started_at < now() - interval '1 day'"
+    )
+    assert await value(database.ops, ahead) == 0
+
+
+@pytest.fixture
+async def owners_database(postgres: EmbeddedPostgres) -> str:
+    """Lend a database that is not migrated yet, in which `app_owner`, no superuser, has a schema and may create."""
+    dsn = await postgres.create_database(f"owned_{uuid4().hex}")
+    await run(
+        dsn,
+        UPSTREAM + "DO $$ BEGIN CREATE ROLE app_owner; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
+        "CREATE SCHEMA evil AUTHORIZATION app_owner; GRANT USAGE ON SCHEMA evil TO PUBLIC;"
+        "GRANT USAGE, CREATE ON SCHEMA outreach TO app_owner;"
+        "CREATE TABLE evil.ran (as_whom text); GRANT ALL ON evil.ran TO PUBLIC;"
+        "INSERT INTO outreach.outreach (outreach_id, domain) SELECT gen_random_uuid(), 'a.example'"
+        " FROM generate_series(1, 5)",
+    )
+    return dsn
+
+
+NOTES = "INSERT INTO evil.ran VALUES (current_user || current_setting('is_superuser'));"
+TARGET = (
+    "CREATE TABLE outreach.company_target ("
+    "target_id uuid PRIMARY KEY DEFAULT gen_random_uuid(), outreach_id uuid UNIQUE"
+)
+
+
+async def ran_as(dsn: str) -> set[str]:
+    return set(str(await value(dsn, "SELECT coalesce(string_agg(DISTINCT as_whom, ' '), '') FROM evil.ran")).split())
+
+
+async def test_no_trigger_puts_its_own_statement_in_the_administrators_place(owners_database: str) -> None:
+    """The rehearsal runs others' triggers; one that renames prepared statements ran as the superuser."""
+    await run(
+        owners_database,
+        f"""
+        {TARGET}); ALTER TABLE outreach.company_target OWNER TO app_owner;
+        SET SESSION AUTHORIZATION app_owner;
+        CREATE FUNCTION evil.trig() RETURNS trigger LANGUAGE plpgsql AS $f$
+        DECLARE r record;
+        BEGIN
+            FOR r IN SELECT name FROM pg_catalog.pg_prepared_statements LOOP
+                RAISE EXCEPTION 'a prepared statement of the administrator is there: %', r.name;
+            END LOOP;
+            RETURN NEW;
+        END $f$;
+        CREATE TRIGGER t BEFORE INSERT OR UPDATE ON outreach.company_target FOR EACH ROW EXECUTE FUNCTION evil.trig();
+        """,
+    )
+    await migrate(owners_database)
+
+
+async def test_no_cast_of_the_tables_owner_is_run(owners_database: str) -> None:
+    await run(
+        owners_database,
+        f"""
+        SET SESSION AUTHORIZATION app_owner;
+        CREATE TYPE evil.status AS ENUM ('pending', 'ready', 'failed', 'blocked');
+        CREATE FUNCTION evil.to_text(evil.status) RETURNS text LANGUAGE plpgsql AS $f$ BEGIN
+            RAISE EXCEPTION 'ran as %', current_user;
+        END $f$;
+        CREATE CAST (evil.status AS text) WITH FUNCTION evil.to_text(evil.status);
+        {TARGET}, execution_status evil.status DEFAULT 'pending');
+        INSERT INTO outreach.company_target (outreach_id) SELECT gen_random_uuid() FROM generate_series(1, 2);
+        """,
+    )
+    with pytest.raises(MigrationError, match=r"execution_status is of type evil\.status"):
+        await migrate(owners_database)
+
+
+async def test_no_overload_of_a_function_of_ours_gets_our_rights(owners_database: str) -> None:
+    await run(
+        owners_database,
+        """
+        SET SESSION AUTHORIZATION app_owner;
+        CREATE FUNCTION outreach.ct_first_change(statement text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $f$
+        BEGIN EXECUTE statement; END $f$;
+        """,
+    )
+    with pytest.raises(MigrationError, match=r"ct_first_change\(text\) has a name of the gate's"):
+        await migrate(owners_database)
+
+
+async def test_no_view_of_the_spines_owner_runs_as_ours(database: DatabaseDsns) -> None:
+    await run(
+        database.admin,
+        f"""
+        CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO PUBLIC;
+        CREATE TABLE evil.ran (as_whom text); GRANT ALL ON evil.ran TO PUBLIC;
+        CREATE FUNCTION evil.f(id uuid) RETURNS uuid LANGUAGE plpgsql AS $f$ BEGIN {NOTES} RETURN id; END $f$;
+        ALTER TABLE outreach.outreach RENAME TO the_real_one;
+        CREATE VIEW outreach.outreach AS SELECT evil.f(outreach_id) AS outreach_id, domain FROM outreach.the_real_one;
+        INSERT INTO outreach.the_real_one (outreach_id, domain) VALUES (gen_random_uuid(), 'x.example');
+        GRANT SELECT ON outreach.outreach TO PUBLIC;
+        """,
+    )
+    assert await value(database.ops, "SELECT outreach.ct_left_the_spine(gen_random_uuid())") is False
+    assert await ran_as(database.admin) == set()

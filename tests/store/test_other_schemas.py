@@ -124,7 +124,7 @@ KINDS = (
         name="an enum status",
         target=changed(STATUS, "execution_status outreach.status DEFAULT 'pending'"),
         spine=SPINE + "CREATE TYPE outreach.status AS ENUM ('pending', 'ready', 'failed', 'blocked');",
-        refused=r"^outreach\.company_target\.execution_status is of type outreach\.status, which does not",
+        refused=r"^outreach\.company_target\.execution_status is of type outreach\.status, and the gate takes",
         mended="ALTER TABLE outreach.company_target ALTER COLUMN execution_status TYPE text",
     ),
     Kind(

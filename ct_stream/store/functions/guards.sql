@@ -32,7 +32,11 @@ $$;
 CREATE OR REPLACE FUNCTION outreach.ct_left_the_spine(id uuid) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp SET row_security = off AS $$
 BEGIN
-    RETURN to_regclass('outreach.outreach') IS NOT NULL
+    -- Only of a table: functions in a view would run with the rights of this one.
+    RETURN EXISTS (
+            SELECT c.oid FROM pg_class AS c
+            WHERE c.oid = to_regclass('outreach.outreach') AND c.relkind IN ('r', 'p')
+        )
         AND NOT EXISTS (SELECT s.outreach_id FROM outreach.outreach AS s WHERE s.outreach_id = id);
 END $$;
 
@@ -146,5 +150,29 @@ BEGIN
     ) THEN
         RAISE EXCEPTION 'usage of % is only added to', OLD.tool_id USING ERRCODE = 'restrict_violation';
     END IF;
+    RETURN NEW;
+END $$;
+
+-- A row of the users' tables is left as it is only by the transaction that decides its company: noted later, that would
+-- take the guard off a final row. Looked at when the transaction ends, since it may write in any order.
+CREATE OR REPLACE FUNCTION outreach.ct_guard_unwritten() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT o.outreach_id FROM outreach.ct_outcomes AS o
+        WHERE o.outreach_id = NEW.outreach_id AND o.recorded_at >= transaction_timestamp()
+    ) THEN
+        RAISE EXCEPTION 'outcome % was not recorded by this transaction', NEW.outreach_id
+            USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- When a worker began and was last seen is what the clock of this server says, whatever the worker writes.
+CREATE OR REPLACE FUNCTION outreach.ct_guard_worker() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
+BEGIN
+    NEW.started_at := CASE WHEN TG_OP = 'INSERT' THEN clock_timestamp() ELSE OLD.started_at END;
+    NEW.seen_at := clock_timestamp();
     RETURN NEW;
 END $$;

@@ -151,7 +151,7 @@ BEGIN
         END IF;
         SELECT g.state, g.reason, g.next_try_at INTO rail FROM outreach.ct_guardrails AS g
             WHERE g.key = 'provider:' || item.provider AND g.state <> 'open';
-        IF FOUND AND (rail.next_try_at IS NULL OR rail.next_try_at > moment) THEN
+        IF FOUND AND (rail.state = 'halted' OR rail.next_try_at IS NULL OR rail.next_try_at > moment) THEN
             answer := 'provider_closed'; detail := rail.reason;
             retry_s := extract(epoch FROM rail.next_try_at - moment);
             RETURN NEXT; CONTINUE;
@@ -236,7 +236,7 @@ BEGIN
     END IF;
     SELECT g.state, g.reason, g.next_try_at INTO rail FROM outreach.ct_guardrails AS g
         WHERE g.key = 'provider:' || to_provider AND g.state <> 'open' AND NOT is_known;
-    IF FOUND AND (rail.next_try_at IS NULL OR rail.next_try_at > moment) THEN
+    IF FOUND AND (rail.state = 'halted' OR rail.next_try_at IS NULL OR rail.next_try_at > moment) THEN
         answer := 'provider_closed'; detail := rail.reason;
         retry_s := extract(epoch FROM rail.next_try_at - moment);
         RETURN NEXT; RETURN;
