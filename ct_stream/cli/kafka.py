@@ -29,6 +29,8 @@ from ct_stream.texts import for_log
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from ct_stream.settings import Settings
+
 
 def add_to(main: click.Group) -> None:
     """Add these commands to the program."""
@@ -51,8 +53,7 @@ def _topics(main: click.Group) -> None:
         """
         chosen = settings()
         chosen.require("kafka_bootstrap")
-        with kafka_answers(chosen.kafka_bootstrap):
-            made, counts = asyncio.run(create_topics(chosen, replication=replication))
+        made, counts = asyncio.run(_create(chosen, replication))
         if as_json:
             print_json({"made": made, "partitions": counts})
             return
@@ -61,6 +62,11 @@ def _topics(main: click.Group) -> None:
             [(name, count, "created" if name in made else "exists") for name, count in counts.items()],
             empty="no topics",
         )
+
+
+async def _create(chosen: Settings, replication: int | None) -> tuple[list[str], dict[str, int]]:
+    async with kafka_answers(chosen):
+        return await create_topics(chosen, replication=replication)
 
 
 def _publish(main: click.Group) -> None:

@@ -102,7 +102,7 @@ class Sender:
 async def sending(settings: Settings) -> AsyncIterator[Sender]:
     """Lend a sender to spine.created, which must exist. Raises SettingsError or ServiceTrouble."""
     settings.require("kafka_bootstrap")
-    with kafka_answers(settings.kafka_bootstrap):
+    async with kafka_answers(settings):
         await _require_topic(settings)
         producer = Producer(settings, Health())
         await producer.start()

@@ -50,7 +50,7 @@ async def replay(
     """
     settings.require("kafka_bootstrap")
     async with AsyncExitStack() as stack:
-        with kafka_answers(settings.kafka_bootstrap):
+        async with kafka_answers(settings):
             is_kafka = await supports_idempotence(settings)
             if from_time is not None and not is_kafka:
                 raise NotSupported("replay from a time")
@@ -64,7 +64,7 @@ async def replay(
         ledger = await stack.enter_async_context(reader(settings)) if settings.postgres_ops_dsn else None
         shown = 0
         while limit is None or shown < limit:
-            with kafka_answers(settings.kafka_bootstrap):
+            async with kafka_answers(settings):
                 records = await _more(consumer, ends, _BATCH if limit is None else min(_BATCH, limit - shown))
             if not records:
                 return
@@ -76,7 +76,7 @@ async def replay(
 async def lag(settings: Settings) -> int:
     """Return how many records of spine.created the gate has not committed. Raises NotSupported or ServiceTrouble."""
     settings.require("kafka_bootstrap")
-    with kafka_answers(settings.kafka_bootstrap):
+    async with kafka_answers(settings):
         if not await supports_idempotence(settings):
             raise NotSupported("lag")
         return await position.lag(settings)

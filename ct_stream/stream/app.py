@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import faust
+from aiokafka.errors import CommitFailedError, KafkaError
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers import aiokafka as driver
 
+from ct_stream.stream.rights import is_denied
 from ct_stream.stream.topology import GROUP, kafka_options
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from faust.types import TP
 
     from ct_stream.settings import Settings
 
@@ -24,24 +28,77 @@ SESSION_TIMEOUT_S = 45.0
 _REBALANCE_TIMEOUT_S = 60.0
 _EMBEDDED_TIMEOUT_S = 6.0
 _RECOVERED_POLL_S = 0.02
+_DENIED_S = 1.0
 
 
-class _CommittedOnly(driver.AIOKafkaConsumerThread):
-    """Reads only what upstream has committed.
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
+    """Reads only what upstream has committed, and outlives the time in which it may not read or commit.
 
     Unless it is transactional itself, Faust also reads uncommitted records (faust/transport/drivers/aiokafka.py), and
     has no setting to change it. An event that upstream aborted would then be decided for good.
+
+    Faust crashes when a right is taken from our login. Here it waits until the right is granted again;
+    wiring/watching.py says so meanwhile.
     """
+
+    is_denied_commits = False  #: whether the last commit was refused for want of a right
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # read when it starts (contract-tested)
+        commit = consumer.commit
+
+        async def commit_if_allowed(offsets: Any) -> None:
+            try:
+                await commit(offsets)
+            except KafkaError as error:
+                if not is_denied(error):
+                    raise
+                self.is_denied_commits = True
+                raise CommitFailedError("denied; to Faust as if already rebalanced") from error  # it skips this one
+            self.is_denied_commits = False
+
+        consumer.commit = commit_if_allowed
         return consumer
+
+    async def _fetch_records(self, consumer: Any, *args: Any, **kwargs: Any) -> Mapping[TP, list[Any]]:
+        try:
+            return await super()._fetch_records(consumer, *args, **kwargs)
+        except KafkaError as error:
+            if not is_denied(error):
+                raise
+        # aiokafka's task that sends heartbeats has ended by this, and it never starts another one without a rejoin.
+        coordinator = consumer._coordinator
+        for name in ("_heartbeat_task", "_commit_refresh_task"):
+            task = getattr(coordinator, name)
+            if task is not None and task.done():
+                setattr(coordinator, name, None)
+                coordinator.request_rejoin()
+        await asyncio.sleep(_DENIED_S)
+        return {}
 
 
 class _Consumer(driver.Consumer):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._owed: dict[TP, int] = {}  # what the last commit was denied; Faust takes it for committed
+
     def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
-        return _CommittedOnly(self, loop=self.loop, beacon=self.beacon)
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    def _filter_committable_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
+        return self._owed | super()._filter_committable_offsets(tps)
+
+    async def _commit_offsets(self, offsets: Mapping[TP, int], start_new_transaction: bool = True) -> bool:
+        did_commit = await super()._commit_offsets(offsets, start_new_transaction)
+        thread: Any = self._thread
+        self._owed = dict(offsets) if thread.is_denied_commits else {}
+        return did_commit
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Forget what is owed: the next owner commits for itself."""
+        await super().on_partitions_revoked(revoked)
+        self._owed = {}
 
 
 class _Transport(driver.Transport):

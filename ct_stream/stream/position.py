@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from ct_stream.stream.refusals import explain
 from ct_stream.stream.topology import GROUP, SPINE_CREATED, kafka_options, partition_counts
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from faust.types import TP
 
+    from ct_stream.problems import Problem
     from ct_stream.settings import Settings
 
 T = TypeVar("T")
@@ -222,6 +224,10 @@ class OutsideView:
         """Return the group's committed offsets by partition, within 20 s."""
         async with asyncio.timeout(_ASKED_S):
             return await committed_offsets(self._settings)
+
+    async def explain(self, error: BaseException) -> Problem:
+        """Return why Kafka cannot be used, after an error of these."""
+        return await explain(self._settings, error)
 
     async def next_offsets(self, tp: TP, offset: int) -> list[int]:
         """Return the offsets of the records at or after `offset`, in order, as many as come at once."""

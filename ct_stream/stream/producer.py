@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
     IncompatibleBrokerVersion,
     InvalidProducerEpoch,
     KafkaError,
@@ -28,6 +29,7 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 from ct_stream.gate.records import PRODUCE_S
 from ct_stream.problems import said_by
 from ct_stream.stream.position import retried
+from ct_stream.stream.rights import refused_write
 from ct_stream.stream.topology import kafka_options
 
 if TYPE_CHECKING:
@@ -158,7 +160,7 @@ class Producer:
 
     def note_failure(self, error: BaseException) -> None:
         """Report that the broker does not accept records."""
-        text = f"Kafka does not accept records: {said_by(error)}"
+        text = f"Kafka does not accept records: {refused_write(self._settings, error) or said_by(error)}"
         if self._health.troubles.get("kafka") != text:
             log.warning("%s", text, extra={"action": "kafka_down"})
         self._health.set("kafka", text)
@@ -204,6 +206,8 @@ async def _ask_for_producer_id(client: AIOKafkaClient) -> int:
         raise RequestTimedOutError(f"broker {node} gave no producer id in {_PRODUCER_ID_S:g} s") from error
     except IncompatibleBrokerVersion:
         return int(UnsupportedVersionError.errno)
+    if response.error_code == ClusterAuthorizationFailedError.errno:
+        return 0  # it knows what a producer id is; we may only read here
     if response.error_code and for_code(response.error_code).retriable:
         raise for_code(response.error_code)
     return int(response.error_code)

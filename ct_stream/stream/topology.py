@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+)
 
 from ct_stream.problems import Problem, ProblemError
 
@@ -42,10 +46,6 @@ class TopicPlan:
 
 class TopologyError(ProblemError):
     """Topics are missing or do not fit; the action names the command that mends it."""
-
-
-class KafkaUnavailable(TopologyError):
-    """No broker answers. One may come back by itself."""
 
 
 def kafka_options(settings: Settings) -> dict[str, Any]:
@@ -142,6 +142,12 @@ async def _create(admin: AIOKafkaAdminClient, topic: NewTopic) -> None:
         code, message = entry[1], entry[2] if len(entry) > 2 else ""
         if code == TopicAlreadyExistsError.errno:
             raise TopicAlreadyExistsError
+        if code in (TopicAuthorizationFailedError.errno, ClusterAuthorizationFailedError.errno):
+            raise TopologyError(
+                f"our Kafka login may not create topic {entry[0]}",
+                f"grant it CREATE with `kafka-acls.sh --add --operation CREATE --topic {entry[0]}`, or run "
+                "`ct-stream topics` with another login",
+            )
         if code:
             raise TopologyError(f"topic {entry[0]} could not be created: error {code} {message or ''}".rstrip())
 
@@ -167,14 +173,12 @@ def _require_fit(counts: dict[str, int]) -> None:
 
 
 async def check_topics(settings: Settings) -> dict[str, int]:
-    """Return the partitions of our topics. Raises TopologyError, or KafkaUnavailable if no broker answers."""
+    """Return the partitions of our topics. Raises TopologyError, or KafkaError if no broker answers."""
     admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-check")
     try:
         await admin.start()
         names = tuple(plan.name for plan in topic_plans(1, min_insync=None))
         counts = await _counts_of_all(admin, names, within_s=_MISSING_S)
-    except KafkaError as error:
-        raise KafkaUnavailable(f"Kafka at {settings.kafka_bootstrap} does not answer: {error}") from error
     finally:
         await admin.close()
     _require_fit(counts)

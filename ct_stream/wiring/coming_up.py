@@ -23,7 +23,9 @@ from ct_stream.process.watchdog import MOST_EXITS
 from ct_stream.store.exits import WATCHDOG_RAIL, hung_again
 from ct_stream.store.outage import UnfitDatabase
 from ct_stream.stream.position import committed_offsets, cut_off
-from ct_stream.stream.topology import SPINE_CREATED, KafkaUnavailable, TopologyError, check_topics
+from ct_stream.stream.refusals import explain
+from ct_stream.stream.rights import Denied, require_rights
+from ct_stream.stream.topology import SPINE_CREATED, TopologyError, check_topics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -151,6 +153,7 @@ class ComingUp:
     # ---------------------------------------------------------------- trying again
 
     async def _cluster(self) -> Cluster:
+        await require_rights(self._settings)  # first: a topic that we may not see looks as if it were missing
         partitions = (await check_topics(self._settings))[SPINE_CREATED]
         return Cluster(partitions=partitions, group_is_new=not await committed_offsets(self._settings))
 
@@ -165,18 +168,20 @@ class ComingUp:
     async def _until_up(self, part: str, connect: Callable[[], Awaitable[Found]]) -> Found:
         """Try until it works, and say why it does not."""
         said = None
-        where = "CT_POSTGRES_DSN" if part == "postgres" else f"CT_KAFKA_BOOTSTRAP {self._settings.kafka_bootstrap}"
         while not self._stop.asked.is_set():
             try:
                 found = await connect()
-            except KafkaUnavailable as error:
+            except Denied as error:
                 sentence = str(error)
             except TopologyError as error:
                 raise Refused(str(error)) from error
             except UnfitDatabase as error:
                 sentence = f"CT_POSTGRES_DSN: {error}"
             except (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                sentence = f"{where} does not answer: {said_by(error)}"
+                if part == "postgres":
+                    sentence = f"CT_POSTGRES_DSN does not answer: {said_by(error)}"
+                else:
+                    sentence = str(await explain(self._settings, error))
             else:
                 self._health.set(part, None)
                 return found

@@ -107,7 +107,7 @@ class WorkerSenses:
         try:
             await self.committed()
         except (KafkaError, OSError, TimeoutError) as error:
-            return f"Kafka does not answer: {said_by(error)}"
+            return str(await self._view.explain(error))
         return None
 
     def _is_left(self) -> bool:

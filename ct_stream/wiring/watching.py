@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
 
-from ct_stream.problems import said_by
 from ct_stream.process.loops import Loop
 from ct_stream.stream.position import lag
+from ct_stream.stream.refusals import explain
+from ct_stream.stream.rights import Denied, require_rights
 
 if TYPE_CHECKING:
     from ct_stream.company.admission import Admission
@@ -140,10 +141,16 @@ class LagWatch:
         trouble = None
         try:
             async with asyncio.timeout(_LAG_TIMEOUT_S):
+                await require_rights(self._settings)  # without them a topic looks as if it were empty
                 self._metrics.lag.set(await lag(self._settings))
+        except Denied as error:
+            trouble = str(error)
         except (KafkaError, OSError, TimeoutError) as error:
+            trouble = f"Kafka cannot be read, or does not know our group: {await explain(self._settings, error)}"
+        if trouble is not None:
             self._metrics.lag.set(-1)
-            trouble = f"Kafka cannot be read, or does not know our group: {said_by(error)}"
             if "kafka_group" not in self._health.troubles:
                 log.warning("%s", trouble, extra={"action": "kafka_down"})
+        elif "kafka_group" in self._health.troubles:
+            log.info("Kafka can be read again", extra={"action": "kafka_up"})
         self._health.set("kafka_group", trouble)

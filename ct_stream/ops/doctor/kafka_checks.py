@@ -13,6 +13,8 @@ from aiokafka.errors import KafkaError
 from ct_stream.ops.doctor.part import Check, Part, Seen, verdict
 from ct_stream.ops.troubles import kafka_answers
 from ct_stream.stream.producer import supports_idempotence
+from ct_stream.stream.refusals import unusable_addresses
+from ct_stream.stream.rights import missing_rights
 from ct_stream.stream.topology import kafka_options, misfit, partition_counts, topic_plans
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class _Cluster:
 
 @asynccontextmanager
 async def _cluster(settings: Settings) -> AsyncIterator[_Cluster]:
-    with kafka_answers(settings.kafka_bootstrap):
+    async with kafka_answers(settings):
         admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-doctor")
         try:
             await admin.start()
@@ -50,6 +52,21 @@ async def _cluster(settings: Settings) -> AsyncIterator[_Cluster]:
             yield _Cluster(settings=settings, admin=admin, brokers=brokers, partitions=partitions)
         finally:
             await admin.close()
+
+
+async def _addresses(cluster: _Cluster) -> Seen:
+    """A name of several that does not resolve is found only when the others are down."""
+    return [
+        Check(name="Kafka addresses", ok=False, detail=problem.what, action=problem.action)
+        for problem in await unusable_addresses(cluster.settings)
+    ]
+
+
+async def _rights(cluster: _Cluster) -> Seen:
+    problem = await missing_rights(cluster.settings)
+    if problem is not None:
+        return Check(name="Kafka rights", ok=False, detail=problem.what, action=problem.action)
+    return Check(name="Kafka rights", ok=True, detail="this login may do what a worker does")
 
 
 async def _brokers(cluster: _Cluster) -> Check:
@@ -119,7 +136,7 @@ KAFKA = Part(
     name="Kafka",
     setting="kafka_bootstrap",
     connect=_cluster,
-    checks=(_brokers, _topics, _replication, _topic_settings, _idempotent_producer),
+    checks=(_addresses, _brokers, _rights, _topics, _replication, _topic_settings, _idempotent_producer),
 )
 
 

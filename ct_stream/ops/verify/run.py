@@ -56,7 +56,7 @@ async def verify(settings: Settings, limits: Limits, on_progress: Callable[[str,
     begun = time.monotonic()
     async with AsyncExitStack() as stack:
         read = await stack.enter_async_context(reader(settings, command_s=_COMMAND_S))
-        with kafka_answers(settings.kafka_bootstrap):
+        async with kafka_answers(settings):
             topics = await stack.enter_async_context(opened(settings))
         spill = stack.enter_context(Spill())
         run = _Run(settings, limits, read, topics, spill, on_progress)
@@ -106,7 +106,7 @@ class _Run:
             self._has_age = False
             self.not_told.append(f"how long a spine row has been without an outcome: {ageless}")
         await self._mark()
-        with kafka_answers(self._settings.kafka_bootstrap):
+        async with kafka_answers(self._settings):
             await self._topics.mark()
             kept = await self._topics.kept_s()
             if not self._topics.is_kafka:
@@ -141,7 +141,7 @@ class _Run:
         self._on_progress("grace before a second look", 0)
         await asyncio.sleep(self._limits.grace.total_seconds())
         await self._mark()
-        with kafka_answers(self._settings.kafka_bootstrap):
+        async with kafka_answers(self._settings):
             await self._topics.mark_again()
             await self._topics.read(self._spill, self._saw_records)
         counted = self.companies
