@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from ct_stream.kafka_tls import WrongTlsFile, tls_context
 from ct_stream.postgres_dsn import PostgresDsn, read_dsn
 from ct_stream.problems import Problem, ProblemError
 
@@ -74,6 +75,7 @@ class Settings:
     kafka_ssl_cafile: Path | None = None  #: certificates of authorities, PEM; default: the system's
     kafka_ssl_certfile: Path | None = None  #: client certificate, PEM
     kafka_ssl_keyfile: Path | None = None  #: client key, PEM
+    kafka_ssl_password: str | None = field(default=None, repr=False)  #: passphrase of the client key
     postgres_dsn: str | None = field(default=None, repr=False)  #: for the gate, role ct_gate
     postgres_ops_dsn: str | None = field(default=None, repr=False)  #: for people, role ct_ops
     postgres_admin_dsn: str | None = field(default=None, repr=False)  #: for migrations
@@ -153,6 +155,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         if key.startswith("CT_") and key not in known and key.removesuffix("_FILE") not in known
     )
     problems.extend(_tier2_problems(values))
+    problems.extend(_tls_problems(values))
     sasl = values.get("kafka_security_protocol", "").startswith("SASL")
     problems.extend(
         WrongSetting(setting=variable(name), what="is not set; CT_KAFKA_SECURITY_PROTOCOL needs it", action="set it")
@@ -203,6 +206,18 @@ def _tier2_problems(values: Mapping[str, Any]) -> list[WrongSetting]:
             )
         )
     return problems
+
+
+def _tls_problems(values: Mapping[str, Any]) -> list[WrongSetting]:
+    """Return what is wrong with the certificates and the key for Kafka, if it speaks TLS."""
+    if not values.get("kafka_security_protocol", "").endswith("SSL"):
+        return []
+    names = ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile", "kafka_ssl_password")
+    try:
+        tls_context(*map(values.get, names))
+    except WrongTlsFile as error:
+        return [WrongSetting(setting=variable(error.setting), what=error.problem.what, action=error.problem.action)]
+    return []
 
 
 def _is_loopback(url: str) -> bool:
@@ -354,6 +369,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "kafka_ssl_cafile": _existing_file,
     "kafka_ssl_certfile": _existing_file,
     "kafka_ssl_keyfile": _existing_file,
+    "kafka_ssl_password": str,
     "postgres_dsn": read_dsn,
     "postgres_ops_dsn": read_dsn,
     "postgres_admin_dsn": read_dsn,
