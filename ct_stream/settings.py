@@ -68,6 +68,7 @@ class Settings:
     """All settings, checked. Secrets are left out of its repr."""
 
     kafka_bootstrap: str | None = None  #: host:port,... of the Kafka brokers
+    kafka_prefix: str = ""  #: goes before the name of each topic and of the group
     kafka_security_protocol: str = "PLAINTEXT"  #: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
     kafka_sasl_mechanism: str | None = None  #: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
     kafka_sasl_username: str | None = None
@@ -271,6 +272,13 @@ def _bootstrap(raw: str) -> str:
     return ",".join(broker.strip() for broker in raw.split(","))
 
 
+def _prefix(raw: str) -> str:
+    """Read the beginning of topic names, which Kafka limits to 249 letters of few kinds."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", raw):
+        raise _Unusable(f"{raw!r} cannot begin the name of a topic", "use letters, digits, '.', '_' and '-', up to 100")
+    return raw
+
+
 def _dns_servers(raw: str) -> tuple[str, ...]:
     servers = []
     for server in raw.split(","):
@@ -362,6 +370,7 @@ def _existing_file(raw: str) -> Path:
 
 _READERS: dict[str, Callable[[str], Any]] = {
     "kafka_bootstrap": _bootstrap,
+    "kafka_prefix": _prefix,
     "kafka_security_protocol": _choice("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"),
     "kafka_sasl_mechanism": _choice("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
     "kafka_sasl_username": str,

@@ -16,7 +16,7 @@ from ct_stream.metrics import Health
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput, kafka_answers
 from ct_stream.problems import said_by
 from ct_stream.stream.producer import Producer
-from ct_stream.stream.topology import SPINE_CREATED, kafka_options, partition_counts
+from ct_stream.stream.topology import SPINE_CREATED, kafka_options, names_of, partition_counts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -117,7 +117,8 @@ async def _require_topic(settings: Settings) -> None:
     admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-publish")
     try:
         await admin.start()
-        if SPINE_CREATED not in await partition_counts(admin, (SPINE_CREATED,)):
-            raise ServiceTrouble(f"topic {SPINE_CREATED} is missing", "create it with `ct-stream topics`")
+        topic = names_of(settings).spine_created
+        if topic not in await partition_counts(admin, (topic,)):
+            raise ServiceTrouble(f"topic {topic} is missing", "create it with `ct-stream topics`")
     finally:
         await admin.close()

@@ -13,7 +13,7 @@ from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers import aiokafka as driver
 
 from ct_stream.stream.rights import is_denied
-from ct_stream.stream.topology import GROUP, kafka_options
+from ct_stream.stream.topology import kafka_options, names_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -148,11 +148,12 @@ def make_app(settings: Settings, *, is_embedded: bool = False) -> GateApp:
     """
     session_s = _EMBEDDED_TIMEOUT_S if is_embedded else SESSION_TIMEOUT_S
     servers = (settings.kafka_bootstrap or "").split(",")
+    group = names_of(settings).group
     app = GateApp(
-        GROUP,
+        group,
         broker=[f"kafka://{quote(server, safe=':[].-')}" for server in servers],
         broker_credentials=_credentials(settings),
-        broker_client_id=GROUP,
+        broker_client_id=group,
         broker_commit_interval=1.0,
         broker_session_timeout=session_s,
         broker_heartbeat_interval=min(3.0, session_s / 3),

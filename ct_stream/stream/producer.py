@@ -28,9 +28,9 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from ct_stream.gate.records import PRODUCE_S
 from ct_stream.problems import said_by
-from ct_stream.stream.position import retried
+from ct_stream.stream.retrying import retried
 from ct_stream.stream.rights import refused_write
-from ct_stream.stream.topology import kafka_options
+from ct_stream.stream.topology import kafka_options, names_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +59,7 @@ class Producer:
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
+        self.names = names_of(settings)
         self._health = health
         self._producer: AIOKafkaProducer | None = None
         self._renewing = asyncio.Lock()
@@ -115,9 +116,13 @@ class Producer:
     async def send(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
     ) -> None:
-        """Send one record and wait for the broker's ack. Raises KafkaError or TimeoutError."""
+        """Send one record and wait for the broker's ack. Raises KafkaError or TimeoutError.
+
+        `topic` is the name without prefix, as the ledger keeps it.
+        """
         producer = self._producer
         assert producer is not None
+        topic = self.names.on_cluster(topic)
         record: dict[str, Any] = {"value": value, "key": key, "headers": list(headers)}
         async with asyncio.timeout(PRODUCE_S):
             try:

@@ -22,7 +22,8 @@ from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
 from ct_stream.problems import Problem, ProblemError, said_by
-from ct_stream.stream.topology import CHANGELOG, CT_FAIL, CT_PASS, CT_REJECTED, GROUP, SPINE_CREATED, kafka_options
+from ct_stream.stream.retrying import retried
+from ct_stream.stream.topology import Names, kafka_options, names_of
 
 if TYPE_CHECKING:
     from ct_stream.settings import Settings
@@ -51,14 +52,17 @@ class Right:
         return f"{self.operation} {self.kind} {self.name}"
 
 
-def needed_rights() -> tuple[Right, ...]:
+def needed_rights(names: Names) -> tuple[Right, ...]:
     """Return what a worker needs; the right to describe a topic or group comes with each."""
     return (
-        Right(operation="READ", kind="topic", name=SPINE_CREATED),
-        *(Right(operation="WRITE", kind="topic", name=name) for name in (CT_PASS, CT_FAIL, CT_REJECTED)),
-        Right(operation="READ", kind="topic", name=CHANGELOG),
-        Right(operation="WRITE", kind="topic", name=CHANGELOG),
-        Right(operation="READ", kind="group", name=GROUP),
+        Right(operation="READ", kind="topic", name=names.spine_created),
+        *(
+            Right(operation="WRITE", kind="topic", name=name)
+            for name in (names.ct_pass, names.ct_fail, names.ct_rejected)
+        ),
+        Right(operation="READ", kind="topic", name=names.changelog),
+        Right(operation="WRITE", kind="topic", name=names.changelog),
+        Right(operation="READ", kind="group", name=names.group),
     )
 
 
@@ -92,13 +96,14 @@ async def missing_rights(settings: Settings) -> Problem | None:
 
     Raises KafkaError, OSError or TimeoutError.
     """
-    needed = needed_rights()
+    names = names_of(settings)
+    needed = needed_rights(names)
     client = AIOKafkaClient(**kafka_options(settings), client_id="ct-stream-rights", request_timeout_ms=_ASK_MS)
     try:
         await client.bootstrap()
         topics = await _topic_rights(client, sorted({right.name for right in needed if right.kind == "topic"}))
         denied = [right for right in needed if right.kind == "topic" and not _allows(topics, right)]
-        groups = await _group_rights(client)
+        groups = await _group_rights(client, names.group)
         denied += [right for right in needed if right.kind == "group" and not _allows(groups, right)]
     finally:
         await client.close()
@@ -117,7 +122,7 @@ def refused_write(settings: Settings, error: BaseException) -> Problem | None:
     if not is_denied(error):
         return None
     said = said_by(error)
-    named = [right for right in needed_rights() if right.operation == "WRITE" and right.name in said]
+    named = [right for right in needed_rights(names_of(settings)) if right.operation == "WRITE" and right.name in said]
     return denial(settings, named) if named else None
 
 
@@ -149,21 +154,22 @@ async def _topic_rights(client: AIOKafkaClient, names: list[str]) -> dict[str, i
     return {name: 0 if code == denied else bits for name, (code, bits) in told.items() if code in (0, denied)}
 
 
-async def _group_rights(client: AIOKafkaClient) -> dict[str, int]:
+async def _group_rights(client: AIOKafkaClient, group_id: str) -> dict[str, int]:
     """Return what we may do with our group, in bits."""
     try:
-        coordinator = await client.coordinator_lookup(CoordinationType.GROUP, GROUP)
-        answer = await client.send(coordinator, _GroupRights([GROUP]))
+        # A cluster that never had a group creates the offsets topic first.
+        coordinator = await retried(lambda: client.coordinator_lookup(CoordinationType.GROUP, group_id))
+        answer = await client.send(coordinator, _GroupRights([group_id]))
     except GroupAuthorizationFailedError:
-        return {GROUP: 0}
+        return {group_id: 0}
     except (IncompatibleBrokerVersion, NotImplementedError):
         return {}
     [group] = answer.to_object()["groups"]
     if group["error_code"] == GroupAuthorizationFailedError.errno:
-        return {GROUP: 0}
+        return {group_id: 0}
     if group["error_code"]:
         raise for_code(group["error_code"])
-    return {GROUP: group["authorized_operations"]}
+    return {group_id: group["authorized_operations"]}
 
 
 def _some_node(client: AIOKafkaClient) -> Any:

@@ -47,7 +47,7 @@ from ct_stream.stream.dedupe import DedupeTable
 from ct_stream.stream.position import OutsideView
 from ct_stream.stream.producer import Producer
 from ct_stream.stream.reading import Reading, guarded
-from ct_stream.stream.topology import SPINE_CREATED
+from ct_stream.stream.topology import names_of
 from ct_stream.wiring.alerts import AlertRelay, Alerts, alerting
 from ct_stream.wiring.coming_up import ComingUp, Refused, Stopped
 from ct_stream.wiring.fatal import Fatal
@@ -97,7 +97,9 @@ async def _work(
     coming_up = ComingUp(settings, stop, health)
     room = coming_up.room()
     thresholds = Thresholds.of(settings.pass_deadline_s)
-    watchdog = Watchdog(SPINE_CREATED, thresholds, ExitRecord(settings.postgres_dsn or "", owner, version))
+    watchdog = Watchdog(
+        names_of(settings).spine_created, thresholds, ExitRecord(settings.postgres_dsn or "", owner, version)
+    )
     watchdog.start()
     stack.callback(watchdog.stop)
     pulse = Pulse()

@@ -15,14 +15,13 @@ from ct_stream.ops.troubles import kafka_answers
 from ct_stream.stream.producer import supports_idempotence
 from ct_stream.stream.refusals import unusable_addresses
 from ct_stream.stream.rights import missing_rights
-from ct_stream.stream.topology import kafka_options, misfit, partition_counts, topic_plans
+from ct_stream.stream.topology import Names, kafka_options, misfit, names_of, partition_counts, topic_plans
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from ct_stream.settings import Settings
 
-_NAMES = tuple(plan.name for plan in topic_plans(1, min_insync=None))
 _MOST_COPIES = 3  #: of each partition, where there are as many brokers
 
 
@@ -34,6 +33,11 @@ class _Cluster:
     admin: AIOKafkaAdminClient
     brokers: int
     partitions: dict[str, int]  #: by topic, of those that exist
+
+    @property
+    def ours(self) -> Names:
+        """Return the names of our topics."""
+        return names_of(self.settings)
 
     @property
     def copies(self) -> int:
@@ -48,7 +52,7 @@ async def _cluster(settings: Settings) -> AsyncIterator[_Cluster]:
         try:
             await admin.start()
             brokers = len((await admin.describe_cluster())["brokers"])
-            partitions = await partition_counts(admin, _NAMES)
+            partitions = await partition_counts(admin, _topic_names(settings))
             yield _Cluster(settings=settings, admin=admin, brokers=brokers, partitions=partitions)
         finally:
             await admin.close()
@@ -75,11 +79,11 @@ async def _brokers(cluster: _Cluster) -> Check:
 
 
 async def _topics(cluster: _Cluster) -> Check:
-    problem = misfit(cluster.partitions)
+    problem = misfit(cluster.partitions, cluster.ours)
     if problem is not None:
         return Check(name="topics", ok=False, detail=problem.what, action=problem.action)
     counts = " or ".join(map(str, sorted(set(cluster.partitions.values()))))
-    return Check(name="topics", ok=True, detail=f"all {len(_NAMES)} are there, with {counts} partitions")
+    return Check(name="topics", ok=True, detail=f"all {len(cluster.partitions)} are there, with {counts} partitions")
 
 
 async def _replication(cluster: _Cluster) -> Seen:
@@ -107,7 +111,7 @@ async def _topic_settings(cluster: _Cluster) -> Seen:
     except (KafkaError, ValueError, IndexError) as error:
         return Check(name="topic settings", ok=None, detail=f"this broker does not say: {error}")
     wrong = []
-    for plan in topic_plans(1, min_insync=2 if cluster.copies == _MOST_COPIES else None):
+    for plan in topic_plans(1, min_insync=2 if cluster.copies == _MOST_COPIES else None, names=cluster.ours):
         found = configs.get(plan.name, {})
         for key in ("cleanup.policy", "min.insync.replicas"):
             value, wish = found.get(key), plan.config.get(key)
@@ -140,8 +144,12 @@ KAFKA = Part(
 )
 
 
+def _topic_names(settings: Settings) -> tuple[str, ...]:
+    return tuple(plan.name for plan in topic_plans(1, min_insync=None, names=names_of(settings)))
+
+
 def _present(cluster: _Cluster) -> list[str]:
-    return [name for name in _NAMES if name in cluster.partitions]
+    return [name for name in _topic_names(cluster.settings) if name in cluster.partitions]
 
 
 async def _configs(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -64,6 +64,7 @@ async def verify(settings: Settings, limits: Limits, on_progress: Callable[[str,
         await run.second_look()
         run.look_at_offsets()
     return Report(
+        names=topics.names,
         found=run.findings.by_kind,
         checked={"companies": run.companies} | topics.read_count,
         not_told=run.not_told,
@@ -183,7 +184,7 @@ class _Run:
         topics = self._topics
         for tp, end in topics.ends.items():
             committed = topics.committed.get(tp.partition)
-            if tp.topic != SPINE_CREATED or committed is None:
+            if tp.topic != topics.names.spine_created or committed is None:
                 continue
             begin = topics.begins[tp]
             if committed > end:
@@ -199,12 +200,16 @@ class _Run:
         first = self._topics.first_read.get((SPINE_CREATED, partition))
         if first is not None:
             return first
-        ends = {tp.partition: end for tp, end in self._topics.ends.items() if tp.topic == SPINE_CREATED}
+        ends = {
+            tp.partition: end for tp, end in self._topics.ends.items() if tp.topic == self._topics.names.spine_created
+        }
         return ends.get(partition, 0)
 
     def _rejects_from_ms(self) -> int:
         """Return since when ct.rejected holds all rejects, in ms: its retention may end sooner than spine.created's."""
-        was_cut = any(begin > 0 for tp, begin in self._topics.begins.items() if tp.topic == CT_REJECTED)
+        was_cut = any(
+            begin > 0 for tp, begin in self._topics.begins.items() if tp.topic == self._topics.names.ct_rejected
+        )
         if not (was_cut and self._topics.is_kafka):
             return 0
         oldest = self._topics.rejected_from_ms
