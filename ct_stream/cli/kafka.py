@@ -47,9 +47,10 @@ def _topics(main: click.Group) -> None:
     )
     @json_option
     def topics(replication: int | None, as_json: bool) -> None:
-        """Create the missing topics.
+        """Create the missing topics and partitions.
 
-        They get as many partitions as an existing spine.created has.
+        They get as many partitions as an existing spine.created has; so does ct-stream-decided-changelog, when
+        partitions were added to spine.created.
         """
         chosen = settings()
         chosen.require("kafka_bootstrap")

@@ -48,7 +48,13 @@ class Reading:
         view: OutsideView,
         health: Health,
         on_fatal: Callable[[str], None],
+        *,
+        partitions: int,
+        on_more_partitions: Callable[[int], None],
     ) -> None:
+        """`partitions`: of spine.created, and so of the dedupe table; `on_more_partitions` ends the worker."""
+        self._partitions = partitions
+        self._on_more_partitions = on_more_partitions
         self._app = app
         self._agent = agent
         self._guard = guard
@@ -97,8 +103,12 @@ class Reading:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _assigned(self, _app: Any, partitions: set[Any], **_: Any) -> None:
+        ours = [tp.partition for tp in partitions if tp.topic == self._names.spine_created]
+        if max(ours, default=-1) >= self._partitions:  # upstream has added some, and the table has no place for them
+            self._agent.stop_pulling()
+            self._on_more_partitions(max(ours) + 1)
         self._agent.assigned()
-        count = sum(1 for tp in partitions if tp.topic == self._names.spine_created)
+        count = len(ours)
         log.info("Assigned %d partitions of %s", count, self._names.spine_created, extra={"action": "assigned"})
         self._health.notes["partitions"] = f"{count} partitions of {self._names.spine_created} are assigned"
 

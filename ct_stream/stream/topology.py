@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     TopicAlreadyExistsError,
@@ -153,8 +153,9 @@ async def partition_counts(admin: AIOKafkaAdminClient, names: tuple[str, ...]) -
 
 
 async def create_topics(settings: Settings, *, replication: int | None = None) -> tuple[list[str], dict[str, int]]:
-    """Create the missing topics; return their names, and the number of partitions of all topics.
+    """Create what is missing; return the names of the topics, and the number of partitions of all topics.
 
+    A changelog with fewer partitions than `spine.created` gets the missing ones: upstream has added some.
     An existing `spine.created` sets the number of partitions, since upstream may have created it. `replication`
     defaults to 3, or to the number of brokers if there are fewer.
     """
@@ -178,22 +179,31 @@ async def create_topics(settings: Settings, *, replication: int | None = None) -
             except TopicAlreadyExistsError:
                 continue  # somebody else has created it meanwhile
             made.append(plan.name)
-        counts = await _counts_of_all(admin, names, within_s=_KNOWN_S)
+        if counts.get(ours.changelog, partitions) < partitions:
+            await admin.create_partitions({ours.changelog: NewPartitions(partitions)})
+            made.append(ours.changelog)
+        counts = await _counts_of_all(admin, names, within_s=_KNOWN_S, changelog=(ours.changelog, partitions))
         _require_fit(counts, ours)
         return made, counts
     finally:
         await admin.close()
 
 
-async def _counts_of_all(admin: AIOKafkaAdminClient, names: tuple[str, ...], *, within_s: float) -> dict[str, int]:
+async def _counts_of_all(
+    admin: AIOKafkaAdminClient, names: tuple[str, ...], *, within_s: float, changelog: tuple[str, int] | None = None
+) -> dict[str, int]:
     """Return the partitions of all topics, once the brokers know each of them, or time is up.
+
+    `changelog`: its name, and the partitions that it should have by then.
 
     The controller answers when a topic is created; the brokers learn of it a moment later (KRaft's metadata log).
     """
     deadline = time.monotonic() + within_s
     while True:
         counts = await partition_counts(admin, names)
-        if not set(names) - set(counts) or time.monotonic() > deadline:
+        are_known = not set(names) - set(counts)
+        has_grown = changelog is None or counts.get(changelog[0], 0) >= changelog[1]
+        if (are_known and has_grown) or time.monotonic() > deadline:
             return counts
         await asyncio.sleep(_KNOWN_POLL_S)
 
@@ -220,7 +230,13 @@ def misfit(counts: dict[str, int], names: Names = UNPREFIXED) -> Problem | None:
     if missing:
         return Problem(what=f"topics are missing: {', '.join(missing)}", action="create them with `ct-stream topics`")
     source, changelog = counts[names.spine_created], counts[names.changelog]
-    if source != changelog:
+    if source > changelog:
+        return Problem(
+            what=f"{names.spine_created} has {source} partitions and {names.changelog} has {changelog}; they must be "
+            "equal",
+            action=f"stop the workers, then add the missing partitions to {names.changelog} with `ct-stream topics`",
+        )
+    if source < changelog:
         return Problem(
             what=f"{names.spine_created} has {source} partitions and {names.changelog} has {changelog}; they must be "
             "equal",
@@ -233,6 +249,17 @@ def _require_fit(counts: dict[str, int], names: Names) -> None:
     problem = misfit(counts, names)
     if problem is not None:
         raise TopologyError(problem.what, problem.action)
+
+
+async def partitions_now(settings: Settings) -> int | None:
+    """Return how many partitions `spine.created` has, None if it is missing. Raises KafkaError."""
+    admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-check")
+    try:
+        await admin.start()
+        topic = names_of(settings).spine_created
+        return (await partition_counts(admin, (topic,))).get(topic)
+    finally:
+        await admin.close()
 
 
 async def check_topics(settings: Settings) -> dict[str, int]:

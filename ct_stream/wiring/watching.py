@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
@@ -12,8 +13,11 @@ from ct_stream.process.loops import Loop
 from ct_stream.stream.position import lag
 from ct_stream.stream.refusals import explain
 from ct_stream.stream.rights import Denied, require_rights
+from ct_stream.stream.topology import names_of, partitions_now
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ct_stream.company.admission import Admission
     from ct_stream.company.waiting import Scheduler
     from ct_stream.metrics import Health, Metrics
@@ -30,6 +34,7 @@ log = logging.getLogger(__name__)
 _MACHINE_EVERY_S = 0.5
 _GAUGES_EVERY_S = 5.0
 _LAG_EVERY_S = 15.0
+_PARTITIONS_EVERY_S = 15.0
 _LAG_TIMEOUT_S = 25.0
 
 
@@ -113,6 +118,39 @@ class Gauges:
                 self._health.notes[state] = ", ".join(reasons)
             else:
                 self._health.notes.pop(state, None)
+
+
+class PartitionWatch:
+    """Ends the worker when `spine.created` gets more partitions.
+
+    The dedupe table needs a partition for each of them. Faust would read the new ones and then crash.
+    """
+
+    def __init__(self, settings: Settings, partitions: int, refuse: Callable[[str], None]) -> None:
+        """`partitions`: of spine.created when this worker started. `refuse` drains it and ends it."""
+        self._settings = settings
+        self._partitions = partitions
+        self._refuse = refuse
+
+    def loop(self) -> Loop:
+        """Return the loop of this watch."""
+        return Loop(name="partitions", step=self.look, every_s=_PARTITIONS_EVERY_S)
+
+    async def look(self) -> None:
+        """Count them. What else may be wrong with Kafka, LagWatch says."""
+        with suppress(KafkaError, OSError, TimeoutError):
+            async with asyncio.timeout(_LAG_TIMEOUT_S):
+                now = await partitions_now(self._settings)
+            if now is not None and now > self._partitions:
+                self.grown(now)
+
+    def grown(self, now: int) -> None:
+        """End the worker: there are so many now, or at least so many."""
+        names = names_of(self._settings)
+        self._refuse(
+            f"{names.spine_created} has {now} partitions, and had {self._partitions} when this worker started; they "
+            f"are read once {names.changelog} has as many: run `ct-stream topics`, then start the workers again"
+        )
 
 
 class LagWatch:

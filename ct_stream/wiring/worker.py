@@ -52,7 +52,7 @@ from ct_stream.wiring.alerts import AlertRelay, Alerts, alerting
 from ct_stream.wiring.coming_up import ComingUp, Refused, Stopped
 from ct_stream.wiring.fatal import Fatal
 from ct_stream.wiring.senses import WorkerSenses
-from ct_stream.wiring.watching import Gauges, LagWatch, MachineWatch
+from ct_stream.wiring.watching import Gauges, LagWatch, MachineWatch, PartitionWatch
 
 if TYPE_CHECKING:
     from ct_stream.probes.toolbox import Toolbox
@@ -198,7 +198,17 @@ async def _work(
         drain_s=settings.drain_s,
         on_fatal=on_fatal,
     )
-    reading = Reading(app, agent, guard, view, health, on_fatal)
+    partition_watch = PartitionWatch(settings, cluster.partitions, on_fatal.refuse)
+    reading = Reading(
+        app,
+        agent,
+        guard,
+        view,
+        health,
+        on_fatal,
+        partitions=cluster.partitions,
+        on_more_partitions=partition_watch.grown,
+    )
     senses = WorkerSenses(
         app=app,
         agent=agent,
@@ -229,6 +239,7 @@ async def _work(
         MachineWatch(database, pulse, health).loop(),
         gauges.loop(),
         own_way.look_loop(),
+        partition_watch.loop(),
         LagWatch(settings, metrics, health, tells_ends=tells_ends).loop(),
         AlertRelay(database, alerts).loop(),
     )
