@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import orjson
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import InvalidTimestampError, KafkaError
 
 from ct_stream.gate.events import Unreadable, read_spine_created
 from ct_stream.metrics import Health
@@ -92,6 +93,12 @@ class Sender:
         if failed:
             if not isinstance(failed[0], KafkaError | TimeoutError | OSError):
                 raise failed[0]
+            if isinstance(failed[0], InvalidTimestampError):
+                raise ServiceTrouble(
+                    f"Kafka accepted {self.sent} events, and refuses the time of another: this machine's clock says "
+                    f"{datetime.now(UTC):%Y-%m-%d %H:%MZ}",
+                    "correct the clock, then send the same events again: the gate decides each company once",
+                )
             raise ServiceTrouble(
                 f"Kafka accepted {self.sent} events, then one failed: {said_by(failed[0])}",
                 "send the same events again: the gate decides each company once",

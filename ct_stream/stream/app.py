@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import quote
 
 import faust
@@ -17,6 +18,7 @@ from ct_stream.stream.topology import kafka_options, names_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from datetime import datetime
 
     from faust.types import TP
 
@@ -101,8 +103,24 @@ class _Consumer(driver.Consumer):
         self._owed = {}
 
 
+class _Producer(driver.Producer):
+    """Dates records by the app's clock: Kafka 4 refuses what a machine whose clock is ahead has dated."""
+
+    async def send(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """Send a record with the time of now."""
+        call = _SEND.bind(self, *args, **kwargs)
+        now = cast("GateApp", self.app).now
+        if now is not None:
+            call.arguments["timestamp"] = now().timestamp()
+        return await super().send(*call.args[1:], **call.kwargs)
+
+
+_SEND = inspect.signature(driver.Producer.send)
+
+
 class _Transport(driver.Transport):
     Consumer = _Consumer
+    Producer = _Producer
 
 
 class _Recovered(asyncio.Event):
@@ -127,9 +145,13 @@ class GateApp(faust.App):
     """A Faust app that reads only committed records, and whose drain is bounded and acks nothing that it gives up."""
 
     drain: Callable[[], Awaitable[None]] | None = None
+    now: Callable[[], datetime] | None = None  #: the clock that dates records; None: this machine's
 
     def _new_transport(self) -> Any:
         return _Transport(self.conf.broker_consumer, self)
+
+    def _new_producer_transport(self) -> Any:
+        return _Transport(self.conf.broker_producer, self)
 
     def _create_directories(self) -> None:
         """Create no folders: the table's store is in memory, so a worker needs no disk."""
@@ -141,7 +163,7 @@ class GateApp(faust.App):
         await consumer.commit_and_end_transactions()
 
 
-def make_app(settings: Settings, *, is_embedded: bool = False) -> GateApp:
+def make_app(settings: Settings, *, is_embedded: bool = False, now: Callable[[], datetime] | None = None) -> GateApp:
     """Return the app; nothing is connected yet.
 
     The embedded broker answers a JoinGroup only after half the session timeout, so both timeouts are short for it.
@@ -176,6 +198,7 @@ def make_app(settings: Settings, *, is_embedded: bool = False) -> GateApp:
         worker_redirect_stdouts=False,
         autodiscover=False,
     )
+    app.now = now
     tables: Any = app.tables
     tables.recovery._signal_recovery_end = _Recovered(tables.recovery)  # contract-tested
     return app

@@ -33,7 +33,8 @@ from ct_stream.stream.rights import refused_write
 from ct_stream.stream.topology import kafka_options, names_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from ct_stream.metrics import Health
     from ct_stream.settings import Settings
@@ -57,7 +58,9 @@ class RecordTooLarge(Exception):
 class Producer:
     """Sends records and waits for the broker's ack: acks=all, idempotent if the broker supports it."""
 
-    def __init__(self, settings: Settings, health: Health) -> None:
+    def __init__(self, settings: Settings, health: Health, now: Callable[[], datetime] | None = None) -> None:
+        """`now`: the clock that dates records, in place of this machine's, which may be wrong."""
+        self._now = now
         self._settings = settings
         self.names = names_of(settings)
         self._health = health
@@ -123,7 +126,8 @@ class Producer:
         producer = self._producer
         assert producer is not None
         topic = self.names.on_cluster(topic)
-        record: dict[str, Any] = {"value": value, "key": key, "headers": list(headers)}
+        at_ms = None if self._now is None else int(self._now().timestamp() * 1000)
+        record: dict[str, Any] = {"timestamp_ms": at_ms, "value": value, "key": key, "headers": list(headers)}
         async with asyncio.timeout(PRODUCE_S):
             try:
                 await producer.send_and_wait(topic, **record)

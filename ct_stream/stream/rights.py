@@ -158,18 +158,20 @@ async def _group_rights(client: AIOKafkaClient, group_id: str) -> dict[str, int]
     """Return what we may do with our group, in bits."""
     try:
         # A cluster that never had a group creates the offsets topic first.
-        coordinator = await retried(lambda: client.coordinator_lookup(CoordinationType.GROUP, group_id))
-        answer = await client.send(coordinator, _GroupRights([group_id]))
+        return {group_id: await retried(lambda: _ask_group(client, group_id))}
     except GroupAuthorizationFailedError:
         return {group_id: 0}
     except (IncompatibleBrokerVersion, NotImplementedError):
         return {}
+
+
+async def _ask_group(client: AIOKafkaClient, group_id: str) -> int:
+    coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group_id)
+    answer = await client.send(coordinator, _GroupRights([group_id]))
     [group] = answer.to_object()["groups"]
-    if group["error_code"] == GroupAuthorizationFailedError.errno:
-        return {group_id: 0}
     if group["error_code"]:
         raise for_code(group["error_code"])
-    return {group_id: group["authorized_operations"]}
+    return int(group["authorized_operations"])
 
 
 def _some_node(client: AIOKafkaClient) -> Any:

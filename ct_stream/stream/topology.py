@@ -31,6 +31,9 @@ TABLE = "decided"
 #: Faust's own rule: <app id>-<table>-changelog.
 CHANGELOG = f"{GROUP}-{TABLE}-changelog"
 DEFAULT_PARTITIONS = 12
+#: The brokers date each record: one that its producer has dated too far back would be beyond the retention when it
+#: arrives, and Kafka 4 refuses one that is more than an hour ahead.
+_TIMES = {"message.timestamp.type": "LogAppendTime"}
 _DAYS_30_MS = str(30 * 24 * 3600 * 1000)
 _KNOWN_S = 15.0  #: how long a new topic may take to be known to all brokers; measured: 0.1 s on a busy machine
 _MISSING_S = 2.0  #: after which a topic that was not just created counts as missing
@@ -134,6 +137,7 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
 def topic_plans(partitions: int, *, min_insync: int | None, names: Names = UNPREFIXED) -> tuple[TopicPlan, ...]:
     """Return all topics. Changelog and source must have the same number of partitions, or the table cannot work."""
     durable = {"min.insync.replicas": str(min_insync)} if min_insync else {}
+    durable |= _TIMES
     kept = {"cleanup.policy": "compact", "retention.ms": "-1"} | durable
     for_30_days = {"cleanup.policy": "delete", "retention.ms": _DAYS_30_MS} | durable
     return (

@@ -118,7 +118,7 @@ async def _work(
     await coming_up.postgres(database)
     cluster = await coming_up.kafka()
     await coming_up.first_start(database, cluster, allowed=first_start)
-    producer = Producer(settings, health)
+    producer = Producer(settings, health, database.now)
     stack.push_async_callback(producer.stop)
     await coming_up.producer(producer)
     # The embedded broker is the one without idempotent producers. Its end offsets are wrong, too.
@@ -181,7 +181,7 @@ async def _work(
     upkeep = Upkeep(database, companies, parked, limits, memory)
 
     # ---- the stream
-    app = make_app(settings, is_embedded=not producer.is_idempotent)
+    app = make_app(settings, is_embedded=not producer.is_idempotent, now=database.now)
     view = OutsideView(settings, tells_ends=tells_ends)
     guard = guarded(app, view)
     input_check = InputCheck(guardrails)

@@ -92,8 +92,9 @@ async def _replication(cluster: _Cluster) -> Seen:
     copies = {
         topic["topic"]: min(len(partition["replicas"]) for partition in topic["partitions"])
         for topic in await cluster.admin.describe_topics(_present(cluster))
+        if topic["partitions"]  # none: this broker has not heard of the topic yet
     }
-    few = [f"{name} {copies[name]}" for name in _present(cluster) if copies[name] < cluster.copies]
+    few = [f"{name} {copies[name]}" for name in copies if copies[name] < cluster.copies]
     return verdict(
         "replication",
         ok=not few,
@@ -129,6 +130,23 @@ async def _topic_settings(cluster: _Cluster) -> Seen:
     )
 
 
+async def _record_times(cluster: _Cluster) -> Seen:
+    """A topic that upstream has made may keep what its producers say, who may be late or wrong."""
+    topic = cluster.ours.spine_created
+    try:
+        config = (await _configs(cluster.admin, [topic])).get(topic, {}) if topic in cluster.partitions else {}
+    except (KafkaError, ValueError, IndexError):
+        return ()  # `topic settings` says so
+    if config.get("message.timestamp.type") != "CreateTime" or config.get("retention.ms") == "-1":
+        return ()
+    detail = (
+        f"{topic} keeps the timestamps of its producers: an event that is older than the topic's retention may be "
+        "removed unread, and Kafka 4 refuses one from a clock that is an hour ahead; kafka-configs --alter "
+        f"--entity-type topics --entity-name {topic} --add-config message.timestamp.type=LogAppendTime prevents both"
+    )
+    return Check(name="record times", ok=None, detail=detail)
+
+
 async def _idempotent_producer(cluster: _Cluster) -> Check:
     if await supports_idempotence(cluster.settings):
         return Check(name="idempotent producer", ok=True, detail="supported")
@@ -140,7 +158,7 @@ KAFKA = Part(
     name="Kafka",
     setting="kafka_bootstrap",
     connect=_cluster,
-    checks=(_addresses, _brokers, _rights, _topics, _replication, _topic_settings, _idempotent_producer),
+    checks=(_addresses, _brokers, _rights, _topics, _replication, _topic_settings, _record_times, _idempotent_producer),
 )
 
 
