@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from ct_stream.kafka_tls import WrongTlsFile, tls_context
 from ct_stream.postgres_dsn import PostgresDsn, read_dsn
 from ct_stream.problems import Problem, ProblemError
 
@@ -67,6 +68,7 @@ class Settings:
     """All settings, checked. Secrets are left out of its repr."""
 
     kafka_bootstrap: str | None = None  #: host:port,... of the Kafka brokers
+    kafka_prefix: str = ""  #: goes before the name of each topic and of the group
     kafka_security_protocol: str = "PLAINTEXT"  #: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
     kafka_sasl_mechanism: str | None = None  #: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
     kafka_sasl_username: str | None = None
@@ -74,6 +76,7 @@ class Settings:
     kafka_ssl_cafile: Path | None = None  #: certificates of authorities, PEM; default: the system's
     kafka_ssl_certfile: Path | None = None  #: client certificate, PEM
     kafka_ssl_keyfile: Path | None = None  #: client key, PEM
+    kafka_ssl_password: str | None = field(default=None, repr=False)  #: passphrase of the client key
     postgres_dsn: str | None = field(default=None, repr=False)  #: for the gate, role ct_gate
     postgres_ops_dsn: str | None = field(default=None, repr=False)  #: for people, role ct_ops
     postgres_admin_dsn: str | None = field(default=None, repr=False)  #: for migrations
@@ -154,6 +157,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         if key.startswith("CT_") and key not in known and key.removesuffix("_FILE") not in known
     )
     problems.extend(_tier2_problems(values))
+    problems.extend(_tls_problems(values))
     sasl = values.get("kafka_security_protocol", "").startswith("SASL")
     problems.extend(
         WrongSetting(setting=variable(name), what="is not set; CT_KAFKA_SECURITY_PROTOCOL needs it", action="set it")
@@ -206,6 +210,18 @@ def _tier2_problems(values: Mapping[str, Any]) -> list[WrongSetting]:
     return problems
 
 
+def _tls_problems(values: Mapping[str, Any]) -> list[WrongSetting]:
+    """Return what is wrong with the certificates and the key for Kafka, if it speaks TLS."""
+    if not values.get("kafka_security_protocol", "").endswith("SSL"):
+        return []
+    names = ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile", "kafka_ssl_password")
+    try:
+        tls_context(*map(values.get, names))
+    except WrongTlsFile as error:
+        return [WrongSetting(setting=variable(error.setting), what=error.problem.what, action=error.problem.action)]
+    return []
+
+
 def _is_loopback(url: str) -> bool:
     try:
         return ipaddress.ip_address(urlsplit(url).hostname or "").is_loopback
@@ -255,6 +271,13 @@ def _bootstrap(raw: str) -> str:
         if not (colon and host and port.isdigit()):
             raise _Unusable(f"{broker!r} is not host:port", "write host:port,host:port")
     return ",".join(broker.strip() for broker in raw.split(","))
+
+
+def _prefix(raw: str) -> str:
+    """Read the beginning of topic names, which Kafka limits to 249 letters of few kinds."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", raw):
+        raise _Unusable(f"{raw!r} cannot begin the name of a topic", "use letters, digits, '.', '_' and '-', up to 100")
+    return raw
 
 
 def _dns_servers(raw: str) -> tuple[str, ...]:
@@ -348,6 +371,7 @@ def _existing_file(raw: str) -> Path:
 
 _READERS: dict[str, Callable[[str], Any]] = {
     "kafka_bootstrap": _bootstrap,
+    "kafka_prefix": _prefix,
     "kafka_security_protocol": _choice("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"),
     "kafka_sasl_mechanism": _choice("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
     "kafka_sasl_username": str,
@@ -355,6 +379,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "kafka_ssl_cafile": _existing_file,
     "kafka_ssl_certfile": _existing_file,
     "kafka_ssl_keyfile": _existing_file,
+    "kafka_ssl_password": str,
     "postgres_dsn": read_dsn,
     "postgres_ops_dsn": read_dsn,
     "postgres_admin_dsn": read_dsn,

@@ -10,6 +10,8 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from aiokafka.admin import AIOKafkaAdminClient
 
 _CHANGED_S = 20.0
 _running: list[KafkaCluster] = []
@@ -83,6 +84,26 @@ async def wait_topics(admin: AIOKafkaAdminClient, are_right: Callable[[set[str]]
                 break
             assert time.monotonic() < deadline, f"broker {broker['node_id']} does not know the topics"
             await asyncio.sleep(0.05)
+
+
+async def keep_producers_times(bootstrap: str, *topics: str, most_ahead_ms: int = 3_600_000) -> None:
+    """Let topics keep the timestamps of whoever writes, as those that were made without us; embedded ones do.
+
+    `most_ahead_ms`: of a record that the broker accepts; the default is Kafka 4's own.
+    """
+    if kafka() is None:
+        return
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        for topic in topics:
+            config = {
+                "message.timestamp.type": "CreateTime",
+                "message.timestamp.after.max.ms": str(most_ahead_ms),
+            }
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, config)])
+    finally:
+        await admin.close()
 
 
 async def _delete_group(admin: AIOKafkaAdminClient, group: str) -> None:

@@ -36,5 +36,5 @@ def test_the_service_links_of_kubernetes_are_passed_over_with_a_note() -> None:
     [("CT_WEBB_PORT", "6066"), ("CT_STREAM_PORTS", "tcp://10.96.0.11:1"), ("CT_SERVICE", "x"), ("CT_IN_FLIGTH", "10")],
 )
 def test_a_misspelt_setting_is_still_refused(name: str, value: str) -> None:
-    with pytest.raises(SettingsError, match=f"{name} is no setting of ct-stream"):
+    with pytest.raises(SettingsError, match=f"{name} is not a setting of ct-stream"):
         load_settings(SERVICE_LINKS | {name: value})

@@ -23,11 +23,13 @@ from ct_stream.ops import publish as publishing
 from ct_stream.ops import replay as replaying
 from ct_stream.ops.troubles import kafka_answers
 from ct_stream.ops.undecided import publish_undecided
-from ct_stream.stream.topology import SPINE_CREATED, create_topics
+from ct_stream.stream.topology import SPINE_CREATED, create_topics, names_of
 from ct_stream.texts import for_log
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from ct_stream.settings import Settings
 
 
 def add_to(main: click.Group) -> None:
@@ -45,14 +47,14 @@ def _topics(main: click.Group) -> None:
     )
     @json_option
     def topics(replication: int | None, as_json: bool) -> None:
-        """Create the missing topics.
+        """Create the missing topics and partitions.
 
-        They get as many partitions as an existing spine.created has.
+        They get as many partitions as an existing spine.created has; so does ct-stream-decided-changelog, when
+        partitions were added to spine.created.
         """
         chosen = settings()
         chosen.require("kafka_bootstrap")
-        with kafka_answers(chosen.kafka_bootstrap):
-            made, counts = asyncio.run(create_topics(chosen, replication=replication))
+        made, counts = asyncio.run(_create(chosen, replication))
         if as_json:
             print_json({"made": made, "partitions": counts})
             return
@@ -61,6 +63,11 @@ def _topics(main: click.Group) -> None:
             [(name, count, "created" if name in made else "exists") for name, count in counts.items()],
             empty="no topics",
         )
+
+
+async def _create(chosen: Settings, replication: int | None) -> tuple[list[str], dict[str, int]]:
+    async with kafka_answers(chosen):
+        return await create_topics(chosen, replication=replication)
 
 
 def _publish(main: click.Group) -> None:
@@ -117,10 +124,11 @@ def _publish(main: click.Group) -> None:
                 raise click.UsageError("--older-than, --all and --limit only go with --undecided")
             events = publishing.read_events(file or click.get_text_stream("stdin", "utf-8", "surrogateescape"), ids=ids)
             count = len(events) if dry_run else asyncio.run(publishing.publish(settings(), events))
+        topic = names_of(settings()).spine_created
         if as_json:
-            print_json({"would_publish" if dry_run else "published": count, "topic": SPINE_CREATED})
+            print_json({"would_publish" if dry_run else "published": count, "topic": topic})
         else:
-            click.echo(f"{count} events {'would be published' if dry_run else 'published'} to {SPINE_CREATED}")
+            click.echo(f"{count} events {'would be published' if dry_run else 'published'} to {topic}")
 
 
 def _replay(main: click.Group) -> None:
@@ -139,7 +147,7 @@ def _replay(main: click.Group) -> None:
         type=click.Choice(replaying.TOPICS),
         default=SPINE_CREATED,
         show_default=True,
-        help="The topic to read.",
+        help="The topic to read, without CT_KAFKA_PREFIX.",
     )
     @click.option("--partition", type=click.IntRange(0), help="Read only this partition.")
     @click.option("--from-offset", type=click.IntRange(0), help="Start at this offset of each partition.")
@@ -183,7 +191,7 @@ def _replay(main: click.Group) -> None:
                     else:
                         click.echo(for_log(_line(told)))
             if not as_json:
-                click.echo(f"{count} records of {topic}", err=True)
+                click.echo(f"{count} records of {names_of(chosen).on_cluster(topic)}", err=True)
 
         asyncio.run(read())
 
@@ -193,11 +201,12 @@ def _lag(main: click.Group) -> None:
     @json_option
     def lag(as_json: bool) -> None:
         """Count the records that are not committed yet."""
-        count = asyncio.run(replaying.lag(settings()))
+        chosen = settings()
+        count = asyncio.run(replaying.lag(chosen))
         if as_json:
             print_json({"lag": count})
         else:
-            click.echo(f"{count} records of {SPINE_CREATED} are not committed yet")
+            click.echo(f"{count} records of {names_of(chosen).spine_created} are not committed yet")
 
 
 _HEADER = f"{'par':>3} {'offset':>8}  {'time':24}  {'company':36}  outcome"

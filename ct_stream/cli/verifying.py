@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ct_stream.cli.shared import Exit, Since, command, json_option, print_json, settings
-from ct_stream.ops.verify.kinds import MEANINGS
 from ct_stream.texts import for_log
 
 if TYPE_CHECKING:
@@ -105,12 +104,14 @@ def _progress() -> Iterator[Callable[[str, int], None]]:
 
 def _lines(report: Report) -> Iterator[str]:
     for kind, found in report.violations.items():
-        yield from _kind_lines("BROKEN", kind, found)
+        yield from _kind_lines("BROKEN", kind, found, report)
     for kind, found in report.notes.items():
-        yield from _kind_lines("note", kind, found)
+        yield from _kind_lines("note", kind, found, report)
     for what in report.not_told:
-        yield f"not told: {what}"
-    compared = ", ".join(f"{count} {'of ' if '.' in what else ''}{what}" for what, count in report.checked.items())
+        yield f"not told: {report.names.named(what)}"
+    compared = ", ".join(
+        f"{count} {'of ' if '.' in what else ''}{report.names.named(what)}" for what, count in report.checked.items()
+    )
     yield f"compared in {report.seconds:.1f} s: {compared}"
     if report.violations:
         yield f"{sum(found.count for found in report.violations.values())} violations of {len(report.violations)} kinds"
@@ -118,12 +119,12 @@ def _lines(report: Report) -> Iterator[str]:
         yield "all agree"
 
 
-def _kind_lines(word: str, kind: Kind, found: Found) -> Iterator[str]:
-    meaning = MEANINGS[kind]
+def _kind_lines(word: str, kind: Kind, found: Found, report: Report) -> Iterator[str]:
+    meaning = report.meaning(kind)
     invariant = "" if meaning.invariant is None else f" (promise {meaning.invariant})"
     yield f"{word}: {found.count} {meaning.sentence}{invariant}"
     for example in found.examples:
-        told = example.told()
+        told = report.example(example)
         place = f"{told['topic']} partition {told['partition']} offset {told['offset']}" if "topic" in told else ""
         yield "  " + "  ".join(part for part in (told.get("outreach_id", ""), place, told["detail"]) if part)
     hidden = found.count - sum(example.count for example in found.examples)

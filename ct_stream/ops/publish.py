@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import orjson
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import InvalidTimestampError, KafkaError
 
 from ct_stream.gate.events import Unreadable, read_spine_created
 from ct_stream.metrics import Health
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput, kafka_answers
 from ct_stream.problems import said_by
 from ct_stream.stream.producer import Producer
-from ct_stream.stream.topology import SPINE_CREATED, kafka_options, partition_counts
+from ct_stream.stream.topology import SPINE_CREATED, kafka_options, names_of, partition_counts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -92,6 +93,12 @@ class Sender:
         if failed:
             if not isinstance(failed[0], KafkaError | TimeoutError | OSError):
                 raise failed[0]
+            if isinstance(failed[0], InvalidTimestampError):
+                raise ServiceTrouble(
+                    f"Kafka accepted {self.sent} events, and refuses the time of another: this machine's clock says "
+                    f"{datetime.now(UTC):%Y-%m-%d %H:%MZ}",
+                    "correct the clock, then send the same events again: the gate decides each company once",
+                )
             raise ServiceTrouble(
                 f"Kafka accepted {self.sent} events, then one failed: {said_by(failed[0])}",
                 "send the same events again: the gate decides each company once",
@@ -102,7 +109,7 @@ class Sender:
 async def sending(settings: Settings) -> AsyncIterator[Sender]:
     """Lend a sender to spine.created, which must exist. Raises SettingsError or ServiceTrouble."""
     settings.require("kafka_bootstrap")
-    with kafka_answers(settings.kafka_bootstrap):
+    async with kafka_answers(settings):
         await _require_topic(settings)
         producer = Producer(settings, Health())
         await producer.start()
@@ -117,7 +124,8 @@ async def _require_topic(settings: Settings) -> None:
     admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-publish")
     try:
         await admin.start()
-        if SPINE_CREATED not in await partition_counts(admin, (SPINE_CREATED,)):
-            raise ServiceTrouble(f"topic {SPINE_CREATED} is missing", "create it with `ct-stream topics`")
+        topic = names_of(settings).spine_created
+        if topic not in await partition_counts(admin, (topic,)):
+            raise ServiceTrouble(f"topic {topic} is missing", "create it with `ct-stream topics`")
     finally:
         await admin.close()

@@ -17,7 +17,7 @@ from ct_stream.ops.reader import reader
 from ct_stream.ops.troubles import NotSupported, ServiceTrouble, kafka_answers
 from ct_stream.stream import position
 from ct_stream.stream.producer import supports_idempotence
-from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED
+from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED, names_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -46,16 +46,19 @@ async def replay(
 ) -> AsyncGenerator[Record]:
     """Yield each record that is in the topic now, with its outcome where CT_POSTGRES_OPS_DSN is set.
 
-    In order within a partition. Raises SettingsError, NotSupported or ServiceTrouble.
+    `topic` is the name without prefix. In order within a partition.
+
+    Raises SettingsError, NotSupported or ServiceTrouble.
     """
     settings.require("kafka_bootstrap")
     async with AsyncExitStack() as stack:
-        with kafka_answers(settings.kafka_bootstrap):
+        async with kafka_answers(settings):
             is_kafka = await supports_idempotence(settings)
             if from_time is not None and not is_kafka:
                 raise NotSupported("replay from a time")
             consumer = await stack.enter_async_context(position.outside_consumer(settings))
-            partitions = _chosen(topic, await position.partitions_of(settings, topic), partition)
+            named = names_of(settings).on_cluster(topic)
+            partitions = _chosen(named, await position.partitions_of(settings, named), partition)
             ends = await consumer.end_offsets(partitions) if is_kafka else None
             starts = await _starts(consumer, partitions, ends, from_offset, from_time)
             consumer.assign(partitions)
@@ -64,19 +67,19 @@ async def replay(
         ledger = await stack.enter_async_context(reader(settings)) if settings.postgres_ops_dsn else None
         shown = 0
         while limit is None or shown < limit:
-            with kafka_answers(settings.kafka_bootstrap):
+            async with kafka_answers(settings):
                 records = await _more(consumer, ends, _BATCH if limit is None else min(_BATCH, limit - shown))
             if not records:
                 return
             shown += len(records)
-            for told in await _with_outcomes(ledger, [_told(record) for record in records]):
+            for told in await _with_outcomes(ledger, [_told(record, topic) for record in records]):
                 yield told
 
 
 async def lag(settings: Settings) -> int:
     """Return how many records of spine.created the gate has not committed. Raises NotSupported or ServiceTrouble."""
     settings.require("kafka_bootstrap")
-    with kafka_answers(settings.kafka_bootstrap):
+    async with kafka_answers(settings):
         if not await supports_idempotence(settings):
             raise NotSupported("lag")
         return await position.lag(settings)
@@ -136,7 +139,7 @@ async def _more(consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int] | No
     return []
 
 
-def _told(record: Any) -> Record:
+def _told(record: Any, topic: str) -> Record:
     """Return a record as people read it."""
     headers = [[name, _text(value)] for name, value in record.headers or ()]
     told: Record = {
@@ -150,13 +153,13 @@ def _told(record: Any) -> Record:
         "outreach_id": None,
         "unreadable": None,
     }
-    if record.topic == SPINE_CREATED:
+    if topic == SPINE_CREATED:
         read = read_spine_created(record.key, record.value)
         if isinstance(read, Unreadable):
             told["unreadable"] = read.reason
         else:
             told["outreach_id"] = read.outreach_id
-    elif record.topic == CT_REJECTED:
+    elif topic == CT_REJECTED:
         told["unreadable"] = dict(headers).get("ct_reject_reason")
     elif isinstance(told["value"], dict):
         told["outreach_id"] = _uuid(told["value"].get("outreach_id"))

@@ -15,7 +15,7 @@ from ct_stream.gate.transcript import Exchange, from_json
 from ct_stream.ops.reader import reader
 from ct_stream.ops.replay import Record, replay
 from ct_stream.ops.troubles import ServiceTrouble
-from ct_stream.stream.topology import CT_REJECTED
+from ct_stream.stream.topology import CT_REJECTED, names_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -62,6 +62,7 @@ async def story(settings: Settings, outreach_id: UUID) -> Story:
         "company_target_errors": [dict(row) for row in errors],
         "rejects": rejects,  # None: not looked for
         "rejects_trouble": trouble,
+        "rejects_topic": names_of(settings).ct_rejected,
     }
 
 
@@ -94,10 +95,10 @@ def story_lines(told: Story) -> Iterator[str]:
             source = reject["source"]
             yield (
                 f"rejected   at {reject['at']}: {reject['reason']} (event {source['topic']} partition "
-                f"{source['partition']} offset {source['offset']}); it is on {CT_REJECTED}"
+                f"{source['partition']} offset {source['offset']}); it is on {told['rejects_topic']}"
             )
         if told["rejects_trouble"]:
-            yield f"rejected?  {CT_REJECTED} cannot be searched: {told['rejects_trouble']}"
+            yield f"rejected?  {told['rejects_topic']} cannot be searched: {told['rejects_trouble']}"
         if told["rejects"]:
             yield "state      rejected: its event cannot be read; upstream corrects it and publishes it again"
         elif spine is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -11,9 +11,12 @@ from aiokafka.errors import KafkaError
 from ct_stream.problems import ProblemError, said_by
 from ct_stream.settings import SettingsError, WrongSetting
 from ct_stream.store.connecting import UnusablePooler
+from ct_stream.stream.refusals import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
+
+    from ct_stream.settings import Settings
 
 
 class ServiceTrouble(ProblemError):
@@ -62,15 +65,14 @@ def postgres_answers(setting: str) -> Iterator[None]:
         raise ServiceTrouble(f"Postgres: {_line(error)}") from error
 
 
-@contextmanager
-def kafka_answers(bootstrap: str | None) -> Iterator[None]:
-    """Turn the errors of brokers into ServiceTrouble."""
+@asynccontextmanager
+async def kafka_answers(settings: Settings) -> AsyncIterator[None]:
+    """Turn the errors of brokers into ServiceTrouble that says what refuses us."""
     try:
         yield
     except (KafkaError, OSError, TimeoutError) as error:
-        raise ServiceTrouble(
-            f"Kafka at {bootstrap} does not answer: {_line(error)}", "check CT_KAFKA_BOOTSTRAP"
-        ) from error
+        problem = await explain(settings, error)
+        raise ServiceTrouble(problem.what, problem.action) from error
 
 
 def _line(error: BaseException) -> str:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import quote
 
 import faust
+from aiokafka.errors import CommitFailedError, KafkaError
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers import aiokafka as driver
 
-from ct_stream.stream.topology import GROUP, kafka_options
+from ct_stream.stream.rights import is_denied
+from ct_stream.stream.topology import kafka_options, names_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from datetime import datetime
+
+    from faust.types import TP
 
     from ct_stream.settings import Settings
 
@@ -24,28 +30,97 @@ SESSION_TIMEOUT_S = 45.0
 _REBALANCE_TIMEOUT_S = 60.0
 _EMBEDDED_TIMEOUT_S = 6.0
 _RECOVERED_POLL_S = 0.02
+_DENIED_S = 1.0
 
 
-class _CommittedOnly(driver.AIOKafkaConsumerThread):
-    """Reads only what upstream has committed.
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
+    """Reads only what upstream has committed, and outlives the time in which it may not read or commit.
 
     Unless it is transactional itself, Faust also reads uncommitted records (faust/transport/drivers/aiokafka.py), and
     has no setting to change it. An event that upstream aborted would then be decided for good.
+
+    Faust crashes when a right is taken from our login. Here it waits until the right is granted again;
+    wiring/watching.py says so meanwhile.
     """
+
+    is_denied_commits = False  #: whether the last commit was refused for want of a right
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # read when it starts (contract-tested)
+        commit = consumer.commit
+
+        async def commit_if_allowed(offsets: Any) -> None:
+            try:
+                await commit(offsets)
+            except KafkaError as error:
+                if not is_denied(error):
+                    raise
+                self.is_denied_commits = True
+                raise CommitFailedError("denied; to Faust as if already rebalanced") from error  # it skips this one
+            self.is_denied_commits = False
+
+        consumer.commit = commit_if_allowed
         return consumer
+
+    async def _fetch_records(self, consumer: Any, *args: Any, **kwargs: Any) -> Mapping[TP, list[Any]]:
+        try:
+            return await super()._fetch_records(consumer, *args, **kwargs)
+        except KafkaError as error:
+            if not is_denied(error):
+                raise
+        # aiokafka's task that sends heartbeats has ended by this, and it never starts another one without a rejoin.
+        coordinator = consumer._coordinator
+        for name in ("_heartbeat_task", "_commit_refresh_task"):
+            task = getattr(coordinator, name)
+            if task is not None and task.done():
+                setattr(coordinator, name, None)
+                coordinator.request_rejoin()
+        await asyncio.sleep(_DENIED_S)
+        return {}
 
 
 class _Consumer(driver.Consumer):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._owed: dict[TP, int] = {}  # what the last commit was denied; Faust takes it for committed
+
     def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
-        return _CommittedOnly(self, loop=self.loop, beacon=self.beacon)
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    def _filter_committable_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
+        return self._owed | super()._filter_committable_offsets(tps)
+
+    async def _commit_offsets(self, offsets: Mapping[TP, int], start_new_transaction: bool = True) -> bool:
+        did_commit = await super()._commit_offsets(offsets, start_new_transaction)
+        thread: Any = self._thread
+        self._owed = dict(offsets) if thread.is_denied_commits else {}
+        return did_commit
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Forget what is owed: the next owner commits for itself."""
+        await super().on_partitions_revoked(revoked)
+        self._owed = {}
+
+
+class _Producer(driver.Producer):
+    """Dates records by the app's clock: Kafka 4 refuses what a machine whose clock is ahead has dated."""
+
+    async def send(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """Send a record with the time of now."""
+        call = _SEND.bind(self, *args, **kwargs)
+        now = cast("GateApp", self.app).now
+        if now is not None:
+            call.arguments["timestamp"] = now().timestamp()
+        return await super().send(*call.args[1:], **call.kwargs)
+
+
+_SEND = inspect.signature(driver.Producer.send)
 
 
 class _Transport(driver.Transport):
     Consumer = _Consumer
+    Producer = _Producer
 
 
 class _Recovered(asyncio.Event):
@@ -70,9 +145,13 @@ class GateApp(faust.App):
     """A Faust app that reads only committed records, and whose drain is bounded and acks nothing that it gives up."""
 
     drain: Callable[[], Awaitable[None]] | None = None
+    now: Callable[[], datetime] | None = None  #: the clock that dates records; None: this machine's
 
     def _new_transport(self) -> Any:
         return _Transport(self.conf.broker_consumer, self)
+
+    def _new_producer_transport(self) -> Any:
+        return _Transport(self.conf.broker_producer, self)
 
     def _create_directories(self) -> None:
         """Create no folders: the table's store is in memory, so a worker needs no disk."""
@@ -84,18 +163,19 @@ class GateApp(faust.App):
         await consumer.commit_and_end_transactions()
 
 
-def make_app(settings: Settings, *, is_embedded: bool = False) -> GateApp:
+def make_app(settings: Settings, *, is_embedded: bool = False, now: Callable[[], datetime] | None = None) -> GateApp:
     """Return the app; nothing is connected yet.
 
     The embedded broker answers a JoinGroup only after half the session timeout, so both timeouts are short for it.
     """
     session_s = _EMBEDDED_TIMEOUT_S if is_embedded else SESSION_TIMEOUT_S
     servers = (settings.kafka_bootstrap or "").split(",")
+    group = names_of(settings).group
     app = GateApp(
-        GROUP,
+        group,
         broker=[f"kafka://{quote(server, safe=':[].-')}" for server in servers],
         broker_credentials=_credentials(settings),
-        broker_client_id=GROUP,
+        broker_client_id=group,
         broker_commit_interval=1.0,
         broker_session_timeout=session_s,
         broker_heartbeat_interval=min(3.0, session_s / 3),
@@ -118,6 +198,7 @@ def make_app(settings: Settings, *, is_embedded: bool = False) -> GateApp:
         worker_redirect_stdouts=False,
         autodiscover=False,
     )
+    app.now = now
     tables: Any = app.tables
     tables.recovery._signal_recovery_end = _Recovered(tables.recovery)  # contract-tested
     return app

@@ -38,6 +38,7 @@ from faust.exceptions import ConsumerNotStarted
 from faust.types import TP
 
 from ct_stream.stream.position import CutOff
+from ct_stream.stream.topology import UNPREFIXED, Names
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -64,12 +65,14 @@ class OffsetGuard:
         next_offsets: Callable[[TP, int], Awaitable[list[int]]],
         committed: Callable[[], Awaitable[Mapping[int, int]]],
         end_of: Callable[[TP], Awaitable[int]],
+        names: Names = UNPREFIXED,
         hold_s: float = HOLD_S,
         on_hole: Callable[[TP, int, int], None] | None = None,
         on_cut_off: Callable[[CutOff], None] | None = None,
     ) -> None:
         self._app = app
         self._topics = topics
+        self._names = names
         self._next_offsets = next_offsets  # of the records at or after an offset, in order, read by another consumer
         self._committed = committed  # of each partition, as the group's coordinator knows it now
         self._hold_s = hold_s
@@ -141,7 +144,7 @@ class OffsetGuard:
                     await asyncio.sleep(_LOOK_AGAIN_S)  # without an answer no record is dropped
                     continue
                 if ends < stood and self._is_current(message.generation_id):
-                    self._on_cut_off(CutOff(partition=tp.partition, stands=stood, ends=ends))
+                    self._on_cut_off(CutOff(partition=tp.partition, stands=stood, ends=ends, names=self._names))
                 break
         finally:
             self._looking_since = -inf

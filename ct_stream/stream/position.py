@@ -7,27 +7,25 @@ import sys
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
 
-from ct_stream.stream.topology import GROUP, SPINE_CREATED, kafka_options, partition_counts
+from ct_stream.stream.refusals import explain
+from ct_stream.stream.retrying import retried
+from ct_stream.stream.topology import UNPREFIXED, Names, kafka_options, names_of, partition_counts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from faust.types import TP
 
+    from ct_stream.problems import Problem
     from ct_stream.settings import Settings
-
-T = TypeVar("T")
 
 _LOOK_TIMEOUT_S = 10.0
 _FIRST_RECORDS_S = 2.0
-_RETRIED_S = 15.0
-_RETRY_S = 0.2
 _ASKED_S = 20.0  #: for Kafka to answer one question
 
 
@@ -108,12 +106,13 @@ async def partitions_of(settings: Settings, topic: str) -> list[TopicPartition]:
 
 async def committed_offsets(settings: Settings) -> dict[int, int]:
     """Return the group's committed offset for each partition of spine.created that has one. Raises KafkaError."""
-    partitions = await partitions_of(settings, SPINE_CREATED)
+    names = names_of(settings)
+    partitions = await partitions_of(settings, names.spine_created)
     admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-look")
     await admin.start()
     try:
         # A cluster that never had a group creates the offsets topic first; one that lost a broker moves it.
-        offsets = await retried(lambda: admin.list_consumer_group_offsets(GROUP, partitions=partitions))
+        offsets = await retried(lambda: admin.list_consumer_group_offsets(names.group, partitions=partitions))
         return {tp.partition: meta.offset for tp, meta in offsets.items() if meta.offset >= 0}
     finally:
         await admin.close()
@@ -136,15 +135,16 @@ class CutOff:
     partition: int
     stands: int
     ends: int
+    names: Names = UNPREFIXED
 
     def __str__(self) -> str:
         """Return what a person needs to know, and do."""
         return (
-            f"{SPINE_CREATED}[{self.partition}] ends at {self.ends}, but the group {GROUP} has committed up to "
-            f"{self.stands}: did the cluster lose records, or do the offsets come from another cluster? New records "
-            "below that offset would count as read and never be decided. Stop all workers and run "
+            f"{self.names.spine_created}[{self.partition}] ends at {self.ends}, but the group {self.names.group} has "
+            f"committed up to {self.stands}: did the cluster lose records, or do the offsets come from another "
+            "cluster? New records below that offset would count as read and never be decided. Stop all workers and run "
             "kafka-consumer-groups.sh --bootstrap-server BROKER:9092 "
-            f"--group {GROUP} --topic {SPINE_CREATED} "
+            f"--group {self.names.group} --topic {self.names.spine_created} "
             "--reset-offsets --to-earliest --execute (no company is decided twice)"
         )
 
@@ -154,13 +154,14 @@ async def cut_off(settings: Settings) -> list[CutOff]:
 
     Only for brokers whose end offsets are right, like `lag`.
     """
+    names = names_of(settings)
     committed = await committed_offsets(settings)
     if not committed:
         return []
     async with outside_consumer(settings) as consumer:
-        ends = await consumer.end_offsets([TopicPartition(SPINE_CREATED, partition) for partition in committed])
+        ends = await consumer.end_offsets([TopicPartition(names.spine_created, partition) for partition in committed])
     return [
-        CutOff(partition=tp.partition, stands=committed[tp.partition], ends=end)
+        CutOff(partition=tp.partition, stands=committed[tp.partition], ends=end, names=names)
         for tp, end in sorted(ends.items())
         if end < committed[tp.partition]
     ]
@@ -173,7 +174,7 @@ async def lag(settings: Settings) -> int:
     after the first record that is not committed they count, but if nothing else is left they do not.
     """
     committed = await committed_offsets(settings)
-    partitions = await partitions_of(settings, SPINE_CREATED)
+    partitions = await partitions_of(settings, names_of(settings).spine_created)
     if not partitions:
         return 0
     async with outside_consumer(settings) as consumer:
@@ -195,18 +196,6 @@ async def lag(settings: Settings) -> int:
     return sum(ends[tp] - starts[tp] for tp in seen)
 
 
-async def retried(ask: Callable[[], Awaitable[T]], within_s: float = _RETRIED_S) -> T:
-    """Return the answer, asking again while the broker says that it will have one soon. Raises KafkaError."""
-    deadline = time.monotonic() + within_s
-    while True:
-        try:
-            return await ask()
-        except KafkaError as error:
-            if not error.retriable or time.monotonic() > deadline:
-                raise
-        await asyncio.sleep(_RETRY_S)
-
-
 class OutsideView:
     """The group and its topics seen from outside, for callers that must not use the group's own consumer.
 
@@ -217,11 +206,16 @@ class OutsideView:
         """`tells_ends`: False for the embedded broker, whose end offsets are wrong."""
         self._settings = settings
         self._tells_ends = tells_ends
+        self.names = names_of(settings)
 
     async def committed(self) -> dict[int, int]:
         """Return the group's committed offsets by partition, within 20 s."""
         async with asyncio.timeout(_ASKED_S):
             return await committed_offsets(self._settings)
+
+    async def explain(self, error: BaseException) -> Problem:
+        """Return why Kafka cannot be used, after an error of these."""
+        return await explain(self._settings, error)
 
     async def next_offsets(self, tp: TP, offset: int) -> list[int]:
         """Return the offsets of the records at or after `offset`, in order, as many as come at once."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
     IncompatibleBrokerVersion,
     InvalidProducerEpoch,
     KafkaError,
@@ -27,11 +28,13 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from ct_stream.gate.records import PRODUCE_S
 from ct_stream.problems import said_by
-from ct_stream.stream.position import retried
-from ct_stream.stream.topology import kafka_options
+from ct_stream.stream.retrying import retried
+from ct_stream.stream.rights import refused_write
+from ct_stream.stream.topology import kafka_options, names_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from ct_stream.metrics import Health
     from ct_stream.settings import Settings
@@ -55,8 +58,11 @@ class RecordTooLarge(Exception):
 class Producer:
     """Sends records and waits for the broker's ack: acks=all, idempotent if the broker supports it."""
 
-    def __init__(self, settings: Settings, health: Health) -> None:
+    def __init__(self, settings: Settings, health: Health, now: Callable[[], datetime] | None = None) -> None:
+        """`now`: the clock that dates records, in place of this machine's, which may be wrong."""
+        self._now = now
         self._settings = settings
+        self.names = names_of(settings)
         self._health = health
         self._producer: AIOKafkaProducer | None = None
         self._renewing = asyncio.Lock()
@@ -113,10 +119,15 @@ class Producer:
     async def send(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
     ) -> None:
-        """Send one record and wait for the broker's ack. Raises KafkaError or TimeoutError."""
+        """Send one record and wait for the broker's ack. Raises KafkaError or TimeoutError.
+
+        `topic` is the name without prefix, as the ledger keeps it.
+        """
         producer = self._producer
         assert producer is not None
-        record: dict[str, Any] = {"value": value, "key": key, "headers": list(headers)}
+        topic = self.names.on_cluster(topic)
+        at_ms = None if self._now is None else int(self._now().timestamp() * 1000)
+        record: dict[str, Any] = {"timestamp_ms": at_ms, "value": value, "key": key, "headers": list(headers)}
         async with asyncio.timeout(PRODUCE_S):
             try:
                 await producer.send_and_wait(topic, **record)
@@ -158,7 +169,7 @@ class Producer:
 
     def note_failure(self, error: BaseException) -> None:
         """Report that the broker does not accept records."""
-        text = f"Kafka does not accept records: {said_by(error)}"
+        text = f"Kafka does not accept records: {refused_write(self._settings, error) or said_by(error)}"
         if self._health.troubles.get("kafka") != text:
             log.warning("%s", text, extra={"action": "kafka_down"})
         self._health.set("kafka", text)
@@ -204,6 +215,8 @@ async def _ask_for_producer_id(client: AIOKafkaClient) -> int:
         raise RequestTimedOutError(f"broker {node} gave no producer id in {_PRODUCER_ID_S:g} s") from error
     except IncompatibleBrokerVersion:
         return int(UnsupportedVersionError.errno)
+    if response.error_code == ClusterAuthorizationFailedError.errno:
+        return 0  # it knows what a producer id is; we may only read here
     if response.error_code and for_code(response.error_code).retriable:
         raise for_code(response.error_code)
     return int(response.error_code)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ct_stream.stream.delivery import Delivery
 from ct_stream.stream.offset_guard import OffsetGuard
-from ct_stream.stream.topology import SPINE_CREATED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +27,8 @@ def guarded(app: GateApp, view: OutsideView) -> OffsetGuard:
     """Return the guard of the app's offsets. To be called before the app starts."""
     guard = OffsetGuard(
         app,
-        frozenset({SPINE_CREATED}),
+        frozenset({view.names.spine_created}),
+        names=view.names,
         next_offsets=view.next_offsets,
         committed=view.committed,
         end_of=view.end_of,
@@ -48,10 +48,17 @@ class Reading:
         view: OutsideView,
         health: Health,
         on_fatal: Callable[[str], None],
+        *,
+        partitions: int,
+        on_more_partitions: Callable[[int], None],
     ) -> None:
+        """`partitions`: of spine.created, and so of the dedupe table; `on_more_partitions` ends the worker."""
+        self._partitions = partitions
+        self._on_more_partitions = on_more_partitions
         self._app = app
         self._agent = agent
         self._guard = guard
+        self._names = view.names
         self._health = health
         self._on_fatal = on_fatal
         self._running: asyncio.Task[None] | None = None
@@ -60,7 +67,9 @@ class Reading:
         self.delivery = Delivery(positions=guard.positions, busy_at=self._busy_at, first_records=view.first_records)
         app.drain = agent.drain
         app.on_partitions_assigned.connect(self._assigned, weak=False)  # type: ignore[arg-type]
-        app.agent(app.topic(SPINE_CREATED, key_serializer="raw", value_serializer="raw"), name="gate")(agent.consume)
+        app.agent(app.topic(self._names.spine_created, key_serializer="raw", value_serializer="raw"), name="gate")(
+            agent.consume
+        )
 
     def start(self) -> None:
         """Join the group, and read until stopped."""
@@ -84,7 +93,9 @@ class Reading:
             self._on_fatal(f"Faust did not start: {error}")
             return
         self._health.set("start", None)
-        log.info("Ready: reading %s as group ct-stream", SPINE_CREATED, extra={"action": "ready"})
+        log.info(
+            "Ready: reading %s as group %s", self._names.spine_created, self._names.group, extra={"action": "ready"}
+        )
         while not self._stopping:  # what breaks while Faust stops is no crash
             if self._app.crashed:
                 self._on_fatal(f"Faust crashed: {self._app.crash_reason!r}")
@@ -92,10 +103,14 @@ class Reading:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _assigned(self, _app: Any, partitions: set[Any], **_: Any) -> None:
+        ours = [tp.partition for tp in partitions if tp.topic == self._names.spine_created]
+        if max(ours, default=-1) >= self._partitions:  # upstream has added some, and the table has no place for them
+            self._agent.stop_pulling()
+            self._on_more_partitions(max(ours) + 1)
         self._agent.assigned()
-        count = sum(1 for tp in partitions if tp.topic == SPINE_CREATED)
-        log.info("Assigned %d partitions of %s", count, SPINE_CREATED, extra={"action": "assigned"})
-        self._health.notes["partitions"] = f"{count} partitions of {SPINE_CREATED} are assigned"
+        count = len(ours)
+        log.info("Assigned %d partitions of %s", count, self._names.spine_created, extra={"action": "assigned"})
+        self._health.notes["partitions"] = f"{count} partitions of {self._names.spine_created} are assigned"
 
     def _busy_at(self) -> float:
         return time.monotonic() if self._guard.is_looking else self._agent.busy_at

@@ -65,7 +65,7 @@ async def reject(producer: Producer, message: Any, reason: str) -> None:
         except RecordTooLarge as error:
             log.warning(
                 "%s accepts no record with %d bytes of the original, sending less of it: %s",
-                CT_REJECTED,
+                producer.names.ct_rejected,
                 max_bytes,
                 error,
             )

@@ -147,7 +147,7 @@ class Alerts:
         self._metrics.alerts.labels(result="dropped").inc()
 
     def worker_stops(self, why: str) -> None:
-        """Alert that this worker ends because of a bug."""
+        """Alert that this worker ends because of a bug, or because only a person can repair what it needs."""
         self.put(Alert(event="worker", state="stopping", reason=why, at=datetime.now(UTC)))
 
     # ---------------------------------------------------------------- sending

@@ -26,7 +26,9 @@ from ct_stream.store.misfit import Misfit
 from ct_stream.store.outage import UnfitDatabase
 from ct_stream.store.rehearsal import rehearse
 from ct_stream.stream.position import committed_offsets, cut_off
-from ct_stream.stream.topology import SPINE_CREATED, KafkaUnavailable, TopologyError, check_topics
+from ct_stream.stream.refusals import explain
+from ct_stream.stream.rights import Denied, require_rights
+from ct_stream.stream.topology import TopologyError, check_topics, names_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -143,12 +145,13 @@ class ComingUp:
 
     async def first_start(self, database: Database, cluster: Cluster, *, allowed: bool) -> None:
         """Refuse a group that Kafka does not know while outcomes exist: it would read everything again."""
+        names = names_of(self._settings)
         row = (await database.persist("has_own_outcomes"))[0]
         if cluster.group_is_new and row["has_outcomes"] and not allowed:
             raise Refused(
-                "Kafka does not know the group ct-stream, but this ledger has outcomes: is this the right cluster, or "
-                "were the group's offsets lost? Start with --first-start to read spine.created from its beginning "
-                "(no company is decided twice)"
+                f"Kafka does not know the group {names.group}, but this ledger has outcomes: is this the right cluster "
+                "and CT_KAFKA_PREFIX, or were the group's offsets lost? Start with --first-start to read "
+                f"{names.spine_created} from its beginning (no company is decided twice)"
             )
 
     async def not_hung_again(self, database: Database, guardrails: Guardrails, *, within_s: float) -> None:
@@ -175,7 +178,8 @@ class ComingUp:
     # ---------------------------------------------------------------- trying again
 
     async def _cluster(self) -> Cluster:
-        partitions = (await check_topics(self._settings))[SPINE_CREATED]
+        await require_rights(self._settings)  # first: a topic that we may not see looks as if it were missing
+        partitions = (await check_topics(self._settings))[names_of(self._settings).spine_created]
         return Cluster(partitions=partitions, group_is_new=not await committed_offsets(self._settings))
 
     async def _check_ends(self) -> None:
@@ -189,18 +193,20 @@ class ComingUp:
     async def _until_up(self, part: str, connect: Callable[[], Awaitable[Found]]) -> Found:
         """Try until it works, and say why it does not."""
         said = None
-        where = "CT_POSTGRES_DSN" if part == "postgres" else f"CT_KAFKA_BOOTSTRAP {self._settings.kafka_bootstrap}"
         while not self._stop.asked.is_set():
             try:
                 found = await connect()
-            except KafkaUnavailable as error:
+            except Denied as error:
                 sentence = str(error)
             except TopologyError as error:
                 raise Refused(str(error)) from error
             except UnfitDatabase as error:
                 sentence = f"CT_POSTGRES_DSN: {error}"
             except (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                sentence = f"{where} does not answer: {said_by(error)}"
+                if part == "postgres":
+                    sentence = f"CT_POSTGRES_DSN does not answer: {said_by(error)}"
+                else:
+                    sentence = str(await explain(self._settings, error))
             else:
                 self._health.set(part, None)
                 return found

@@ -1,11 +1,11 @@
-"""Ends a worker because of its own fault."""
+"""Ends a worker because of its own fault, or because only a person can repair what it needs."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING
 
-from ct_stream.process.ending import EXIT_BUG
+from ct_stream.process.ending import EXIT_BUG, EXIT_REFUSED
 
 if TYPE_CHECKING:
     from ct_stream.process.ending import StopSignals
@@ -27,3 +27,11 @@ class Fatal:
         if not self._stop.asked.is_set():
             self._alerts.worker_stops(why)
         self._stop.stop(EXIT_BUG)
+
+    def refuse(self, why: str) -> None:
+        """End the worker, drained, with 78 for a reason that is not its fault; the first reason counts."""
+        if self._stop.asked.is_set():
+            return
+        log.error("Stopping: %s", why, extra={"action": "refused"})
+        self._alerts.worker_stops(why)
+        self._stop.stop(EXIT_REFUSED)

@@ -10,7 +10,6 @@ from aiokafka.errors import KafkaError
 
 from ct_stream.problems import said_by
 from ct_stream.store.outage import OUTAGE
-from ct_stream.stream.topology import CHANGELOG
 
 if TYPE_CHECKING:
     from ct_stream.company.checks import InputCheck
@@ -78,7 +77,7 @@ class WorkerSenses:
         if recovery.in_recovery:
             left = recovery.active_remaining_total()
             self._health.notes["recovery"] = f"reading the dedupe table's changelog: {left} records are left"
-            return {CHANGELOG: left}
+            return {self._view.names.changelog: left}
         undelivered = await self._delivery.undelivered()
         found = {f"{tp.topic}[{tp.partition}]": offset for tp, offset in undelivered.items()}
         waiting = ", ".join(f"{partition} offset {offset}" for partition, offset in found.items())
@@ -107,7 +106,7 @@ class WorkerSenses:
         try:
             await self.committed()
         except (KafkaError, OSError, TimeoutError) as error:
-            return f"Kafka does not answer: {said_by(error)}"
+            return str(await self._view.explain(error))
         return None
 
     def _is_left(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,13 @@ from ct_stream.process.loops import Loop
 from ct_stream.store.outage import AGAIN, OUTAGE
 from ct_stream.store.worker_record import BEAT_S, Beat
 from ct_stream.stream.position import lag
+from ct_stream.stream.refusals import explain
+from ct_stream.stream.rights import Denied, require_rights
+from ct_stream.stream.topology import names_of, partitions_now
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ct_stream.company.admission import Admission
     from ct_stream.company.waiting import Scheduler
     from ct_stream.metrics import Health, Metrics
@@ -36,6 +42,7 @@ _MACHINE_EVERY_S = 0.5
 _GAUGES_EVERY_S = 5.0
 _REST_PER_COUNT = 20  #: a count may take a twentieth of the time
 _LAG_EVERY_S = 15.0
+_PARTITIONS_EVERY_S = 15.0
 _LAG_TIMEOUT_S = 25.0
 
 
@@ -164,6 +171,39 @@ class Heartbeat:
         )
 
 
+class PartitionWatch:
+    """Ends the worker when `spine.created` gets more partitions.
+
+    The dedupe table needs a partition for each of them. Faust would read the new ones and then crash.
+    """
+
+    def __init__(self, settings: Settings, partitions: int, refuse: Callable[[str], None]) -> None:
+        """`partitions`: of spine.created when this worker started. `refuse` drains it and ends it."""
+        self._settings = settings
+        self._partitions = partitions
+        self._refuse = refuse
+
+    def loop(self) -> Loop:
+        """Return the loop of this watch."""
+        return Loop(name="partitions", step=self.look, every_s=_PARTITIONS_EVERY_S)
+
+    async def look(self) -> None:
+        """Count them. What else may be wrong with Kafka, LagWatch says."""
+        with suppress(KafkaError, OSError, TimeoutError):
+            async with asyncio.timeout(_LAG_TIMEOUT_S):
+                now = await partitions_now(self._settings)
+            if now is not None and now > self._partitions:
+                self.grown(now)
+
+    def grown(self, now: int) -> None:
+        """End the worker: there are so many now, or at least so many."""
+        names = names_of(self._settings)
+        self._refuse(
+            f"{names.spine_created} has {now} partitions, and had {self._partitions} when this worker started; they "
+            f"are read once {names.changelog} has as many: run `ct-stream topics`, then start the workers again"
+        )
+
+
 class LagWatch:
     """Reports how many records of the topic are not committed, and whether Kafka answers at all.
 
@@ -190,10 +230,16 @@ class LagWatch:
         trouble = None
         try:
             async with asyncio.timeout(_LAG_TIMEOUT_S):
+                await require_rights(self._settings)  # without them a topic looks as if it were empty
                 self._metrics.lag.set(await lag(self._settings))
+        except Denied as error:
+            trouble = str(error)
         except (KafkaError, OSError, TimeoutError) as error:
+            trouble = f"Kafka cannot be read, or does not know our group: {await explain(self._settings, error)}"
+        if trouble is not None:
             self._metrics.lag.set(-1)
-            trouble = f"Kafka cannot be read, or does not know our group: {said_by(error)}"
             if "kafka_group" not in self._health.troubles:
                 log.warning("%s", trouble, extra={"action": "kafka_down"})
+        elif "kafka_group" in self._health.troubles:
+            log.info("Kafka can be read again", extra={"action": "kafka_up"})
         self._health.set("kafka_group", trouble)

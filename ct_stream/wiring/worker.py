@@ -49,12 +49,12 @@ from ct_stream.stream.dedupe import DedupeTable
 from ct_stream.stream.position import OutsideView
 from ct_stream.stream.producer import Producer
 from ct_stream.stream.reading import Reading, guarded
-from ct_stream.stream.topology import SPINE_CREATED
+from ct_stream.stream.topology import names_of
 from ct_stream.wiring.alerts import AlertRelay, Alerts, alerting
 from ct_stream.wiring.coming_up import ComingUp, Refused, Stopped
 from ct_stream.wiring.fatal import Fatal
 from ct_stream.wiring.senses import WorkerSenses
-from ct_stream.wiring.watching import Gauges, Heartbeat, LagWatch, MachineWatch
+from ct_stream.wiring.watching import Gauges, Heartbeat, LagWatch, MachineWatch, PartitionWatch
 
 if TYPE_CHECKING:
     from ct_stream.probes.toolbox import Toolbox
@@ -99,7 +99,9 @@ async def _work(
     coming_up = ComingUp(settings, stop, health)
     room = coming_up.room()
     thresholds = Thresholds.of(settings.pass_deadline_s)
-    watchdog = Watchdog(SPINE_CREATED, thresholds, ExitRecord(settings.postgres_dsn or "", owner, version))
+    watchdog = Watchdog(
+        names_of(settings).spine_created, thresholds, ExitRecord(settings.postgres_dsn or "", owner, version)
+    )
     watchdog.start()
     stack.callback(watchdog.stop)
     pulse = Pulse()
@@ -130,7 +132,7 @@ async def _work(
     stack.push_async_callback(record.end)
     cluster = await coming_up.kafka()
     await coming_up.first_start(database, cluster, allowed=first_start)
-    producer = Producer(settings, health)
+    producer = Producer(settings, health, database.now)
     stack.push_async_callback(producer.stop)
     await coming_up.producer(producer)
     # The embedded broker is the one without idempotent producers. Its end offsets are wrong, too.
@@ -193,7 +195,7 @@ async def _work(
     upkeep = Upkeep(database, companies, parked, limits, memory)
 
     # ---- the stream
-    app = make_app(settings, is_embedded=not producer.is_idempotent)
+    app = make_app(settings, is_embedded=not producer.is_idempotent, now=database.now)
     view = OutsideView(settings, tells_ends=tells_ends)
     guard = guarded(app, view)
     input_check = InputCheck(guardrails)
@@ -210,7 +212,17 @@ async def _work(
         drain_s=settings.drain_s,
         on_fatal=on_fatal,
     )
-    reading = Reading(app, agent, guard, view, health, on_fatal)
+    partition_watch = PartitionWatch(settings, cluster.partitions, on_fatal.refuse)
+    reading = Reading(
+        app,
+        agent,
+        guard,
+        view,
+        health,
+        on_fatal,
+        partitions=cluster.partitions,
+        on_more_partitions=partition_watch.grown,
+    )
     senses = WorkerSenses(
         app=app,
         agent=agent,
@@ -241,6 +253,7 @@ async def _work(
         MachineWatch(database, pulse, health).loop(),
         gauges.loop(),
         own_way.look_loop(),
+        partition_watch.loop(),
         LagWatch(settings, metrics, health, tells_ends=tells_ends).loop(),
         AlertRelay(database, alerts).loop(),
         Heartbeat(record, agent=agent, scheduler=scheduler, guard=guard, health=health).loop(),

@@ -14,7 +14,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from ct_stream.stream.position import retried
+from ct_stream.stream.retrying import retried
 from tests.brokers import kafka, lend_broker, wait_topics
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from ct_stream.local.postgres import EmbeddedPostgres
 from ct_stream.settings import load_settings
 from ct_stream.store.migrate import migrate
 from ct_stream.stream.position import partitions_of
-from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, GROUP, SPINE_CREATED, create_topics
+from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, Names, create_topics, names_of
 from tests.brokers import kafka, lend_broker, wait_topics
 
 if TYPE_CHECKING:
@@ -131,13 +131,18 @@ class Stack:
         await create_topics(load_settings(self.env))
         return self
 
+    @property
+    def names(self) -> Names:
+        """Return the names of the topics and the group."""
+        return names_of(load_settings(self.env))
+
     async def _create_source(self, partitions: int) -> None:
         """Make spine.created as upstream does: the other topics follow it."""
         admin = AIOKafkaAdminClient(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"])
         await admin.start()
         try:
-            await admin.create_topics([NewTopic(SPINE_CREATED, partitions, 1 if kafka() is None else 3)])
-            await wait_topics(admin, lambda known: SPINE_CREATED in known)
+            await admin.create_topics([NewTopic(self.names.spine_created, partitions, 1 if kafka() is None else 3)])
+            await wait_topics(admin, lambda known: self.names.spine_created in known)
         finally:
             await admin.close()
 
@@ -230,7 +235,7 @@ class Stack:
         try:
             bodies = values or [orjson.dumps({"outreach_id": str(i)}) for i in ids]
             futures = [
-                await producer.send(SPINE_CREATED, key=str(i).encode(), value=body)
+                await producer.send(self.names.spine_created, key=str(i).encode(), value=body)
                 for i, body in zip(ids, bodies, strict=True)
             ]
             await asyncio.gather(*futures)
@@ -274,7 +279,11 @@ class Stack:
         await consumer.start()
         try:
             settings = load_settings(self.env)
-            tps = [tp for t in topics or (CT_PASS, CT_FAIL, CT_REJECTED) for tp in await partitions_of(settings, t)]
+            tps = [
+                tp
+                for t in topics or (CT_PASS, CT_FAIL, CT_REJECTED)
+                for tp in await partitions_of(settings, self.names.on_cluster(t))
+            ]
             ends = None if kafka() is None else await consumer.end_offsets(tps)  # the embedded broker knows none
             consumer.assign(tps)
             for tp in tps:
@@ -299,8 +308,8 @@ class Stack:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"])
         await admin.start()
         try:
-            partitions = await partitions_of(load_settings(self.env), SPINE_CREATED)
-            offsets = await admin.list_consumer_group_offsets(GROUP, partitions=partitions)
+            partitions = await partitions_of(load_settings(self.env), self.names.spine_created)
+            offsets = await admin.list_consumer_group_offsets(self.names.group, partitions=partitions)
             return {tp.partition: meta.offset for tp, meta in offsets.items()}
         finally:
             await admin.close()

@@ -13,7 +13,7 @@ from ct_stream.ops.publish import publish, read_events
 from ct_stream.ops.replay import replay
 from ct_stream.settings import Settings
 from ct_stream.stream.topology import SPINE_CREATED, create_topics
-from tests.brokers import lend_broker
+from tests.brokers import keep_producers_times, lend_broker
 from tests.ops.rows import failed, record
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ async def test_replay_shows_each_record_with_its_outcome(tmp_path: Path, databas
     async with lend_broker(tmp_path) as bootstrap:
         settings = Settings(kafka_bootstrap=bootstrap, postgres_ops_dsn=database.ops)
         await create_topics(settings)
+        await keep_producers_times(bootstrap, SPINE_CREATED, most_ahead_ms=2**63 - 1)
         await publish(settings, read_events([str(outcome.outreach_id), undecided], ids=True))
         async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer:
             await producer.send_and_wait(SPINE_CREATED, b"\xff not JSON")

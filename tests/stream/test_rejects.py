@@ -10,6 +10,7 @@ import pytest
 
 from ct_stream.stream.producer import RecordTooLarge
 from ct_stream.stream.rejects import MAX_BYTES, MAX_HEADERS, reject, rejected_headers
+from ct_stream.stream.topology import UNPREFIXED
 
 
 def message(value: bytes | None, key: bytes | None = b"k", headers: Any = ()) -> SimpleNamespace:
@@ -21,6 +22,7 @@ class Producer:
 
     def __init__(self, most_bytes: int = 1024 * 1024) -> None:
         self.most_bytes = most_bytes
+        self.names = UNPREFIXED
         self.sent: list[tuple[str, bytes | None, bytes | None, list[tuple[str, bytes]]]] = []
         self.waited = False
 

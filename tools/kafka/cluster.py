@@ -98,6 +98,8 @@ class ClusterFiles:
 
     folder: Path
     libs: Path = LIBS
+    nodes: tuple[int, ...] = BROKERS
+    more: str = ""  #: properties of every broker, which take the place of ours
 
     def command(self, node: int) -> list[str]:
         """Return the command that runs one broker in the foreground."""
@@ -117,7 +119,7 @@ class ClusterFiles:
     @property
     def bootstrap(self) -> str:
         """Return the addresses for CT_KAFKA_BOOTSTRAP."""
-        return ",".join(f"127.0.0.1:{self.port(node)}" for node in BROKERS)
+        return ",".join(f"127.0.0.1:{self.port(node)}" for node in self.nodes)
 
     @property
     def is_formatted(self) -> bool:
@@ -131,10 +133,10 @@ class ClusterFiles:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         (self.folder / "log4j2.properties").write_text(_LOGGING)
-        ports = _ports(2 * len(BROKERS))
-        controllers = dict(zip(BROKERS, ports[len(BROKERS) :], strict=True))
+        ports = free_ports(2 * len(self.nodes))
+        controllers = dict(zip(self.nodes, ports[len(self.nodes) :], strict=True))
         voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in controllers.items())
-        for node, port in zip(BROKERS, ports, strict=False):
+        for node, port in zip(self.nodes, ports, strict=False):
             self._properties(node).write_text(
                 _PROPERTIES.format(
                     node=node,
@@ -143,6 +145,7 @@ class ClusterFiles:
                     controller_port=controllers[node],
                     data=self.folder / f"data-{node}",
                 )
+                + self.more.format(port=port, controller_port=controllers[node])
             )
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         formats = [
@@ -155,7 +158,7 @@ class ClusterFiles:
                 name=f"the formatting of broker {node}",
                 log_path=self.folder / f"format-{node}.log",
             )
-            for node in BROKERS
+            for node in self.nodes
         ]
         try:
             for each in formats:
@@ -181,7 +184,7 @@ class ClusterFiles:
         return [java, *_JAVA, logging, "-cp", f"{self.libs}/*"]
 
 
-def _ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
     """Return free ports below those that the kernel gives to clients: a broker that is down must find its own again."""
     found: list[int] = []
     while len(found) < number:
@@ -194,20 +197,21 @@ def _ports(number: int) -> list[int]:
 
 
 class KafkaCluster:
-    """Run three brokers, fresh, for as long as the `async with` lasts.
+    """Run brokers, fresh, for as long as the `async with` lasts: three, or as many as are named.
 
     Data stays in the folder while it lasts: a broker that was killed comes back with what it had.
     """
 
-    def __init__(self, folder: Path, libs: Path = LIBS) -> None:
-        self.files = ClusterFiles(folder=folder, libs=libs)
+    def __init__(self, folder: Path, libs: Path = LIBS, *, nodes: tuple[int, ...] = BROKERS, more: str = "") -> None:
+        """`more`: properties that take the place of ours; `{port}` and `{controller_port}` in it are the broker's."""
+        self.files = ClusterFiles(folder=folder, libs=libs, nodes=nodes, more=more)
         self._brokers: dict[int, ChildProcess] = {}
         self._paused: set[int] = set()
 
     async def __aenter__(self) -> Self:
         await self.files.format()
         try:
-            await asyncio.gather(*map(self._launch, BROKERS))
+            await asyncio.gather(*map(self._launch, self.files.nodes))
             await self.wait_healthy()
         except BaseException:
             await self._end()
@@ -271,7 +275,7 @@ class KafkaCluster:
     async def repair(self) -> None:
         """Bring every broker back, and wait until nothing is missing."""
         self.resume(*self._paused)
-        await self.start(*BROKERS)
+        await self.start(*self.files.nodes)
         await self.wait_healthy()
 
     async def wait_healthy(self, within_s: float = _READY_S) -> None:

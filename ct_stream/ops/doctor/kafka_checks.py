@@ -13,14 +13,15 @@ from aiokafka.errors import KafkaError
 from ct_stream.ops.doctor.part import Check, Part, Seen, verdict
 from ct_stream.ops.troubles import kafka_answers
 from ct_stream.stream.producer import supports_idempotence
-from ct_stream.stream.topology import kafka_options, misfit, partition_counts, topic_plans
+from ct_stream.stream.refusals import unusable_addresses
+from ct_stream.stream.rights import missing_rights
+from ct_stream.stream.topology import Names, kafka_options, misfit, names_of, partition_counts, topic_plans
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from ct_stream.settings import Settings
 
-_NAMES = tuple(plan.name for plan in topic_plans(1, min_insync=None))
 _MOST_COPIES = 3  #: of each partition, where there are as many brokers
 
 
@@ -34,6 +35,11 @@ class _Cluster:
     partitions: dict[str, int]  #: by topic, of those that exist
 
     @property
+    def ours(self) -> Names:
+        """Return the names of our topics."""
+        return names_of(self.settings)
+
+    @property
     def copies(self) -> int:
         """Return how many copies each partition should have."""
         return min(_MOST_COPIES, self.brokers)
@@ -41,15 +47,30 @@ class _Cluster:
 
 @asynccontextmanager
 async def _cluster(settings: Settings) -> AsyncIterator[_Cluster]:
-    with kafka_answers(settings.kafka_bootstrap):
+    async with kafka_answers(settings):
         admin = AIOKafkaAdminClient(**kafka_options(settings), client_id="ct-stream-doctor")
         try:
             await admin.start()
             brokers = len((await admin.describe_cluster())["brokers"])
-            partitions = await partition_counts(admin, _NAMES)
+            partitions = await partition_counts(admin, _topic_names(settings))
             yield _Cluster(settings=settings, admin=admin, brokers=brokers, partitions=partitions)
         finally:
             await admin.close()
+
+
+async def _addresses(cluster: _Cluster) -> Seen:
+    """A name of several that does not resolve is found only when the others are down."""
+    return [
+        Check(name="Kafka addresses", ok=False, detail=problem.what, action=problem.action)
+        for problem in await unusable_addresses(cluster.settings)
+    ]
+
+
+async def _rights(cluster: _Cluster) -> Seen:
+    problem = await missing_rights(cluster.settings)
+    if problem is not None:
+        return Check(name="Kafka rights", ok=False, detail=problem.what, action=problem.action)
+    return Check(name="Kafka rights", ok=True, detail="this login may do what a worker does")
 
 
 async def _brokers(cluster: _Cluster) -> Check:
@@ -58,11 +79,11 @@ async def _brokers(cluster: _Cluster) -> Check:
 
 
 async def _topics(cluster: _Cluster) -> Check:
-    problem = misfit(cluster.partitions)
+    problem = misfit(cluster.partitions, cluster.ours)
     if problem is not None:
         return Check(name="topics", ok=False, detail=problem.what, action=problem.action)
     counts = " or ".join(map(str, sorted(set(cluster.partitions.values()))))
-    return Check(name="topics", ok=True, detail=f"all {len(_NAMES)} are there, with {counts} partitions")
+    return Check(name="topics", ok=True, detail=f"all {len(cluster.partitions)} are there, with {counts} partitions")
 
 
 async def _replication(cluster: _Cluster) -> Seen:
@@ -71,8 +92,9 @@ async def _replication(cluster: _Cluster) -> Seen:
     copies = {
         topic["topic"]: min(len(partition["replicas"]) for partition in topic["partitions"])
         for topic in await cluster.admin.describe_topics(_present(cluster))
+        if topic["partitions"]  # none: this broker has not heard of the topic yet
     }
-    few = [f"{name} {copies[name]}" for name in _present(cluster) if copies[name] < cluster.copies]
+    few = [f"{name} {copies[name]}" for name in copies if copies[name] < cluster.copies]
     return verdict(
         "replication",
         ok=not few,
@@ -90,7 +112,7 @@ async def _topic_settings(cluster: _Cluster) -> Seen:
     except (KafkaError, ValueError, IndexError) as error:
         return Check(name="topic settings", ok=None, detail=f"this broker does not say: {error}")
     wrong = []
-    for plan in topic_plans(1, min_insync=2 if cluster.copies == _MOST_COPIES else None):
+    for plan in topic_plans(1, min_insync=2 if cluster.copies == _MOST_COPIES else None, names=cluster.ours):
         found = configs.get(plan.name, {})
         for key in ("cleanup.policy", "min.insync.replicas"):
             value, wish = found.get(key), plan.config.get(key)
@@ -108,6 +130,23 @@ async def _topic_settings(cluster: _Cluster) -> Seen:
     )
 
 
+async def _record_times(cluster: _Cluster) -> Seen:
+    """A topic that upstream has made may keep what its producers say, who may be late or wrong."""
+    topic = cluster.ours.spine_created
+    try:
+        config = (await _configs(cluster.admin, [topic])).get(topic, {}) if topic in cluster.partitions else {}
+    except (KafkaError, ValueError, IndexError):
+        return ()  # `topic settings` says so
+    if config.get("message.timestamp.type") != "CreateTime" or config.get("retention.ms") == "-1":
+        return ()
+    detail = (
+        f"{topic} keeps the timestamps of its producers: an event that is older than the topic's retention may be "
+        "removed unread, and Kafka 4 refuses one from a clock that is an hour ahead; kafka-configs --alter "
+        f"--entity-type topics --entity-name {topic} --add-config message.timestamp.type=LogAppendTime prevents both"
+    )
+    return Check(name="record times", ok=None, detail=detail)
+
+
 async def _idempotent_producer(cluster: _Cluster) -> Check:
     if await supports_idempotence(cluster.settings):
         return Check(name="idempotent producer", ok=True, detail="supported")
@@ -119,12 +158,16 @@ KAFKA = Part(
     name="Kafka",
     setting="kafka_bootstrap",
     connect=_cluster,
-    checks=(_brokers, _topics, _replication, _topic_settings, _idempotent_producer),
+    checks=(_addresses, _brokers, _rights, _topics, _replication, _topic_settings, _record_times, _idempotent_producer),
 )
 
 
+def _topic_names(settings: Settings) -> tuple[str, ...]:
+    return tuple(plan.name for plan in topic_plans(1, min_insync=None, names=names_of(settings)))
+
+
 def _present(cluster: _Cluster) -> list[str]:
-    return [name for name in _NAMES if name in cluster.partitions]
+    return [name for name in _topic_names(cluster.settings) if name in cluster.partitions]
 
 
 async def _configs(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, str]]:

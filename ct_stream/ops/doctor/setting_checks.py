@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 _NEEDED = ("kafka_bootstrap", "postgres_dsn", "smtp_helo", "smtp_mail_from")
 #: The choice that makes other settings necessary, by the names of these: it is dropped with a wrong one of them.
-_CHOICES = {"CT_KAFKA_SASL": "CT_KAFKA_SECURITY_PROTOCOL", "CT_TIER2": "CT_TIER2_PROVIDER"}
+_CHOICES = {
+    "CT_KAFKA_SASL": "CT_KAFKA_SECURITY_PROTOCOL",
+    "CT_KAFKA_SSL": "CT_KAFKA_SECURITY_PROTOCOL",
+    "CT_TIER2": "CT_TIER2_PROVIDER",
+}
 
 
 def read_settings(environ: Mapping[str, str]) -> tuple[Settings, list[Check]]:

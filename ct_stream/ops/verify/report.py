@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
-from ct_stream.ops.verify.kinds import MEANINGS, Kind, is_note
+from ct_stream.ops.verify.kinds import MEANINGS, Kind, Meaning, is_note
+from ct_stream.stream.topology import UNPREFIXED, Names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,7 @@ class Report:
     """The result of one run."""
 
     found: dict[Kind, Found]
+    names: Names = UNPREFIXED  #: of the topics on the cluster; what was found names them without prefix
     checked: dict[str, int]  #: how much was compared, by what
     not_told: list[str]  #: what this broker or this spine cannot say
     seconds: float
@@ -79,21 +81,30 @@ class Report:
         """Return the report as `--json` prints it."""
         return {
             "ok": not self.violations,
-            "violations": [_told(kind, found) for kind, found in self.violations.items()],
-            "notes": [_told(kind, found) for kind, found in self.notes.items()],
-            "not_told": self.not_told,
-            "checked": self.checked,
+            "violations": [self._told(kind, found) for kind, found in self.violations.items()],
+            "notes": [self._told(kind, found) for kind, found in self.notes.items()],
+            "not_told": [self.names.named(what) for what in self.not_told],
+            "checked": {self.names.named(what): count for what, count in self.checked.items()},
             "seconds": round(self.seconds, 1),
         }
 
+    def meaning(self, kind: Kind) -> Meaning:
+        """Return what a kind says, with the names that the topics have on this cluster."""
+        meaning = MEANINGS[kind]
+        return replace(meaning, sentence=self.names.named(meaning.sentence), todo=self.names.named(meaning.todo))
 
-def _told(kind: Kind, found: Found) -> dict[str, Any]:
-    meaning = MEANINGS[kind]
-    return {
-        "kind": kind.value,
-        "invariant": meaning.invariant,
-        "count": found.count,
-        "what": meaning.sentence,
-        "what_to_do": meaning.todo,
-        "examples": [example.told() for example in found.examples],
-    }
+    def example(self, example: Example) -> dict[str, Any]:
+        """Return an example as `--json` prints it, with these names."""
+        told = example.told()
+        return told | {key: self.names.named(told[key]) for key in ("topic", "detail") if key in told}
+
+    def _told(self, kind: Kind, found: Found) -> dict[str, Any]:
+        meaning = self.meaning(kind)
+        return {
+            "kind": kind.value,
+            "invariant": meaning.invariant,
+            "count": found.count,
+            "what": meaning.sentence,
+            "what_to_do": meaning.todo,
+            "examples": [self.example(example) for example in found.examples],
+        }

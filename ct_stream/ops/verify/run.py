@@ -56,7 +56,7 @@ async def verify(settings: Settings, limits: Limits, on_progress: Callable[[str,
     begun = time.monotonic()
     async with AsyncExitStack() as stack:
         read = await stack.enter_async_context(reader(settings, command_s=_COMMAND_S))
-        with kafka_answers(settings.kafka_bootstrap):
+        async with kafka_answers(settings):
             topics = await stack.enter_async_context(opened(settings))
         spill = stack.enter_context(Spill())
         run = _Run(settings, limits, read, topics, spill, on_progress)
@@ -64,6 +64,7 @@ async def verify(settings: Settings, limits: Limits, on_progress: Callable[[str,
         await run.second_look()
         run.look_at_offsets()
     return Report(
+        names=topics.names,
         found=run.findings.by_kind,
         checked={"companies": run.companies} | topics.read_count,
         not_told=run.not_told,
@@ -106,7 +107,7 @@ class _Run:
             self._has_age = False
             self.not_told.append(f"how long a spine row has been without an outcome: {ageless}")
         await self._mark()
-        with kafka_answers(self._settings.kafka_bootstrap):
+        async with kafka_answers(self._settings):
             await self._topics.mark()
             kept = await self._topics.kept_s()
             if not self._topics.is_kafka:
@@ -141,7 +142,7 @@ class _Run:
         self._on_progress("grace before a second look", 0)
         await asyncio.sleep(self._limits.grace.total_seconds())
         await self._mark()
-        with kafka_answers(self._settings.kafka_bootstrap):
+        async with kafka_answers(self._settings):
             await self._topics.mark_again()
             await self._topics.read(self._spill, self._saw_records)
         counted = self.companies
@@ -183,7 +184,7 @@ class _Run:
         topics = self._topics
         for tp, end in topics.ends.items():
             committed = topics.committed.get(tp.partition)
-            if tp.topic != SPINE_CREATED or committed is None:
+            if tp.topic != topics.names.spine_created or committed is None:
                 continue
             begin = topics.begins[tp]
             if committed > end:
@@ -199,12 +200,16 @@ class _Run:
         first = self._topics.first_read.get((SPINE_CREATED, partition))
         if first is not None:
             return first
-        ends = {tp.partition: end for tp, end in self._topics.ends.items() if tp.topic == SPINE_CREATED}
+        ends = {
+            tp.partition: end for tp, end in self._topics.ends.items() if tp.topic == self._topics.names.spine_created
+        }
         return ends.get(partition, 0)
 
     def _rejects_from_ms(self) -> int:
         """Return since when ct.rejected holds all rejects, in ms: its retention may end sooner than spine.created's."""
-        was_cut = any(begin > 0 for tp, begin in self._topics.begins.items() if tp.topic == CT_REJECTED)
+        was_cut = any(
+            begin > 0 for tp, begin in self._topics.begins.items() if tp.topic == self._topics.names.ct_rejected
+        )
         if not (was_cut and self._topics.is_kafka):
             return 0
         oldest = self._topics.rejected_from_ms

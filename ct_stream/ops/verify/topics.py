@@ -19,7 +19,15 @@ from ct_stream.ops.verify.judge import TOPICS
 from ct_stream.ops.verify.spill import digest_of
 from ct_stream.stream.position import committed_offsets
 from ct_stream.stream.producer import supports_idempotence
-from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED, kafka_options, partition_counts
+from ct_stream.stream.topology import (
+    CT_FAIL,
+    CT_PASS,
+    CT_REJECTED,
+    SPINE_CREATED,
+    kafka_options,
+    names_of,
+    partition_counts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -36,10 +44,14 @@ _PARTITION_BYTES = 256 * 1024
 
 
 class Topics:
-    """The four topics, each read from its beginning to an end that was taken first, and later on from there."""
+    """The four topics, each read from its beginning to an end that was taken first, and later on from there.
+
+    They are named without prefix.
+    """
 
     def __init__(self, settings: Settings, consumer: AIOKafkaConsumer, *, is_kafka: bool) -> None:
         self._settings = settings
+        self.names = names_of(settings)
         self._consumer = consumer
         self.is_kafka = is_kafka  #: its end offsets and configurations can be trusted
         self.committed: dict[int, int] = {}
@@ -58,9 +70,10 @@ class Topics:
         self.committed = await committed_offsets(self._settings)
         counts = await self._counts()
         for topic in _ORDER:
-            if topic not in counts:
-                raise ServiceTrouble(f"topic {topic} is missing", "create it with `ct-stream topics`")
-            self._partitions[topic] = [TopicPartition(topic, number) for number in range(counts[topic])]
+            named = self.names.on_cluster(topic)
+            if named not in counts:
+                raise ServiceTrouble(f"topic {named} is missing", "create it with `ct-stream topics`")
+            self._partitions[topic] = [TopicPartition(named, number) for number in range(counts[named])]
         for tps in self._partitions.values():
             self.begins |= await self._consumer.beginning_offsets(tps)
         await self.mark_again()
@@ -75,7 +88,7 @@ class Topics:
         admin = AIOKafkaAdminClient(**kafka_options(self._settings), client_id="ct-stream-verify")
         await admin.start()
         try:
-            return await partition_counts(admin, _ORDER)
+            return await partition_counts(admin, tuple(map(self.names.on_cluster, _ORDER)))
         finally:
             await admin.close()
 
@@ -87,7 +100,10 @@ class Topics:
         admin = AIOKafkaAdminClient(**kafka_options(self._settings), client_id="ct-stream-verify")
         await admin.start()
         try:
-            answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in TOPICS])
+            topics = {self.names.on_cluster(topic): topic for topic in TOPICS}
+            answers = await admin.describe_configs(
+                [ConfigResource(ConfigResourceType.TOPIC, named) for named in topics]
+            )
         except KafkaError:
             return kept  # not allowed to look: as we make them
         finally:
@@ -97,7 +113,7 @@ class Topics:
                 name, entries = resource[3], {entry[0]: entry[1] for entry in resource[4]}
                 if "delete" in (entries.get("cleanup.policy") or ""):
                     kept_ms = int(entries.get("retention.ms") or -1)
-                    kept[name] = None if kept_ms < 0 else kept_ms / 1000
+                    kept[topics[name]] = None if kept_ms < 0 else kept_ms / 1000
         return kept
 
     async def read(self, spill: Spill, on_records: Callable[[int], None]) -> None:
@@ -132,7 +148,8 @@ class Topics:
                 heard_at = now
             before_end = {tp for tp in open_tps if await consumer.position(tp) < self.ends[tp]}
             if before_end and now - heard_at > _STALL_S:
-                raise ServiceTrouble(f"Kafka returned no record of {topic} for {_STALL_S:g} s before the topic's end")
+                named = self.names.on_cluster(topic)
+                raise ServiceTrouble(f"Kafka returned no record of {named} for {_STALL_S:g} s before the topic's end")
             if self.is_kafka:
                 open_tps = before_end
             elif not before_end and now - heard_at > _IDLE_S:
@@ -153,20 +170,20 @@ class Topics:
             self.rejected_from_ms = min(record.timestamp, self.rejected_from_ms or record.timestamp)
             source = _source(dict(record.headers or ()))
             if source is None:
-                self._odd(record)
+                self._odd(topic, record)
             else:
                 spill.add("rejected", record.partition, record.offset, *source)
         else:
             outreach_id = _uuid(record.key)
             if outreach_id is None:
-                self._odd(record)
+                self._odd(topic, record)
             else:
                 digest = digest_of(record.key, record.value, record.headers or ())
                 spill.add("records", outreach_id, TOPICS.index(topic), record.partition, record.offset, digest)
 
-    def _odd(self, record: Any) -> None:
-        self.odd_count[record.topic] += 1
-        places = self.odd.setdefault(record.topic, [])
+    def _odd(self, topic: str, record: Any) -> None:
+        self.odd_count[topic] += 1
+        places = self.odd.setdefault(topic, [])
         if len(places) < _ODD_KEPT:
             places.append((record.partition, record.offset))
 
