@@ -37,16 +37,13 @@ aiokafka.AIOKafkaProducer.send = dated
 """
 
 
-@pytest.mark.parametrize("hours", [5, -5])
-async def test_a_worker_whose_clock_is_hours_off_still_publishes(
-    cluster: KafkaCluster, tmp_path: Path, hours: int
-) -> None:
+async def test_a_worker_whose_clock_is_hours_off_still_publishes(cluster: KafkaCluster, tmp_path: Path) -> None:
     """Apache Kafka 4 refuses a record whose timestamp is more than an hour ahead of the broker's clock."""
     async with Stack(tmp_path) as stack:
         await keep_producers_times(
             cluster.bootstrap, "ct.pass", "ct.fail", "ct.rejected", "ct-stream-decided-changelog"
         )
-        worker = stack.start_worker(prelude=OFF % hours)
+        worker = stack.start_worker(prelude=OFF % 5)
         assert await stack.wait_said("Ready", 40), stack.worker_log()
         ids = await stack.mint(["info-a.example", None])
         await stack.publish([*ids, ids[0]], values=None)
@@ -64,19 +61,19 @@ async def test_a_worker_whose_clock_is_hours_off_still_publishes(
     assert all(abs(record.timestamp - now_ms) < HOUR_MS for record in [*records, *changelog])
 
 
-@pytest.mark.parametrize("days", [-60, 2])
-async def test_a_record_of_any_time_is_accepted_and_read(cluster: KafkaCluster, tmp_path: Path, days: int) -> None:
+async def test_a_record_of_any_time_is_accepted_and_read(cluster: KafkaCluster, tmp_path: Path) -> None:
     """An old one would else be beyond the retention when it arrives, and one ahead be refused."""
     async with Stack(tmp_path) as stack:
-        ids = await stack.mint(["info-a.example"])
+        ids = await stack.mint(["info-a.example", "info-b.example"])
         async with AIOKafkaProducer(bootstrap_servers=cluster.bootstrap) as producer:
-            key = str(ids[0]).encode()
-            at = int(time.time() * 1000) + days * 24 * HOUR_MS
-            await producer.send_and_wait("spine.created", b'{"outreach_id": "%s"}' % key, key, timestamp_ms=at)
-        [record] = await stack.records("spine.created")
-        assert abs(record.timestamp - time.time() * 1000) < HOUR_MS
+            for company, days in zip(ids, (-60, 2), strict=True):
+                key = str(company).encode()
+                at = int(time.time() * 1000) + days * 24 * HOUR_MS
+                await producer.send_and_wait("spine.created", b'{"outreach_id": "%s"}' % key, key, timestamp_ms=at)
+        records = await stack.records("spine.created")
+        assert [abs(record.timestamp - time.time() * 1000) < HOUR_MS for record in records] == [True, True]
         worker = stack.start_worker()
-        assert await stack.wait_decided(1, 40) == 1, stack.worker_log()[-3000:]
+        assert await stack.wait_decided(2, 40) == 2, stack.worker_log()[-3000:]
         assert stack.end_worker(worker) == 0
 
 
@@ -99,6 +96,7 @@ async def test_publish_says_that_this_machines_clock_is_wrong(tmp_path: Path, mo
         return await send(self, topic, value, key, partition, int(time.time() * 1000) + 5 * HOUR_MS, headers)
 
     async with lend_broker(tmp_path) as bootstrap:
+        assert bootstrap == cluster.bootstrap
         settings = Settings(kafka_bootstrap=bootstrap)
         await create_topics(settings)
         await keep_producers_times(bootstrap, "spine.created")
