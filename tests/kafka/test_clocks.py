@@ -88,8 +88,9 @@ async def test_doctor_says_that_old_records_of_such_a_topic_do_not_last(cluster:
     assert "message.timestamp.type=LogAppendTime" in check.detail
 
 
-@pytest.mark.usefixtures("cluster")
-async def test_publish_says_that_this_machines_clock_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_publish_says_that_this_machines_clock_is_wrong(
+    cluster: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     send = AIOKafkaProducer.send
 
     async def ahead(self: Any, topic: str, value: Any, key: Any, partition: Any, _: Any, headers: Any) -> Any:
