@@ -72,7 +72,7 @@ def _toolbox(main: click.Group) -> None:
     )
     @click.option("--reason", required=True, help="Why the limits or patterns change. The database keeps it.")
     def accept(file: Path | None, reason: str) -> None:
-        """Let workers start with other limits or patterns than others have.
+        """Accept new limits or patterns, so that workers may start with them.
 
         All workers take from the same limits, so a worker whose values differ refuses to start (78). After this command
         it starts; restart the others with the same toolbox. The database keeps your login, the values and the reason.

@@ -75,7 +75,7 @@ def _held(main: click.Group) -> None:
         "--reason",
         type=click.Choice([reason.value for reason in WaitReason]),
         metavar="REASON",
-        help="Show only companies that wait for this reason, such as daily_cap. A wrong one lists all.",
+        help="Show only companies that wait for this reason, such as daily_cap. For an unknown one all are named.",
     )
     @_limit(50)
     @json_option
@@ -210,7 +210,8 @@ def _guardrails(main: click.Group) -> None:
     def resume(key: str, reason: str) -> None:
         """Open a guardrail that is closed, paused or halted.
 
-        KEY is a tool, provider:NAME, spine, input or watchdog. Fix the cause first; the runbook says how. The evidence
+        KEY is the key that `guardrails list` shows, such as provider:bigmail.example or spine; TOOL-005 is short for
+        tool:TOOL-005. Fix the cause first; the runbook says how. The evidence
         so far no longer counts, and the log keeps your login and the reason. TOOL-005 comes back carefully: one company
         at a time, until three providers have talked normally.
         """
