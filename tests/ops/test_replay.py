@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - pytest reads the annotation
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
@@ -11,8 +12,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from ct_stream.gate.failures import FailureCode
 from ct_stream.ops.publish import publish, read_events
 from ct_stream.ops.replay import replay
+from ct_stream.ops.story import story, story_lines
 from ct_stream.settings import Settings
-from ct_stream.stream.topology import SPINE_CREATED, create_topics
+from ct_stream.stream.topology import CT_REJECTED, SPINE_CREATED, create_topics
 from tests.brokers import keep_producers_times, lend_broker
 from tests.ops.rows import failed, record
 
@@ -48,3 +50,26 @@ async def test_replay_shows_each_record_with_its_outcome(tmp_path: Path, databas
             assert await admin.list_consumer_groups() == []
         finally:
             await admin.close()
+
+
+async def test_show_finds_the_reject_of_a_company_that_the_gate_could_not_read(
+    tmp_path: Path, database: DatabaseDsns
+) -> None:
+    lost, other = uuid4(), uuid4()
+    async with lend_broker(tmp_path) as bootstrap:
+        settings = Settings(postgres_ops_dsn=database.ops, kafka_bootstrap=bootstrap)
+        await create_topics(settings)
+        headers = [("ct_reject_reason", b"key-differs"), ("ct_source_topic", b"spine.created")]
+        headers += [("ct_source_partition", b"3"), ("ct_source_offset", b"41")]
+        async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer:
+            for key, value in [(str(other), b"{}"), (None, b'{"outreach_id": "%s"' % str(lost).upper().encode())]:
+                await producer.send_and_wait(CT_REJECTED, value, key and key.encode(), headers=headers)
+        found = await story(settings, lost)
+        assert found["state"] == "rejected"
+        assert [reject["reason"] for reject in found["rejects"]] == ["key-differs"]
+        text = "\n".join(story_lines(found))
+        assert "key-differs (event spine.created partition 3 offset 41); it is on ct.rejected" in text
+        assert (await story(settings, uuid4()))["state"] == "unknown"
+    away = await story(Settings(postgres_ops_dsn=database.ops, kafka_bootstrap="127.0.0.1:1"), lost)
+    assert away["state"] == "unknown"
+    assert "cannot be searched: Kafka at 127.0.0.1:1 does not answer" in "\n".join(story_lines(away))

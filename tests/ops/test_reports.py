@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-from aiokafka import AIOKafkaProducer
 
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.questions import ControlKind
@@ -16,13 +15,9 @@ from ct_stream.ops import reports
 from ct_stream.ops.story import story, story_lines
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput
 from ct_stream.settings import Settings, SettingsError
-from ct_stream.stream.topology import CT_REJECTED, create_topics
-from tests.brokers import lend_broker
 from tests.ops.rows import execute, failed, park, passed, record
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import DatabaseDsns
 
 DAY = timedelta(days=1)
@@ -199,26 +194,3 @@ async def test_reports_name_migrate_for_a_database_without_the_gates_tables(data
     other = Settings(postgres_ops_dsn=database.ops.rpartition("/")[0] + "/postgres?sslmode=disable")
     with pytest.raises(ServiceTrouble, match="run `ct-stream migrate`"):
         await reports.guardrails(other)
-
-
-async def test_show_finds_the_reject_of_a_company_that_the_gate_could_not_read(
-    tmp_path: Path, database: DatabaseDsns
-) -> None:
-    lost, other = uuid4(), uuid4()
-    async with lend_broker(tmp_path) as bootstrap:
-        settings = Settings(postgres_ops_dsn=database.ops, kafka_bootstrap=bootstrap)
-        await create_topics(settings)
-        headers = [("ct_reject_reason", b"key-differs"), ("ct_source_topic", b"spine.created")]
-        headers += [("ct_source_partition", b"3"), ("ct_source_offset", b"41")]
-        async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer:
-            for key, value in [(str(other), b"{}"), (None, b'{"outreach_id": "%s"' % str(lost).upper().encode())]:
-                await producer.send_and_wait(CT_REJECTED, value, key and key.encode(), headers=headers)
-        found = await story(settings, lost)
-        assert found["state"] == "rejected"
-        assert [reject["reason"] for reject in found["rejects"]] == ["key-differs"]
-        text = "\n".join(story_lines(found))
-        assert "key-differs (event spine.created partition 3 offset 41); it is on ct.rejected" in text
-        assert (await story(settings, uuid4()))["state"] == "unknown"
-    away = await story(Settings(postgres_ops_dsn=database.ops, kafka_bootstrap="127.0.0.1:1"), lost)
-    assert away["state"] == "unknown"
-    assert "cannot be searched: Kafka at 127.0.0.1:1 does not answer" in "\n".join(story_lines(away))
