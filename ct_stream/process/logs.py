@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ct_stream.texts import for_json, for_log, for_terminal
+from ct_stream.texts import for_json, for_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,19 +59,19 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """One line a record; a traceback follows, indented, so that no text in it can pass for a record."""
+    """One record a line; further lines of it, and its traceback, are indented, so that none can pass for a record."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as a line."""
+        """Return the record's lines."""
         record.message = record.getMessage()
         record.asctime = self.formatTime(record)
-        lines = [for_log(self.formatMessage(record))]
+        text = self.formatMessage(record)
         if record.exc_info:
-            lines += [f"    {line}" for line in for_terminal(self.formatException(record.exc_info)).split("\n")]
-        return "\n".join(lines)
+            text += "\n" + self.formatException(record.exc_info)
+        return for_terminal(text).replace("\n", "\n    ")
 
 
 def set_up_logs(*, json: bool, level: int = logging.INFO) -> None:
