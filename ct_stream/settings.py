@@ -135,7 +135,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     notes: list[str] = []
     links = sorted(key for key, value in environ.items() if key.startswith("CT_") and _is_service_link(key, value))
     if links:
-        notes.append(f"{', '.join(links)}: passed over, since Kubernetes sets them for a Service; no setting of ours")
+        notes.append(
+            f"{', '.join(links)}: ignored: Kubernetes sets them for a Service, and they are not settings of ct-stream"
+        )
     environ = {key: value for key, value in environ.items() if key not in links}
     for name, read in _READERS.items():
         try:

@@ -45,8 +45,8 @@ GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_
     outreach.ct_watchdog_exits, outreach.ct_workers, outreach.ct_toolboxes, outreach.ct_unwritten,
     outreach.ct_adoption TO ct_ops;
 
--- Functions: only the roles named here may call them. Every function of ours is in one of these lists, and none of
--- others is touched, whatever its name. No right is taken away from the gate itself, because a worker of the previous
+-- Functions: only the roles named here may call them. Each of our functions is in one of these lists, and a
+-- function that is not ours is never touched, whatever its name. No right is taken away from the gate itself, because a worker of the previous
 -- version may still call a function that this version does not name.
 DO $$
 DECLARE

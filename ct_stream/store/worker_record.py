@@ -50,7 +50,10 @@ class WorkerRecord:
 
     async def begin(self) -> str | None:
         """Write the row. Return why this worker must not run beside others, in a sentence; None if it may."""
-        await self.beat(Beat(troubles={"start": "starting"}, partitions=(), running=0))
+        # Without the row nobody could be compared with: this one beat is waited for.
+        await self._database.persist(
+            "worker_beat", *self._row(Beat(troubles={"start": "starting"}, partitions=(), running=0))
+        )
         rows = await self._database.persist("worker_with_another_toolbox", self._worker, ALIVE_S)
         if not rows:
             return None
@@ -65,11 +68,15 @@ class WorkerRecord:
 
     async def beat(self, beat: Beat) -> None:
         """Write what this worker says of itself now. An outage costs a beat: nobody waits for one."""
-        troubles = for_json({part: why.replace("\0", "") for part, why in beat.troubles.items()})
         try:
-            await self._database.run("worker_beat", *self._fixed, troubles, list(beat.partitions), beat.running)
+            await self._database.run("worker_beat", *self._row(beat))
         except (*AGAIN, *OUTAGE) as error:
             log.debug("A heartbeat was not written: %s", error)
+
+    def _row(self, beat: Beat) -> tuple[Any, ...]:
+        """Return the parameters of the query `worker_beat`."""
+        troubles = for_json({part: why.replace("\0", "") for part, why in beat.troubles.items()})
+        return (*self._fixed, troubles, list(beat.partitions), beat.running)
 
     async def end(self) -> None:
         """Note that this run has ended; without an answer from Postgres the row ends by its age."""

@@ -47,7 +47,7 @@ _MAX_REQUEST = 1024 * 1024 + 64 * 1024
 
 
 #: The broker misses a record of this producer id, or knows the id no longer, and refuses all that follow (KIP-98).
-#: aiokafka numbers a batch before it knows whether it will ever be sent (its issue 1017), and never starts anew.
+#: aiokafka numbers a batch before it knows whether it will ever be sent (its issue 1017), and keeps its id.
 _SEQUENCE_LOST = (OutOfOrderSequenceNumber, UnknownProducerId, InvalidProducerEpoch, ProducerFenced, ProducerClosed)
 
 

@@ -42,7 +42,7 @@ def test_the_place_is_the_last_frame_of_our_own_code() -> None:
         pytest.param(places(20), 100, False, id="twenty such places, and others are decided"),
         pytest.param(places(4) * 5, 0, True, id="four such places, five companies each"),
         pytest.param(places(3) * 30, 0, False, id="three such places"),
-        pytest.param([trace("asyncio/base.py:1")] * 20, 0, True, id="no frame of ours"),
+        pytest.param([trace("asyncio/base.py:1")] * 20, 0, True, id="none of our frames"),
     ],
 )
 def test_places_and_good_work_say_whether_this_version_is_broken(

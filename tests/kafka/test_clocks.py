@@ -62,7 +62,7 @@ async def test_a_worker_whose_clock_is_hours_off_still_publishes(cluster: KafkaC
 
 
 async def test_a_record_of_any_time_is_accepted_and_read(cluster: KafkaCluster, tmp_path: Path) -> None:
-    """An old one would else be beyond the retention when it arrives, and one ahead be refused."""
+    """Otherwise an old one would be beyond the retention when it arrives, and one ahead would be refused."""
     async with Stack(tmp_path) as stack:
         ids = await stack.mint(["info-a.example", "info-b.example"])
         async with AIOKafkaProducer(bootstrap_servers=cluster.bootstrap) as producer:

@@ -199,7 +199,7 @@ async def test_nothing_listens_is_refused(farm: MailFarm) -> None:
         pytest.param(errno.EHOSTUNREACH, "127.0.0.1", Trouble.UNREACHABLE, id="no host there"),
         pytest.param(errno.ETIMEDOUT, "127.0.0.1", Trouble.TIMEOUT, id="the network gave up"),
         pytest.param(errno.EADDRNOTAVAIL, "::1", Trouble.UNREACHABLE, id="no IPv6 here"),
-        pytest.param(errno.EINVAL, "127.0.0.1", Trouble.UNREACHABLE, id="a route of ours, or a packet that it refuses"),
+        pytest.param(errno.EINVAL, "127.0.0.1", Trouble.UNREACHABLE, id="one of our own routes"),
         pytest.param(errno.EPROTO, "::1", Trouble.UNREACHABLE, id="an ICMP message of any kind"),
         pytest.param(errno.EMFILE, "127.0.0.1", None, id="our descriptors"),
         pytest.param(errno.EADDRNOTAVAIL, "127.0.0.1", None, id="our ports"),

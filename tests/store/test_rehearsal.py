@@ -146,7 +146,7 @@ async def test_what_the_worker_may_not_do_is_a_misfit(postgres: EmbeddedPostgres
 
 
 async def test_an_outage_is_no_misfit(postgres: EmbeddedPostgres) -> None:
-    """A full disk would else keep each worker from starting again once there is room."""
+    """Otherwise a full disk would keep each worker from starting again once there is room."""
 
     class Full(OneSelf):
         async def fetch(self, name: str, *args: Any) -> Sequence[Mapping[str, Any]]:

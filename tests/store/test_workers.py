@@ -13,6 +13,7 @@ from ct_stream.ops.troubles import ServiceTrouble
 from ct_stream.ops.workers import accept_toolbox, workers
 from ct_stream.probes.toolbox import Toolbox, load_toolbox
 from ct_stream.settings import Settings
+from ct_stream.store.database import Database
 from ct_stream.store.worker_record import Beat, WorkerRecord
 from tests.store.parts import opened
 
@@ -98,3 +99,20 @@ async def test_a_run_that_ended_or_vanished_is_in_nobodys_way(database: Database
 async def test_only_people_accept_a_toolbox(database: DatabaseDsns) -> None:
     with pytest.raises(ServiceTrouble, match="permission denied"):
         await accept_toolbox(Settings(postgres_ops_dsn=database.gate), FASTER, "by itself")
+
+
+async def test_an_outage_at_the_first_beat_lets_no_other_limits_in(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch, outages = Database.fetch, [ConnectionError("away")]
+
+    async def away_once(self: Database, name: str, *args: object) -> object:
+        if name == "worker_beat" and outages:
+            raise outages.pop()
+        return await fetch(self, name, *args)
+
+    async with recording(database) as record:
+        assert await record("one", PLAIN).begin() is None
+        monkeypatch.setattr(Database, "fetch", away_once)
+        assert await record("two", FASTER).begin() is not None
+        assert outages == []
