@@ -257,6 +257,16 @@ async def test_hosts_share_addresses_once_the_farm_has_none_left_of_their_own() 
         assert [session.domain for session in farm.log.sessions()] == ["info-5.example"]
 
 
+async def test_a_session_of_a_control_is_none_of_a_company_even_before_its_recipient_is_known() -> None:
+    async with MailFarm(own_addresses=0) as farm:
+        await rcpts(farm, "mx1.info-1.example", "info@info-1.example")
+        await rcpts(farm, "mx1.control.example", "postmaster@control.example")
+        client = await connected(farm, "mx1.control.example")  # as a control is cut off, or still on its way
+        assert [session.host for session in farm.log.company_sessions()] == ["mx1.info-1.example"]
+        assert len(farm.log.sessions()) == 3
+        client.close()
+
+
 async def test_the_farm_delays_each_reply_as_set() -> None:
     async with MailFarm(reply_delay_s=0.1) as farm:
         began = time.monotonic()

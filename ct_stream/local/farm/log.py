@@ -186,6 +186,13 @@ class FarmLog:
         """Return the SMTP connections in the order of their opening, of one company if given."""
         return [session for session in self._sessions if domain in (None, session.domain)]
 
+    def company_sessions(self) -> list[Session]:
+        """Return the connections for companies: those of controls take no unit of the day.
+
+        A control is known by its host: its domain may be unknown until its recipient is (see `Session`).
+        """
+        return [session for session in self._sessions if not _is_controls(session.host)]
+
     def answered_twice(self) -> dict[str, list[str]]:
         """Return the recipients that got a final reply (2xx or 5xx) more than once, with all those replies."""
         replies: dict[str, list[str]] = defaultdict(list)
@@ -228,6 +235,10 @@ class FarmLog:
             now += change
             most = max(most, now)
         return most
+
+
+def _is_controls(host: str) -> bool:
+    return host.partition(".")[2].startswith("control")
 
 
 def _most_in_window(times: Iterable[float], window_s: float) -> int:
