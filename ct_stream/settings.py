@@ -99,7 +99,7 @@ class Settings:
     web_host: str = "127.0.0.1"
     web_port: int = 6066  #: 0: a free one
     log: str = "text"  #: text for people, json for machines
-    data_dir: Path = field(default_factory=_default_data_dir)  #: of the embedded stack and of the stream's state
+    data_dir: Path = field(default_factory=_default_data_dir)  #: of the embedded stack
     notes: tuple[str, ...] = ()  #: what was read otherwise than written, a sentence each
 
     def require(self, *names: str) -> None:

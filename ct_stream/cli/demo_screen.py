@@ -82,7 +82,7 @@ def _say_settings(demo: Demo) -> None:
         f"  a control, which proves that our own network works, runs every {toolbox()['controls']['interval_s']} s "
         "(30 s);\n"
         f"  a server that refuses us counts against its company after {toolbox()['controls']['settle_s']} s (600 s), "
-        "if no other does.\n"
+        "if no other server refuses us too.\n"
         "It asks only mail servers that it has started itself. `waiting` counts companies by why they wait.\n"
     )
 

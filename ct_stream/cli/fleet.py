@@ -57,7 +57,7 @@ def _state(row: dict[str, object]) -> str:
 def _toolbox(main: click.Group) -> None:
     @main.group("toolbox")
     def toolbox() -> None:
-        """Let workers run with other limits or patterns."""
+        """Let workers start with new limits or patterns."""
 
     @command(
         toolbox,
@@ -72,7 +72,7 @@ def _toolbox(main: click.Group) -> None:
     )
     @click.option("--reason", required=True, help="Why the limits or patterns change. The database keeps it.")
     def accept(file: Path | None, reason: str) -> None:
-        """Accept new limits or patterns, so that workers may start with them.
+        """Accept new limits or patterns.
 
         All workers take from the same limits, so a worker whose values differ refuses to start (78). After this command
         it starts; restart the others with the same toolbox. The database keeps your login, the values and the reason.

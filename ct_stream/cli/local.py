@@ -90,7 +90,7 @@ def _env(local: click.Group) -> None:
     @command(local, "env", examples=['eval "$(ct-stream local env)"', "ct-stream local env > local.env"])
     @json_option
     def env(as_json: bool) -> None:
-        """Print `export` lines that point a shell at the broker and Postgres.
+        """Print `export` lines for both.
 
         The lines hold the passwords of three database logins.
         """

@@ -35,7 +35,7 @@ def add_to(main: click.Group) -> None:
         type=Since(),
         default="1h",
         show_default=True,
-        help="Only spine rows and events older than this must have an outcome or a wait.",
+        help="Only spine rows and events older than this must have an outcome, wait, or be stuck.",
     )
     @click.option(
         "--waiting-than",
