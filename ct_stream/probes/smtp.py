@@ -226,6 +226,8 @@ class _Wire(SMTPProtocol):
     def __init__(self) -> None:
         super().__init__(asyncio.get_running_loop())
         self._out_of_step = False
+        self._checked = 0  #: how many bytes of the buffer are whole lines of an unfinished reply
+        self._codes: set[bytes] = set()  #: theirs
         self._lost = asyncio.Event()
 
     @property
@@ -256,17 +258,21 @@ class _Wire(SMTPProtocol):
         """Parse a reply, but only if its lines have the form of RFC 5321 section 4.2 and one class of code.
 
         The original accepts any byte after any three characters that `int` accepts, so garbage could say "no such
-        mailbox". Of lines that contradict each other it takes the last.
+        mailbox". Of lines that contradict each other it takes the last. It also reads the whole buffer again for each
+        segment: 5,000 short lines that come one by one cost half a minute of CPU. Here each line is checked once, and
+        the original reads once, when the reply has ended.
         """
-        begin, codes = 0, set()
-        while (end := self._buffer.find(b"\n", begin)) != -1:
+        while (end := self._buffer.find(b"\n", self._checked)) != -1:
+            begin, self._checked = self._checked, end + 1
             if not _REPLY_LINE.match(self._buffer, begin, end):
                 line = bytes(self._buffer[begin:end]).decode("utf-8", "surrogateescape")
                 raise SMTPResponseException(-1, f"Malformed SMTP response line: {line}")
-            codes.add(bytes(self._buffer[begin : begin + 3]))
+            self._codes.add(bytes(self._buffer[begin : begin + 3]))
             if self._buffer[begin + 3 : begin + 4] != b"-":
                 break
-            begin = end + 1
+        else:
+            return None
+        codes, self._codes, self._checked = self._codes, set(), 0
         # A yes has one code. Two refusals of one class still make one reply, so that a block is not missed.
         if len(codes) > 1 and (len({code[:1] for code in codes}) > 1 or max(codes) < b"400"):
             raise SMTPResponseException(-1, "one reply with two codes")

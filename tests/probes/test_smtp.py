@@ -17,7 +17,8 @@ import uvloop
 from ct_stream.gate.patterns import Address
 from ct_stream.gate.questions import Attempt, Trouble
 from ct_stream.gate.replies import Meaning, Reply, Stage, read_reply
-from ct_stream.probes.smtp import SmtpSession, SmtpSettings, clean_text, read_wire
+from ct_stream.probes import smtp
+from ct_stream.probes.smtp import _REPLY_LINE, SmtpSession, SmtpSettings, clean_text, read_wire
 from ct_stream.probes.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -130,6 +131,42 @@ async def test_a_reply_may_come_byte_by_byte(farm: MailFarm) -> None:
     banner = [bytes([byte]) for byte in b"220 mx.example\r\n"]
     dialogue: Dialogue = [*banner, *farm.hello(farm.rcpt("info", "250 ok"))[1:]]
     assert ended(await talk(farm, *dialogue)) == (Stage.RCPT, 250)
+
+
+async def test_each_line_of_a_reply_is_read_once_however_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = 5000
+    reads = []
+
+    class Counting:
+        def match(self, buffer: bytearray, begin: int, end: int) -> object:
+            reads.append(begin)
+            assert len(reads) <= lines + 1, "the reply is read from its beginning for each segment"
+            return _REPLY_LINE.match(buffer, begin, end)
+
+    monkeypatch.setattr(smtp, "_REPLY_LINE", Counting())
+    wire = smtp._Wire()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        wire.connection_made(Connected(ours))
+        reply = asyncio.ensure_future(wire.read_response())
+        await asyncio.sleep(0)
+        for _ in range(lines):
+            wire.data_received(b"250-a\n")
+        wire.data_received(b"250 b\n")
+        assert (await reply).code == 250
+        reply = asyncio.ensure_future(wire.read_response())  # the next reply begins afresh
+        await asyncio.sleep(0)
+        reads.clear()
+        wire.data_received(b"550-a\n")
+        wire.data_received(b"550 b\n")
+        assert (await reply).message == "a\nb"
+
+
+class Connected(asyncio.Transport):
+    """What a protocol needs of its transport to read."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__({"socket": sock})
 
 
 async def test_an_endless_banner_costs_bounded_memory_and_time(farm: MailFarm) -> None:
