@@ -27,6 +27,9 @@ class UnusablePooler(ProblemError):
     """The way to Postgres leads through a pooler that gives each statement another session."""
 
 
+#: What a DBA may have set for a login, and our statements rest on. A day has 24 hours: asyncpg sends 24 hours as a day,
+#: and Postgres reads a day in the session's time zone. Limits count what others have committed meanwhile.
+_OURS = {"TimeZone": "UTC", "default_transaction_isolation": "read committed"}
 _ROUNDS = 4  #: of looks whether a session stays the same while another one works
 _TRANSACTION_MODE = UnusablePooler(
     "leads to a pooler in transaction mode, where each statement may meet another session",
@@ -55,12 +58,23 @@ async def connect(
         server_settings={"application_name": application_name},
     )
     try:
-        for name, value in (session or {}).items():
-            await connection.execute("SELECT set_config($1, $2, false)", name, value)
+        await set_up(connection, session)
     except BaseException:
         connection.terminate()
         raise
     return connection
+
+
+async def set_up(
+    connection: Connection | asyncpg.pool.PoolConnectionProxy[asyncpg.Record], session: Mapping[str, str] | None = None
+) -> None:
+    """Make the settings of a session, ours and those of `session`. Not by startup parameters: a pooler refuses some."""
+    made = _OURS | dict(session or {})
+    await connection.execute(
+        "SELECT set_config(s.name, s.value, false) FROM unnest($1::text[], $2::text[]) AS s (name, value)",
+        list(made),
+        list(made.values()),
+    )
 
 
 async def refuse_transaction_mode(dsn: str) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import asyncpg
 
 from ct_stream.problems import said_by
-from ct_stream.store.connecting import CONNECT_S, refuse_transaction_mode
+from ct_stream.store.connecting import CONNECT_S, refuse_transaction_mode, set_up
 from ct_stream.store.migrate import missing_part
 from ct_stream.store.outage import AGAIN, OUTAGE, UnfitDatabase
 from ct_stream.store.queries import query
@@ -173,10 +173,8 @@ class Database:
         self._up.set()
 
     async def _begin(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        """Make a new connection durable, and check the server behind it.
-
-        Not by a startup parameter: a pooler refuses those that it does not know. A DBA's stronger setting stays.
-        """
+        """Make a new connection ours and durable, and check the server behind it. A DBA's stronger setting stays."""
+        await set_up(connection)
         await connection.execute(
             "SELECT set_config('synchronous_commit', 'on', false) "
             "WHERE current_setting('synchronous_commit') IN ('off', 'local')"

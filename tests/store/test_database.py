@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
+from ct_stream.store.connecting import connect
 from ct_stream.store.database import Database
 from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.outage import OUTAGE, UnfitDatabase
@@ -138,6 +139,27 @@ async def test_a_login_with_fewer_connections_than_a_worker_opens_is_refused_in_
         await few.close()
     finally:
         await changed(database, "CONNECTION LIMIT -1")
+
+
+async def test_what_a_dba_has_set_for_a_login_changes_no_day_and_no_rule_of_locks(database: DatabaseDsns) -> None:
+    """A day of Europe/Berlin has 23 or 25 hours twice a year; limits are counted in what others have committed."""
+    theirs = ("timezone = 'Europe/Berlin'", "default_transaction_isolation = 'serializable'")
+    for setting in theirs:
+        await changed(database, f"SET {setting}")
+    try:
+        db = Database(database.gate)
+        await db.open()
+        plain = await connect(database.gate, application_name="test")
+        async with db.connection() as pooled:
+            for connection in (pooled, plain):
+                day = "'2026-10-26 00:00+00'::timestamptz - $1::interval = '2026-10-25 00:00+00'"
+                assert await connection.fetchval(f"SELECT {day}", timedelta(hours=24))
+                assert await connection.fetchval("SHOW transaction_isolation") == "read committed"
+        await plain.close()
+        await db.close()
+    finally:
+        for setting in theirs:
+            await changed(database, f"RESET {setting.partition(' ')[0]}")
 
 
 @pytest.mark.parametrize(("setting", "kept"), [("off", "on"), ("local", "on"), ("remote_apply", "remote_apply")])
