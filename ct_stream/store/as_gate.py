@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from ct_stream.store.misfit import explain
+from ct_stream.store.misfit import explain, said
 from ct_stream.store.queries import query
 from ct_stream.store.rehearsal import STATEMENTS
 
@@ -44,8 +44,21 @@ SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS 
 """
 
 
+#: To give objects to a role, and to change them then. From 16 on, a member may have one right without the other.
+_MAY_ACT_AS = """
+SELECT pg_has_role($1, 'USAGE') AND pg_has_role(
+    $1, CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END
+)
+"""
+
+
 class CannotAct(Exception):
     """This login may not run anything as ct_gate; the message says why."""
+
+
+async def may_act_as(connection: asyncpg.Connection[asyncpg.Record], role: str) -> bool:
+    """Return whether this login may give objects to `role`, which exists, and change those that it has."""
+    return bool(await connection.fetchval(_MAY_ACT_AS, role))
 
 
 class AsGate:
@@ -69,12 +82,14 @@ class AsGate:
         """Make the functions. Raises CannotAct or Misfit."""
         path = await self._connection.fetchval(_PATH)
         try:
-            if not await self._connection.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
+            if not await may_act_as(self._connection, "ct_gate"):
                 await self._connection.execute("GRANT ct_gate TO CURRENT_USER")
             await self._connection.execute("GRANT CREATE ON SCHEMA outreach TO ct_gate")
             await self._make(_SETTLE, (), (), "SET CONSTRAINTS ALL IMMEDIATE", path)
         except asyncpg.InsufficientPrivilegeError as error:
-            raise CannotAct(f"this login may not act as ct_gate ({error})") from error
+            raise CannotAct(
+                f"this login may not act as ct_gate ({said(error)}); with GRANT ct_gate TO this login it would"
+            ) from error
         for name in STATEMENTS:
             try:
                 statement = await self._connection.prepare(query(name))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from ct_stream.problems import ProblemError
-from ct_stream.store.as_gate import CannotAct, acting_as_gate
+from ct_stream.store.as_gate import CannotAct, acting_as_gate, may_act_as
 from ct_stream.store.connecting import connect
 from ct_stream.store.fit import check_arbiter, check_fit, longest_method
 from ct_stream.store.misfit import Misfit, said
@@ -276,12 +276,30 @@ async def _note(connection: asyncpg.Connection, applied: Mapping[str, str]) -> N
 
 
 async def _make_roles(connection: asyncpg.Connection) -> None:
-    """Create the roles that are missing; they cannot log in until somebody gives them a password."""
+    """Create the roles that are missing; they cannot log in until somebody gives them a password.
+
+    Roles belong to the whole server: a DBA, or another database's owner, may have made them before.
+    """
+    login = await connection.fetchval("SELECT quote_ident(current_user)")
     for role in ROLES:
-        if not await connection.fetchval("SELECT 1 FROM pg_roles AS r WHERE r.rolname = $1", role):
+        if await connection.fetchval("SELECT 1 FROM pg_roles AS r WHERE r.rolname = $1", role):
+            continue
+        try:
             await connection.execute(f"CREATE ROLE {role} NOLOGIN")
-    if not await connection.fetchval("SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user"):
-        await connection.execute("GRANT ct_owner TO CURRENT_USER")  # to hand objects over to it
+        except asyncpg.InsufficientPrivilegeError as error:
+            roles = "; ".join(f"CREATE ROLE {role} NOLOGIN" for role in ROLES)
+            raise MigrationError(
+                f"there is no role {role}, and {login} may not create roles",
+                f"have somebody who may run: {roles}; GRANT ct_owner, ct_gate TO {login}",
+            ) from error
+    if not await may_act_as(connection, "ct_owner"):
+        try:
+            await connection.execute("GRANT ct_owner TO CURRENT_USER")  # to hand objects over to it
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise MigrationError(
+                f"the roles are there already, and {login} may not act as ct_owner",
+                f"have whoever made them, or a superuser, run: GRANT ct_owner, ct_gate TO {login}",
+            ) from error
 
 
 async def _is_temp_open(connection: asyncpg.Connection) -> bool:
