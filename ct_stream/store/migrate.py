@@ -8,32 +8,29 @@ an advisory lock.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import asyncpg
 
 from ct_stream.problems import ProblemError
 from ct_stream.store.as_gate import CannotAct, acting_as_gate, may_act_as
+from ct_stream.store.as_migrated import triggers_altered
 from ct_stream.store.connecting import connect
 from ct_stream.store.fit import check_arbiter, check_fit, longest_method
 from ct_stream.store.misfit import Misfit, said
+from ct_stream.store.queries import query
 from ct_stream.store.rehearsal import NO_SPINE, Rehearsal, has_spine, rehearse
+from ct_stream.store.sql_files import BASELINE, checksum, sql_files
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
-    from importlib.resources.abc import Traversable
+    from collections.abc import Awaitable, Callable, Collection, Mapping
+
+    from ct_stream.store.sql_files import SqlFiles
 
 _LOCK = 0x63745F6D  # "ct_m": one migration at a time in this database
 _MIN_SERVER = 15
-_FUNCTION = r"^CREATE (?:OR REPLACE )?FUNCTION outreach\.(\w+)"
-_SHARED = ("company_target", "company_target_errors")  #: may have been there before, and belong to whoever made them
 _NOTED = ("ct_migrations", "ct_functions")  #: what this module writes to
-_BASELINE = "0000_baseline"  #: the name under which schema.sql is noted, before any file of migrations/
 #: An administrator must not resolve names in a schema that others may write to, and must see every row to adopt.
 _SAFELY = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL row_security = off"
 #: Rows of company_target without an outcome, by whether their status is a final one.
@@ -68,53 +65,6 @@ class MigrationReport:
     spine_found: bool
     temp_revoked: bool  #: from PUBLIC, now
     temp_open: bool  #: PUBLIC may make temporary objects here, and this role may not change that
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SqlFiles:
-    """The SQL of one version. Files run in the order of their names."""
-
-    adopt: str
-    schema: str
-    migrations: Mapping[str, str]  #: by name
-    functions: Mapping[str, str]  #: by name
-    triggers: str
-    grants: str
-
-    @property
-    def latest_migration(self) -> str:
-        """Return the name of the newest migration."""
-        return max((_BASELINE, *self.migrations))
-
-    @property
-    def made(self) -> tuple[str, ...]:
-        """Return the names of the tables and views that schema.sql makes for the gate alone."""
-        named = re.findall(r"^CREATE (?:TABLE|VIEW) (?:IF NOT EXISTS )?outreach\.(\w+)", self.schema, re.MULTILINE)
-        return tuple(name for name in named if name not in _SHARED)
-
-    @property
-    def made_functions(self) -> tuple[str, ...]:
-        """Return the names of the functions that functions/ makes."""
-        return tuple(re.findall(_FUNCTION, "\n".join(self.functions.values()), re.MULTILINE))
-
-    @property
-    def functions_checksum(self) -> str:
-        """Return a checksum that differs between versions of functions, triggers and grants."""
-        return _checksum("\n".join((*self.functions.values(), self.triggers, self.grants)))
-
-
-@cache
-def sql_files() -> SqlFiles:
-    """Return this version's files."""
-    folder = files("ct_stream.store")
-    return SqlFiles(
-        adopt=folder.joinpath("adopt.sql").read_text("utf-8"),
-        schema=folder.joinpath("schema.sql").read_text("utf-8"),
-        migrations=_read_all(folder.joinpath("migrations")),
-        functions=_read_all(folder.joinpath("functions")),
-        triggers=folder.joinpath("triggers.sql").read_text("utf-8"),
-        grants=folder.joinpath("grants.sql").read_text("utf-8"),
-    )
 
 
 def latest_migration() -> str:
@@ -160,7 +110,7 @@ async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationRe
     if await connection.fetchval("SELECT to_regclass('outreach.ct_migrations') IS NULL"):
         await _run(connection, "adopt.sql", sql.adopt)
         await _run(connection, "schema.sql", sql.schema)
-        await _note(connection, {_BASELINE: sql.schema, **sql.migrations})
+        await _note(connection, {BASELINE: sql.schema, **sql.migrations})
         applied = ["schema.sql"]
     else:
         applied = await _apply_missing(connection, sql)
@@ -212,20 +162,20 @@ async def _apply_missing(connection: asyncpg.Connection, sql: SqlFiles) -> list[
     """Run the migrations that an existing database does not have yet, and return their names."""
     rows = await connection.fetch("SELECT m.name, m.checksum FROM outreach.ct_migrations AS m")
     known = {row["name"]: row["checksum"] for row in rows}
-    if _BASELINE not in known:
+    if BASELINE not in known:
         raise MigrationError(
             "the database was made by a version from before the first release",
             "let its workers finish until `ct-stream held` is empty and nothing is unpublished, stop them, drop the "
             "ct_* tables and functions of schema outreach (CASCADE) and migrate again: what was decided is adopted. "
             "`ct-stream publish --undecided` sends those again that waited; paid attempts and halts are forgotten",
         )
-    newer = sorted(set(known) - {_BASELINE, *sql.migrations})
+    newer = sorted(set(known) - {BASELINE, *sql.migrations})
     if newer:
         raise MigrationError(
             f"the database has migration {newer[0]!r}, which this version does not know", "upgrade ct-stream"
         )
     for name, text in sql.migrations.items():
-        if known.get(name, _checksum(text)) != _checksum(text):
+        if known.get(name, checksum(text)) != checksum(text):
             raise MigrationError(f"migration {name!r} was applied with other contents", "restore the released file")
     missing = {name: text for name, text in sql.migrations.items() if name not in known}
     for name, text in missing.items():
@@ -247,11 +197,20 @@ async def _replace_functions(connection: asyncpg.Connection, sql: SqlFiles) -> l
         raise MigrationError("the database has the functions of a newer version", "upgrade ct-stream")
     for name, text in sql.functions.items():
         await _run(connection, f"functions/{name}", text)
+    # Only when new, or when somebody has changed one: each waits for the writers of its table.
+    if is_new or await triggers_altered(sql, _fetch(connection)):
+        await _run(connection, "triggers.sql", sql.triggers)
     if not is_new:
         return []
-    await _run(connection, "triggers.sql", sql.triggers)  # only when new: each waits for the writers of its table
     await connection.execute("INSERT INTO outreach.ct_functions (checksum) VALUES ($1)", sql.functions_checksum)
     return ["functions"]
+
+
+def _fetch(connection: asyncpg.Connection) -> Callable[..., Awaitable[list[asyncpg.Record]]]:
+    async def fetch(name: str, *args: object) -> list[asyncpg.Record]:
+        return list(await connection.fetch(query(name), *args))
+
+    return fetch
 
 
 async def _run(connection: asyncpg.Connection, name: str, text: str) -> None:
@@ -271,7 +230,7 @@ async def _run(connection: asyncpg.Connection, name: str, text: str) -> None:
 async def _note(connection: asyncpg.Connection, applied: Mapping[str, str]) -> None:
     await connection.executemany(
         "INSERT INTO outreach.ct_migrations (name, checksum) VALUES ($1, $2)",
-        [(name, _checksum(text)) for name, text in applied.items()],
+        [(name, checksum(text)) for name, text in applied.items()],
     )
 
 
@@ -367,14 +326,3 @@ async def _own(connection: asyncpg.Connection, sql: SqlFiles) -> None:
         raise MigrationError(
             f"the function {foreign} has a name of the gate's, and is not its own", "rename or drop it"
         )
-
-
-def _read_all(folder: Traversable) -> dict[str, str]:
-    if not folder.is_dir():
-        return {}  # a wheel has no empty folder
-    entries: Iterable[Traversable] = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    return {entry.name: entry.read_text("utf-8") for entry in entries if entry.name.endswith(".sql")}
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -673,6 +673,45 @@ SELECT o.outreach_id, coalesce(o.failure_code, o.outcome) AS outcome, o.reason, 
     t.is_catchall
 FROM outreach.ct_outcomes AS o LEFT JOIN outreach.company_target AS t USING (outreach_id);
 
+-- name: functions_version
+-- Which version's functions, triggers and rights did the last `migrate` put in place?
+SELECT f.checksum FROM outreach.ct_functions AS f ORDER BY f.ordinal DESC LIMIT 1;
+
+-- name: triggers_now
+-- The triggers of these tables.
+SELECT c.relname AS its_table, t.tgname AS name, t.tgenabled::text AS enabled, p.proname AS function
+FROM pg_trigger AS t
+JOIN pg_class AS c ON c.oid = t.tgrelid
+JOIN pg_proc AS p ON p.oid = t.tgfoid
+WHERE NOT t.tgisinternal AND c.relname = ANY ($1::text[])
+    AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach');
+
+-- name: functions_now
+-- The gate's own functions of these names, and who may call them besides their owner.
+SELECT p.proname AS name, p.oid::regprocedure::text AS signature, p.prosrc AS body, p.prosecdef AS is_definer,
+    coalesce(p.proconfig, '{}') AS config,
+    ARRAY(
+        SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END::text
+        FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a WHERE a.grantee <> p.proowner
+    ) AS callers
+FROM pg_proc AS p
+WHERE p.proname = ANY ($1::text[]) AND pg_get_userbyid(p.proowner) = 'ct_owner'
+    AND p.pronamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach');
+
+-- name: rights_now
+-- What others than their owner may do with these tables, or with one column of them.
+SELECT c.relname AS its_table, r.its_column, a.privilege_type AS right,
+    CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END AS grantee
+FROM pg_class AS c
+CROSS JOIN LATERAL (
+    SELECT NULL::name AS its_column, c.relacl AS acl
+    UNION ALL
+    SELECT t.attname, t.attacl FROM pg_attribute AS t WHERE t.attrelid = c.oid AND NOT t.attisdropped
+) AS r
+CROSS JOIN LATERAL aclexplode(r.acl) AS a
+WHERE c.relname = ANY ($1::text[]) AND a.grantee <> c.relowner
+    AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach');
+
 -- name: doctor_server
 -- May this login do what the gate does, and nothing more?
 SELECT session_user AS login,

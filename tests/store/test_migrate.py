@@ -10,9 +10,10 @@ import asyncpg
 import pytest
 
 from ct_stream.store.database import Database
-from ct_stream.store.migrate import MigrationError, latest_migration, migrate, sql_files
+from ct_stream.store.migrate import MigrationError, latest_migration, migrate
 from ct_stream.store.outage import UnfitDatabase
 from ct_stream.store.queries import _all
+from ct_stream.store.sql_files import sql_files
 from tests.conftest import PASSWORD
 from tests.store.parts import opened
 

@@ -12,8 +12,9 @@ import asyncpg
 
 from ct_stream.gate.questions import ControlKind
 from ct_stream.gate.waits import WaitsOn
-from ct_stream.store.migrate import SqlFiles, migrate, sql_files
+from ct_stream.store.migrate import migrate
 from ct_stream.store.queries import _all
+from ct_stream.store.sql_files import SqlFiles, sql_files
 from tests.store.catalog import HELD, dump
 
 if TYPE_CHECKING:

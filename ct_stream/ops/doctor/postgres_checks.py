@@ -11,6 +11,7 @@ import asyncpg
 from ct_stream.ops.doctor.part import Check, Part, Seen, verdict
 from ct_stream.ops.troubles import postgres_answers
 from ct_stream.settings import variable
+from ct_stream.store.as_migrated import altered
 from ct_stream.store.connecting import connect
 from ct_stream.store.migrate import ROLES, latest_migration, missing_part
 from ct_stream.store.misfit import Misfit
@@ -184,6 +185,23 @@ async def _rehearsal(gate: _GateLogin) -> Seen:
     return Check(name="recording", ok=None if rehearsal.not_rehearsed else True, detail=str(rehearsal))
 
 
+async def _guards(gate: _GateLogin) -> Seen:
+    if (await _schema(gate)).ok is False:
+        return ()
+
+    async def fetch(name: str, *args: Any) -> list[asyncpg.Record]:
+        return list(await gate.connection.fetch(query(name), *args))
+
+    found = await altered(fetch)
+    if found is None:
+        return Check(name="guards", ok=None, detail="another version of ct-stream has migrated last")
+    if not found:
+        return Check(
+            name="guards", ok=True, detail="triggers, functions and rights are as `migrate` made them"
+        )
+    return [Check(name="guards", ok=False, detail=one.what, action=one.action) for one in found]
+
+
 POSTGRES_GATE = Part(
     name="Postgres, gate",
     setting="postgres_dsn",
@@ -199,6 +217,7 @@ POSTGRES_GATE = Part(
         _cl_schema,
         _row_security,
         _rehearsal,
+        _guards,
     ),
 )
 

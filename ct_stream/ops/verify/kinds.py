@@ -29,6 +29,7 @@ class Kind(StrEnum):
     TARGET_ROW = "target_row"
     FINAL_WITHOUT_ROW = "final_without_row"
     FOREIGN_ROW = "foreign_row"
+    GUARD_ALTERED = "guard_altered"
 
     STUCK = "stuck"
     WAITING_LONG = "waiting_long"
@@ -130,6 +131,11 @@ MEANINGS: dict[Kind, Meaning] = {
         invariant=5,
         sentence="outcomes whose company_target row was final before, by something else, and says otherwise",
         todo="find out what writes there; the outcome counts (`ct-stream show ID`), the row may be corrected by hand",
+    ),
+    Kind.GUARD_ALTERED: Meaning(
+        invariant=6,
+        sentence="triggers, functions or rights that are not as `ct-stream migrate` made them",
+        todo="find out who changed them, and since when; then do what each line says",
     ),
     Kind.STUCK: Meaning(
         invariant=None,

@@ -23,6 +23,7 @@ from ct_stream.ops.verify.kinds import Kind, is_note
 from ct_stream.ops.verify.report import Example, Findings, Report
 from ct_stream.ops.verify.spill import END, Spill
 from ct_stream.ops.verify.topics import Topics, opened
+from ct_stream.store.as_migrated import altered
 from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ async def verify(settings: Settings, limits: Limits, on_progress: Callable[[str,
         await run.first_look()
         await run.second_look()
         run.look_at_offsets()
+        await run.look_at_guards()
     return Report(
         names=topics.names,
         found=run.findings.by_kind,
@@ -179,6 +181,14 @@ class _Run:
                 add(_spine_example(Kind.UNREADABLE_NOT_REJECTED, event.partition, event.offset, "cannot be read"))
         if topics.is_kafka:
             self._look_at_committed()
+
+    async def look_at_guards(self) -> None:
+        """Compare triggers, functions and rights with what `migrate` makes."""
+        found = await altered(self._read.rows)
+        if found is None:
+            self.not_told.append("triggers, functions and rights: another version of ct-stream has migrated last")
+        for one in found or ():
+            self.findings.add(Example(kind=Kind.GUARD_ALTERED, detail=f"{one.what}: {one.action}"))
 
     def _look_at_committed(self) -> None:
         topics = self._topics

@@ -1,0 +1,117 @@
+"""What an administrator has altered is told by `doctor` and `verify`, and `migrate` puts back what it made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from ct_stream.ops.doctor import examine
+from ct_stream.store.as_migrated import altered
+from ct_stream.store.migrate import migrate
+from ct_stream.store.queries import query
+from ct_stream.store.sql_files import sql_files
+
+if TYPE_CHECKING:
+    from tests.conftest import DatabaseDsns
+
+TRIGGER = "CREATE OR REPLACE TRIGGER ct_final BEFORE UPDATE ON outreach.ct_outcomes FOR EACH ROW"
+BODY = "LANGUAGE sql IMMUTABLE AS $$ SELECT 1 $$"
+ALTERED = {
+    "ALTER TABLE outreach.ct_outcomes DISABLE TRIGGER ct_final": (
+        "the trigger ct_final of outreach.ct_outcomes is disabled"
+    ),
+    "ALTER TABLE outreach.company_target DISABLE TRIGGER ALL": (
+        "the trigger ct_final of outreach.company_target is disabled"
+    ),
+    "ALTER TABLE outreach.company_target_errors ENABLE TRIGGER ct_final": (
+        "the trigger ct_final of outreach.company_target_errors does not fire always"
+    ),
+    "DROP TRIGGER ct_final_truncate ON outreach.ct_tier2_attempts": (
+        "the trigger ct_final_truncate of outreach.ct_tier2_attempts is gone"
+    ),
+    f"{TRIGGER} EXECUTE FUNCTION suppress_redundant_updates_trigger()": (
+        "the trigger ct_final of outreach.ct_outcomes calls another function, suppress_redundant_updates_trigger"
+    ),
+    f"CREATE OR REPLACE FUNCTION outreach.ct_talks_wanted() RETURNS integer {BODY}": (
+        "the function outreach.ct_talks_wanted was replaced"
+    ),
+    "ALTER FUNCTION outreach.resume_guardrail SECURITY INVOKER": "the function outreach.resume_guardrail was replaced",
+    "ALTER FUNCTION outreach.resume_guardrail RESET search_path": (
+        "the function outreach.resume_guardrail has another search_path"
+    ),
+    "ALTER FUNCTION outreach.ct_end_trial OWNER TO CURRENT_USER": (
+        "the function outreach.ct_end_trial is gone, or not ct_owner's"
+    ),
+    "GRANT EXECUTE ON FUNCTION outreach.resume_guardrail TO ct_gate": (
+        "ct_gate may call outreach.resume_guardrail(text,text)"
+    ),
+    "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA outreach TO PUBLIC": "PUBLIC may call outreach.ct_adopt()",
+    "GRANT DELETE ON outreach.ct_outcomes TO ct_ops": "ct_ops may DELETE on outreach.ct_outcomes",
+    "GRANT UPDATE ON outreach.ct_outcomes TO ct_gate": "ct_gate may UPDATE on outreach.ct_outcomes",
+    "GRANT UPDATE (state) ON outreach.ct_guardrails TO ct_gate": "ct_gate may UPDATE (state) on outreach.ct_guardrails",
+    "GRANT INSERT ON outreach.ct_usage TO PUBLIC": "PUBLIC may INSERT on outreach.ct_usage",
+}
+
+
+async def told(dsn: str) -> list[str]:
+    connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(dsn)
+
+    async def fetch(name: str, *args: Any) -> list[asyncpg.Record]:
+        return list(await connection.fetch(query(name), *args))
+
+    found = await altered(fetch)
+    await connection.close()
+    assert found is not None
+    return [f"{one.what} -> {one.action}" for one in found]
+
+
+async def execute(dsn: str, *statements: str) -> None:
+    connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(dsn)
+    for statement in statements:
+        await connection.execute(statement)
+    await connection.close()
+
+
+async def test_a_migrated_database_is_as_it_was_made_and_reading_rights_are_the_users_own_affair(
+    database: DatabaseDsns,
+) -> None:
+    await execute(database.admin, "GRANT SELECT ON ALL TABLES IN SCHEMA outreach TO PUBLIC")
+    assert await told(database.gate) == await told(database.ops) == []
+
+
+@pytest.mark.parametrize(("statement", "said"), ALTERED.items())
+async def test_what_is_altered_is_told_and_what_the_line_says_mends_it(
+    database: DatabaseDsns, statement: str, said: str
+) -> None:
+    await execute(database.admin, statement)
+    found = await told(database.gate)
+    assert any(line.startswith(f"{said} -> ") for line in found), found
+    assert await told(database.ops) == found
+    await execute(database.admin, *(line.partition(" -> ")[2] for line in found if "REVOKE" in line))
+    await migrate(database.admin)
+    assert await told(database.ops) == []
+
+
+async def test_doctor_names_each_in_a_line_of_its_own(database: DatabaseDsns) -> None:
+    await execute(database.admin, *list(ALTERED)[:2])
+    checks = [check for check in await examine({"CT_POSTGRES_DSN": database.gate}) if check.name == "guards"]
+    assert [check.ok for check in checks] == [False] * 3
+    assert checks[0].detail == "the trigger ct_final of outreach.ct_outcomes is disabled"
+    assert checks[0].action == "run `ct-stream migrate`, which puts it back"
+
+
+async def test_another_versions_database_is_not_compared(database: DatabaseDsns) -> None:
+    await execute(database.admin, "INSERT INTO outreach.ct_functions (checksum) VALUES ('of a later version')")
+    checks = [check for check in await examine({"CT_POSTGRES_DSN": database.gate}) if check.name == "guards"]
+    assert [check.ok for check in checks] == [None]
+
+
+def test_each_function_and_trigger_of_the_files_is_compared() -> None:
+    from ct_stream.store import as_migrated
+
+    sql = sql_files()
+    found = as_migrated._FUNCTION.findall("\n".join(sql.functions.values()))
+    assert [name for name, _, _ in found] == list(sql.made_functions)
+    assert len(list(as_migrated._triggers(sql))) == sql.triggers.count("EXECUTE FUNCTION")
