@@ -256,6 +256,43 @@ ROWS: tuple[Row, ...] = (
         tests=("kafka/test_reset.py::test_a_topic_that_ends_before_the_committed_offset_is_not_read",),
         open="a topic that has grown past the group's offset before a worker looks: no offset shows what is new",
     ),
+    Row(
+        fault="a host that we ask answers with ICMP of any type and code, or a route of this machine refuses",
+        behaviour="the host is unreachable; it is never taken for a bug of ours",
+        tests=("mta/test_icmp.py::test_every_icmp_message_makes_a_host_unreachable_and_none_is_our_bug",),
+        open="a local route that refuses one network alone: the control meets only what stands in its own way",
+    ),
+    Row(
+        fault="strangers' input makes code of ours raise",
+        behaviour="the company becomes stuck. A place that reads such input adds at most five to the twenty that end a "
+        "worker, and nobody ends while as many companies are decided",
+        tests=(
+            "gate/test_broken.py::test_places_and_good_work_say_whether_this_version_is_broken",
+            _BUGS + "test_an_exception_makes_its_own_company_stuck_at_the_third_and_twenty_of_them_stop_the_worker",
+        ),
+        open="a bug in one such place that meets everybody: all become stuck, none is lost, and no worker ends",
+    ),
+    Row(
+        fault="`input` is resumed while bad records have times ahead, or none",
+        behaviour="their arrival counts, and the resume clears the window",
+        tests=("store/test_guardrails.py::test_a_resume_of_the_input_counts_whatever_timestamps_the_records_have",),
+    ),
+    Row(
+        fault="very many companies wait, or were decided",
+        behaviour="no statement reads all of them but reports; they are woken in slices; what grows is tidied",
+        tests=(
+            "trouble/test_growth.py::test_nothing_reads_all_companies",
+            "trouble/test_growth.py::test_a_provider_that_opens_wakes_its_companies_in_slices",
+            "trouble/test_growth.py::test_companies_that_another_version_left_stuck_are_tried_again_in_slices",
+        ),
+        open="more than 100,000 of each; which providers refuse us is read from the day's domains at each refusal",
+    ),
+    Row(
+        fault="an administrator switches a trigger off, replaces a function, or gives a right too widely",
+        behaviour="`doctor` and `verify` say so, and what to do; `migrate` puts triggers and functions back",
+        tests=("store/test_as_migrated.py::test_what_is_altered_is_told_and_what_the_line_says_mends_it",),
+        open="what was changed and put back in between",
+    ),
 )
 
 HEAD = """\
@@ -285,6 +322,13 @@ MEASURED: tuple[tuple[str, str], ...] = (
         "`kafka/test_limits.py`, eight workers, a cap of 1,000 sessions",
         "the servers counted 1,000 without kills, and at most 1,000 with three; no two sessions of a domain were "
         "closer than 2.0 s",
+    ),
+    (
+        "`make nightly MINUTES='soak=10 outages=2 fuzz=2'`, 2026-11-29",
+        "Soak: 12,587 companies, 33 kills, 32 of them with 200 or more in flight, 12 at the late steps, 16 other "
+        "faults, 57 repeats, all identical; at rest after 84 s. Outages: 43,238 companies as planned; the last one "
+        "decided 52, 51, 63, 56 and 12 s after the repair. 20 kills in mid work, garbage, and `verify` of a million: "
+        "all of it held",
     ),
     (
         "`make soak MINUTES=30 SEED=20261127`, three brokers, two workers, 2026-11-27",
