@@ -1,4 +1,4 @@
-"""Run what takes too long for each change: a soak, outages, kills, garbage, and `verify` over a million outcomes.
+"""Run what takes too long for each change: soak, outages, kills, garbage, hostile servers, `verify` of a million.
 
     make nightly                                         # all of it, one part after the other
     make nightly ONLY='soak fuzz' MINUTES='soak=60 fuzz=2'
@@ -68,6 +68,15 @@ PARTS = {
         minutes=5,
         command=lambda minutes: ("make", "fuzz", f"FUZZ_S={minutes * 60:.0f}"),
         takes=lambda minutes: 2 * minutes + 1,
+    ),
+    "hostile": Part(
+        shows="a tenth of all mail servers hostile, for so many minutes: nobody else is worse off",
+        minutes=10,
+        command=lambda minutes: (
+            *("env", f"CT_TEST_HOSTILE_S={minutes * 60:.0f}"),
+            *(*_PYTHON, "-m", "pytest", "--capture=no", "tests/trouble/test_hostile.py"),
+        ),
+        takes=lambda minutes: minutes + 1,
     ),
     "verify": Part(
         shows="`ct-stream verify` finds what is planted among a million outcomes, and nothing else",

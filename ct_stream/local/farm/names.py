@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ct_stream.local.farm.scenarios import PROVIDER, SCENARIOS, Expected, Mx, Scenario
+from ct_stream.local.farm.scenarios import ALL_SCENARIOS, PROVIDER, Expected, Mx, Scenario
 from ct_stream.local.processes import LocalError
 
 _ZONE = ".example"
@@ -49,9 +49,9 @@ class Names:
 
     def add(self, domain: str, scenario: str, provider: str | None = None) -> Company:
         """Let `domain` play `scenario`, behind `mx1.<provider>` if given."""
-        if scenario not in SCENARIOS:
-            raise LocalError(f"no scenario {scenario!r}; known are {', '.join(sorted(SCENARIOS))}")
-        company = Company(domain=domain.lower(), scenario=SCENARIOS[scenario], provider=provider)
+        if scenario not in ALL_SCENARIOS:
+            raise LocalError(f"no scenario {scenario!r}; known are {', '.join(sorted(ALL_SCENARIOS))}")
+        company = Company(domain=domain.lower(), scenario=ALL_SCENARIOS[scenario], provider=provider)
         self._added[company.domain] = company
         if provider is not None:
             self._providers.add(provider)
@@ -87,9 +87,9 @@ def _parsed(domain: str) -> Company | None:
         except UnicodeError:
             return None
     scenario, _, rest = label.partition("-")
-    if scenario not in SCENARIOS:
+    if scenario not in ALL_SCENARIOS:
         return None
     provider = None
     if rest.startswith("at-"):
         provider = rest.removeprefix("at-").partition("-")[0] + _ZONE
-    return Company(domain=domain, scenario=SCENARIOS[scenario], provider=provider)
+    return Company(domain=domain, scenario=ALL_SCENARIOS[scenario], provider=provider)

@@ -68,6 +68,7 @@ class Wire(Enum):
     CRLF = "lines end with CR LF"
     LF = "lines end with LF only"
     BYTEWISE = "one byte at a time"
+    NOISE = "anything in their place, drawn at random: see noise.py"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +268,11 @@ _TABLE = (
 )
 
 SCENARIOS = {scenario.name: scenario for scenario in _TABLE}
+
+#: Says anything, so that nobody can say what comes of it.
+_ANYTHING = replace(SMTP_FAIL, also=("PASS", "CT-M-NO-PATTERN", "HELD"))
+NOISE = _like(_shut, "noise", wire=Wire.NOISE, tls=Tls.WORKS, expected=_ANYTHING)
+ALL_SCENARIOS = SCENARIOS | {NOISE.name: NOISE}
 
 #: What `mx1.<provider>.example` is by itself: it greets everybody, and each recipient's domain decides the rest.
 PROVIDER = Scenario(name="provider", expected=NO_MX)

@@ -14,6 +14,7 @@ from ct_stream.local.farm.faults import Faults, SmtpBlock, Stage
 from ct_stream.local.farm.listeners import Endpoint
 from ct_stream.local.farm.log import FarmLog, Session
 from ct_stream.local.farm.names import Names
+from ct_stream.local.farm.noise import noise
 from ct_stream.local.farm.scenarios import OK, Scenario, Tls, Wire
 
 _SESSION_S = 600.0  #: whatever a client does, its connection ends then
@@ -21,6 +22,7 @@ _LINGER_S = 1.0
 _BYTE_DELAY_S = 0.004
 _ENDLESS_LINE = "220-" + "x" * 76
 _ENDLESS_PAUSE_S = 0.01
+_LEAVES = 0.1  #: how often a noisy server hangs up, or resets the connection, in place of a reply
 _TOO_MANY_CONNECTIONS = "421 4.7.0 {host} Too many concurrent connections from your address"
 
 
@@ -40,6 +42,8 @@ class _Dialogue:
     recipients_seen: int = 0
     is_encrypted: bool = False
     read_at: float = field(default_factory=time.monotonic)  #: when what is answered next came
+    dice: random.Random = field(default_factory=random.Random)
+    sober: int = field(default_factory=lambda: random.randrange(8))  #: how many replies a noisy server gives before
 
     @property
     def scenario(self) -> Scenario:
@@ -236,6 +240,10 @@ class MailServers:
         scenario, writer = dialogue.scenario, dialogue.writer
         line_end = "\n" if scenario.wire is Wire.LF else "\r\n"
         data = (text.replace("\n", line_end) + line_end).encode("latin-1", "replace")
+        dialogue.sober -= 1
+        if scenario.wire is Wire.NOISE and dialogue.sober < 0:
+            await self._make_noise(dialogue)
+            return
         if scenario.wire is Wire.BYTEWISE:
             for byte in data:
                 writer.write(bytes([byte]))
@@ -244,6 +252,14 @@ class MailServers:
             writer.write(data)
         if text.startswith("421"):
             raise _Ended("server")
+
+    async def _make_noise(self, dialogue: _Dialogue) -> None:
+        dice = dialogue.dice
+        if dice.random() < _LEAVES:
+            raise _Ended(dice.choice(("server", "farm")))
+        for piece in noise(dice):
+            dialogue.writer.write(piece)
+            await asyncio.sleep(0)  # a segment of its own
 
     async def _send_for_ever(self, dialogue: _Dialogue) -> None:
         line = (_ENDLESS_LINE + "\r\n").encode() * 16

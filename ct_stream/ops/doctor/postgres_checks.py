@@ -196,9 +196,7 @@ async def _guards(gate: _GateLogin) -> Seen:
     if found is None:
         return Check(name="guards", ok=None, detail="another version of ct-stream has migrated last")
     if not found:
-        return Check(
-            name="guards", ok=True, detail="triggers, functions and rights are as `migrate` made them"
-        )
+        return Check(name="guards", ok=True, detail="triggers, functions and rights are as `migrate` made them")
     return [Check(name="guards", ok=False, detail=one.what, action=one.action) for one in found]
 
 
