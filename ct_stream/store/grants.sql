@@ -68,7 +68,7 @@ DECLARE
     of_owner CONSTANT name[] := ARRAY[
         'ct_adopt', 'ct_alert', 'ct_alert_conflict', 'ct_alert_control', 'ct_alert_guardrail', 'ct_alert_stuck',
         'ct_guard_attempt', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_outcome', 'ct_guard_unwritten',
-        'ct_guard_usage', 'ct_guard_worker', 'ct_tier2_in_a_row'
+        'ct_guard_usage', 'ct_guard_worker', 'ct_hurry', 'ct_tier2_in_a_row'
     ];
     made record;
 BEGIN

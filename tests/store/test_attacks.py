@@ -54,6 +54,19 @@ async def test_the_gate_loosens_no_provider_but_after_a_normal_session(database:
         assert await value(database.ops, f"SELECT state FROM outreach.ct_guardrails WHERE key = '{rail}'") == "halted"
 
 
+async def test_a_persons_transaction_that_is_left_open_keeps_no_worker_waiting_for_long(database: DatabaseDsns) -> None:
+    await run(database.gate, "SELECT outreach.ct_set_guardrail('spine', 'halted', 'empty', NULL)")
+    person: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.ops)
+    await person.execute("BEGIN")
+    await person.execute("SELECT outreach.resume_guardrail('spine', 'restored')")
+    async with asyncio.timeout(10):
+        await run(database.gate, "SELECT outreach.ct_set_guardrail('spine', 'halted', 'empty again', NULL)")
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+        await person.execute("COMMIT")
+    assert await value(database.ops, "SELECT reason FROM outreach.ct_guardrails WHERE key = 'spine'") == "empty"
+    await person.close()
+
+
 async def test_the_log_names_the_login_that_resumed(database: DatabaseDsns) -> None:
     await run(database.gate, "SELECT outreach.ct_set_guardrail('spine', 'halted', 'empty', NULL)")
     await run(database.ops, "SELECT outreach.resume_guardrail('spine', 'restored')")

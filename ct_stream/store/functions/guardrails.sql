@@ -71,6 +71,12 @@ BEGIN
     RETURN true;
 END $$;
 
+-- End a person's transaction that is left open: its locks would keep every worker waiting, as long as its owner is at
+-- lunch. `ct-stream` commits at once.
+CREATE OR REPLACE FUNCTION outreach.ct_hurry() RETURNS void LANGUAGE sql AS $$
+    SELECT set_config('idle_in_transaction_session_timeout', '5s', true)
+$$;
+
 -- For people (ct_ops): open a paused, closed or halted guardrail, with a reason for the log. TOOL-005 goes on trial
 -- first: see ct_begin_probes. The evidence so far is void, and so are the replies about us that companies wait with.
 -- Those companies get their waiting time back: otherwise they would have too little left to ask their second host, and
@@ -84,6 +90,7 @@ BEGIN
     IF coalesce(trim(why), '') = '' THEN
         RAISE EXCEPTION 'a reason is needed to resume %', rail;
     END IF;
+    PERFORM outreach.ct_hurry();
     SELECT g.state INTO before FROM outreach.ct_guardrails AS g WHERE g.key = rail FOR UPDATE;
     IF before IS NULL OR before IN ('open', 'trial') THEN
         RETURN coalesce(before, 'open') || ' already';
@@ -113,6 +120,7 @@ BEGIN
     IF coalesce(trim(why), '') = '' THEN
         RAISE EXCEPTION 'a reason is needed to accept a toolbox';
     END IF;
+    PERFORM outreach.ct_hurry();
     INSERT INTO outreach.ct_toolboxes (toolbox, reason) VALUES (accepted, why) RETURNING ordinal INTO made;
     RETURN made;
 END $$;
