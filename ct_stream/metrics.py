@@ -37,7 +37,12 @@ class Metrics:
         )
         self.tier2_usd = Counter("ct_tier2_usd_total", "US dollars reserved for paid calls of this worker", registry=r)
         self.acked = Counter("ct_acked_total", "Offsets acked", registry=r)
-        self.runtime = Histogram("ct_runtime_seconds", "From event to outcome", buckets=_BUCKETS, registry=r)
+        self.runtime = Histogram(
+            "ct_runtime_seconds",
+            "From when a worker first took a company up to its outcome",
+            buckets=_BUCKETS,
+            registry=r,
+        )
         self.running = Gauge(
             "ct_running_passes", "Companies being decided in this worker, resumed ones included", registry=r
         )

@@ -211,7 +211,8 @@ def _print_summary(demo: Demo, summary: Summary) -> None:
     click.echo(
         f"\nThroughput: {summary.planned} companies in {summary.span_s:.1f} s, {per_s:.0f} a second. The last "
         f"ones have silent servers: silence counts only if they are silent twice, {PASS_DEADLINE_S} s each time.\n"
-        f"From event to outcome: half took at most {summary.p50_s:.2f} s, 95 % at most {summary.p95_s:.2f} s."
+        f"From when a worker first took a company up: half were decided within {summary.p50_s:.2f} s, 95 % within "
+        f"{summary.p95_s:.2f} s."
     )
 
 

@@ -75,7 +75,7 @@ def _held(main: click.Group) -> None:
         "--reason",
         type=click.Choice([reason.value for reason in WaitReason]),
         metavar="REASON",
-        help="Show only companies that wait for this reason, such as daily_cap. An unknown one prints them all.",
+        help="Show only companies that wait for this reason, such as daily_cap. A wrong one is answered with the list.",
     )
     @_limit(50)
     @json_option

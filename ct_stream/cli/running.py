@@ -82,7 +82,8 @@ def _worker(main: click.Group) -> None:
     @click.option(
         "--first-start",
         is_flag=True,
-        help="Read spine.created from its beginning, even if outcomes exist. No company is decided twice.",
+        help="Start although outcomes exist and Kafka knows no offsets of the group: spine.created is read from its "
+        "beginning. Where it knows them, this changes nothing. No company is decided twice.",
     )
     def worker(first_start: bool) -> int:
         """Decide companies until told to stop.

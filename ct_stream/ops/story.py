@@ -139,7 +139,11 @@ def exchange_lines(values: list[dict[str, Any]]) -> Iterator[str]:
 def _outcome_lines(told: Story) -> Iterator[str]:
     outcome, target = told["outcome"], told["company_target"]
     word = outcome["outcome"] if outcome["failure_code"] is None else f"{outcome['outcome']} {outcome['failure_code']}"
-    took = "" if outcome["duration_ms"] is None else f", {outcome['duration_ms'] / 1000:g} s after the event"
+    took = (
+        ""
+        if outcome["duration_ms"] is None
+        else f", {outcome['duration_ms'] / 1000:g} s after a worker first took it up"
+    )
     yield f"outcome    {word} at {rfc3339(outcome['decided_at'])}{took}"
     if outcome["source"] != "gate":
         yield f"source     {outcome['source']}: this gate did not decide it"

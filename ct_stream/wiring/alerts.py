@@ -91,7 +91,7 @@ class Alert:
             case "conflict":
                 what = f"company_target has a row of company {self.outreach_id} that the gate did not make"
             case _:
-                what = f"a worker is {self.state} because of a bug"
+                what = f"a worker is {self.state}"
         return f"ct-stream: {what}: {for_alert(self.reason, _MOST_REASON)}"
 
     def body(self, worker: str, version: str) -> bytes:

@@ -25,7 +25,7 @@ class Fatal:
         """End the worker for this reason; the first reason counts."""
         log.critical("Stopping: %s", why, extra={"action": "fatal"})
         if not self._stop.asked.is_set():
-            self._alerts.worker_stops(why)
+            self._alerts.worker_stops(f"because of a bug: {why}")
         self._stop.stop(EXIT_BUG)
 
     def refuse(self, why: str) -> None:
