@@ -1,7 +1,7 @@
 """Decides whether a worker's own version is broken, from the companies that became stuck lately.
 
 A company is stuck when our own code raised three times while deciding it. One stranger's server can do that to its own
-companies, if it says what our code cannot read. It must not be able to stop everybody else's (FAULTS row 32), so what
+companies, if it says what our code cannot read. It must not be able to stop everybody else's (docs/faults.md), so what
 counts is how many places of the code raised, and whether other companies were decided meanwhile.
 """
 

@@ -1,7 +1,7 @@
 """Started by root, servers run as nobody: what they may reach, and which files stay root's.
 
-A server that is broken into must not become root. So it gets a folder of its own and nothing beside it: in a folder
-that it owns it could put links in the place of the files that root opens there.
+A server that is broken into must not become root. So it owns its data and nothing beside it: in a folder that it owns
+it could put links in the place of the files that root opens there. Broker and Postgres share that user.
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ def give(path: Path, uid: int | None) -> None:
         os.chown(path, uid, uid)
 
 
+def open_way(home: Path, uid: int | None) -> None:
+    """Let the server's user walk through a folder of ours to its own, and let nobody else in."""
+    if uid is not None:
+        os.chown(home, -1, uid)
+        home.chmod(0o710)
+
+
 def require_ours(path: Path) -> None:
     """Raise LocalError unless this folder is ours, and nobody else may write in it.
 
@@ -49,7 +56,10 @@ def require_ours(path: Path) -> None:
     """
     made = path.lstat()
     if not stat.S_ISDIR(made.st_mode) or made.st_uid != os.geteuid() or made.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise LocalError(f"{path} belongs to another user, or can be written by others; remove it")
+        raise LocalError(
+            f"{path} belongs to another user, or can be written by others; if it is an older version's own, "
+            f"`chown root {path} && chmod 711 {path}` keeps its data, otherwise remove it"
+        )
 
 
 def reachable(root: Path, parts: Sequence[Path], name: str, uid: int | None) -> Path:
@@ -62,7 +72,10 @@ def reachable(root: Path, parts: Sequence[Path], name: str, uid: int | None) -> 
         return root
     copy = SHARED_TMP / f"ct-stream-{name}"
     if not copy.exists():
-        making = Path(tempfile.mkdtemp(prefix="ct-stream-copy-", dir=SHARED_TMP))
+        try:
+            making = Path(tempfile.mkdtemp(prefix="ct-stream-copy-", dir=SHARED_TMP))
+        except OSError as error:
+            raise LocalError(f"no copy of {root} that other users can reach can be made: {error}") from error
         for part in parts:
             target = making / part.relative_to(root)
             if part.is_dir():
@@ -70,7 +83,10 @@ def reachable(root: Path, parts: Sequence[Path], name: str, uid: int | None) -> 
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(part, target)
-        making.chmod(0o755)
+        for path in (making, *making.rglob("*")):  # whatever the umask is, and however the wheel was installed
+            if not path.is_symlink():
+                mode = path.stat().st_mode
+                path.chmod(0o755 if path.is_dir() or mode & 0o100 else 0o644)
         try:
             making.rename(copy)
         except OSError:  # another process was faster

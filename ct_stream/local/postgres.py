@@ -210,7 +210,7 @@ def _find_home(data_dir: Path | None, owner: int | None) -> Path:
     if not home.exists():
         if nobody.can_enter(data_dir, owner):
             home.mkdir(mode=0o700)
-            _open_way(home, owner)
+            nobody.open_way(home, owner)
         else:
             home.symlink_to(_new_home(nobody.SHARED_TMP, owner))
     home = home.resolve()
@@ -220,14 +220,8 @@ def _find_home(data_dir: Path | None, owner: int | None) -> Path:
 
 def _new_home(base: Path, owner: int | None) -> Path:
     home = Path(tempfile.mkdtemp(prefix="ct-stream-postgres-", dir=base))
-    _open_way(home, owner)
+    nobody.open_way(home, owner)
     return home
-
-
-def _open_way(home: Path, owner: int | None) -> None:
-    """Let the server's user walk through to the cluster, and do nothing else here."""
-    if owner is not None:
-        home.chmod(0o711)
 
 
 def _reachable_install(owner: int | None) -> Path:
@@ -331,11 +325,12 @@ def _server_pid(pid_file: Path) -> int | None:
         descriptor = os.open(pid_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        try:
-            return int(file.read(64).split(b"\n", 1)[0])
-        except (OSError, TypeError, ValueError):
-            return None
+    try:
+        return int(os.read(descriptor, 64).split(b"\n", 1)[0])
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _is_postgres(pid: int, cluster: Path) -> bool:

@@ -268,14 +268,14 @@ class _Wire(SMTPProtocol):
                 line = bytes(self._buffer[begin:end]).decode("utf-8", "surrogateescape")
                 raise SMTPResponseException(-1, f"Malformed SMTP response line: {line}")
             self._codes.add(bytes(self._buffer[begin : begin + 3]))
+            # A yes has one code. Two refusals of one class still make one reply, so that a block is not missed.
+            if len(self._codes) > 1 and (len({code[:1] for code in self._codes}) > 1 or max(self._codes) < b"400"):
+                raise SMTPResponseException(-1, "one reply with two codes")
             if self._buffer[begin + 3 : begin + 4] != b"-":
                 break
         else:
             return None
-        codes, self._codes, self._checked = self._codes, set(), 0
-        # A yes has one code. Two refusals of one class still make one reply, so that a block is not missed.
-        if len(codes) > 1 and (len({code[:1] for code in codes}) > 1 or max(codes) < b"400"):
-            raise SMTPResponseException(-1, "one reply with two codes")
+        self._codes, self._checked = set(), 0
         return super()._read_response_from_buffer()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -83,7 +83,9 @@ class AsGate:
         path = await self._connection.fetchval(_PATH)
         try:
             if not await may_act_as(self._connection, "ct_gate"):
-                await self._connection.execute("GRANT ct_gate TO CURRENT_USER")
+                newer = self._connection.get_server_version().major >= 16
+                options = " WITH INHERIT TRUE, SET TRUE" if newer else ""
+                await self._connection.execute(f"GRANT ct_gate TO CURRENT_USER{options}")
             await self._connection.execute("GRANT CREATE ON SCHEMA outreach TO ct_gate")
             await self._make(_SETTLE, (), (), "SET CONSTRAINTS ALL IMMEDIATE", path)
         except asyncpg.InsufficientPrivilegeError as error:

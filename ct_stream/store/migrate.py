@@ -218,6 +218,11 @@ async def _run(connection: asyncpg.Connection, name: str, text: str) -> None:
         await connection.execute(text)
     except asyncpg.UniqueViolationError as error:
         raise MigrationError(f"{name}: {error}", "make outreach_id unique in that table first") from error
+    except asyncpg.InvalidFunctionDefinitionError as error:
+        raise MigrationError(
+            f"{name}: a function that is there has another result: {said(error)}",
+            "find out who made it, drop it, and migrate again",
+        ) from error
     except (asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError) as error:
         raise MigrationError(f"{name}: {said(error)}, and is not the gate's", "rename it, and migrate again") from error
     except (asyncpg.WrongObjectTypeError, asyncpg.FeatureNotSupportedError, asyncpg.DatatypeMismatchError) as error:
@@ -240,24 +245,27 @@ async def _make_roles(connection: asyncpg.Connection) -> None:
     Roles belong to the whole server: a DBA, or another database's owner, may have made them before.
     """
     login = await connection.fetchval("SELECT quote_ident(current_user)")
-    for role in ROLES:
-        if await connection.fetchval("SELECT 1 FROM pg_roles AS r WHERE r.rolname = $1", role):
-            continue
+    # From 16 on, a login that does not inherit by itself is given that with the role.
+    inherits = " WITH INHERIT TRUE, SET TRUE" if connection.get_server_version().major >= 16 else ""
+    known = {row["rolname"] for row in await connection.fetch("SELECT r.rolname FROM pg_roles AS r")}
+    missing = [role for role in ROLES if role not in known]
+    for role in missing:
         try:
             await connection.execute(f"CREATE ROLE {role} NOLOGIN")
         except asyncpg.InsufficientPrivilegeError as error:
-            roles = "; ".join(f"CREATE ROLE {role} NOLOGIN" for role in ROLES)
+            roles = "; ".join(f"CREATE ROLE {role} NOLOGIN" for role in missing)
             raise MigrationError(
                 f"there is no role {role}, and {login} may not create roles",
-                f"have somebody who may run: {roles}; GRANT ct_owner, ct_gate TO {login}",
+                f"have somebody who may run: {roles}; GRANT ct_owner, ct_gate TO {login}{inherits}",
             ) from error
     if not await may_act_as(connection, "ct_owner"):
         try:
-            await connection.execute("GRANT ct_owner TO CURRENT_USER")  # to hand objects over to it
+            await connection.execute(f"GRANT ct_owner TO CURRENT_USER{inherits}")  # to hand objects over to it
         except asyncpg.InsufficientPrivilegeError as error:
             raise MigrationError(
                 f"the roles are there already, and {login} may not act as ct_owner",
-                f"have whoever made them, or a superuser, run: GRANT ct_owner, ct_gate TO {login}",
+                "have whoever made them, or a superuser, decide (who has these roles may change the outcomes of every "
+                f"gate on this server) and run: GRANT ct_owner, ct_gate TO {login}{inherits}",
             ) from error
 
 

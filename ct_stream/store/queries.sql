@@ -678,12 +678,20 @@ FROM outreach.ct_outcomes AS o LEFT JOIN outreach.company_target AS t USING (out
 SELECT f.checksum FROM outreach.ct_functions AS f ORDER BY f.ordinal DESC LIMIT 1;
 
 -- name: triggers_now
--- The triggers of these tables.
-SELECT c.relname AS its_table, t.tgname AS name, t.tgenabled::text AS enabled, p.proname AS function
+-- The triggers and rules of these tables.
+SELECT c.relname AS its_table, t.tgname AS name, t.tgenabled::text AS enabled, t.tgtype::integer AS kind,
+    t.tgqual IS NOT NULL AS has_condition, t.tgattr::text <> '' AS columns, n.nspname || '.' || p.proname AS function,
+    false AS is_rule
 FROM pg_trigger AS t
 JOIN pg_class AS c ON c.oid = t.tgrelid
 JOIN pg_proc AS p ON p.oid = t.tgfoid
+JOIN pg_namespace AS n ON n.oid = p.pronamespace
 WHERE NOT t.tgisinternal AND c.relname = ANY ($1::text[])
+    AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
+UNION ALL
+SELECT c.relname, r.rulename, r.ev_enabled::text, 0, false, false, '', true
+FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class
+WHERE c.relkind IN ('r', 'p') AND c.relname = ANY ($1::text[])
     AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach');
 
 -- name: functions_now
@@ -691,17 +699,32 @@ WHERE NOT t.tgisinternal AND c.relname = ANY ($1::text[])
 SELECT p.proname AS name, p.oid::regprocedure::text AS signature, p.prosrc AS body, p.prosecdef AS is_definer,
     coalesce(p.proconfig, '{}') AS config,
     ARRAY(
-        SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END::text
+        SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
         FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a WHERE a.grantee <> p.proowner
     ) AS callers
 FROM pg_proc AS p
 WHERE p.proname = ANY ($1::text[]) AND pg_get_userbyid(p.proowner) = 'ct_owner'
-    AND p.pronamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach');
+    AND p.pronamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
+ORDER BY p.oid;
+
+-- name: owners_now
+-- Which of these tables and views are not ct_owner's? And which of our roles may create objects beside them?
+SELECT c.relname AS name, quote_ident(pg_get_userbyid(c.relowner)) AS who, false AS is_schema
+FROM pg_class AS c
+WHERE c.relname = ANY ($1::text[]) AND pg_get_userbyid(c.relowner) <> 'ct_owner'
+    AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
+UNION ALL
+SELECT n.nspname, r.who, true
+FROM pg_namespace AS n
+CROSS JOIN LATERAL aclexplode(n.nspacl) AS a
+CROSS JOIN LATERAL (SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END AS who) AS r
+WHERE n.nspname = 'outreach' AND a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner
+    AND r.who IN ('PUBLIC', 'ct_gate', 'ct_ops');
 
 -- name: rights_now
 -- What others than their owner may do with these tables, or with one column of them.
 SELECT c.relname AS its_table, r.its_column, a.privilege_type AS right,
-    CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END AS grantee
+    CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS grantee
 FROM pg_class AS c
 CROSS JOIN LATERAL (
     SELECT NULL::name AS its_column, c.relacl AS acl

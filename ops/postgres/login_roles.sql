@@ -1,5 +1,5 @@
--- Let the gate and people log in: `ct-stream migrate` creates their roles without a login. Run this with psql, as who ran
--- `migrate` or as a superuser. It reads the passwords from the files that GATE_PASSWORD_FILE and OPS_PASSWORD_FILE name.
+-- Let the gate and people log in: `ct-stream migrate` creates their roles without a login. Run this with psql, as who made
+-- the roles (mostly who ran `migrate` first) or as a superuser. It reads the passwords from the files that GATE_PASSWORD_FILE and OPS_PASSWORD_FILE name.
 -- Run it again to change a password.
 \set ON_ERROR_STOP on
 \set gate_password `cat "$GATE_PASSWORD_FILE"`

@@ -101,7 +101,7 @@ async def test_whoever_breaks_into_the_server_cannot_put_links_in_the_place_of_r
     """The log is opened by root at each start, and the password is read."""
     async with EmbeddedPostgres(tmp_path, durable=False):
         home = (tmp_path / "postgres").resolve()
-        assert (home.stat().st_uid, home.stat().st_mode & 0o777) == (0, 0o711)
+        assert (home.stat().st_uid, home.stat().st_mode & 0o777) == (0, 0o710)
         assert (home / "cluster").stat().st_uid == 65534
     victim = tmp_path / "roots"
     victim.write_text("roots own")

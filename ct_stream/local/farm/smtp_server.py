@@ -42,8 +42,14 @@ class _Dialogue:
     recipients_seen: int = 0
     is_encrypted: bool = False
     read_at: float = field(default_factory=time.monotonic)  #: when what is answered next came
-    dice: random.Random = field(default_factory=random.Random)
-    sober: int = field(default_factory=lambda: random.randrange(8))  #: how many replies a noisy server gives before
+    dice: random.Random = field(init=False)
+    sober: int = field(init=False)  #: how many replies a noisy server gives before the noise
+
+    def __post_init__(self) -> None:
+        """Let a noisy host make the same noise each time, so that what it caused can be seen again."""
+        which = f" {self.session.id}" if self.endpoint.is_shared else ""
+        self.dice = random.Random(f"{self.endpoint.host.name}{which}")
+        self.sober = self.dice.randrange(8)
 
     @property
     def scenario(self) -> Scenario:

@@ -23,7 +23,7 @@ from ct_stream.ops.verify.kinds import Kind, is_note
 from ct_stream.ops.verify.report import Example, Findings, Report
 from ct_stream.ops.verify.spill import END, Spill
 from ct_stream.ops.verify.topics import Topics, opened
-from ct_stream.store.as_migrated import altered
+from ct_stream.store.as_migrated import compare
 from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED
 
 if TYPE_CHECKING:
@@ -184,10 +184,10 @@ class _Run:
 
     async def look_at_guards(self) -> None:
         """Compare triggers, functions and rights with what `migrate` makes."""
-        found = await altered(self._read.rows)
-        if found is None:
-            self.not_told.append("triggers, functions and rights: another version of ct-stream has migrated last")
-        for one in found or ():
+        found = await compare(self._read.rows)
+        if not found.is_whole:
+            self.not_told.append("functions and rights: another version of ct-stream has migrated last")
+        for one in found.altered:
             self.findings.add(Example(kind=Kind.GUARD_ALTERED, detail=f"{one.what}: {one.action}"))
 
     def _look_at_committed(self) -> None:
