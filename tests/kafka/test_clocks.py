@@ -65,7 +65,7 @@ async def test_a_record_of_any_time_is_accepted_and_read(cluster: KafkaCluster, 
     """Otherwise an old one would be beyond the retention when it arrives, and one ahead would be refused."""
     async with Stack(tmp_path) as stack:
         ids = await stack.mint(["info-a.example", "info-b.example"])
-        async with AIOKafkaProducer(bootstrap_servers=cluster.bootstrap) as producer:
+        async with AIOKafkaProducer(bootstrap_servers=cluster.bootstrap, acks="all") as producer:
             for company, days in zip(ids, (-60, 2), strict=True):
                 key = str(company).encode()
                 at = int(time.time() * 1000) + days * 24 * HOUR_MS

@@ -79,7 +79,7 @@ async def test_an_open_transaction_is_waited_for(tmp_path: Path) -> None:
         async with transactional(stack.env["CT_KAFKA_BOOTSTRAP"]) as producer:
             await producer.begin_transaction()
             await producer.send_and_wait(SPINE_CREATED, f'{{"outreach_id": "{first}"}}'.encode(), partition=PARTITION)
-            async with AIOKafkaProducer(bootstrap_servers=stack.env["CT_KAFKA_BOOTSTRAP"]) as plain:
+            async with AIOKafkaProducer(bootstrap_servers=stack.env["CT_KAFKA_BOOTSTRAP"], acks="all") as plain:
                 for company, partition in ((second, PARTITION), (other, PARTITION + 1)):
                     value = f'{{"outreach_id": "{company}"}}'.encode()
                     await plain.send_and_wait(SPINE_CREATED, value, partition=partition)

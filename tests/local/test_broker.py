@@ -13,7 +13,7 @@ from ct_stream.local.processes import LocalError
 
 async def test_the_embedded_broker_delivers_a_record_with_key_value_and_headers(tmp_path: Path) -> None:
     async with EmbeddedBroker(tmp_path) as broker:
-        async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap) as producer:
+        async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap, acks="all") as producer:
             await producer.send_and_wait("spine.created", b"value", key=b"key", headers=[("ce_id", b"1")])
         async with AIOKafkaConsumer(
             "spine.created", bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest"

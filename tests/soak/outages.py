@@ -77,7 +77,7 @@ class Stream:
 
     async def run(self) -> None:
         kinds = cycle(random.Random(25).sample(KINDS, len(KINDS)))
-        producer = AIOKafkaProducer(bootstrap_servers=self.stack.env["CT_KAFKA_BOOTSTRAP"], linger_ms=5)
+        producer = AIOKafkaProducer(bootstrap_servers=self.stack.env["CT_KAFKA_BOOTSTRAP"], linger_ms=5, acks="all")
         await producer.start()
         begin, number = time.monotonic(), 0
         try:

@@ -41,7 +41,7 @@ def test_a_cut_connection_is_a_broken_one(tmp_path: Path) -> None:
     async def run() -> None:
         async with (
             lend_broker(tmp_path) as bootstrap,
-            AIOKafkaProducer(bootstrap_servers=bootstrap) as producer,
+            AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer,
         ):
             connection = await cut(producer)
             with pytest.raises(KafkaConnectionError, match="broken: its transport is closed"):
@@ -57,7 +57,7 @@ def test_a_request_that_cannot_be_sent_raises_its_own_error_and_keeps_the_connec
     async def run() -> None:
         async with (
             lend_broker(tmp_path) as bootstrap,
-            AIOKafkaProducer(bootstrap_servers=bootstrap) as producer,
+            AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer,
         ):
             await producer.client.fetch_all_metadata()
             (connection,) = producer.client._conns.values()
@@ -76,7 +76,7 @@ def test_the_brokers_addresses_are_kept_up_to_date_after_a_cut(tmp_path: Path) -
     async def run() -> None:
         async with (
             lend_broker(tmp_path) as bootstrap,
-            AIOKafkaProducer(bootstrap_servers=bootstrap) as producer,
+            AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer,
         ):
             client = producer.client
             await cut(producer)

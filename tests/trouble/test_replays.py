@@ -25,7 +25,7 @@ async def test_one_company_on_every_partition_at_once_is_asked_and_decided_once(
             await said(stack, number, "Assigned 6 partitions")
         names: list[str | None] = [f"{KINDS[n % len(KINDS)]}-{n}.example" for n in range(COMPANIES)]
         ids = await stack.mint(names)
-        producer = AIOKafkaProducer(bootstrap_servers=stack.env["CT_KAFKA_BOOTSTRAP"], linger_ms=5)
+        producer = AIOKafkaProducer(bootstrap_servers=stack.env["CT_KAFKA_BOOTSTRAP"], linger_ms=5, acks="all")
         await producer.start()
         try:
             for company in ids:
