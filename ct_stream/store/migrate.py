@@ -198,10 +198,11 @@ async def _replace_functions(connection: asyncpg.Connection, sql: SqlFiles) -> l
     for name, text in sql.functions.items():
         await _run(connection, f"functions/{name}", text)
     # Only when new, or when somebody has changed one: each waits for the writers of its table.
-    if is_new or await triggers_altered(sql, _fetch(connection)):
+    are_altered = bool(await triggers_altered(sql, _fetch(connection)))
+    if is_new or are_altered:
         await _run(connection, "triggers.sql", sql.triggers)
     if not is_new:
-        return []
+        return ["triggers"] if are_altered else []
     await connection.execute("INSERT INTO outreach.ct_functions (checksum) VALUES ($1)", sql.functions_checksum)
     return ["functions"]
 

@@ -136,6 +136,12 @@ async def test_what_is_altered_is_told_and_what_the_line_says_mends_it(
     assert await told(database.ops) == []
 
 
+async def test_migrate_says_that_it_puts_triggers_back(database: DatabaseDsns) -> None:
+    await execute(database.admin, next(iter(ALTERED)))
+    assert (await migrate(database.admin)).applied == ("triggers",)
+    assert (await migrate(database.admin)).applied == ()
+
+
 async def test_doctor_names_each_in_a_line_of_its_own(database: DatabaseDsns) -> None:
     await execute(database.admin, *list(ALTERED)[:2])
     checks = [check for check in await examine({"CT_POSTGRES_DSN": database.gate}) if check.name == "guards"]
