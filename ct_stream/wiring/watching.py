@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -144,17 +145,29 @@ class Gauges:
                 self._health.notes.pop(state, None)
 
 
-class Heartbeat:
-    """Writes down every few seconds what this worker does, for people and for the other workers."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AtWork:
+    """What has companies in hand."""
 
-    def __init__(
-        self, record: WorkerRecord, *, agent: GateAgent, scheduler: Scheduler, guard: OffsetGuard, health: Health
-    ) -> None:
+    agent: GateAgent
+    scheduler: Scheduler
+    guard: OffsetGuard
+
+
+class Heartbeat:
+    """Writes down every few seconds what this worker does, for people and for the other workers.
+
+    Also while it still waits for Kafka: people see why, and no worker with other limits gets in meanwhile.
+    """
+
+    def __init__(self, record: WorkerRecord, health: Health) -> None:
         self._record = record
-        self._agent = agent
-        self._scheduler = scheduler
-        self._guard = guard
         self._health = health
+        self._at_work: _AtWork | None = None
+
+    def at_work(self, *, agent: GateAgent, scheduler: Scheduler, guard: OffsetGuard) -> None:
+        """Say from now on what these have in hand."""
+        self._at_work = _AtWork(agent=agent, scheduler=scheduler, guard=guard)
 
     def loop(self) -> Loop:
         """Return the loop of this watch."""
@@ -162,11 +175,12 @@ class Heartbeat:
 
     async def look(self) -> None:
         """Write the row."""
+        work = self._at_work
         await self._record.beat(
             Beat(
                 troubles=dict(self._health.troubles),
-                partitions=sorted(tp.partition for tp in self._guard.positions()),
-                running=self._agent.running + self._scheduler.running,
+                partitions=[] if work is None else sorted(tp.partition for tp in work.guard.positions()),
+                running=0 if work is None else work.agent.running + work.scheduler.running,
             )
         )
 

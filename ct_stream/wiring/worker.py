@@ -130,6 +130,9 @@ async def _work(
     )
     await coming_up.same_toolbox(record)
     stack.push_async_callback(record.end)
+    heartbeat, beats = Heartbeat(record, health), Loops(on_fatal)
+    beats.start(heartbeat.loop())
+    stack.push_async_callback(beats.stop)
     cluster = await coming_up.kafka()
     await coming_up.first_start(database, cluster, allowed=first_start)
     producer = Producer(settings, health, database.now)
@@ -256,8 +259,8 @@ async def _work(
         partition_watch.loop(),
         LagWatch(settings, metrics, health, tells_ends=tells_ends).loop(),
         AlertRelay(database, alerts).loop(),
-        Heartbeat(record, agent=agent, scheduler=scheduler, guard=guard, health=health).loop(),
     )
+    heartbeat.at_work(agent=agent, scheduler=scheduler, guard=guard)
     with suppress(Stopped):
         await coming_up.not_hung_again(database, guardrails, within_s=thresholds.window_s)
         loops.start(scheduler, watchdog.service(senses), *upkeep.loops(), *own_way.ask_loops())
