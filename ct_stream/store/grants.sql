@@ -10,12 +10,22 @@ GRANT SELECT ON outreach.company_target, outreach.company_target_errors TO ct_ow
 GRANT SELECT, INSERT ON outreach.ct_migrations, outreach.ct_functions TO ct_owner;
 
 -- The gate inserts outcomes, moves the publish claim and keeps waits. It cannot delete rows by itself.
-GRANT SELECT, INSERT ON outreach.ct_outcomes TO ct_gate;
+-- What it inserts is named column by column: numbers, times and sources are the database's own.
+REVOKE INSERT ON outreach.ct_outcomes, outreach.ct_unwritten, outreach.ct_watchdog_exits FROM ct_gate;
+REVOKE INSERT, UPDATE ON outreach.ct_refusals FROM ct_gate;
+GRANT SELECT ON outreach.ct_outcomes, outreach.ct_unwritten, outreach.ct_watchdog_exits, outreach.ct_refusals TO ct_gate;
+GRANT INSERT (outreach_id, outcome, failure_code, reason, domain, rules_version, transcript, decided_at, duration_ms,
+    event_topic, event_partition, event_offset, topic, key, value, headers, publish_until, attempt)
+    ON outreach.ct_outcomes TO ct_gate;
 GRANT UPDATE (publish_until, published_at) ON outreach.ct_outcomes TO ct_gate;
+GRANT INSERT (outreach_id, its_table) ON outreach.ct_unwritten TO ct_gate;
+GRANT INSERT (places, reason, worker, worker_version) ON outreach.ct_watchdog_exits TO ct_gate;
+-- Refusals are void only by a person's resume.
+GRANT INSERT (provider, domain, kind, host, reason) ON outreach.ct_refusals TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
-GRANT SELECT, INSERT ON outreach.company_target_errors, outreach.ct_watchdog_exits, outreach.ct_unwritten TO ct_gate;
+GRANT SELECT, INSERT ON outreach.company_target_errors TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.ct_rates, outreach.ct_domains,
-    outreach.ct_refusals, outreach.ct_memory, outreach.ct_workers TO ct_gate;
+    outreach.ct_memory, outreach.ct_workers TO ct_gate;
 GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
 -- The users' own tables may number their rows by a sequence of their own (serial).
 DO $$

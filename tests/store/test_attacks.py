@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -52,6 +52,53 @@ async def test_the_gate_loosens_no_provider_but_after_a_normal_session(database:
     for state in ("open", "paused", "closed"):
         await run(database.gate, f"SELECT outreach.ct_set_guardrail('{rail}', '{state}', 'why', NULL)")
         assert await value(database.ops, f"SELECT state FROM outreach.ct_guardrails WHERE key = '{rail}'") == "halted"
+
+
+RECORDED = "INSERT INTO outreach.ct_outcomes (outreach_id, outcome, decided_at"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        f"{RECORDED}, source) VALUES (gen_random_uuid(), 'PASS', now(), 'adopted')",
+        f"{RECORDED}, recorded_at) VALUES (gen_random_uuid(), 'PASS', now(), 'infinity')",
+        f"{RECORDED}, published_at) VALUES (gen_random_uuid(), 'PASS', now(), now())",
+        f"{RECORDED}, ordinal) OVERRIDING SYSTEM VALUE VALUES (gen_random_uuid(), 'PASS', now(), 7)",
+        "UPDATE outreach.ct_refusals SET void = true",
+        "INSERT INTO outreach.ct_refusals (provider, domain, kind, at) VALUES ('p', 'd', 'refused', 'infinity')",
+        "INSERT INTO outreach.ct_watchdog_exits (at, places, reason, worker, worker_version)"
+        " VALUES ('infinity', '{x}', 'x', 'w', 'v')",
+    ],
+)
+async def test_numbers_times_and_sources_are_the_databases_own(database: DatabaseDsns, statement: str) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await run(database.gate, statement)
+
+
+async def test_an_outcome_is_published_now_whatever_the_gate_says(database: DatabaseDsns) -> None:
+    await run(database.gate, f"{RECORDED}) VALUES ('{UUID(int=1)}', 'PASS', now())")
+    await run(database.gate, "UPDATE outreach.ct_outcomes SET published_at = '-infinity'")
+    assert await value(database.ops, "SELECT now() - published_at < interval '1 minute' FROM outreach.ct_outcomes")
+
+
+async def test_what_is_created_in_the_users_schema_is_not_called_with_ct_owners_rights(database: DatabaseDsns) -> None:
+    await run(
+        database.admin,
+        "CREATE TABLE outreach.ran_as (who name); GRANT INSERT ON outreach.ran_as TO PUBLIC;"
+        "CREATE FUNCTION outreach.planted(oid, regclass) RETURNS boolean LANGUAGE plpgsql AS $$"
+        " BEGIN INSERT INTO outreach.ran_as VALUES (current_user); RETURN false; END $$;"
+        "CREATE OPERATOR outreach.= (LEFTARG = oid, RIGHTARG = regclass, FUNCTION = outreach.planted)",
+    )
+    await run(database.gate, "SELECT outreach.ct_left_the_spine(gen_random_uuid())")
+    assert await value(database.admin, "SELECT count(*) FROM outreach.ran_as") == 0
+
+
+@pytest.mark.parametrize("reason", ["E'\\n\\t '", "repeat('x', 1001)"])
+async def test_a_reason_has_words_and_an_end(database: DatabaseDsns, reason: str) -> None:
+    await run(database.gate, "SELECT outreach.ct_set_guardrail('spine', 'halted', 'empty', NULL)")
+    for call in (f"resume_guardrail('spine', {reason})", f"ct_accept_toolbox('{{}}', {reason})"):
+        with pytest.raises(asyncpg.RaiseError, match="a reason is needed"):
+            await run(database.ops, f"SELECT outreach.{call}")
 
 
 async def test_a_persons_transaction_that_is_left_open_keeps_no_worker_waiting_for_long(database: DatabaseDsns) -> None:

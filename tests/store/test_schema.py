@@ -95,7 +95,7 @@ async def test_no_function_can_be_misled_or_called_by_everybody(database: Databa
         """
     )
     await admin.close()
-    path = "search_path=pg_catalog, outreach, pg_temp"
+    path = "search_path=pg_catalog, pg_temp"
     assert {
         row["name"]: row["config"] for row in rows if row["needs_a_path"] and path not in (row["config"] or ())
     } == {}

@@ -4,7 +4,7 @@
 -- once, at the first migrate. Adopted outcomes are final and never published; there is one row for each outreach_id. It
 -- runs with the rights of ct_owner, so that triggers on these tables do not run as the administrator.
 CREATE OR REPLACE FUNCTION outreach.ct_adopt() RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     adopted bigint;
 BEGIN

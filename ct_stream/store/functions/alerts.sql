@@ -2,16 +2,20 @@
 
 -- Write an alert, and delete those older than a week, whether somebody took them or not. Alerts are few.
 CREATE OR REPLACE FUNCTION outreach.ct_alert(what text, its_rail text, company uuid, its_state text, why text)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    DELETE FROM outreach.ct_alerts AS a WHERE a.at < clock_timestamp() - interval '7 days';
+    DELETE FROM outreach.ct_alerts AS a WHERE a.alert_id IN (
+        -- Those that somebody holds stay until the next time: a halt must not wait for them.
+        SELECT o.alert_id FROM outreach.ct_alerts AS o
+        WHERE o.at < clock_timestamp() - interval '7 days' FOR UPDATE SKIP LOCKED
+    );
     INSERT INTO outreach.ct_alerts (event, rail, outreach_id, state, reason)
         VALUES (what, its_rail, company, its_state, left(why, 1000));
 END $$;
 
 -- A guardrail changed: write an alert, except for a pause and its end, which need no person.
 CREATE OR REPLACE FUNCTION outreach.ct_alert_guardrail() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     before text := (
         SELECT l.state FROM outreach.ct_guardrail_log AS l WHERE l.key = NEW.key AND l.log_id < NEW.log_id
@@ -26,7 +30,7 @@ END $$;
 
 -- Our own way broke, or works again.
 CREATE OR REPLACE FUNCTION outreach.ct_alert_control() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NEW.failed_at > NEW.ok_begun_at THEN
         PERFORM outreach.ct_alert('control', 'control:' || NEW.kind, NULL, 'failing', NEW.failed_detail);
@@ -38,7 +42,7 @@ END $$;
 
 -- A company is stuck: a person has to look.
 CREATE OR REPLACE FUNCTION outreach.ct_alert_stuck() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM outreach.ct_alert('stuck', NULL, NEW.outreach_id, 'stuck', NEW.detail);
     RETURN NULL;
@@ -46,7 +50,7 @@ END $$;
 
 -- A row of company_target was final before its company was decided, and was left as it is.
 CREATE OR REPLACE FUNCTION outreach.ct_alert_conflict() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM outreach.ct_alert('conflict', NULL, NEW.outreach_id, 'kept',
         'its row was final before the gate decided the company, and was left as it is; the outcome is in the ledger');
@@ -55,7 +59,7 @@ END $$;
 
 -- Take alerts that nobody has taken yet, oldest first, so that only one worker sends each of them.
 CREATE OR REPLACE FUNCTION outreach.ct_take_alerts(worker text, many integer) RETURNS SETOF outreach.ct_alerts
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     UPDATE outreach.ct_alerts AS a SET taken_by = worker, taken_at = clock_timestamp()
     WHERE a.alert_id IN (
         SELECT o.alert_id FROM outreach.ct_alerts AS o WHERE o.taken_at IS NULL

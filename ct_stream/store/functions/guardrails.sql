@@ -26,7 +26,7 @@ $$;
 -- it pauses and closes providers, and halts anything. It opens only a provider that talked normally; what is halted is
 -- opened by resume_guardrail alone. A closed guardrail is not paused.
 CREATE OR REPLACE FUNCTION outreach.ct_set_guardrail(rail text, new_state text, why text, next_try timestamptz)
-RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     changed boolean;
     distance double precision := coalesce(greatest(1, extract(epoch FROM next_try - clock_timestamp())), 600);
@@ -52,7 +52,7 @@ END $$;
 
 -- Open TOOL-005 if enough providers have talked normally since a person resumed it; return true if that opened it.
 CREATE OR REPLACE FUNCTION outreach.ct_end_trial() RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     talks integer := outreach.ct_trial_talks();
 BEGIN
@@ -82,13 +82,13 @@ $$;
 -- Those companies get their waiting time back: otherwise they would have too little left to ask their second host, and
 -- would fail by our fault.
 CREATE OR REPLACE FUNCTION outreach.resume_guardrail(rail text, why text) RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     before text;
     after text := CASE WHEN rail = 'tool:TOOL-005' THEN 'trial' ELSE 'open' END;
 BEGIN
-    IF coalesce(trim(why), '') = '' THEN
-        RAISE EXCEPTION 'a reason is needed to resume %', rail;
+    IF why IS NULL OR why !~ '\S' OR length(why) > 1000 THEN
+        RAISE EXCEPTION 'a reason is needed to resume %, of at most 1000 characters', rail;
     END IF;
     PERFORM outreach.ct_hurry();
     SELECT g.state INTO before FROM outreach.ct_guardrails AS g WHERE g.key = rail FOR UPDATE;
@@ -113,12 +113,12 @@ END $$;
 -- For people (ct_ops): let workers start with these limits and patterns beside workers that have others, until those are
 -- restarted too. The row is the log.
 CREATE OR REPLACE FUNCTION outreach.ct_accept_toolbox(accepted jsonb, why text) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     made bigint;
 BEGIN
-    IF coalesce(trim(why), '') = '' THEN
-        RAISE EXCEPTION 'a reason is needed to accept a toolbox';
+    IF why IS NULL OR why !~ '\S' OR length(why) > 1000 THEN
+        RAISE EXCEPTION 'a reason is needed to accept a toolbox, of at most 1000 characters';
     END IF;
     PERFORM outreach.ct_hurry();
     INSERT INTO outreach.ct_toolboxes (toolbox, reason) VALUES (accepted, why) RETURNING ordinal INTO made;

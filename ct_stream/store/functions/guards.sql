@@ -2,7 +2,7 @@
 
 -- An outcome never changes. Only its publish claim may move, and published_at may be set once.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_outcome() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_OP <> 'UPDATE' THEN
         RAISE EXCEPTION 'ct_outcomes is final: % is refused', lower(TG_OP) USING ERRCODE = 'restrict_violation';
@@ -12,6 +12,9 @@ BEGIN
     THEN
         RAISE EXCEPTION 'outcome % is final', OLD.outreach_id USING ERRCODE = 'restrict_violation';
     END IF;
+    IF NEW.published_at IS NOT NULL THEN
+        NEW.published_at := clock_timestamp();  -- `verify` looks on the topics for what was published lately
+    END IF;
     RETURN NEW;
 END $$;
 
@@ -19,7 +22,7 @@ END $$;
 -- already? Triggers call this and the next function as whoever changes a row, so everybody may; they tell nothing but
 -- yes or no.
 CREATE OR REPLACE FUNCTION outreach.ct_is_decided(id uuid, its_table text) RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = id)
         AND NOT EXISTS (
             SELECT u.outreach_id FROM outreach.ct_unwritten AS u
@@ -30,7 +33,7 @@ $$;
 -- Is this row deleted because its company was, by a foreign key of its table? Then the spine has no such row any more.
 -- Row security that would hide the company makes this an error: what cannot be seen is not gone.
 CREATE OR REPLACE FUNCTION outreach.ct_left_the_spine(id uuid) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp SET row_security = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     -- Only of a table: functions in a view would run with the rights of this one.
     RETURN EXISTS (
@@ -43,7 +46,7 @@ END $$;
 -- The first of these columns that an update changes; NULL: none. By name, because a table that was there before may lack
 -- some of them.
 CREATE OR REPLACE FUNCTION outreach.ct_first_change(before jsonb, after jsonb, columns text[]) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT c.name FROM unnest(columns) WITH ORDINALITY AS c (name, n)
     WHERE before -> c.name IS DISTINCT FROM after -> c.name ORDER BY c.n LIMIT 1
 $$;
@@ -51,7 +54,7 @@ $$;
 -- In the row of a decided company the gate's columns are final; the others belong to whoever made them. A row goes with
 -- its company when the spine's row is deleted: the ledger row stays. A pending row may be decided, or removed.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_company_target() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     ours CONSTANT text[] := ARRAY[
         'outreach_id', 'email_method', 'method_type', 'confidence_score', 'is_catchall', 'execution_status',
@@ -94,7 +97,7 @@ END $$;
 -- The record of a failure never changes; people may note how it was resolved, and columns of their own are theirs. A row
 -- of a company that is not decided was made by something else, and is not ours to guard.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_errors() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     ours CONSTANT text[] := ARRAY[
         'error_id', 'outreach_id', 'pipeline_stage', 'failure_code', 'blocking_reason', 'severity', 'imo_stage',
@@ -124,7 +127,7 @@ END $$;
 
 -- There is one attempt: its answer is stored once, and no attempt is ever removed (ADR-CT-IMO-017).
 CREATE OR REPLACE FUNCTION outreach.ct_guard_attempt() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_OP <> 'UPDATE' THEN
         RAISE EXCEPTION 'ct_tier2_attempts is final: % is refused', lower(TG_OP) USING ERRCODE = 'restrict_violation';
@@ -139,7 +142,7 @@ END $$;
 
 -- What was paid is paid: calls and money of Tier-2 are only added to, and no count is below nothing.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_usage() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NEW.used < 0 OR NEW.usd < 0 OR NEW.usd = 'NaN' THEN
         RAISE EXCEPTION 'usage of % cannot be negative', NEW.tool_id USING ERRCODE = 'check_violation';
@@ -156,7 +159,7 @@ END $$;
 -- A row of the users' tables is left as it is only by the transaction that decides its company: noted later, that would
 -- take the guard off a final row. Looked at when the transaction ends, since it may write in any order.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_unwritten() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT EXISTS (
         SELECT o.outreach_id FROM outreach.ct_outcomes AS o
@@ -170,7 +173,7 @@ END $$;
 
 -- When a worker began and was last seen is what the clock of this server says, whatever the worker writes.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_worker() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     NEW.started_at := CASE WHEN TG_OP = 'INSERT' THEN clock_timestamp() ELSE OLD.started_at END;
     NEW.seen_at := clock_timestamp();

@@ -26,7 +26,7 @@ $$;
 -- Remove what is no longer needed: domains whose last session no longer counts, old refusals, memories that nobody may
 -- use.
 CREATE OR REPLACE FUNCTION outreach.ct_tidy(memory_kept interval, talk_kept interval) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     DELETE FROM outreach.ct_domains WHERE lease_owner IS NULL AND free_at < clock_timestamp() - talk_kept;
     DELETE FROM outreach.ct_refusals WHERE at < clock_timestamp() - interval '7 days';
     DELETE FROM outreach.ct_memory WHERE answered_at < clock_timestamp() - memory_kept;

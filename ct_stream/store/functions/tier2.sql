@@ -34,7 +34,7 @@ CREATE OR REPLACE FUNCTION outreach.ct_take_tier2(
 ) RETURNS TABLE (
     place integer, answer text, said text, detail text, asked text, delay_s double precision, retry_s double precision,
     is_first boolean
-) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     month date;
     moment timestamptz;
@@ -162,7 +162,7 @@ END $$;
 CREATE OR REPLACE FUNCTION outreach.ct_answer_tier2(
     id uuid, its_token uuid, said text, why text, halt_why text, most_in_a_row integer, most_woken integer,
     OUT final_said text, OUT final_detail text, OUT halted_now text
-) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     reason text := halt_why;
 BEGIN

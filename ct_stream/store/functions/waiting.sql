@@ -107,7 +107,7 @@ END $$;
 
 -- Remove waits, but only of companies that have an outcome, so that no waiting company can be lost.
 CREATE OR REPLACE FUNCTION outreach.ct_forget_passes(ids uuid[]) RETURNS integer
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, outreach, pg_temp AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     WITH gone AS (
         DELETE FROM outreach.ct_passes AS p USING outreach.ct_outcomes AS o
         WHERE p.outreach_id = ANY (ids) AND o.outreach_id = p.outreach_id
