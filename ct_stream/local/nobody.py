@@ -43,7 +43,7 @@ def give(path: Path, uid: int | None) -> None:
 
 
 def open_way(home: Path, uid: int | None) -> None:
-    """Let the server's user walk through a folder of ours to its own, and let nobody else in."""
+    """Let the server's user pass through this folder to its own, and let nobody else in."""
     if uid is not None:
         os.chown(home, -1, uid)
         home.chmod(0o710)
@@ -52,7 +52,7 @@ def open_way(home: Path, uid: int | None) -> None:
 def require_ours(path: Path) -> None:
     """Raise LocalError unless this folder is ours, and nobody else may write in it.
 
-    Anybody may make a folder in /var/tmp, also with the name of one of ours that was cleaned away.
+    Anybody may make a folder in /var/tmp, also with the name of an earlier one that was cleaned away.
     """
     made = path.lstat()
     if not stat.S_ISDIR(made.st_mode) or made.st_uid != os.geteuid() or made.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -61,6 +61,14 @@ async def may_act_as(connection: asyncpg.Connection[asyncpg.Record], role: str) 
     return bool(await connection.fetchval(_MAY_ACT_AS, role))
 
 
+def membership_options(connection: asyncpg.Connection[asyncpg.Record]) -> str:
+    """Return what to add to a GRANT of a role, so that its member may act as it.
+
+    From 16 on, a login that does not inherit by itself is given that with the role.
+    """
+    return " WITH INHERIT TRUE, SET TRUE" if connection.get_server_version().major >= 16 else ""
+
+
 class AsGate:
     """Runs the statements of a rehearsal as ct_gate."""
 
@@ -83,9 +91,7 @@ class AsGate:
         path = await self._connection.fetchval(_PATH)
         try:
             if not await may_act_as(self._connection, "ct_gate"):
-                newer = self._connection.get_server_version().major >= 16
-                options = " WITH INHERIT TRUE, SET TRUE" if newer else ""
-                await self._connection.execute(f"GRANT ct_gate TO CURRENT_USER{options}")
+                await self._connection.execute(f"GRANT ct_gate TO CURRENT_USER{membership_options(self._connection)}")
             await self._connection.execute("GRANT CREATE ON SCHEMA outreach TO ct_gate")
             await self._make(_SETTLE, (), (), "SET CONSTRAINTS ALL IMMEDIATE", path)
         except asyncpg.InsufficientPrivilegeError as error:

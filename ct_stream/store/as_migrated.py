@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ct_stream.store.queries import query
 from ct_stream.store.sql_files import sql_files
 
 if TYPE_CHECKING:
@@ -70,6 +71,15 @@ class _Trigger:
     enabled: str
     kind: int  #: pg_trigger.tgtype
     has_condition: bool
+
+
+def fetching(connection: asyncpg.Connection[asyncpg.Record]) -> Fetch:
+    """Return what runs a named query on this connection."""
+
+    async def fetch(name: str, *args: Any) -> list[asyncpg.Record]:
+        return list(await connection.fetch(query(name), *args))
+
+    return fetch
 
 
 async def compare(fetch: Fetch) -> Comparison:

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from ct_stream.problems import ProblemError
-from ct_stream.store.as_gate import CannotAct, acting_as_gate, may_act_as
-from ct_stream.store.as_migrated import triggers_altered
+from ct_stream.store.as_gate import CannotAct, acting_as_gate, may_act_as, membership_options
+from ct_stream.store.as_migrated import fetching, triggers_altered
 from ct_stream.store.connecting import connect
 from ct_stream.store.fit import check_arbiter, check_fit, longest_method
 from ct_stream.store.misfit import Misfit, said
-from ct_stream.store.queries import query
 from ct_stream.store.rehearsal import NO_SPINE, Rehearsal, has_spine, rehearse
 from ct_stream.store.sql_files import BASELINE, checksum, sql_files
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import Collection, Mapping
 
     from ct_stream.store.sql_files import SqlFiles
 
@@ -198,20 +197,13 @@ async def _replace_functions(connection: asyncpg.Connection, sql: SqlFiles) -> l
     for name, text in sql.functions.items():
         await _run(connection, f"functions/{name}", text)
     # Only when new, or when somebody has changed one: each waits for the writers of its table.
-    are_altered = bool(await triggers_altered(sql, _fetch(connection)))
+    are_altered = bool(await triggers_altered(sql, fetching(connection)))
     if is_new or are_altered:
         await _run(connection, "triggers.sql", sql.triggers)
     if not is_new:
         return ["triggers"] if are_altered else []
     await connection.execute("INSERT INTO outreach.ct_functions (checksum) VALUES ($1)", sql.functions_checksum)
     return ["functions"]
-
-
-def _fetch(connection: asyncpg.Connection) -> Callable[..., Awaitable[list[asyncpg.Record]]]:
-    async def fetch(name: str, *args: object) -> list[asyncpg.Record]:
-        return list(await connection.fetch(query(name), *args))
-
-    return fetch
 
 
 async def _run(connection: asyncpg.Connection, name: str, text: str) -> None:
@@ -246,8 +238,7 @@ async def _make_roles(connection: asyncpg.Connection) -> None:
     Roles belong to the whole server: a DBA, or another database's owner, may have made them before.
     """
     login = await connection.fetchval("SELECT quote_ident(current_user)")
-    # From 16 on, a login that does not inherit by itself is given that with the role.
-    inherits = " WITH INHERIT TRUE, SET TRUE" if connection.get_server_version().major >= 16 else ""
+    inherits = membership_options(connection)
     known = {row["rolname"] for row in await connection.fetch("SELECT r.rolname FROM pg_roles AS r")}
     missing = [role for role in ROLES if role not in known]
     for role in missing:

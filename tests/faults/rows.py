@@ -258,12 +258,12 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         fault="a host that we ask answers with ICMP of any type and code, or a route of this machine refuses",
-        behaviour="the host is unreachable; it is never taken for a bug of ours",
+        behaviour="the host is unreachable; it is never taken for a bug in ct-stream",
         tests=("mta/test_icmp.py::test_every_icmp_message_makes_a_host_unreachable_and_none_is_our_bug",),
         open="a local route that refuses one network alone: the control meets only what stands in its own way",
     ),
     Row(
-        fault="strangers' input makes code of ours raise",
+        fault="input from outside makes the gate's own code raise",
         behaviour="the company becomes stuck. A place that reads such input adds at most five to the twenty that end a "
         "worker, and nobody ends while as many companies are decided",
         tests=(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 
 from ct_stream.ops.doctor import examine
-from ct_stream.store.as_migrated import compare
+from ct_stream.store.as_migrated import compare, fetching
 from ct_stream.store.migrate import migrate
-from ct_stream.store.queries import query
 from ct_stream.store.sql_files import sql_files
 
 if TYPE_CHECKING:
@@ -96,11 +95,7 @@ ALTERED = {
 
 async def told(dsn: str) -> list[str]:
     connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(dsn)
-
-    async def fetch(name: str, *args: Any) -> list[asyncpg.Record]:
-        return list(await connection.fetch(query(name), *args))
-
-    found = await compare(fetch)
+    found = await compare(fetching(connection))
     await connection.close()
     assert found.is_whole
     return [f"{one.what} -> {one.action}" for one in found.altered]

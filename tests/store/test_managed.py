@@ -1,4 +1,4 @@
-"""A server that others manage: nobody of ours is superuser, and roles belong to all its databases."""
+"""A managed server: who migrates is no superuser, and roles belong to all its databases."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import asyncpg
 from ct_stream.ops.doctor.part import Check, Part, Seen, verdict
 from ct_stream.ops.troubles import postgres_answers
 from ct_stream.settings import variable
-from ct_stream.store.as_migrated import compare
+from ct_stream.store.as_migrated import compare, fetching
 from ct_stream.store.connecting import connect
 from ct_stream.store.migrate import ROLES, latest_migration, missing_part
 from ct_stream.store.misfit import Misfit
@@ -188,11 +188,7 @@ async def _rehearsal(gate: _GateLogin) -> Seen:
 async def _guards(gate: _GateLogin) -> Seen:
     if (await _schema(gate)).ok is False:
         return ()
-
-    async def fetch(name: str, *args: Any) -> list[asyncpg.Record]:
-        return list(await gate.connection.fetch(query(name), *args))
-
-    found = await compare(fetch)
+    found = await compare(fetching(gate.connection))
     bad = [Check(name="guards", ok=False, detail=one.what, action=one.action) for one in found.altered]
     if not found.is_whole:
         return [*bad, Check(name="guards", ok=None, detail="another version of ct-stream has migrated last")]
