@@ -21,14 +21,21 @@ COMMAND_S = 60.0  #: a distribution over millions of errors takes its time
 
 
 class Reader:
-    """Runs the named queries of `store/queries.sql`."""
+    """Runs the named queries of `store/queries.sql`.
 
-    def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    Each in a read-only transaction of its own. That it is the session's default would not be enough: code of the users'
+    tables (expressions of an index, of statistics) runs as the person who reads, and could change the default for the
+    next query, in which it would resume a guardrail in that person's name.
+    """
+
+    def __init__(self, connection: asyncpg.Connection[asyncpg.Record], *, read_only: bool = True) -> None:
         self._connection = connection
+        self._read_only = read_only
 
     async def rows(self, name: str, *args: Any) -> list[asyncpg.Record]:
         """Return the rows of the named query."""
-        return list(await self._connection.fetch(query(name), *args))
+        async with self._connection.transaction(readonly=self._read_only):
+            return list(await self._connection.fetch(query(name), *args))
 
     async def each(self, name: str, *args: Any) -> AsyncIterator[asyncpg.Record]:
         """Yield the rows of the named query, a few thousand in memory at a time, as they were at one moment."""
@@ -45,7 +52,8 @@ class Reader:
 
     async def row(self, name: str, *args: Any) -> asyncpg.Record | None:
         """Return the first row of the named query."""
-        return await self._connection.fetchrow(query(name), *args)
+        async with self._connection.transaction(readonly=self._read_only):
+            return await self._connection.fetchrow(query(name), *args)
 
 
 @asynccontextmanager
@@ -61,6 +69,6 @@ async def reader(settings: Settings, *, read_only: bool = True, command_s: float
             session={"default_transaction_read_only": "on" if read_only else "off"},
         )
         try:
-            yield Reader(connection)
+            yield Reader(connection, read_only=read_only)
         finally:
             await connection.close()

@@ -1,8 +1,10 @@
-"""Lets the administrator's connection run the gate's statements with the rights of ct_gate, for a rehearsal.
+"""Lets the administrator's connection run the gate's statements with the rights of ct_gate.
 
-SET ROLE alone would not do: triggers of the users' tables, and of tables that ct_owner owns, run as whoever writes, and
-one of them could RESET ROLE and be the administrator. In a function that runs as its owner (SECURITY DEFINER) Postgres
-refuses that. So each statement becomes such a function of ct_gate, and the savepoint that is rolled back takes it away.
+Whoever owns a table decides what runs when it is read or written: expressions of an index or of statistics, triggers.
+SET ROLE alone would not keep the administrator's rights from that code, which could RESET ROLE. In a function that runs
+as its owner (SECURITY DEFINER) Postgres refuses that. So each statement becomes such a function of ct_gate, and the
+savepoint that is rolled back takes away the function and whatever that code left for later: settings of the session,
+events of deferred triggers, which would run as the administrator.
 """
 
 from __future__ import annotations
@@ -12,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from ct_stream.store.misfit import explain, said
+from ct_stream.store.misfit import Misfit, explain, said
 from ct_stream.store.queries import query
-from ct_stream.store.rehearsal import STATEMENTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -40,7 +41,7 @@ SELECT coalesce(
 """
 _MAKE = """
 CREATE FUNCTION outreach.{name}({inputs}) RETURNS {result} LANGUAGE sql
-SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = on AS {body}
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = {row_security} AS {body}
 """
 
 
@@ -70,21 +71,50 @@ def membership_options(connection: asyncpg.Connection[asyncpg.Record]) -> str:
 
 
 class AsGate:
-    """Runs the statements of a rehearsal as ct_gate."""
+    """Runs some named statements as ct_gate."""
 
-    def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    def __init__(
+        self, connection: asyncpg.Connection[asyncpg.Record], names: Sequence[str], *, sees_all: bool = False
+    ) -> None:
+        """`sees_all`: row security that hides rows is an error, as for the administrator."""
         self._connection = connection
+        self._names = names
+        self._row_security = "off" if sees_all else "on"
         self._inputs: dict[str, int] = {}
+        self._made: set[tuple[Any, ...]] = set()
 
     async def fetch(self, name: str, *args: Any) -> Sequence[Mapping[str, Any]]:
         """Run a named statement."""
         places = ", ".join(f"${n + 1}" for n in range(self._inputs[name]))
+        await self._require_untouched()
         rows = await self._connection.fetch(f"SELECT * FROM outreach.{_PREFIX}{name}({places})", *args)
         return [dict(row) for row in rows]
 
     async def settle(self) -> None:
         """Check deferred constraints, and run deferred triggers."""
+        await self._require_untouched()
         await self._connection.fetch(f"SELECT * FROM outreach.{_PREFIX}{_SETTLE}()")
+
+    async def _require_untouched(self) -> None:
+        """Raise Misfit if code that ran as ct_gate has changed our functions: it owns them, too.
+
+        It could make one run as whoever calls it.
+        """
+        await self._connection.execute("SET LOCAL search_path = pg_catalog, pg_temp")  # it may have set another
+        if await self._functions() != self._made:
+            raise Misfit(
+                "code that belongs to the users' tables changed a function of the rehearsal while that ran",
+                "look through the triggers, index expressions and extended statistics of outreach.company_target, "
+                "outreach.company_target_errors and outreach.outreach: somebody tries to get this login's rights",
+            )
+
+    async def _functions(self) -> set[tuple[Any, ...]]:
+        rows = await self._connection.fetch(
+            "SELECT p.oid, p.xmin::text, p.ctid::text FROM pg_proc AS p"
+            " WHERE p.pronamespace = 'outreach'::regnamespace AND starts_with(p.proname, $1)",
+            _PREFIX,
+        )
+        return {tuple(row) for row in rows}
 
     async def make(self) -> None:
         """Make the functions. Raises CannotAct or Misfit."""
@@ -98,7 +128,7 @@ class AsGate:
             raise CannotAct(
                 f"this login may not act as ct_gate ({said(error)}); with GRANT ct_gate TO this login it would"
             ) from error
-        for name in STATEMENTS:
+        for name in self._names:
             try:
                 statement = await self._connection.prepare(query(name))
                 await self._make(
@@ -111,6 +141,7 @@ class AsGate:
             except asyncpg.PostgresError as error:
                 raise explain(error, f"the gate's statement {name}") from error
         await self._connection.execute("REVOKE CREATE ON SCHEMA outreach FROM ct_gate")
+        self._made = await self._functions()
 
     async def _make(
         self, name: str, inputs: Sequence[int], outputs: Sequence[tuple[str, int]], text: str, path: str
@@ -134,18 +165,21 @@ class AsGate:
             inputs=", ".join(given),
             result=f"TABLE ({columns})" if columns else "void",
             body=body,
+            row_security=self._row_security,
         )
         await self._connection.execute(made)
         await self._connection.execute(f"ALTER FUNCTION outreach.{_PREFIX}{name}({', '.join(given)}) OWNER TO ct_gate")
 
 
 @asynccontextmanager
-async def acting_as_gate(connection: asyncpg.Connection[asyncpg.Record]) -> AsyncIterator[AsGate]:
+async def acting_as_gate(
+    connection: asyncpg.Connection[asyncpg.Record], names: Sequence[str], *, sees_all: bool = False
+) -> AsyncIterator[AsGate]:
     """Act as ct_gate within a savepoint that is rolled back. Raises CannotAct or Misfit."""
     savepoint = connection.transaction()
     await savepoint.start()
     try:
-        actor = AsGate(connection)
+        actor = AsGate(connection, names, sees_all=sees_all)
         await actor.make()
         yield actor
     finally:

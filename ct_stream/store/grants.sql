@@ -4,9 +4,9 @@ GRANT USAGE ON SCHEMA outreach TO ct_gate, ct_ops;
 -- Functions that run as ct_owner look names up in this schema.
 REVOKE CREATE ON SCHEMA outreach FROM PUBLIC, ct_gate, ct_ops;
 
--- The owner owns the gate's tables, and companies decided earlier are adopted with its rights. It notes migrations in
--- tables that it does not own, so that it cannot put a trigger there that an administrator would run.
-GRANT SELECT ON outreach.company_target, outreach.company_target_errors TO ct_owner;
+-- The owner owns the gate's tables, and reads none of the users': whoever owns a table decides what runs when it is read
+-- (expressions of an index, of statistics). It notes migrations in tables that it does not own, so that it cannot put a
+-- trigger there that an administrator would run.
 GRANT SELECT, INSERT ON outreach.ct_migrations, outreach.ct_functions TO ct_owner;
 
 -- The gate inserts outcomes, moves the publish claim and keeps waits. It cannot delete rows by itself.
@@ -67,9 +67,9 @@ DECLARE
         'ct_wake', 'ct_woken_at_once', 'ct_wake_sleepers', 'ct_wake_capped', 'ct_forget_passes',
         'ct_recall', 'ct_tidy',
         'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since',
-        'ct_count_try', 'ct_talks_wanted', 'ct_trial_talks', 'ct_set_guardrail', 'ct_end_trial',
+        'ct_count_try', 'ct_lock_try', 'ct_talks_wanted', 'ct_trial_talks', 'ct_set_guardrail', 'ct_end_trial',
         'ct_take_tier2', 'ct_answer_tier2',
-        'ct_take_alerts'
+        'ct_take_alerts', 'ct_recorded_here'
     ];
     of_people CONSTANT name[] := ARRAY['resume_guardrail', 'ct_accept_toolbox'];
     -- Triggers of the runbook's tables call them as whoever changes a row there.
@@ -77,8 +77,8 @@ DECLARE
     -- Triggers, and what other functions call.
     of_owner CONSTANT name[] := ARRAY[
         'ct_adopt', 'ct_alert', 'ct_alert_conflict', 'ct_alert_control', 'ct_alert_guardrail', 'ct_alert_stuck',
-        'ct_guard_attempt', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_outcome', 'ct_guard_unwritten',
-        'ct_guard_usage', 'ct_guard_worker', 'ct_hurry', 'ct_tier2_in_a_row'
+        'ct_guard_attempt', 'ct_end_adoption', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_new_row',
+        'ct_guard_outcome', 'ct_guard_usage', 'ct_guard_worker', 'ct_hurry', 'ct_is_adopted', 'ct_tier2_in_a_row'
     ];
     made record;
 BEGIN
@@ -101,12 +101,20 @@ END $$;
 
 -- The spine, by column: never sovereign_id (law 4).
 DO $$
+DECLARE
+    its_owner regrole;
 BEGIN
     IF to_regclass('outreach.outreach') IS NOT NULL THEN
         REVOKE ALL ON outreach.outreach FROM ct_gate, ct_ops;
         GRANT SELECT (outreach_id, domain) ON outreach.outreach TO ct_gate, ct_ops;
-        -- Is a company gone? Asked when a row of a decided one is to go with it.
-        GRANT SELECT (outreach_id) ON outreach.outreach TO ct_owner;
+        -- Is a company gone? Asked when a row of a decided one is to go with it, as the owner of that row's table.
+        FOR its_owner IN
+            SELECT DISTINCT c.relowner::regrole FROM pg_class AS c
+            WHERE c.oid IN ('outreach.company_target'::regclass, 'outreach.company_target_errors'::regclass)
+                AND NOT has_column_privilege(c.relowner, 'outreach.outreach'::regclass, 'outreach_id', 'SELECT')
+        LOOP
+            EXECUTE format('GRANT SELECT (outreach_id) ON outreach.outreach TO %s', its_owner);
+        END LOOP;
         -- How old is a company without an outcome? Only people ask.
         IF EXISTS (
             SELECT 1 FROM pg_attribute AS a

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from ct_stream.problems import ProblemError
+from ct_stream.store.adoption import adopt, without_outcome
 from ct_stream.store.as_gate import CannotAct, acting_as_gate, may_act_as, membership_options
 from ct_stream.store.as_migrated import fetching, triggers_altered
 from ct_stream.store.connecting import connect
 from ct_stream.store.fit import check_arbiter, check_fit, longest_method
 from ct_stream.store.misfit import Misfit, said
-from ct_stream.store.rehearsal import NO_SPINE, Rehearsal, has_spine, rehearse
+from ct_stream.store.rehearsal import NO_SPINE, STATEMENTS, Rehearsal, has_spine, rehearse
 from ct_stream.store.sql_files import BASELINE, checksum, sql_files
 
 if TYPE_CHECKING:
@@ -32,11 +33,18 @@ _MIN_SERVER = 15
 _NOTED = ("ct_migrations", "ct_functions")  #: what this module writes to
 #: An administrator must not resolve names in a schema that others may write to, and must see every row to adopt.
 _SAFELY = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL row_security = off"
-#: Rows of company_target without an outcome, by whether their status is a final one.
-_COUNT = """
-SELECT count(*) FROM outreach.company_target AS t
-WHERE t.outreach_id IS NOT NULL AND coalesce(t.execution_status::text, '') {final} ('ready', 'failed', 'blocked')
-    AND NOT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = t.outreach_id)
+#: Who waits for a table keeps all who come after it waiting, too: workers record nothing meanwhile.
+_WAIT_FOR_TABLES = "SET LOCAL lock_timeout = '10s'"
+_WAIT_FOR_OTHERS = "SET LOCAL lock_timeout = '60s'"  #: other migrations, each of which takes a second
+_IN_THE_WAY = """
+SELECT format('process %s of %I, since %s', a.pid, a.usename, coalesce(a.xact_start, a.state_change)::timestamptz(0))
+FROM pg_locks AS l
+JOIN pg_stat_activity AS a ON a.pid = l.pid
+LEFT JOIN pg_class AS c ON c.oid = l.relation
+WHERE l.granted AND l.pid <> pg_backend_pid()
+    AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+    AND (c.relnamespace = to_regnamespace('outreach') OR l.locktype = 'advisory' AND l.objid = $1::bigint::oid)
+ORDER BY l.mode = 'AccessShareLock', a.xact_start LIMIT 1  -- readers are seldom in the way
 """
 _ERRORS_BOUND_BY = """
 SELECT quote_ident(c.conname) FROM pg_constraint AS c
@@ -91,8 +99,12 @@ async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationRepor
             raise MigrationError(f"PostgreSQL {connection.get_server_version().major} is too old", "use 15 or newer")
         async with connection.transaction():
             await connection.execute(_SAFELY)
+            await connection.execute(_WAIT_FOR_OTHERS)
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            await connection.execute(_WAIT_FOR_TABLES)
             return await _migrate(connection, sql or sql_files())
+    except asyncpg.LockNotAvailableError as error:
+        raise await _in_the_way(connection) from error
     except Misfit as error:
         raise MigrationError(error.problem.what, error.problem.action) from error
     except asyncpg.InsufficientPrivilegeError as error:
@@ -101,6 +113,17 @@ async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationRepor
         ) from error
     finally:
         await connection.close()
+
+
+async def _in_the_way(connection: asyncpg.Connection) -> MigrationError:
+    """Say who holds what this waited for. Nothing has changed."""
+    async with connection.transaction(readonly=True):
+        await connection.execute(_SAFELY)
+        who = await connection.fetchval(_IN_THE_WAY, _LOCK)
+    return MigrationError(
+        f"a table of schema outreach is in use, and this waited for it in vain: {who or 'it is free now'}",
+        "nothing has changed: migrate again when that is done, or end it with pg_terminate_backend",
+    )
 
 
 async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationReport:
@@ -120,12 +143,13 @@ async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationRe
     temp_was_open = await _is_temp_open(connection)
     await _revoke_temp(connection)
     temp_open = await _is_temp_open(connection)
-    adopted = await _adopted(connection)
+    adopted = await adopt(connection)
+    undecided = await without_outcome(connection)
     return MigrationReport(
         applied=tuple(applied),
         adopted=adopted,
-        pending=await connection.fetchval(_COUNT.format(final="NOT IN")),
-        foreign=await connection.fetchval(_COUNT.format(final="IN")),
+        pending=undecided["pending"],
+        foreign=undecided["made_final"],
         errors_bound_by=await connection.fetchval(_ERRORS_BOUND_BY),
         longest_method=await longest_method(connection),
         rehearsal=str(await _rehearsed(connection)),
@@ -135,23 +159,12 @@ async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationRe
     )
 
 
-async def _adopted(connection: asyncpg.Connection) -> int:
-    """Adopt companies that were decided before, and return how many."""
-    try:
-        return int(await connection.fetchval("SELECT outreach.ct_adopt()"))
-    except asyncpg.InsufficientPrivilegeError as error:  # 42501, also where row security hides rows from ct_owner
-        raise MigrationError(
-            f"companies decided before cannot be adopted: {error}",
-            "let a superuser ALTER ROLE ct_owner BYPASSRLS, or switch row security off for that table meanwhile",
-        ) from error
-
-
 async def _rehearsed(connection: asyncpg.Connection) -> Rehearsal:
     """Rehearse as ct_gate what workers will do, so that what does not fit is told now. Raises Misfit."""
     if not await has_spine(connection):
         return NO_SPINE
     try:
-        async with acting_as_gate(connection) as actor:
+        async with acting_as_gate(connection, STATEMENTS) as actor:
             return await rehearse(connection, actor)
     except CannotAct as why:
         return Rehearsal(not_rehearsed=str(why))

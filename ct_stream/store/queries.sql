@@ -119,6 +119,48 @@ SELECT w.outreach_id, w.ordinal,
     ) AS in_conflict
 FROM won AS w;
 
+-- name: decided_before
+-- Companies that the users' own tables call final, from the id $1 on, at most $2. Its first failure says why.
+SELECT t.outreach_id, CASE WHEN t.execution_status::text = 'ready' THEN 'PASS' ELSE 'FAIL' END AS outcome,
+    e.failure_code::text, e.blocking_reason::text, coalesce(t.imo_completed_at, e.created_at)::timestamptz AS decided_at
+FROM outreach.company_target AS t
+LEFT JOIN LATERAL (
+    SELECT x.failure_code, x.blocking_reason, x.created_at FROM outreach.company_target_errors AS x
+    WHERE x.outreach_id = t.outreach_id ORDER BY x.created_at LIMIT 1
+) AS e ON true
+WHERE t.outreach_id >= $1 AND t.execution_status::text IN ('ready', 'failed', 'blocked')
+ORDER BY t.outreach_id LIMIT $2;
+
+-- name: failed_before
+-- Companies with a recorded failure, from the id $1 on, at most $2.
+SELECT DISTINCT ON (x.outreach_id) x.outreach_id, 'FAIL' AS outcome, x.failure_code::text, x.blocking_reason::text,
+    x.created_at::timestamptz AS decided_at
+FROM outreach.company_target_errors AS x
+WHERE x.outreach_id >= $1
+ORDER BY x.outreach_id, x.created_at LIMIT $2;
+
+-- name: adopt
+-- See ct_adopt.
+SELECT outreach.ct_adopt($1, $2, $3, $4, $5) AS adopted;
+
+-- name: is_adopted
+-- See ct_is_adopted.
+SELECT outreach.ct_is_adopted();
+
+-- name: end_adoption
+-- See ct_end_adoption.
+SELECT outreach.ct_end_adoption($1);
+
+-- name: without_outcome
+-- Rows of company_target without an outcome: those that the gate will decide, and those whose status is final already.
+SELECT count(*) FILTER (WHERE NOT r.is_final) AS pending, count(*) FILTER (WHERE r.is_final) AS made_final
+FROM (
+    SELECT coalesce(t.execution_status::text, '') IN ('ready', 'failed', 'blocked') AS is_final
+    FROM outreach.company_target AS t
+    WHERE t.outreach_id IS NOT NULL
+        AND NOT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = t.outreach_id)
+) AS r;
+
 -- name: rehearsal_companies
 -- Some undecided companies that a rehearsal may record, with and without a row in company_target (rehearsal.py).
 SELECT s.outreach_id, t.outreach_id IS NOT NULL AS has_row
@@ -754,7 +796,11 @@ SELECT session_user AS login,
     coalesce(
         (SELECT has_schema_privilege(n.oid, 'USAGE') FROM pg_namespace AS n WHERE n.nspname = 'cl'), false
     ) AS uses_cl,
-    coalesce(row_security_active(s.oid), false) AS row_security
+    coalesce(row_security_active(s.oid), false) AS row_security,
+    EXISTS (
+        SELECT 1 FROM pg_namespace AS n CROSS JOIN LATERAL aclexplode(n.nspacl) AS a
+        WHERE n.nspname = 'public' AND a.grantee = 0 AND a.privilege_type = 'CREATE'
+    ) AS public_is_open
 FROM (SELECT 1) AS one
 LEFT JOIN (
     SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -779,13 +825,22 @@ SELECT clock_timestamp() AS now;
 -- NULL: all. The digest is ops/verify/spill.digest_of. NULL::timestamptz is replaced by the spine's created_at, if
 -- there is one (ops/spine.py).
 -- says_otherwise: its row of company_target was final before the gate came to it, and was not put right since.
+-- says_instead: what its row says where it is not what was published. Triggers do not see an ALTER TABLE.
 SELECT uuid_send(outreach_id) AS id, o.outcome, o.source, o.failure_code, o.topic, o.digest, o.must_be_there,
     o.is_unpublished, p.state, p.reason, p.is_waiting_long, p.is_overdue, t.execution_status,
     coalesce(e.errors, 0)::integer AS errors, e.first_code, s.spine IS NOT NULL AS in_spine,
     s.spine_at < now() - $4::interval AS is_spine_old, coalesce(x.says_otherwise, false) AS says_otherwise,
-    coalesce(x.has_no_errors_row, false) AS has_no_errors_row
+    coalesce(x.has_no_errors_row, false) AS has_no_errors_row,
+    CASE WHEN t.execution_status IN ('ready', 'failed') AND t.said <> o.told AND NOT coalesce(x.is_as_found, false)
+        THEN t.said::text END AS says_instead
 FROM (
     SELECT c.outreach_id, c.outcome, c.source, c.failure_code, c.topic,
+        CASE WHEN c.source = 'gate' AND c.value IS NOT NULL THEN (
+            SELECT jsonb_build_object('email_method', v.told ->> 'email_method', 'method_type', v.told ->> 'method_type',
+                'confidence_score', (v.told ->> 'confidence_score')::numeric(5, 4),
+                'is_catchall', v.told ->> 'is_catchall')
+            FROM (SELECT convert_from(c.value, 'UTF8')::jsonb AS told) AS v
+        ) END AS told,
         CASE WHEN c.topic IS NOT NULL THEN
             sha256(c.key || '\x00'::bytea || sha256(c.value) || convert_to(c.headers::text, 'UTF8'))
         END AS digest,
@@ -803,7 +858,10 @@ FULL JOIN (
     FROM outreach.ct_passes AS w WHERE $7::uuid[] IS NULL OR w.outreach_id = ANY ($7::uuid[])
 ) AS p USING (outreach_id)
 FULL JOIN (
-    SELECT r.outreach_id, r.execution_status::text FROM outreach.company_target AS r
+    SELECT r.outreach_id, r.execution_status::text,
+        jsonb_build_object('email_method', r.email_method::text, 'method_type', r.method_type::text,
+            'confidence_score', r.confidence_score::numeric(5, 4), 'is_catchall', r.is_catchall::text) AS said
+    FROM outreach.company_target AS r
     WHERE r.outreach_id IS NOT NULL AND ($7::uuid[] IS NULL OR r.outreach_id = ANY ($7::uuid[]))
 ) AS t USING (outreach_id)
 FULL JOIN (
@@ -817,6 +875,7 @@ FULL JOIN (
 ) AS s USING (outreach_id)
 LEFT JOIN (
     SELECT k.outreach_id, bool_or(k.its_table = 'company_target_errors') AS has_no_errors_row,
+        bool_or(k.its_table = 'company_target') AS is_as_found,
         bool_or(k.its_table = 'company_target' AND (g.execution_status::text, g.email_method::text) IS DISTINCT FROM
             (CASE l.outcome WHEN 'PASS' THEN 'ready' ELSE 'failed' END,
                 convert_from(l.value, 'UTF8')::jsonb ->> 'email_method')) AS says_otherwise

@@ -22,9 +22,13 @@ CREATE OR REPLACE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.ct_tier2
 
 CREATE OR REPLACE TRIGGER ct_guard BEFORE INSERT OR UPDATE ON outreach.ct_workers
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_worker();
-DROP TRIGGER IF EXISTS ct_guard ON outreach.ct_unwritten;  -- a constraint trigger cannot be replaced
-CREATE CONSTRAINT TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.ct_unwritten
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_unwritten();
+-- AFTER: at the end of the statement, whose parts may be written in any order.
+CREATE OR REPLACE TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.ct_unwritten
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_new_row();
+CREATE OR REPLACE TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.company_target
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_new_row();
+CREATE OR REPLACE TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.company_target_errors
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_new_row();
 CREATE OR REPLACE TRIGGER ct_guard BEFORE INSERT OR UPDATE ON outreach.ct_usage
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_usage();
 

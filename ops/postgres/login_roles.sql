@@ -18,4 +18,5 @@ SET log_min_duration_statement = -1;
 \endif
 
 ALTER ROLE ct_gate LOGIN PASSWORD :'gate_password';
-ALTER ROLE ct_ops LOGIN PASSWORD :'ops_password';
+-- People and their dashboards must not take the connections that the workers need.
+ALTER ROLE ct_ops LOGIN CONNECTION LIMIT 20 PASSWORD :'ops_password';

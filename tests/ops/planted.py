@@ -28,6 +28,7 @@ NOW = datetime.now(UTC)
 _TRANSCRIPT = orjson.dumps(to_json(EXCHANGES)).decode()
 _HOUR = timedelta(hours=1)
 _AT_ONCE = 20_000
+FINALS = ("email_method", "method_type", "confidence_score", "is_catchall")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class Planted:
     published_at: datetime | None = NOW - 2 * _HOUR
     recorded_at: datetime = NOW - 2 * _HOUR
     status: str | None = "ready"
+    final: tuple[Any, ...] | None = None  #: what company_target says besides; None: what was published
     errors: tuple[str, ...] = ()
     in_spine: bool = True
     spine_at: datetime = NOW - 3 * _HOUR
@@ -55,6 +57,14 @@ class Planted:
     def topic(self) -> str | None:
         """Return where its outcome is published."""
         return None if self.source != "gate" else CT_PASS if self.outcome == "PASS" else CT_FAIL
+
+    @property
+    def finals(self) -> tuple[Any, ...]:
+        """Return what company_target says besides its status."""
+        if self.final is not None:
+            return self.final
+        told = orjson.loads(self.value) if self.source == "gate" and self.status == "ready" else {}
+        return tuple(told.get(name) for name in FINALS)
 
     @property
     def on_topics(self) -> tuple[tuple[str, bytes], ...]:
@@ -182,8 +192,8 @@ async def _rows(connection: asyncpg.Connection[Any], companies: Sequence[Planted
             if c.has_row
         ),
     )
-    await _copy(connection, "company_target", ["outreach_id", "execution_status", "imo_completed_at"], (
-        (c.id, c.status, c.recorded_at) for c in companies if c.status is not None
+    await _copy(connection, "company_target", ["outreach_id", "execution_status", "imo_completed_at", *FINALS], (
+        (c.id, c.status, c.recorded_at, *c.finals) for c in companies if c.status is not None
     ))  # fmt: skip
     await _copy(connection, "company_target_errors", ["outreach_id", "failure_code"], (
         (c.id, code) for c in companies for code in c.errors
@@ -211,6 +221,13 @@ def old_wait(**fields: Any) -> dict[str, Any]:
     return wait | fields
 
 
+def _rewritten() -> list[tuple[Any, ...]]:
+    """Return what was published, each time with one of the columns changed."""
+    true = company().finals
+    others = ("x@acme.example", "first.last", 0.1, not true[3])
+    return [(*true[:n], other, *true[n + 1 :]) for n, other in enumerate(others)]
+
+
 async def plant_violations(place: Place) -> dict[str, list[UUID | None]]:
     """Plant each violation and each note that can be told on any broker; return the ids by kind."""
     other = company().value.replace(b"acme", b"emca")
@@ -234,7 +251,11 @@ async def plant_violations(place: Place) -> dict[str, list[UUID | None]]:
             company("FAIL", errors=("CT-M-NO-PATTERN",)),
             company("FAIL", failure_code="CT-X", errors=("CT-X",)),
         ],
-        "target_row": [company(status=None), company(status="failed"), company("FAIL", status="pending")],
+        "target_row": [
+            *(company(status=None), company(status="failed"), company("FAIL", status="pending")),
+            *(company(final=rewritten) for rewritten in _rewritten()),
+            company("FAIL", final=("info@acme.example", None, None, None)),
+        ],
         "final_without_row": [
             undecided(status="ready", has_event=False, spine_at=NOW),
             undecided(errors=("CT-M-NO-MX",), has_event=False, in_spine=False),

@@ -145,3 +145,13 @@ async def test_what_the_users_tables_refuse_is_told_before_a_worker_meets_it(dat
     assert check.ok is False
     assert check.detail == "outreach.company_target.region is NOT NULL, and the gate does not fill it"
     assert check.action.startswith("ALTER TABLE outreach.company_target ALTER COLUMN region DROP NOT NULL")
+
+
+async def test_doctor_notes_a_schema_in_which_everybody_may_plant_functions(database: DatabaseDsns) -> None:
+    async def noted() -> list[str]:
+        return [check.action for check in await examine({"CT_POSTGRES_DSN": database.gate}) if "public" in check.name]
+
+    assert await noted() == []
+    await execute(database.admin, "GRANT CREATE ON SCHEMA public TO PUBLIC")
+    assert await noted() == ["REVOKE CREATE ON SCHEMA public FROM PUBLIC"]
+    await execute(database.admin, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")

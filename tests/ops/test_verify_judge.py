@@ -96,6 +96,7 @@ def test_verify_reports_nothing_about_a_company_whose_records_agree(
         pytest.param(PASS._replace(must_be_there=None, is_unpublished=True), {}, "unpublished", id="unpublished"),
         pytest.param(FAIL._replace(errors=0, first_code=None), {"records": (GOOD_FAIL,)}, "errors_row", id="no errors"),
         pytest.param(PASS._replace(status="failed"), {"records": (GOOD,)}, "target_row", id="another status"),
+        pytest.param(PASS._replace(says_instead="{}"), {"records": (GOOD,)}, "target_row", id="a rewritten method"),
         pytest.param(Recorded(ID, status="blocked"), {}, "final_without_row", id="a final row of nobody"),
         pytest.param(
             PASS._replace(says_otherwise=True), {"records": (GOOD,)}, "foreign_row", id="a final row of others"

@@ -6,18 +6,16 @@ Each statement was first seen succeeding.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
-from ct_stream.store.migrate import MigrationError, migrate
-from tests.conftest import UPSTREAM
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
-    from ct_stream.local.postgres import EmbeddedPostgres
     from tests.conftest import DatabaseDsns
 
 TAKE = (
@@ -214,97 +212,101 @@ async def test_no_forged_row_of_a_worker_keeps_others_from_starting(database: Da
     assert await value(database.ops, ahead) == 0
 
 
-@pytest.fixture
-async def owners_database(postgres: EmbeddedPostgres) -> str:
-    """Lend a database that is not migrated yet, in which `app_owner`, no superuser, has a schema and may create."""
-    dsn = await postgres.create_database(f"owned_{uuid4().hex}")
-    await run(
-        dsn,
-        UPSTREAM + "DO $$ BEGIN CREATE ROLE app_owner; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
-        "CREATE SCHEMA evil AUTHORIZATION app_owner; GRANT USAGE ON SCHEMA evil TO PUBLIC;"
-        "GRANT USAGE, CREATE ON SCHEMA outreach TO app_owner;"
-        "CREATE TABLE evil.ran (as_whom text); GRANT ALL ON evil.ran TO PUBLIC;"
-        "INSERT INTO outreach.outreach (outreach_id, domain) SELECT gen_random_uuid(), 'a.example'"
-        " FROM generate_series(1, 5)",
-    )
-    return dsn
+OTHERS = "00000000-0000-0000-0000-00000000000a"
+FORGED = {
+    "a guard taken off": "INSERT INTO outreach.ct_unwritten (outreach_id, its_table)"
+    f" VALUES ('{OTHERS}', 'company_target')",
+    "a second failure": "INSERT INTO outreach.company_target_errors (outreach_id, failure_code)"
+    f" VALUES ('{OTHERS}', 'CT-M-NO-MX')",
+    "a row that was gone": "INSERT INTO outreach.company_target (outreach_id, execution_status)"
+    f" VALUES ('{OTHERS}', 'ready')",
+    "a row that was gone, in two steps": f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}');"
+    "UPDATE outreach.company_target SET execution_status = 'ready'",
+    "a row of another company": f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{uuid4()}');"
+    f"UPDATE outreach.company_target SET outreach_id = '{OTHERS}', execution_status = 'ready'",
+    "a row of nobody's": "INSERT INTO outreach.company_target (outreach_id, execution_status)"
+    " VALUES (gen_random_uuid(), 'ready')",
+}
 
 
-NOTES = "INSERT INTO evil.ran VALUES (current_user || current_setting('is_superuser'));"
-TARGET = (
-    "CREATE TABLE outreach.company_target ("
-    "target_id uuid PRIMARY KEY DEFAULT gen_random_uuid(), outreach_id uuid UNIQUE"
+@pytest.mark.parametrize("statement", FORGED.values(), ids=FORGED)
+@pytest.mark.parametrize(
+    "claims", ["", f"UPDATE outreach.ct_outcomes SET publish_until = now() WHERE outreach_id = '{OTHERS}'"]
 )
+async def test_the_gate_adds_nothing_to_what_another_transaction_decided(
+    database: DatabaseDsns, statement: str, claims: str
+) -> None:
+    """Not in a transaction that began before, nor after it has touched the outcome's row."""
+    gate: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.gate)
+    try:
+        await gate.execute("BEGIN; SELECT 1")
+        await run(database.gate, f"{RECORDED}) VALUES ('{OTHERS}', 'PASS', now())")
+        if claims:
+            await gate.execute(claims)
+        with pytest.raises(asyncpg.RestrictViolationError, match="was not recorded by this transaction"):
+            await gate.execute(f"{statement}; COMMIT")
+    finally:
+        await gate.close()
 
 
-async def ran_as(dsn: str) -> set[str]:
-    return set(str(await value(dsn, "SELECT coalesce(string_agg(DISTINCT as_whom, ' '), '') FROM evil.ran")).split())
-
-
-async def test_no_trigger_puts_its_own_statement_in_the_administrators_place(owners_database: str) -> None:
-    """The rehearsal runs others' triggers; one that renames prepared statements ran as the superuser."""
-    await run(
-        owners_database,
-        f"""
-        {TARGET}); ALTER TABLE outreach.company_target OWNER TO app_owner;
-        SET SESSION AUTHORIZATION app_owner;
-        CREATE FUNCTION evil.trig() RETURNS trigger LANGUAGE plpgsql AS $f$
-        DECLARE r record;
-        BEGIN
-            FOR r IN SELECT name FROM pg_catalog.pg_prepared_statements LOOP
-                RAISE EXCEPTION 'a prepared statement of the administrator is there: %', r.name;
-            END LOOP;
-            RETURN NEW;
-        END $f$;
-        CREATE TRIGGER t BEFORE INSERT OR UPDATE ON outreach.company_target FOR EACH ROW EXECUTE FUNCTION evil.trig();
-        """,
-    )
-    await migrate(owners_database)
-
-
-async def test_no_cast_of_the_tables_owner_is_run(owners_database: str) -> None:
-    await run(
-        owners_database,
-        f"""
-        SET SESSION AUTHORIZATION app_owner;
-        CREATE TYPE evil.status AS ENUM ('pending', 'ready', 'failed', 'blocked');
-        CREATE FUNCTION evil.to_text(evil.status) RETURNS text LANGUAGE plpgsql AS $f$ BEGIN
-            RAISE EXCEPTION 'ran as %', current_user;
-        END $f$;
-        CREATE CAST (evil.status AS text) WITH FUNCTION evil.to_text(evil.status);
-        {TARGET}, execution_status evil.status DEFAULT 'pending');
-        INSERT INTO outreach.company_target (outreach_id) SELECT gen_random_uuid() FROM generate_series(1, 2);
-        """,
-    )
-    with pytest.raises(MigrationError, match=r"execution_status is of type evil\.status"):
-        await migrate(owners_database)
-
-
-async def test_no_overload_of_a_function_of_ours_gets_our_rights(owners_database: str) -> None:
-    await run(
-        owners_database,
-        """
-        SET SESSION AUTHORIZATION app_owner;
-        CREATE FUNCTION outreach.ct_first_change(statement text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $f$
-        BEGIN EXECUTE statement; END $f$;
-        """,
-    )
-    with pytest.raises(MigrationError, match=r"ct_first_change\(text\) has a name of the gate's"):
-        await migrate(owners_database)
-
-
-async def test_no_view_of_the_spines_owner_runs_as_ours(database: DatabaseDsns) -> None:
+async def test_others_write_rows_of_their_own(database: DatabaseDsns) -> None:
+    """Their archive jobs and imports are not the gate's affair; `verify` names what has no outcome."""
     await run(
         database.admin,
-        f"""
-        CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO PUBLIC;
-        CREATE TABLE evil.ran (as_whom text); GRANT ALL ON evil.ran TO PUBLIC;
-        CREATE FUNCTION evil.f(id uuid) RETURNS uuid LANGUAGE plpgsql AS $f$ BEGIN {NOTES} RETURN id; END $f$;
-        ALTER TABLE outreach.outreach RENAME TO the_real_one;
-        CREATE VIEW outreach.outreach AS SELECT evil.f(outreach_id) AS outreach_id, domain FROM outreach.the_real_one;
-        INSERT INTO outreach.the_real_one (outreach_id, domain) VALUES (gen_random_uuid(), 'x.example');
-        GRANT SELECT ON outreach.outreach TO PUBLIC;
-        """,
+        "DO $$ BEGIN CREATE ROLE importer; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
+        "GRANT USAGE ON SCHEMA outreach TO importer; GRANT INSERT ON outreach.company_target TO importer;"
+        "SET ROLE importer; INSERT INTO outreach.company_target (outreach_id, execution_status)"
+        " VALUES (gen_random_uuid(), 'ready')",
     )
-    assert await value(database.ops, "SELECT outreach.ct_left_the_spine(gen_random_uuid())") is False
-    assert await ran_as(database.admin) == set()
+
+
+async def test_people_are_told_once_that_the_budget_is_spent(database: DatabaseDsns) -> None:
+    await run(database.gate, TAKE.format(usd_per_month=0, usd_per_call=0.004))
+    with pytest.raises(asyncpg.RestrictViolationError):
+        await run(database.gate, "UPDATE outreach.ct_usage SET refused_at = NULL WHERE tool_id = 'TOOL-019'")
+
+
+async def test_a_talk_in_the_future_ends_no_trial(database: DatabaseDsns) -> None:
+    await run(database.gate, "SELECT outreach.ct_set_guardrail('tool:TOOL-005', 'halted', 'refused by 5', NULL)")
+    await run(database.ops, "SELECT outreach.resume_guardrail('tool:TOOL-005', 'delisted')")
+    await run(
+        database.gate,
+        "INSERT INTO outreach.ct_domains (domain, provider, free_at, talked_at)"
+        " SELECT n, n, now(), 'infinity' FROM unnest(ARRAY['a', 'b', 'c']) AS n",
+    )
+    assert await value(database.gate, "SELECT outreach.ct_end_trial()") is False
+
+
+async def test_a_person_who_looks_at_an_open_guardrail_keeps_the_gate_from_no_halt(database: DatabaseDsns) -> None:
+    await run(database.gate, "SELECT outreach.ct_set_guardrail('spine', 'halted', 'empty', NULL)")
+    await run(database.ops, "SELECT outreach.resume_guardrail('spine', 'restored')")
+    person: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.ops)
+    try:
+        await person.execute("BEGIN")
+        await person.execute("SELECT outreach.resume_guardrail('spine', 'again')")
+        async with asyncio.timeout(3):
+            await run(database.gate, "SELECT outreach.ct_set_guardrail('spine', 'halted', 'empty again', NULL)")
+    finally:
+        await person.close()
+    assert await value(database.ops, "SELECT state FROM outreach.ct_guardrails WHERE key = 'spine'") == "halted"
+
+
+async def test_a_person_who_resumes_for_ever_keeps_no_worker_waiting(database: DatabaseDsns) -> None:
+    rail = "provider:p.example"
+    await run(database.gate, f"SELECT outreach.ct_set_guardrail('{rail}', 'closed', 'refused by 3', now())")
+    person: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.ops)
+    sleeping = asyncio.ensure_future(person.execute(f"SELECT outreach.resume_guardrail('{rail}', 'x'), pg_sleep(40)"))
+    try:
+        await asyncio.sleep(0.5)
+        async with asyncio.timeout(10):
+            begun = await value(
+                database.gate,
+                "SELECT answer FROM outreach.ct_begin_probes('w', ARRAY['a.example'], ARRAY['p.example'],"
+                " ARRAY[false], ARRAY[gen_random_uuid()], ARRAY['1'], ARRAY[now()], 20, 100, 10)",
+            )
+            changed = await value(database.gate, f"SELECT outreach.ct_set_guardrail('{rail}', 'open', 'talks', NULL)")
+        assert (begun, changed) == ("provider_closed", False)
+    finally:
+        person.terminate()
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            await sleeping

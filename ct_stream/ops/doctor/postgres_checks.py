@@ -185,6 +185,18 @@ async def _rehearsal(gate: _GateLogin) -> Seen:
     return Check(name="recording", ok=None if rehearsal.not_rehearsed else True, detail=str(rehearsal))
 
 
+async def _public(gate: _GateLogin) -> Seen:
+    if not gate.seen["public_is_open"]:
+        return ()
+    return Check(
+        name="schema public",
+        ok=None,
+        detail="everybody may create functions in it, as in databases from before PostgreSQL 15. Such a function runs "
+        "as whoever calls it by mistake, the gate too",
+        action="REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+    )
+
+
 async def _guards(gate: _GateLogin) -> Seen:
     if (await _schema(gate)).ok is False:
         return ()
@@ -213,6 +225,7 @@ POSTGRES_GATE = Part(
         _row_security,
         _rehearsal,
         _guards,
+        _public,
     ),
 )
 

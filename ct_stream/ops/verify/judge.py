@@ -58,6 +58,7 @@ class Recorded(NamedTuple):
     is_spine_old: bool | None = None  #: None: its age is not known
     says_otherwise: bool = False  #: its company_target row was final before, was not written, and does not agree
     has_no_errors_row: bool = False  #: a foreign key binds errors rows to companies, and it is a NOT-FOUND
+    says_instead: str | None = None  #: the other final columns of company_target, where they differ from the ledger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,9 @@ def _rows_of_ours(row: Recorded) -> Iterator[Example]:
     elif row.status not in _STATUS[row.outcome or ""] and not (is_gone and row.status is None):
         has = "has no row" if row.status is None else f"says {row.status}"
         yield _of(row, Kind.TARGET_ROW, f"{row.failure_code or row.outcome}, but company_target {has}")
+    elif row.says_instead is not None:
+        what = row.failure_code or row.outcome
+        yield _of(row, Kind.TARGET_ROW, f"{what}, but company_target says {row.says_instead}")
 
 
 def _is_adopted_status(outcome: str, status: str | None) -> bool:

@@ -1,37 +1,37 @@
 -- Tables that existed before the gate: what their rows say, and what binds them.
 
--- Record an adopted outcome for each company that was decided before the gate came, and return how many. It does so
--- once, at the first migrate. Adopted outcomes are final and never published; there is one row for each outreach_id. It
--- runs with the rights of ct_owner, so that triggers on these tables do not run as the administrator.
-CREATE OR REPLACE FUNCTION outreach.ct_adopt() RETURNS bigint
+-- Were the companies that were decided before the gate came adopted already? That happens once, at the first migrate.
+CREATE OR REPLACE FUNCTION outreach.ct_is_adopted() RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (SELECT a.singleton FROM outreach.ct_adoption AS a)
+$$;
+
+-- Record an adopted outcome for each of these companies, and return how many had none. Adopted outcomes are final and
+-- never published. migrate.py reads the companies from the users' tables: this function runs with the rights of
+-- ct_owner, which the expressions of other people's tables are not to have.
+CREATE OR REPLACE FUNCTION outreach.ct_adopt(
+    ids uuid[], outcomes text[], codes text[], reasons text[], decided timestamptz[]
+) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     adopted bigint;
 BEGIN
-    IF EXISTS (SELECT a.singleton FROM outreach.ct_adoption AS a) THEN
-        RETURN 0;
+    IF outreach.ct_is_adopted() THEN
+        RAISE EXCEPTION 'companies decided before are adopted once' USING ERRCODE = 'restrict_violation';
     END IF;
     INSERT INTO outreach.ct_outcomes (outreach_id, outcome, source, failure_code, reason, decided_at)
-    SELECT
-        coalesce(t.outreach_id, e.outreach_id),
-        CASE WHEN t.execution_status = 'ready' THEN 'PASS' ELSE 'FAIL' END,
-        'adopted',
-        e.failure_code,
-        e.blocking_reason,
-        coalesce(t.imo_completed_at, e.created_at, clock_timestamp())
-    FROM (
-        SELECT c.outreach_id, c.execution_status::text, c.imo_completed_at FROM outreach.company_target AS c
-        WHERE c.execution_status::text IN ('ready', 'failed', 'blocked') AND c.outreach_id IS NOT NULL
-    ) AS t
-    FULL JOIN (
-        SELECT DISTINCT ON (x.outreach_id) x.outreach_id, x.failure_code, x.blocking_reason, x.created_at
-        FROM outreach.company_target_errors AS x WHERE x.outreach_id IS NOT NULL ORDER BY x.outreach_id, x.created_at
-    ) AS e USING (outreach_id)
-    ON CONFLICT (outreach_id) DO NOTHING;
+        SELECT i.id, i.outcome, 'adopted', i.code, i.reason, coalesce(i.at, clock_timestamp())
+        FROM unnest(ids, outcomes, codes, reasons, decided) AS i (id, outcome, code, reason, at)
+        ON CONFLICT (outreach_id) DO NOTHING;
     GET DIAGNOSTICS adopted = ROW_COUNT;
-    INSERT INTO outreach.ct_adoption (companies) VALUES (adopted);
     RETURN adopted;
 END $$;
+
+-- All are adopted, so many.
+CREATE OR REPLACE FUNCTION outreach.ct_end_adoption(adopted bigint) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO outreach.ct_adoption (companies) VALUES (adopted)
+$$;
 
 -- Does a foreign key bind the outreach_id of an errors row? Then a NOT-FOUND, which has no company to refer to, cannot
 -- have one. Asked each time, because the table's owner may drop the constraint.

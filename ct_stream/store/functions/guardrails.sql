@@ -5,6 +5,13 @@
 --   halted   a person must resume it
 --   trial    a person resumed TOOL-005: one company at a time until enough providers have talked normally
 
+-- Lock a provider's one try; return false if a person is opening it at this moment, for however long: nobody waits.
+CREATE OR REPLACE FUNCTION outreach.ct_lock_try(rail text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM outreach.ct_guardrails AS g WHERE g.key = rail FOR UPDATE SKIP LOCKED;
+    RETURN FOUND;
+END $$;
+
 -- Use up the one try of a provider that is not open. Each next try comes after twice the time, up to 6 hours.
 CREATE OR REPLACE FUNCTION outreach.ct_count_try(rail text, moment timestamptz) RETURNS void LANGUAGE sql AS $$
     UPDATE outreach.ct_guardrails AS g SET tries = g.tries + 1,
@@ -20,13 +27,16 @@ CREATE OR REPLACE FUNCTION outreach.ct_talks_wanted() RETURNS integer LANGUAGE s
 CREATE OR REPLACE FUNCTION outreach.ct_trial_talks() RETURNS integer LANGUAGE sql STABLE AS $$
     SELECT count(DISTINCT d.provider)::integer FROM outreach.ct_domains AS d
     WHERE d.talked_at > (SELECT g.since FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005')
+        AND d.talked_at <= clock_timestamp()
 $$;
 
 -- Put a guardrail into a state, with the reason in the log; return true if that changed it. The gate may only tighten:
 -- it pauses and closes providers, and halts anything. It opens only a provider that talked normally; what is halted is
--- opened by resume_guardrail alone. A closed guardrail is not paused.
+-- opened by resume_guardrail alone. A closed guardrail is not paused. Where a person is opening it and does not
+-- come to an end (ct_hurry), it is as if this change had come before: that person's opening counts.
 CREATE OR REPLACE FUNCTION outreach.ct_set_guardrail(rail text, new_state text, why text, next_try timestamptz)
-RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = 6000 AS $$
 DECLARE
     changed boolean;
     distance double precision := coalesce(greatest(1, extract(epoch FROM next_try - clock_timestamp())), 600);
@@ -48,6 +58,8 @@ BEGIN
         END IF;
     END IF;
     RETURN coalesce(changed, false);
+EXCEPTION
+    WHEN lock_not_available THEN RETURN false;
 END $$;
 
 -- Open TOOL-005 if enough providers have talked normally since a person resumed it; return true if that opened it.
@@ -72,9 +84,11 @@ BEGIN
 END $$;
 
 -- End a person's transaction that is left open: its locks would keep every worker waiting, as long as its owner is at
--- lunch. `ct-stream` commits at once.
+-- lunch. `ct-stream` commits at once. From PostgreSQL 17 on, that holds for one that is busy, too.
 CREATE OR REPLACE FUNCTION outreach.ct_hurry() RETURNS void LANGUAGE sql AS $$
-    SELECT set_config('idle_in_transaction_session_timeout', '5s', true)
+    SELECT set_config(t.name, t.value, true)
+    FROM (VALUES ('idle_in_transaction_session_timeout', '5s'), ('transaction_timeout', '30s')) AS t (name, value)
+    WHERE t.name <> 'transaction_timeout' OR current_setting('server_version_num')::integer >= 170000
 $$;
 
 -- For people (ct_ops): open a paused, closed or halted guardrail, with a reason for the log. TOOL-005 goes on trial
@@ -91,8 +105,11 @@ BEGIN
         RAISE EXCEPTION 'a reason is needed to resume %, of at most 1000 characters', rail;
     END IF;
     PERFORM outreach.ct_hurry();
-    SELECT g.state INTO before FROM outreach.ct_guardrails AS g WHERE g.key = rail FOR UPDATE;
-    IF before IS NULL OR before IN ('open', 'trial') THEN
+    -- One that is open is not locked: the gate must be able to halt at any moment.
+    SELECT g.state INTO before FROM outreach.ct_guardrails AS g
+        WHERE g.key = rail AND g.state NOT IN ('open', 'trial') FOR UPDATE;
+    IF before IS NULL THEN
+        SELECT g.state INTO before FROM outreach.ct_guardrails AS g WHERE g.key = rail;
         RETURN coalesce(before, 'open') || ' already';
     END IF;
     UPDATE outreach.ct_guardrails SET state = after, reason = why, since = clock_timestamp(), next_try_at = NULL,

@@ -156,6 +156,10 @@ BEGIN
             retry_s := extract(epoch FROM rail.next_try_at - moment);
             RETURN NEXT; CONTINUE;
         END IF;
+        IF rail.state IS NOT NULL AND NOT outreach.ct_lock_try('provider:' || item.provider) THEN
+            answer := 'provider_closed'; detail := rail.reason; retry_s := 5;
+            RETURN NEXT; CONTINUE;
+        END IF;
         IF already + taken >= per_day THEN
             answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
             RETURN NEXT; CONTINUE;
@@ -239,6 +243,10 @@ BEGIN
     IF FOUND AND (rail.state = 'halted' OR rail.next_try_at IS NULL OR rail.next_try_at > moment) THEN
         answer := 'provider_closed'; detail := rail.reason;
         retry_s := extract(epoch FROM rail.next_try_at - moment);
+        RETURN NEXT; RETURN;
+    END IF;
+    IF rail.state IS NOT NULL AND NOT outreach.ct_lock_try('provider:' || to_provider) THEN
+        answer := 'provider_closed'; detail := rail.reason; retry_s := 5;
         RETURN NEXT; RETURN;
     END IF;
     IF already >= per_day THEN  -- checked before the provider's one try is used up

@@ -1,0 +1,285 @@
+"""Whoever owns the users' tables, or the spine, gets nobody's rights: their code runs when these are read."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from ct_stream.ops.reader import reader
+from ct_stream.settings import Settings
+from ct_stream.store import migrate as module
+from ct_stream.store.migrate import MigrationError, migrate
+from tests.conftest import UPSTREAM
+from tests.store.test_attacks import value
+from tests.store.test_roles import run
+
+if TYPE_CHECKING:
+    from ct_stream.local.postgres import EmbeddedPostgres
+    from tests.conftest import DatabaseDsns
+
+
+@pytest.fixture
+async def owners_database(postgres: EmbeddedPostgres) -> str:
+    """Lend a database that is not migrated yet, in which `app_owner`, no superuser, has a schema and may create."""
+    dsn = await postgres.create_database(f"owned_{uuid4().hex}")
+    await run(
+        dsn,
+        UPSTREAM + "DO $$ BEGIN CREATE ROLE app_owner; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
+        "CREATE SCHEMA evil AUTHORIZATION app_owner; GRANT USAGE ON SCHEMA evil TO PUBLIC;"
+        "GRANT USAGE, CREATE ON SCHEMA outreach TO app_owner;"
+        "CREATE TABLE evil.ran (as_whom text); GRANT ALL ON evil.ran TO PUBLIC;"
+        "INSERT INTO outreach.outreach (outreach_id, domain) SELECT gen_random_uuid(), 'a.example'"
+        " FROM generate_series(1, 5)",
+    )
+    return dsn
+
+
+NOTES = "INSERT INTO evil.ran VALUES (current_user);"
+TARGET = (
+    "CREATE TABLE outreach.company_target ("
+    "target_id uuid PRIMARY KEY DEFAULT gen_random_uuid(), outreach_id uuid UNIQUE"
+)
+
+
+async def ran_as(dsn: str) -> set[str]:
+    return set(str(await value(dsn, "SELECT coalesce(string_agg(DISTINCT as_whom, ' '), '') FROM evil.ran")).split())
+
+
+async def test_no_trigger_puts_its_own_statement_in_the_administrators_place(owners_database: str) -> None:
+    """The rehearsal runs others' triggers; one that renames prepared statements ran as the superuser."""
+    await run(
+        owners_database,
+        f"""
+        {TARGET}); ALTER TABLE outreach.company_target OWNER TO app_owner;
+        SET SESSION AUTHORIZATION app_owner;
+        CREATE FUNCTION evil.trig() RETURNS trigger LANGUAGE plpgsql AS $f$
+        DECLARE r record;
+        BEGIN
+            FOR r IN SELECT name FROM pg_catalog.pg_prepared_statements LOOP
+                RAISE EXCEPTION 'a prepared statement of the administrator is there: %', r.name;
+            END LOOP;
+            RETURN NEW;
+        END $f$;
+        CREATE TRIGGER t BEFORE INSERT OR UPDATE ON outreach.company_target FOR EACH ROW EXECUTE FUNCTION evil.trig();
+        """,
+    )
+    await migrate(owners_database)
+
+
+async def test_no_cast_of_the_tables_owner_is_run(owners_database: str) -> None:
+    await run(
+        owners_database,
+        f"""
+        SET SESSION AUTHORIZATION app_owner;
+        CREATE TYPE evil.status AS ENUM ('pending', 'ready', 'failed', 'blocked');
+        CREATE FUNCTION evil.to_text(evil.status) RETURNS text LANGUAGE plpgsql AS $f$ BEGIN
+            RAISE EXCEPTION 'ran as %', current_user;
+        END $f$;
+        CREATE CAST (evil.status AS text) WITH FUNCTION evil.to_text(evil.status);
+        {TARGET}, execution_status evil.status DEFAULT 'pending');
+        INSERT INTO outreach.company_target (outreach_id) SELECT gen_random_uuid() FROM generate_series(1, 2);
+        """,
+    )
+    with pytest.raises(MigrationError, match=r"execution_status is of type evil\.status"):
+        await migrate(owners_database)
+
+
+async def test_no_overload_of_a_function_of_ours_gets_our_rights(owners_database: str) -> None:
+    await run(
+        owners_database,
+        """
+        SET SESSION AUTHORIZATION app_owner;
+        CREATE FUNCTION outreach.ct_first_change(statement text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $f$
+        BEGIN EXECUTE statement; END $f$;
+        """,
+    )
+    with pytest.raises(MigrationError, match=r"ct_first_change\(text\) has a name of the gate's"):
+        await migrate(owners_database)
+
+
+async def test_no_view_of_the_spines_owner_runs_as_ours(database: DatabaseDsns) -> None:
+    await run(
+        database.admin,
+        f"""
+        CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO PUBLIC;
+        CREATE TABLE evil.ran (as_whom text); GRANT ALL ON evil.ran TO PUBLIC;
+        CREATE FUNCTION evil.f(id uuid) RETURNS uuid LANGUAGE plpgsql AS $f$ BEGIN {NOTES} RETURN id; END $f$;
+        ALTER TABLE outreach.outreach RENAME TO the_real_one;
+        CREATE VIEW outreach.outreach AS SELECT evil.f(outreach_id) AS outreach_id, domain FROM outreach.the_real_one;
+        INSERT INTO outreach.the_real_one (outreach_id, domain) VALUES (gen_random_uuid(), 'x.example');
+        GRANT SELECT ON outreach.outreach TO PUBLIC;
+        """,
+    )
+    assert await value(database.ops, "SELECT outreach.ct_left_the_spine(gen_random_uuid())") is False
+    assert await ran_as(database.admin) == set()
+
+
+#: Notes as whom it is run, whenever a query of a table is planned that has it in its extended statistics.
+PLANNED = """
+    CREATE FUNCTION evil.note() RETURNS integer LANGUAGE sql AS $f$
+        INSERT INTO evil.ran VALUES (current_user) RETURNING 1 $f$;
+    CREATE FUNCTION evil.noted(integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS $f$
+    BEGIN PERFORM evil.note(); RETURN 1; END $f$;
+    CREATE STATISTICS evil.planned ON (evil.noted(1) + length(outreach_id::text)), outreach_id FROM {};
+"""
+
+
+async def test_what_is_planned_with_a_users_table_runs_neither_as_the_administrator_nor_as_ct_owner(
+    owners_database: str,
+) -> None:
+    await run(
+        owners_database,
+        "SET SESSION AUTHORIZATION app_owner;"
+        f"{TARGET}, execution_status text);"
+        "INSERT INTO outreach.company_target (outreach_id, execution_status) SELECT gen_random_uuid(), 'ready';"
+        + PLANNED.format("outreach.company_target"),
+    )
+    assert (await migrate(owners_database)).adopted == 1
+    await run(owners_database, "DELETE FROM outreach.ct_adoption")  # and once more, now that everything is there
+    await migrate(owners_database)
+    assert await ran_as(owners_database) <= {"ct_gate", "app_owner"}
+
+
+async def test_what_is_planned_with_the_spine_runs_as_whoever_deletes(owners_database: str) -> None:
+    """The foreign key of a users' table deletes as its owner."""
+    await migrate(owners_database)
+    company = uuid4()
+    await run(
+        owners_database,
+        f"""
+        DO $$ BEGIN CREATE ROLE spine_owner; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+        GRANT USAGE ON SCHEMA outreach, evil TO spine_owner; GRANT CREATE ON SCHEMA evil TO spine_owner;
+        ALTER TABLE outreach.outreach OWNER TO spine_owner; ALTER TABLE outreach.company_target OWNER TO app_owner;
+        GRANT REFERENCES ON outreach.outreach TO app_owner;
+        ALTER TABLE outreach.company_target
+            ADD FOREIGN KEY (outreach_id) REFERENCES outreach.outreach ON DELETE CASCADE;
+        INSERT INTO outreach.outreach (outreach_id, domain) VALUES ('{company}', 'b.example');
+        INSERT INTO outreach.ct_outcomes (outreach_id, outcome, decided_at) VALUES ('{company}', 'PASS', now());
+        INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES ('{company}', 'ready');
+        SET SESSION AUTHORIZATION spine_owner;
+        """
+        + PLANNED.format("outreach.outreach"),
+    )
+    delete = f"SET SESSION AUTHORIZATION spine_owner; DELETE FROM outreach.outreach WHERE outreach_id = '{company}'"
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="is not for app_owner to see") as refused:
+        await run(owners_database, delete)
+    assert refused.value.hint == "GRANT SELECT (outreach_id) ON outreach.outreach TO app_owner"
+    await migrate(owners_database)  # which grants it
+    await run(owners_database, "DELETE FROM evil.ran")
+    await run(owners_database, delete)
+    assert await value(owners_database, "SELECT count(*) FROM outreach.company_target") == 0
+    assert await ran_as(owners_database) <= {"spine_owner", "app_owner"}
+
+
+LEFT_FOR_LATER = {
+    "a function that runs as its caller": """
+        DO LANGUAGE plpgsql $d$ DECLARE f record; BEGIN
+            FOR f IN SELECT p.oid::regprocedure AS name FROM pg_catalog.pg_proc AS p
+                WHERE p.proname LIKE 'ct_as_gate%'
+            LOOP EXECUTE format('ALTER FUNCTION %s SECURITY INVOKER', f.name); END LOOP;
+        END $d$;
+    """,
+    "a search path": "SELECT set_config('search_path', 'evil, pg_catalog', false);",
+    "an event of a deferred trigger": "SET CONSTRAINTS ALL DEFERRED; INSERT INTO evil.later VALUES (1);",
+}
+
+
+@pytest.mark.parametrize("left", LEFT_FOR_LATER.values(), ids=LEFT_FOR_LATER)
+async def test_code_that_ran_as_the_gate_leaves_nothing_that_runs_as_the_administrator(
+    owners_database: str, left: str
+) -> None:
+    await run(
+        owners_database,
+        f"""
+        SET SESSION AUTHORIZATION app_owner;
+        {TARGET}, execution_status text);
+        INSERT INTO outreach.company_target (outreach_id, execution_status) SELECT gen_random_uuid(), 'ready';
+        CREATE FUNCTION evil.notes() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN {NOTES} RETURN NULL; END $f$;
+        CREATE TABLE evil.later (n integer); GRANT ALL ON evil.later TO PUBLIC;
+        CREATE CONSTRAINT TRIGGER later AFTER INSERT ON evil.later DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION evil.notes();
+        CREATE FUNCTION evil.equal(name, name) RETURNS boolean LANGUAGE plpgsql AS $f$
+            BEGIN {NOTES} RETURN $1 OPERATOR(pg_catalog.=) $2; END $f$;
+        CREATE OPERATOR evil.= (LEFTARG = name, RIGHTARG = name, FUNCTION = evil.equal);
+        CREATE FUNCTION evil.leave() RETURNS integer LANGUAGE plpgsql AS $f$ BEGIN
+            {NOTES}
+            IF current_user <> 'app_owner' THEN
+                EXECUTE $s${left}$s$;
+            END IF;
+            RETURN 1;
+        END $f$;
+        CREATE FUNCTION evil.noted(integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS $f$
+            BEGIN PERFORM evil.leave(); RETURN 1; END $f$;
+        CREATE STATISTICS evil.planned ON (evil.noted(1) + length(outreach_id::text)), outreach_id
+            FROM outreach.company_target;
+        """,
+    )
+    with nullcontext() if "INVOKER" not in left else pytest.raises(MigrationError, match="changed a function of the"):
+        await migrate(owners_database)
+    assert await ran_as(owners_database) <= {"ct_gate", "app_owner"}
+
+
+async def test_migrate_waits_for_no_reader_for_long_and_says_who_it_is(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for a table keeps the workers that come after it waiting: they would record nothing."""
+    monkeypatch.setattr(module, "_WAIT_FOR_TABLES", "SET LOCAL lock_timeout = '300ms'")
+    monkeypatch.setattr(module, "_WAIT_FOR_OTHERS", "SET LOCAL lock_timeout = '300ms'")
+    admin = database.admin
+    reads, writes = await asyncpg.connect(database.ops), await asyncpg.connect(admin)
+    try:
+        await reads.execute("BEGIN; SELECT FROM outreach.company_target; SELECT FROM outreach.ct_held")
+        await run(admin, "DELETE FROM outreach.ct_functions; ALTER TABLE outreach.company_target DISABLE TRIGGER ALL")
+        await migrate(admin)
+        await writes.execute("BEGIN; INSERT INTO outreach.company_target (outreach_id) VALUES (gen_random_uuid())")
+        await run(admin, "DELETE FROM outreach.ct_functions")
+        with pytest.raises(MigrationError, match=rf"process {writes.get_server_pid()} of postgres, since 20"):
+            await migrate(admin)
+        await writes.execute("ROLLBACK")
+        await reads.execute(f"COMMIT; SELECT pg_advisory_lock({module._LOCK})")
+        with pytest.raises(MigrationError, match=rf"process {reads.get_server_pid()} of ct_ops, since 20"):
+            await migrate(admin)
+    finally:
+        await reads.close()
+        await writes.close()
+    await migrate(admin)
+
+
+async def test_nobody_resumes_a_guardrail_in_the_name_of_a_person_who_reads(
+    database: DatabaseDsns, owners_database: str
+) -> None:
+    dsn = owners_database
+    await migrate(dsn)
+    await run(
+        dsn,
+        """
+        ALTER TABLE outreach.company_target OWNER TO app_owner;
+        INSERT INTO outreach.ct_guardrails (key, state, reason) VALUES ('spine', 'halted', 'empty');
+        SET SESSION AUTHORIZATION app_owner;
+        CREATE FUNCTION evil.resume() RETURNS integer LANGUAGE plpgsql AS $f$ BEGIN
+            IF pg_has_role(current_user, 'ct_ops', 'MEMBER') THEN
+                SET default_transaction_read_only = off;
+                IF NOT current_setting('transaction_read_only')::boolean THEN
+                    PERFORM outreach.resume_guardrail('spine', 'never mind');
+                END IF;
+            END IF;
+            RETURN 1;
+        END $f$;
+        CREATE FUNCTION evil.resumed(integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS $f$
+            BEGIN PERFORM evil.resume(); RETURN 1; END $f$;
+        CREATE STATISTICS evil.planned ON (evil.resumed(1) + length(outreach_id::text)), outreach_id
+            FROM outreach.company_target;
+        """,
+    )
+    name = urlsplit(dsn).path.strip("/")
+    settings = Settings(postgres_ops_dsn=database.ops.replace(urlsplit(database.ops).path, f"/{name}"))
+    async with reader(settings) as people:
+        for _ in range(2):
+            await people.rows("story_target", uuid4())
+            await people.row("story_target", uuid4())
+    assert await value(dsn, "SELECT state FROM outreach.ct_guardrails") == "halted"
