@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-EXIT_OK, EXIT_REFUSED, EXIT_BUG, EXIT_NOW = 0, 78, 70, 143
+EXIT_OK, EXIT_REFUSED, EXIT_BUG, EXIT_AGAIN, EXIT_NOW = 0, 78, 70, 75, 143  # sysexits.h has 70, 75 and 78
 _STOP_SLACK_S = 4.5  #: beyond CT_DRAIN_S; after that the process ends hard, which is safe
 _LEAVE_S = 10.0  #: for the loop and the interpreter to close, after the worker's work is over
 

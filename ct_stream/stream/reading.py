@@ -7,6 +7,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import KafkaError
+
 from ct_stream.stream.delivery import Delivery
 from ct_stream.stream.offset_guard import OffsetGuard
 
@@ -51,8 +53,9 @@ class Reading:
         *,
         partitions: int,
         on_more_partitions: Callable[[int], None],
+        on_kafka_gone: Callable[[str], None],
     ) -> None:
-        """`partitions`: of spine.created, and so of the dedupe table; `on_more_partitions` ends the worker."""
+        """`partitions`: of spine.created, and so of the dedupe table; the last two end the worker."""
         self._partitions = partitions
         self._on_more_partitions = on_more_partitions
         self._app = app
@@ -61,6 +64,8 @@ class Reading:
         self._names = view.names
         self._health = health
         self._on_fatal = on_fatal
+        self._on_kafka_gone = on_kafka_gone
+        self._explain = view.explain
         self._running: asyncio.Task[None] | None = None
         self._stopping = False
         #: Finds records that wait for us in Kafka and are not delivered.
@@ -89,8 +94,7 @@ class Reading:
         try:
             await self._app.start()
         except Exception as error:
-            log.exception("Faust did not start: %s", error)
-            self._on_fatal(f"Faust did not start: {error}")
+            await self._ended("did not start", error)
             return
         self._health.set("start", None)
         log.info(
@@ -98,9 +102,17 @@ class Reading:
         )
         while not self._stopping:  # what breaks while Faust stops is no crash
             if self._app.crashed:
-                self._on_fatal(f"Faust crashed: {self._app.crash_reason!r}")
+                await self._ended("crashed", self._app.crash_reason)
                 return
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _ended(self, how: str, error: BaseException | None) -> None:
+        """End the worker: Faust cannot be started twice. A new process can wait for Kafka, as this one did at first."""
+        if isinstance(error, KafkaError | OSError | TimeoutError):
+            self._on_kafka_gone(f"Kafka went away: {await self._explain(error)}")
+            return
+        log.error("Faust %s: %s", how, error, exc_info=error)
+        self._on_fatal(f"Faust {how}: {error!r}")
 
     async def _assigned(self, _app: Any, partitions: set[Any], **_: Any) -> None:
         ours = [tp.partition for tp in partitions if tp.topic == self._names.spine_created]

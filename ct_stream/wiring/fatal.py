@@ -1,11 +1,11 @@
-"""Ends a worker because of its own fault, or because only a person can repair what it needs."""
+"""Ends a worker: because of its own fault, because a new process is needed, or because only a person can help."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING
 
-from ct_stream.process.ending import EXIT_BUG, EXIT_REFUSED
+from ct_stream.process.ending import EXIT_AGAIN, EXIT_BUG, EXIT_REFUSED
 
 if TYPE_CHECKING:
     from ct_stream.process.ending import StopSignals
@@ -27,6 +27,12 @@ class Fatal:
         if not self._stop.asked.is_set():
             self._alerts.worker_stops(f"because of a bug: {why}")
         self._stop.stop(EXIT_BUG)
+
+    def again(self, why: str) -> None:
+        """End the worker, drained, with 75: a new process waits for what is missing, and this one cannot."""
+        if not self._stop.asked.is_set():
+            log.error("Stopping: %s", why, extra={"action": "start_again"})
+            self._stop.stop(EXIT_AGAIN)
 
     def refuse(self, why: str) -> None:
         """End the worker, drained, with 78 for a reason that is not its fault; the first reason counts."""

@@ -225,6 +225,7 @@ async def _work(
         on_fatal,
         partitions=cluster.partitions,
         on_more_partitions=partition_watch.grown,
+        on_kafka_gone=on_fatal.again,
     )
     senses = WorkerSenses(
         app=app,

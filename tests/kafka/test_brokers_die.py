@@ -159,6 +159,41 @@ async def test_a_restart_of_the_whole_cluster_loses_nothing(tmp_path: Path, clus
         assert stack.end_worker(worker) == 0
 
 
+# Stops where the worker has seen that everything is well, and Faust has not begun.
+_PAUSED = """
+import asyncio, pathlib
+from ct_stream.stream.app import GateApp
+start = GateApp.start
+async def paused(self):
+    print("everything is well", flush=True)
+    while not pathlib.Path({gone!r}).exists():
+        await asyncio.sleep(0.05)
+    await start(self)
+GateApp.start = paused
+"""
+
+
+async def test_brokers_that_vanish_between_the_checks_and_the_first_read_are_no_bug(
+    tmp_path: Path, cluster: KafkaCluster
+) -> None:
+    gone = tmp_path / "gone"
+    async with Stack(tmp_path) as stack:
+        worker = stack.start_worker(prelude=_PAUSED.format(gone=str(gone)))
+        assert await stack.wait_said("everything is well", 40)
+        await cluster.kill(1, 2, 3)
+        gone.touch()
+        assert await stack.wait_end(worker, 60) == 75
+        assert "Stopping: Kafka went away: " in stack.worker_log()
+        assert "Unable to bootstrap" not in stack.worker_log().partition("Stopping: ")[2]
+        assert "Traceback" not in stack.worker_log()
+        again = stack.start_worker()
+        assert await stack.wait_said("Waiting: ", 40)
+        await cluster.repair()
+        await stack.publish(await stack.mint(["info-a.example"]))
+        assert await stack.wait_decided(1, 60) == 1, stack.worker_log()[-3000:]
+        assert stack.end_worker(again) == 0
+
+
 async def test_brokers_that_are_restarted_one_after_the_other_are_not_noticed(
     tmp_path: Path, cluster: KafkaCluster
 ) -> None:
