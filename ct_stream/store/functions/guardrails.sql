@@ -34,6 +34,11 @@ BEGIN
     IF new_state <> 'halted' AND rail NOT LIKE 'provider:%' OR new_state = 'trial' THEN
         RAISE EXCEPTION 'only a person resumes %', rail USING ERRCODE = 'insufficient_privilege';
     END IF;
+    -- A provider without a row is open (ct_tidy). A normal session there changes nothing, but may end somebody's wait.
+    IF new_state = 'open' AND NOT EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = rail) THEN
+        PERFORM outreach.ct_wake(rail, outreach.ct_woken_at_once(), clock_timestamp());
+        RETURN false;
+    END IF;
     INSERT INTO outreach.ct_guardrails AS g (key, state, reason, next_try_at, first_try_s, changed_by)
         VALUES (rail, new_state, why, next_try, distance, session_user)
         ON CONFLICT (key) DO UPDATE SET state = excluded.state, reason = excluded.reason, since = clock_timestamp(),
