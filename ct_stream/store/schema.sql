@@ -231,7 +231,8 @@ CREATE TABLE outreach.ct_guardrails (
     state text NOT NULL CHECK (state IN ('open', 'paused', 'closed', 'halted', 'trial')),
     reason text NOT NULL,
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
-    next_try_at timestamptz,          -- one company is tried then; NULL: a person resumes it
+    -- One company is tried then; NULL: a person resumes it. Postgres 15 and 16 cannot subtract from an infinite time.
+    next_try_at timestamptz CHECK (isfinite(next_try_at)),
     first_try_s double precision NOT NULL DEFAULT 600,  -- until the first try; then twice as long each time
     tries integer NOT NULL DEFAULT 0,
     changed_by text NOT NULL DEFAULT session_user

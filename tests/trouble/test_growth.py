@@ -69,7 +69,7 @@ INSERT INTO outreach.ct_passes (outreach_id, state, domain, reason, detail, not_
 INSERT INTO outreach.ct_guardrails (key, state, reason, since)
     SELECT 'provider:p' || n || '.example', 'open', 'talks normally again', old FROM numbers;
 INSERT INTO outreach.ct_guardrails (key, state, reason, next_try_at)
-    VALUES ('provider:closed.example', 'closed', 'refused by 3', 'infinity');
+    VALUES ('provider:closed.example', 'closed', 'refused by 3', now() + interval '6 hours');
 INSERT INTO outreach.ct_guardrail_log (key, state, reason, at)
     SELECT 'provider:p' || n % 1000 || '.example', CASE WHEN n % 2 = 0 THEN 'open' ELSE 'closed' END, '', at FROM (
         SELECT n, old AS at FROM numbers ORDER BY old
