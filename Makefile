@@ -44,7 +44,7 @@ soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kaf
 outages: $(READY)  ## break network and database in turn under a stream (root, nft, ip): MINUTES=5 each, ONLY=Postgres
 	@$(CLEANLY) -m tests.soak.outages --minutes $(or $(MINUTES),5) $(if $(ONLY),--only '$(ONLY)')
 
-nightly: $(READY)  ## soak, outages, kills, fuzz, hostile servers, verify of a million; 2 h: ONLY='soak fuzz' MINUTES='soak=60 fuzz=2'
+nightly: $(READY)  ## soak, outages, kills, fuzz, hostile servers, a million companies; 2 h: ONLY='soak fuzz' MINUTES='soak=60 fuzz=2'
 	@$(PYTHON) -m tools.nightly --only '$(ONLY)' --minutes '$(MINUTES)'
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e

@@ -60,6 +60,13 @@ _MEMORY, _ROOM_BYTES = Path("/dev/shm"), 4 * 10**9
 
 
 def pytest_configure() -> None:
+    """Take the Postgres that CT_TEST_POSTGRES names, and memory instead of a disk."""
+    if programs := os.environ.get("CT_TEST_POSTGRES"):
+        EmbeddedPostgres.programs = Path(programs).resolve(strict=True)
+    _write_to_memory()
+
+
+def _write_to_memory() -> None:
     """Keep what tests write in memory where there is room: a fifth less work for the processors.
 
     Each Postgres makes a thousand files, and each topic hundreds. Not in a container's 64 MB, and not where nothing may
@@ -69,6 +76,11 @@ def pytest_configure() -> None:
         return
     if min(shutil.disk_usage(_MEMORY).free, free_memory_gb() * 1e9) > _ROOM_BYTES:
         os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
+
+
+def pytest_report_header() -> str | None:
+    """Say which Postgres it is, unless it is the wheel's."""
+    return f"Postgres: {EmbeddedPostgres.programs}" if EmbeddedPostgres.programs else None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,4 +1,4 @@
-"""Run what takes too long for each change: soak, outages, kills, garbage, hostile servers, `verify` of a million.
+"""Run what takes too long for each change: soak, outages, kills, garbage, hostile servers, a million companies.
 
     make nightly                                         # all of it, one part after the other
     make nightly ONLY='soak fuzz' MINUTES='soak=60 fuzz=2'
@@ -84,6 +84,14 @@ PARTS = {
         command=lambda _: (*_PYTHON, "-m", "bench.verify"),
         takes=lambda _: 5,
         lacks=lambda: lacks(memory_gb=4),
+    ),
+    "growth": Part(
+        shows="no statement reads all of a million outcomes or of a million waiting companies",
+        minutes=None,
+        command=lambda _: (*_PYTHON, "-m", "pytest", "tests/trouble/test_growth.py"),
+        takes=lambda _: 2,
+        lacks=lambda: lacks(memory_gb=6),
+        env={"CT_TEST_GROWTH": "1000000"},
     ),
 }
 

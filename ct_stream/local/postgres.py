@@ -8,6 +8,7 @@ import asyncio
 import importlib.metadata
 import importlib.util
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 from urllib.parse import quote
 
 import asyncpg
@@ -37,6 +38,8 @@ class EmbeddedPostgres:
     directory that is removed at the end. `durable=False` gives up crash safety for speed: for tests only.
     `autovacuum=False` leaves tables alone, for a server of databases that live for seconds: one that grows needs it.
     """
+
+    programs: ClassVar[Path | None] = None  #: the folder with `postgres` and `initdb`; None: the wheel's
 
     def __init__(
         self, data_dir: Path | None = None, port: int | None = None, *, durable: bool = True, autovacuum: bool = True
@@ -98,19 +101,19 @@ class EmbeddedPostgres:
     async def start(self) -> None:
         """Start the server and return when it answers; the first time the cluster is made."""
         owner = nobody.servers_uid()
-        install = _reachable_install(owner)
+        programs = self.programs or _reachable_install(owner) / "bin"
         if self._home is None:
             self._home = _find_home(self._data_dir, owner)
         cluster = self._home / "cluster"
         self._password = _read_password(self._home / "superuser_password")
         if not (cluster / "PG_VERSION").exists():
-            await _to_its_end(_make_cluster, install, cluster, self._password, owner, self._durable)
+            await _to_its_end(_make_cluster, programs, cluster, self._password, owner, self._durable)
         if self._may_move:
             self.port, self._may_move = free_port(), False  # making the cluster takes seconds: it may be taken by now
         await _clear_stale_pid_file(cluster)
         require_free_port(self.port, "postgres")
         self._child = ChildProcess(
-            [install / "bin" / "postgres", "-D", cluster, *self._options()],
+            [programs / "postgres", "-D", cluster, *self._options()],
             name="postgres",
             log_path=self._home / "postgres.log",
             # SIGINT is the fast shutdown: sessions are ended, a checkpoint is written.
@@ -262,7 +265,15 @@ def _read_password(path: Path) -> str:
         return password
 
 
-def _make_cluster(install: Path, cluster: Path, password: str, owner: int | None, durable: bool) -> None:
+def _locale(programs: Path) -> tuple[str, ...]:
+    """Return initdb's options for a locale that nothing of the machine is needed for."""
+    said = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+    if int(re.findall(r"\d+", said)[0]) < 17:
+        return ("--locale", "C")
+    return ("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8")
+
+
+def _make_cluster(programs: Path, cluster: Path, password: str, owner: int | None, durable: bool) -> None:
     """Run initdb beside the final place and move the result there, so that half a cluster is never started."""
     making = cluster.with_name("cluster.new")
     shutil.rmtree(making, ignore_errors=True)
@@ -276,9 +287,8 @@ def _make_cluster(install: Path, cluster: Path, password: str, owner: int | None
     try:
         result = subprocess.run(
             [
-                *(install / "bin" / "initdb", "-D", making, "--username", _SUPERUSER),
-                *("--encoding", "UTF8", "--locale", "C", "--locale-provider", "builtin"),
-                *("--builtin-locale", "C.UTF-8"),  # needs no locale of the machine
+                *(programs / "initdb", "-D", making, "--username", _SUPERUSER),
+                *("--encoding", "UTF8", *_locale(programs)),
                 *("--auth", "scram-sha-256", "--pwfile", f"/dev/fd/{read_end}"),
                 "--no-instructions",
                 *([] if durable else ["--no-sync"]),

@@ -7,6 +7,7 @@ seconds whatever it did, and when there are too many the oldest one is closed: a
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import socket
 from contextlib import asynccontextmanager, suppress
@@ -31,7 +32,7 @@ _BACKLOG = 128
 async def health_server(host: str, port: int, health: Health, metrics: Metrics) -> AsyncIterator[int]:
     """Serve on host:port (0: any free port) and yield the port. Raises OSError if it is taken.
 
-    The host `::` serves IPv4 too.
+    The host `::` serves IPv4 too, and a name serves each of its addresses: clients try `localhost` as ::1 first.
     """
 
     async def livez(_: web.Request) -> web.Response:
@@ -50,7 +51,8 @@ async def health_server(host: str, port: int, health: Health, metrics: Metrics) 
 
     listening = _listen(host, port)
     try:
-        middlewares = [_for_this_machine_alone] if _is_loopback(listening.getsockname()[0]) else []
+        is_loopback = all(_is_loopback(each.getsockname()[0]) for each in listening)
+        middlewares = [_for_this_machine_alone] if is_loopback else []
         app = web.Application(middlewares=middlewares)
         app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", expose)])
         runner = web.AppRunner(
@@ -58,52 +60,75 @@ async def health_server(host: str, port: int, health: Health, metrics: Metrics) 
         )
         await runner.setup()
         assert runner.server is not None
-        accepting = asyncio.create_task(_accept(listening, runner.server), name="web")
+        open_ones: list[asyncio.Transport] = []
+        accepting = [
+            asyncio.create_task(_accept(each, runner.server, open_ones), name=f"web:{number}")
+            for number, each in enumerate(listening)
+        ]
         try:
-            yield int(listening.getsockname()[1])
+            yield int(listening[0].getsockname()[1])
         finally:
-            accepting.cancel()
-            await asyncio.gather(accepting, return_exceptions=True)
+            for task in accepting:
+                task.cancel()
+            await asyncio.gather(*accepting, return_exceptions=True)
+            for transport in open_ones:
+                _end(transport)
             await runner.cleanup()
     finally:
-        listening.close()
+        _close(listening)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises OSError."""
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Return a listening socket for each address of the host, all with one port. Raises OSError."""
     if host == "::" and socket.has_dualstack_ipv6():
-        listening = socket.create_server(
-            (host, port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG, reuse_port=False
-        )
-    else:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    listening.setblocking(False)
+        both = socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG)
+        both.setblocking(False)
+        return [both]
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listening: list[socket.socket] = []
+    lacking: OSError | None = None
+    for family, address in dict.fromkeys((family, address[0]) for family, _, _, _, address in found):
+        its_port = listening[0].getsockname()[1] if listening else port
+        try:
+            each = socket.create_server((str(address), its_port), family=family, backlog=_BACKLOG)
+        except OSError as error:
+            # /etc/hosts often names ::1 on a machine without IPv6.
+            if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                lacking = error
+                continue
+            _close(listening)
+            if port == 0 and listening and error.errno == errno.EADDRINUSE:
+                return _listen(host, port)  # the port that was free at the first address is taken at this one
+            raise
+        each.setblocking(False)
+        listening.append(each)
+    if not listening:
+        raise lacking or OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
     return listening
 
 
-async def _accept(listening: socket.socket, server: web.Server) -> None:
-    """Hand connections to the server, until cancelled."""
+def _close(listening: list[socket.socket]) -> None:
+    for each in listening:
+        each.close()
+
+
+async def _accept(listening: socket.socket, server: web.Server, open_ones: list[asyncio.Transport]) -> None:
+    """Hand connections to the server, until cancelled. `open_ones`: those of all sockets."""
     loop = asyncio.get_running_loop()
-    open_ones: list[asyncio.Transport] = []
-    try:
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listening)
-            except OSError:  # it is gone again, or no descriptor is free
-                await asyncio.sleep(0.1)
-                continue
-            open_ones = [transport for transport in open_ones if not transport.is_closing()]
-            while len(open_ones) >= MOST_CONNECTIONS:
-                _end(open_ones.pop(0))
-            with suppress(OSError):
-                transport: asyncio.Transport
-                transport, _ = await loop.connect_accepted_socket(server, connection)
-                open_ones.append(transport)
-                loop.call_later(LIFETIME_S, _end, transport)
-    finally:
-        for transport in open_ones:
-            _end(transport)
+    while True:
+        try:
+            connection, _ = await loop.sock_accept(listening)
+        except OSError:  # it is gone again, or no descriptor is free
+            await asyncio.sleep(0.1)
+            continue
+        open_ones[:] = [transport for transport in open_ones if not transport.is_closing()]
+        while len(open_ones) >= MOST_CONNECTIONS:
+            _end(open_ones.pop(0))
+        with suppress(OSError):
+            transport: asyncio.Transport
+            transport, _ = await loop.connect_accepted_socket(server, connection)
+            open_ones.append(transport)
+            loop.call_later(LIFETIME_S, _end, transport)
 
 
 def _end(transport: asyncio.Transport) -> None:

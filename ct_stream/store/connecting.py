@@ -68,10 +68,14 @@ async def connect(
 async def set_up(
     connection: Connection | asyncpg.pool.PoolConnectionProxy[asyncpg.Record], session: Mapping[str, str] | None = None
 ) -> None:
-    """Make the settings of a session, ours and those of `session`. Not by startup parameters: a pooler refuses some."""
+    """Make the settings of a session, ours and those of `session`. Not by startup parameters: a pooler refuses some.
+
+    synchronous_commit is only raised: a DBA's stronger setting stays.
+    """
     made = _OURS | dict(session or {})
     await connection.execute(
-        "SELECT set_config(s.name, s.value, false) FROM unnest($1::text[], $2::text[]) AS s (name, value)",
+        "SELECT set_config(s.name, s.value, false) FROM unnest($1::text[], $2::text[]) AS s (name, value)"
+        " WHERE s.name <> 'synchronous_commit' OR current_setting(s.name) IN ('off', 'local')",
         list(made),
         list(made.values()),
     )

@@ -173,12 +173,8 @@ class Database:
         self._up.set()
 
     async def _begin(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        """Make a new connection ours and durable, and check the server behind it. A DBA's stronger setting stays."""
-        await set_up(connection)
-        await connection.execute(
-            "SELECT set_config('synchronous_commit', 'on', false) "
-            "WHERE current_setting('synchronous_commit') IN ('off', 'local')"
-        )
+        """Make a new connection ours and durable, and check the server behind it."""
+        await set_up(connection, {"synchronous_commit": "on"})
         await self._look(connection)
 
     async def _look(self, connection: asyncpg.Connection[asyncpg.Record] | _Lent) -> None:

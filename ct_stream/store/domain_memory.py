@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from ct_stream.store.database import Database
 
+_AT_ONCE = 5000  #: rows of each table that one statement removes
+
 
 class DomainMemory:
     """The domain memory, shared by all workers. The ledger writes it, together with the outcomes."""
@@ -28,8 +30,9 @@ class DomainMemory:
         self.recall: Batches[str, Memory] = Batches("recall", self._recall, retrying=database.retrying)
 
     async def tidy(self) -> None:
-        """Remove what nobody may use any more."""
-        await self._database.persist("tidy", PASS_KEPT, EVIDENCE_KEPT)
+        """Remove what nobody may use any more, in slices: no statement takes long, however much there is."""
+        while (await self._database.persist("tidy", _AT_ONCE, PASS_KEPT, EVIDENCE_KEPT))[0]["is_more_left"]:
+            pass
 
     async def _recall(self, domains: Sequence[str]) -> list[Memory]:
         rows = await self._database.fetch(

@@ -1,5 +1,6 @@
 -- The gate's statements, by name. `$n` are asyncpg's parameters. Arrays are parallel, with one element for each
--- company, sorted by outreach_id by the caller (opposite orders would deadlock).
+-- company, sorted by outreach_id by the caller (opposite orders would deadlock). `= ANY (ARRAY(SELECT ... LIMIT))` and no
+-- IN: a plan that was made while the table was empty may run such a SELECT again for each row.
 
 -- name: server
 -- What server is this, and which ledger does it hold?
@@ -212,11 +213,11 @@ RETURNING o.outreach_id, o.topic, o.key, o.value, o.headers;
 -- name: claim_unpublished
 -- Claim what a crash left unpublished for $2 seconds, oldest claim first.
 UPDATE outreach.ct_outcomes AS o SET publish_until = clock_timestamp() + $2::float8 * interval '1 second'
-WHERE o.outreach_id IN (
+WHERE o.outreach_id = ANY (ARRAY(
     SELECT u.outreach_id FROM outreach.ct_outcomes AS u
     WHERE u.published_at IS NULL AND u.topic IS NOT NULL AND outreach.ct_may_claim(u.publish_until, $2)
     ORDER BY u.publish_until LIMIT $1 FOR UPDATE SKIP LOCKED
-) AND o.published_at IS NULL AND outreach.ct_may_claim(o.publish_until, $2)
+)) AND o.published_at IS NULL AND outreach.ct_may_claim(o.publish_until, $2)
 RETURNING o.outreach_id, o.topic, o.key, o.value, o.headers;
 
 -- name: stamp
@@ -276,13 +277,13 @@ UPDATE outreach.ct_passes AS p SET
     failed_at = CASE
         WHEN p.failed_at > clock_timestamp() + interval '1 second' THEN clock_timestamp() ELSE p.failed_at
     END
-WHERE p.outreach_id IN (
+WHERE p.outreach_id = ANY (ARRAY(
     SELECT q.outreach_id FROM outreach.ct_passes AS q
     -- statement_timestamp: with a clock that moves during the statement, the index would be read to its end.
     WHERE q.state = 'waiting' AND q.not_before <= statement_timestamp()
         AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
     ORDER BY q.not_before LIMIT $2 FOR UPDATE SKIP LOCKED
-)
+))
 RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p.asked_at, p.failed_at, p.since,
     p.event_topic, p.event_partition, p.event_offset, p.event_at, p.correlation_id, p.traceparent,
     p.correlation_header, p.exceptions, p.looks, p.waits_on;
@@ -290,11 +291,11 @@ RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p
 -- name: retry_stuck
 -- Make companies due that are stuck since a worker of another version tried them.
 UPDATE outreach.ct_passes AS p SET state = 'waiting', exceptions = 0, not_before = clock_timestamp()
-WHERE p.outreach_id IN (
+WHERE p.outreach_id = ANY (ARRAY(
     SELECT q.outreach_id FROM outreach.ct_passes AS q
     WHERE q.state = 'stuck' AND q.worker_version IS DISTINCT FROM $1
     ORDER BY q.not_before LIMIT $2 FOR UPDATE SKIP LOCKED
-)
+))
 RETURNING p.outreach_id;
 
 -- name: renew_leases
@@ -335,7 +336,7 @@ RETURNING p.exceptions, p.state;
 -- Where did companies become stuck within the last hour, and how many were decided since the first of them did?
 WITH lately AS (
     SELECT p.not_before AS since, coalesce(p.traceback, '') AS traceback FROM outreach.ct_passes AS p
-    WHERE p.state = 'stuck' AND p.not_before > clock_timestamp() - interval '1 hour'
+    WHERE p.state = 'stuck' AND p.not_before > statement_timestamp() - interval '1 hour'
     ORDER BY p.not_before DESC LIMIT 100
 ), decided AS (
     SELECT o.recorded_at FROM outreach.ct_outcomes AS o ORDER BY o.ordinal DESC LIMIT 100
@@ -359,7 +360,7 @@ SELECT outreach.ct_wake_capped($1);
 
 -- name: tidy
 -- See ct_tidy.
-SELECT outreach.ct_tidy($1, $2);
+SELECT outreach.ct_tidy($1, $2, $3) AS is_more_left;
 
 -- name: take_mx
 -- See ct_take_mx.
@@ -425,10 +426,11 @@ SET started_at = clock_timestamp(), lease_until = clock_timestamp() + $3::float8
 WHERE c.kind = $1::text
     AND (c.lease_until < clock_timestamp() OR c.lease_until > clock_timestamp() + $3::float8 * interval '1 second')
     AND (c.started_at + $2 * interval '1 second' <= clock_timestamp() OR c.started_at > clock_timestamp())
-    AND (c.failed_at > c.ok_begun_at OR EXISTS (
-        SELECT 1 FROM outreach.ct_passes AS p
-        WHERE p.waits_on IN ('control:dns', 'control:smtp') AND p.state = 'waiting'
-    ))
+    -- Two looks at the index. Where many waited a while ago, an EXISTS would read the table up to the first that waits.
+    AND (c.failed_at > c.ok_begun_at OR coalesce(
+        (SELECT min(p.not_before) FROM outreach.ct_passes AS p WHERE p.waits_on = 'control:dns' AND p.state = 'waiting'),
+        (SELECT min(p.not_before) FROM outreach.ct_passes AS p WHERE p.waits_on = 'control:smtp' AND p.state = 'waiting')
+    ) IS NOT NULL)
 RETURNING c.started_at;
 
 -- name: control_succeeded
@@ -447,9 +449,7 @@ WITH proof AS (
     WHERE r.kind = $1::text AND $2 <= clock_timestamp() + interval '1 second'  -- begun before the clock was set back
     RETURNING r.ok_begun_at
 )
-UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()
-FROM proof WHERE p.waits_on = 'control:' || $1::text AND p.state = 'waiting'
-    AND (p.failed_at < proof.ok_begun_at OR p.failed_at > clock_timestamp());
+SELECT outreach.ct_wake_proven($1::text, p.ok_begun_at) FROM proof AS p;
 
 -- name: control_failed
 -- Our own way is broken: from the last proof that it worked until the next one.
@@ -489,9 +489,7 @@ WITH talk AS (
         AND (SELECT c.ok_begun_at < t.begun_at FROM talk AS t, outreach.ct_control_now(r) AS c)
     RETURNING r.ok_begun_at
 )
-UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()
-FROM proof WHERE p.waits_on = 'control:smtp' AND p.state = 'waiting'
-    AND (p.failed_at < proof.ok_begun_at OR p.failed_at > clock_timestamp());
+SELECT outreach.ct_wake_proven('smtp', p.ok_begun_at) FROM proof AS p;
 
 -- name: greeting
 -- A server greeted us in a session that began at $1, so port 25 is open. Whether it accepts us is not known yet.
@@ -562,7 +560,7 @@ INSERT INTO outreach.ct_watchdog_exits (places, reason, worker, worker_version) 
 -- The place where most workers hung within $1 s, if at least $2 did since a person resumed the guardrail `watchdog`.
 SELECT p.place, count(*) AS exits, (array_agg(e.reason ORDER BY e.at DESC))[1] AS reason
 FROM outreach.ct_watchdog_exits AS e CROSS JOIN LATERAL unnest(e.places) AS p (place)
-WHERE e.at > clock_timestamp() - make_interval(secs => $1::float8)
+WHERE e.at > statement_timestamp() - make_interval(secs => $1::float8)
     AND e.at > coalesce(
         (SELECT g.since FROM outreach.ct_guardrails AS g WHERE g.key = 'watchdog' AND g.state = 'open'), '-infinity'
     )
@@ -942,7 +940,7 @@ SELECT w.worker, w.machine, w.egress, w.version, w.toolbox, w.troubles, w.partit
     w.seen_at, w.ended_at,
     w.ended_at IS NULL AND w.seen_at > clock_timestamp() - $1::double precision * interval '1 second' AS is_running
 FROM outreach.ct_workers AS w
-WHERE w.seen_at > clock_timestamp() - interval '24 hours'
+WHERE w.seen_at > statement_timestamp() - interval '24 hours'
 ORDER BY is_running DESC, w.seen_at DESC LIMIT 1000;
 
 -- name: accept_toolbox

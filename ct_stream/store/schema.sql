@@ -102,6 +102,8 @@ CREATE TABLE outreach.ct_outcomes (
     attempt uuid
 );
 CREATE UNIQUE INDEX ct_outcomes_ordinal_idx ON outreach.ct_outcomes (ordinal);
+-- Which outcomes are of a span? They are appended in about this order, so the smallest kind of index will do.
+CREATE INDEX ct_outcomes_decided_idx ON outreach.ct_outcomes USING brin (decided_at) WITH (autosummarize = on);
 CREATE INDEX ct_outcomes_unpublished_idx ON outreach.ct_outcomes (publish_until)
     WHERE published_at IS NULL AND topic IS NOT NULL;
 
@@ -156,12 +158,12 @@ CREATE TABLE outreach.ct_passes (
 );
 CREATE INDEX ct_passes_due_idx ON outreach.ct_passes (not_before) WHERE state = 'waiting';
 -- How many companies wait for what, and since when?
-CREATE INDEX ct_passes_reason_idx ON outreach.ct_passes (state, reason, since);
+CREATE INDEX ct_passes_reason_idx ON outreach.ct_passes (reason, since) INCLUDE (state);
 CREATE INDEX ct_passes_since_idx ON outreach.ct_passes (since);
 CREATE INDEX ct_passes_lease_idx ON outreach.ct_passes (lease_owner) WHERE lease_owner IS NOT NULL;
 CREATE INDEX ct_passes_pending_idx ON outreach.ct_passes (waits_on) WHERE pending IS NOT NULL;
 CREATE INDEX ct_passes_stuck_idx ON outreach.ct_passes (not_before) WHERE state = 'stuck';
-CREATE INDEX ct_passes_waits_on_idx ON outreach.ct_passes (waits_on, not_before) WHERE state = 'waiting';
+CREATE INDEX ct_passes_waits_on_idx ON outreach.ct_passes (waits_on, not_before, since) WHERE state = 'waiting';
 -- Which companies of a domain wait for something other than the domain itself?
 CREATE INDEX ct_passes_ahead_idx ON outreach.ct_passes (domain) WHERE state = 'waiting' AND reason <> 'domain_busy';
 
@@ -230,11 +232,13 @@ CREATE TABLE outreach.ct_guardrails (
     state text NOT NULL CHECK (state IN ('open', 'paused', 'closed', 'halted', 'trial')),
     reason text NOT NULL,
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
-    next_try_at timestamptz,          -- one company is tried then; NULL: a person resumes it
+    -- One company is tried then; NULL: a person resumes it. Postgres 15 and 16 cannot subtract from an infinite time.
+    next_try_at timestamptz CHECK (isfinite(next_try_at)),
     first_try_s double precision NOT NULL DEFAULT 600,  -- until the first try; then twice as long each time
     tries integer NOT NULL DEFAULT 0,
     changed_by text NOT NULL DEFAULT session_user
 );
+CREATE INDEX ct_guardrails_open_idx ON outreach.ct_guardrails (since) WHERE state = 'open';
 
 -- Every change of a guardrail, and who made it.
 CREATE TABLE outreach.ct_guardrail_log (
@@ -246,6 +250,7 @@ CREATE TABLE outreach.ct_guardrail_log (
     by_role text NOT NULL DEFAULT session_user
 );
 CREATE INDEX ct_guardrail_log_key_idx ON outreach.ct_guardrail_log (key, log_id);
+CREATE INDEX ct_guardrail_log_at_idx ON outreach.ct_guardrail_log (at);
 
 -- Evidence of servers that refuse us, for the scopes domain, provider and address. Evidence of the last 24 hours
 -- counts.

@@ -63,6 +63,14 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer.commit = commit_if_allowed
         return consumer
 
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Have the main thread take the partitions, unless Faust gives that up because it stops."""
+        await _unless_given_up(super().on_partitions_assigned(assigned, generation_id))
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Have the main thread finish with the partitions, unless Faust gives that up because it stops."""
+        await _unless_given_up(super().on_partitions_revoked(revoked))
+
     async def _fetch_records(self, consumer: Any, *args: Any, **kwargs: Any) -> Mapping[TP, list[Any]]:
         try:
             return await super()._fetch_records(consumer, *args, **kwargs)
@@ -78,6 +86,22 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
                 coordinator.request_rejoin()
         await asyncio.sleep(_DENIED_S)
         return {}
+
+
+async def _unless_given_up(call: Awaitable[None]) -> None:
+    """Wait for a call to the main thread; return too if it was cancelled there.
+
+    aiokafka waits in its own task, and for that task when it closes. Ended by a CancelledError, it would neither leave
+    the group nor close its connections (aiokafka/consumer/group_coordinator.py, close), and the other workers would
+    wait for this one as long as a session lasts.
+    """
+    try:
+        await call
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():  # aiokafka's task itself is meant
+            raise
+        log.info("A rebalance was given up, because the worker stops", extra={"action": "rebalance_given_up"})
 
 
 class _Consumer(driver.Consumer):

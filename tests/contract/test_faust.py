@@ -8,7 +8,7 @@ from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
-import aiokafka
+import aiokafka.consumer.group_coordinator
 import faust.app.base
 import faust.streams
 import faust.tables.recovery
@@ -139,6 +139,30 @@ async def test_the_consumer_reads_only_what_upstream_has_committed() -> None:
         client._closed = True  # neither was ever started
         consumer._thread.thread_loop.close()
     assert "isolation_level=self._isolation_level" in source(aiokafka.AIOKafkaConsumer.start)
+
+
+@pytest.mark.parametrize("what", ["assigned", "revoked"])
+async def test_a_rebalance_that_faust_gives_up_at_its_stop_does_not_end_aiokafkas_own_task(what: str) -> None:
+    """aiokafka's close waits for that task, and leaves the group after it."""
+    assert "await self._coordination_task" in source(aiokafka.consumer.group_coordinator.GroupCoordinator.close)
+    app = make_app(load_settings({"CT_KAFKA_BOOTSTRAP": "127.0.0.1:9"}))
+    consumer: Any = app._new_consumer()
+    given_up = asyncio.get_running_loop().create_future()
+
+    async def main_thread(*_: object) -> None:
+        await given_up
+
+    setattr(consumer, f"threadsafe_partitions_{what}", main_thread)
+    call = getattr(consumer._thread, f"on_partitions_{what}")
+    ended = asyncio.create_task(call({PARTITION}))
+    await asyncio.sleep(0)
+    ended.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ended
+    given_up = asyncio.get_running_loop().create_future()
+    given_up.set_exception(asyncio.CancelledError())  # as mode does with what its main thread cancelled
+    await call({PARTITION})
+    consumer._thread.thread_loop.close()
 
 
 def test_the_changelog_has_the_name_that_topics_are_made_with() -> None:

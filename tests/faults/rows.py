@@ -282,10 +282,14 @@ ROWS: tuple[Row, ...] = (
         behaviour="no statement reads all of them but reports; they are woken in slices; what grows is tidied",
         tests=(
             "trouble/test_growth.py::test_nothing_reads_all_companies",
+            "trouble/test_growth.py::test_what_runs_all_the_time_reads_no_more_than_its_slice",
             "trouble/test_growth.py::test_a_provider_that_opens_wakes_its_companies_in_slices",
+            "trouble/test_growth.py::test_a_proof_that_port_25_works_wakes_those_who_wait_for_it_in_slices",
             "trouble/test_growth.py::test_companies_that_another_version_left_stuck_are_tried_again_in_slices",
+            "trouble/test_growth.py::test_all_that_is_old_goes_in_slices_and_the_rest_stays",
+            "store/test_tidy.py::test_somebody_has_said_of_each_table_what_bounds_it",
         ),
-        open="more than 100,000 of each; which providers refuse us is read from the day's domains at each refusal",
+        open="more than a million of each; which providers refuse us is read from the day's domains at each refusal",
     ),
     Row(
         fault="an administrator switches a trigger off, replaces a function, or gives a right too widely",

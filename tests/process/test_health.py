@@ -90,6 +90,51 @@ async def test_two_colons_serve_both_families() -> None:
         assert (await ask(port, to="::1"))[0] == 200
 
 
+def has_ipv6_loopback() -> bool:
+    with suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Let /etc/hosts name `localhost` so, in this order and once for each line."""
+
+    def found(_: object, port: int, **__: object) -> list[tuple[object, ...]]:
+        families = [socket.AF_INET6 if ":" in address else socket.AF_INET for address in addresses]
+        return [(f, socket.SOCK_STREAM, 6, "", (a, port)) for f, a in zip(families, addresses, strict=True)]
+
+    monkeypatch.setattr("socket.getaddrinfo", found)
+
+
+@pytest.mark.skipif(not has_ipv6_loopback(), reason="this machine has no ::1")
+@pytest.mark.parametrize("addresses", [("::1", "127.0.0.1"), ("127.0.0.1", "::1", "127.0.0.1")])
+async def test_a_name_serves_all_its_addresses(monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]) -> None:
+    resolve(monkeypatch, *addresses)
+    async with served("localhost") as port:
+        monkeypatch.undo()
+        assert (await ask(port, to="127.0.0.1"))[0] == 200
+        assert (await ask(port, to="::1"))[0] == 200
+        assert (await ask(port, to="::1", name="rebound.evil.example"))[0] == 421
+
+
+async def test_a_name_serves_the_address_that_this_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where /etc/hosts names ::1 though there is no IPv6."""
+    resolve(monkeypatch, "2001:db8::1", "127.0.0.1")
+    async with served("localhost") as port:
+        monkeypatch.undo()
+        assert (await ask(port))[0] == 200
+
+
+async def test_a_port_that_is_taken_at_one_address_of_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        resolve(monkeypatch, "127.0.0.1", "127.0.0.2")
+        with pytest.raises(OSError, match="in use"):
+            async with health_server("localhost", taken.getsockname()[1], Health(), Metrics()):
+                pass
+        with socket.create_server(("127.0.0.1", taken.getsockname()[1])):
+            pass  # nothing is left behind
+
+
 async def test_a_strangers_words_in_a_trouble_break_no_answer() -> None:
     health = Health()
     health.set("kafka", NASTIEST)

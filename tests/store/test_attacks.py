@@ -190,13 +190,15 @@ async def test_the_gate_takes_no_guard_off_a_final_row(database: DatabaseDsns) -
 
 async def test_the_gate_probes_no_halted_provider(database: DatabaseDsns) -> None:
     await run(database.gate, "SELECT outreach.ct_set_guardrail('provider:p.example', 'halted', 'x', NULL)")
-    await run(database.gate, "UPDATE outreach.ct_guardrails SET next_try_at = '-infinity'")
+    await run(database.gate, "UPDATE outreach.ct_guardrails SET next_try_at = 'epoch'")
     begun = await value(
         database.gate,
         "SELECT answer FROM outreach.ct_begin_probes('w', ARRAY['a.example'], ARRAY['p.example'], ARRAY[false],"
         " ARRAY[gen_random_uuid()], ARRAY['1'], ARRAY[now()], 20, 100, 10)",
     )
     assert begun == "provider_closed"
+    with pytest.raises(asyncpg.CheckViolationError):
+        await run(database.gate, "UPDATE outreach.ct_guardrails SET next_try_at = '-infinity'")
 
 
 async def test_no_forged_row_of_a_worker_keeps_others_from_starting(database: DatabaseDsns) -> None:

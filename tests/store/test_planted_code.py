@@ -19,7 +19,7 @@ SHADOWED = ("text", "uuid", "uuid[]", "date", "timestamptz", "jsonb", "regclass"
 #: How each function that runs with its owner's rights is called, so that each of its statements is run.
 CALLS = {
     "ct_forget_passes": "SELECT outreach.ct_forget_passes(ARRAY[{id}])",
-    "ct_tidy": "SELECT outreach.ct_tidy('168 hours', '24 hours')",
+    "ct_tidy": "SELECT outreach.ct_tidy(1000, '168 hours', '24 hours')",
     "ct_set_guardrail": "SELECT outreach.ct_set_guardrail('provider:a.example', 'closed', 'refused by 3', NULL)",
     "ct_end_trial": "SELECT outreach.ct_end_trial()",
     "ct_take_alerts": "SELECT outreach.ct_take_alerts('a worker', 10)",

@@ -91,7 +91,7 @@ async def test_a_run_that_ended_or_vanished_is_in_nobodys_way(database: Database
         await admin.execute(
             "UPDATE outreach.ct_workers SET seen_at = seen_at - interval '8 days' WHERE worker = 'gone'"
         )
-        await admin.execute("SELECT outreach.ct_tidy('168 hours', '24 hours')")
+        await admin.execute("SELECT outreach.ct_tidy(1000, '168 hours', '24 hours')")
         assert await admin.fetchval("SELECT count(*) FROM outreach.ct_workers WHERE worker = 'gone'") == 0
         await admin.close()
 

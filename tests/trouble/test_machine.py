@@ -175,6 +175,8 @@ async def test_five_thousand_in_flight_are_given_up_within_the_drain_and_come_ag
         assert await stack.count_decided() == 0
         await stack.farm.set_reply_delay(0.0)
         again = stack.start_worker()
-        await invariants.wait_at_rest(stack, number, 150)
-        assert await stack.count_decided() == number, stack.worker_log()[-2000:]
+        decided = 0
+        while decided < number:  # however long a machine with other work takes for so many
+            before, decided = decided, await invariants.wait_at_rest(stack, number, 40)
+            assert decided > before, f"{decided} were decided, and then none for 40 s: {stack.worker_log()[-2000:]}"
         assert stack.end_worker(again) == 0

@@ -42,14 +42,15 @@ class _Dialogue:
     recipients_seen: int = 0
     is_encrypted: bool = False
     read_at: float = field(default_factory=time.monotonic)  #: when what is answered next came
-    dice: random.Random = field(init=False)
-    sober: int = field(init=False)  #: how many replies a noisy server gives before the noise
+    dice: random.Random | None = None  #: of a noisy server
+    sober: int = 0  #: how many replies a noisy server gives before the noise
 
     def __post_init__(self) -> None:
         """Let a noisy host make the same noise each time, so that what it caused can be seen again."""
-        which = f" {self.session.id}" if self.endpoint.is_shared else ""
-        self.dice = random.Random(f"{self.endpoint.host.name}{which}")
-        self.sober = self.dice.randrange(8)
+        if self.scenario.wire is Wire.NOISE:
+            which = f" {self.session.id}" if self.endpoint.is_shared else ""
+            self.dice = random.Random(f"{self.endpoint.host.name}{which}")
+            self.sober = self.dice.randrange(8)
 
     @property
     def scenario(self) -> Scenario:
@@ -246,10 +247,11 @@ class MailServers:
         scenario, writer = dialogue.scenario, dialogue.writer
         line_end = "\n" if scenario.wire is Wire.LF else "\r\n"
         data = (text.replace("\n", line_end) + line_end).encode("latin-1", "replace")
-        dialogue.sober -= 1
-        if scenario.wire is Wire.NOISE and dialogue.sober < 0:
-            await self._make_noise(dialogue)
-            return
+        if dialogue.dice is not None:
+            dialogue.sober -= 1
+            if dialogue.sober < 0:
+                await self._make_noise(dialogue, dialogue.dice)
+                return
         if scenario.wire is Wire.BYTEWISE:
             for byte in data:
                 writer.write(bytes([byte]))
@@ -259,8 +261,7 @@ class MailServers:
         if text.startswith("421"):
             raise _Ended("server")
 
-    async def _make_noise(self, dialogue: _Dialogue) -> None:
-        dice = dialogue.dice
+    async def _make_noise(self, dialogue: _Dialogue, dice: random.Random) -> None:
         if dice.random() < _LEAVES:
             raise _Ended(dice.choice(("server", "farm")))
         for piece in noise(dice):

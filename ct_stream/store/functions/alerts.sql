@@ -1,17 +1,12 @@
 -- Alerts for people, each sent once: see ct_alerts.
 
--- Write an alert, and delete those older than a week, whether somebody took them or not. Alerts are few.
+-- Write an alert; ct_tidy removes it after a week. Nothing else happens here: it is a part of every transaction that
+-- halts something.
 CREATE OR REPLACE FUNCTION outreach.ct_alert(what text, its_rail text, company uuid, its_state text, why text)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    DELETE FROM outreach.ct_alerts AS a WHERE a.alert_id IN (
-        -- Those that somebody holds stay until the next time: a halt must not wait for them.
-        SELECT o.alert_id FROM outreach.ct_alerts AS o
-        WHERE o.at < clock_timestamp() - interval '7 days' FOR UPDATE SKIP LOCKED
-    );
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO outreach.ct_alerts (event, rail, outreach_id, state, reason)
-        VALUES (what, its_rail, company, its_state, left(why, 1000));
-END $$;
+        VALUES (what, its_rail, company, its_state, left(why, 1000))
+$$;
 
 -- A guardrail changed: write an alert, except for a pause and its end, which need no person.
 CREATE OR REPLACE FUNCTION outreach.ct_alert_guardrail() RETURNS trigger
@@ -61,9 +56,9 @@ END $$;
 CREATE OR REPLACE FUNCTION outreach.ct_take_alerts(worker text, many integer) RETURNS SETOF outreach.ct_alerts
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     UPDATE outreach.ct_alerts AS a SET taken_by = worker, taken_at = clock_timestamp()
-    WHERE a.alert_id IN (
+    WHERE a.alert_id = ANY (ARRAY(
         SELECT o.alert_id FROM outreach.ct_alerts AS o WHERE o.taken_at IS NULL
         ORDER BY o.alert_id LIMIT many FOR UPDATE SKIP LOCKED
-    )
+    ))
     RETURNING a.*
 $$;

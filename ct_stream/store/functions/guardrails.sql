@@ -44,6 +44,11 @@ BEGIN
     IF new_state <> 'halted' AND rail NOT LIKE 'provider:%' OR new_state = 'trial' THEN
         RAISE EXCEPTION 'only a person resumes %', rail USING ERRCODE = 'insufficient_privilege';
     END IF;
+    -- A provider without a row is open (ct_tidy). A normal session there changes nothing, but may end somebody's wait.
+    IF new_state = 'open' AND NOT EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = rail) THEN
+        PERFORM outreach.ct_wake(rail, outreach.ct_woken_at_once(), clock_timestamp());
+        RETURN false;
+    END IF;
     INSERT INTO outreach.ct_guardrails AS g (key, state, reason, next_try_at, first_try_s, changed_by)
         VALUES (rail, new_state, why, next_try, distance, session_user)
         ON CONFLICT (key) DO UPDATE SET state = excluded.state, reason = excluded.reason, since = clock_timestamp(),
@@ -66,8 +71,15 @@ END $$;
 CREATE OR REPLACE FUNCTION outreach.ct_end_trial() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    talks integer := outreach.ct_trial_talks();
+    talks integer;
 BEGIN
+    -- A worker may ask for a few seconds longer than the trial lasts. Counting reads the domains of the day.
+    IF NOT EXISTS (
+        SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005' AND g.state = 'trial'
+    ) THEN
+        RETURN false;
+    END IF;
+    talks := outreach.ct_trial_talks();
     IF talks < outreach.ct_talks_wanted() THEN
         RETURN false;
     END IF;

@@ -1,19 +1,34 @@
 -- Undecided companies: what wakes them, and when their waits are removed.
 
--- Wake the `many` companies that have waited longest on `what`.
+-- Wake `many` companies that wait on `what`: first those whose time ends first, then those that have waited longest for
+-- nothing else. In the order of the index, and from an array that is made once: no plan reads all who wait, however old
+-- the statistics are that it was made from.
 CREATE OR REPLACE FUNCTION outreach.ct_wake(what text, many integer, at_time timestamptz) RETURNS void LANGUAGE sql AS $$
     UPDATE outreach.ct_passes AS p SET not_before = at_time
-    WHERE p.outreach_id IN (
+    WHERE p.outreach_id = ANY (ARRAY(
         SELECT q.outreach_id FROM outreach.ct_passes AS q
         WHERE q.waits_on = what AND q.state = 'waiting' AND q.not_before > at_time
-        ORDER BY q.since LIMIT many
+        ORDER BY q.not_before, q.since LIMIT many
         FOR UPDATE SKIP LOCKED
-    )
+    ))
 $$;
 
 -- How many companies are woken in one statement? Millions may wait for a provider or for midnight. ct_wake_sleepers wakes
 -- the rest, so many every few seconds.
 CREATE OR REPLACE FUNCTION outreach.ct_woken_at_once() RETURNS integer LANGUAGE sql IMMUTABLE AS $$ SELECT 1000 $$;
+
+-- Wake companies that wait for a control of this kind, and whose last failed answer came before `proven_at`. If that is
+-- in the future, the clock was set back since. The next proof, or ct_wake_sleepers, wakes the rest.
+CREATE OR REPLACE FUNCTION outreach.ct_wake_proven(its_kind text, proven_at timestamptz) RETURNS void LANGUAGE sql AS $$
+    UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()
+    WHERE p.outreach_id = ANY (ARRAY(
+        SELECT q.outreach_id FROM outreach.ct_passes AS q
+        WHERE q.waits_on = 'control:' || its_kind AND q.state = 'waiting' AND q.not_before > statement_timestamp()
+            AND (q.failed_at < proven_at OR q.failed_at > clock_timestamp())
+        ORDER BY q.not_before, q.since LIMIT outreach.ct_woken_at_once()
+        FOR UPDATE SKIP LOCKED
+    ))
+$$;
 
 -- Wake companies that a crash or a race left waiting: the safety net for the wakes that come with each change. Workers
 -- run it every few seconds.
@@ -37,7 +52,7 @@ BEGIN
         SELECT w.what, split_part(w.what, ':', 1) AS kind, substring(w.what FROM position(':' IN w.what) + 1) AS name
         FROM waited AS w
         WHERE (w.what LIKE 'domain:%' OR w.what LIKE 'places:%' OR w.what LIKE 'provider:%' OR w.what LIKE 'tool:%'
-                OR w.what = 'spine')
+                OR w.what LIKE 'control:%' OR w.what = 'spine')
             -- Only companies that do not wait for a fixed time.
             AND EXISTS (
                 SELECT 1 FROM outreach.ct_passes AS p
@@ -59,6 +74,10 @@ BEGIN
             IF busy < per_provider THEN
                 PERFORM outreach.ct_wake(asleep.what, per_provider - busy, moment);
             END IF;
+        ELSIF asleep.kind = 'control' THEN
+            PERFORM outreach.ct_wake_proven(asleep.name, c.ok_begun_at)
+                FROM outreach.ct_controls AS r, outreach.ct_control_now(r) AS c
+                WHERE r.kind = asleep.name AND c.ok_begun_at > c.failed_at;  -- otherwise all would be read, for nobody
         ELSIF asleep.kind = 'tool' THEN
             IF EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = asleep.what AND g.state = 'halted') THEN
                 CONTINUE;
@@ -85,23 +104,27 @@ BEGIN
     END LOOP;
 END $$;
 
--- Wake companies that wait for midnight: as many as the day has SMTPCheck units left, minus those already woken that
--- have not started. A returned unit may have woken a company that then met another wait, and the toolbox may allow more
+-- Wake companies that wait for midnight: as many as the day has SMTPCheck units left, at most 500, minus those already
+-- woken that have not started. A returned unit may have woken a company that then met another wait, and the toolbox may allow more
 -- units than before. Each worker runs this every few seconds.
 CREATE OR REPLACE FUNCTION outreach.ct_wake_capped(per_day bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     moment timestamptz := clock_timestamp();
     units bigint;
 BEGIN
-    SELECT per_day - coalesce(max(u.used), 0) INTO units FROM outreach.ct_usage AS u
+    SELECT least(per_day - coalesce(max(u.used), 0), 500) INTO units FROM outreach.ct_usage AS u
         WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = outreach.ct_utc_day();
     IF units > 0 THEN
-        SELECT units - count(*) INTO units FROM outreach.ct_passes AS p
+        -- No more are looked at: just after midnight all that waited for it are due.
+        SELECT units - count(*) INTO units FROM (
+            SELECT p.outreach_id FROM outreach.ct_passes AS p
             WHERE p.waits_on = 'cap:TOOL-005' AND p.state = 'waiting' AND p.not_before <= moment
-                AND (p.lease_until IS NULL OR p.lease_until < moment);
+                AND (p.lease_until IS NULL OR p.lease_until < moment)
+            ORDER BY p.not_before LIMIT units
+        ) AS woken;
     END IF;
     IF units > 0 THEN
-        PERFORM outreach.ct_wake('cap:TOOL-005', least(units, 500)::integer, moment);
+        PERFORM outreach.ct_wake('cap:TOOL-005', units::integer, moment);
     END IF;
 END $$;
 
