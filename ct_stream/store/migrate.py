@@ -52,6 +52,7 @@ JOIN pg_attribute AS a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
 WHERE c.conrelid = 'outreach.company_target_errors'::regclass AND c.contype = 'f' AND a.attname = 'outreach_id'
 """
 ROLES = ("ct_owner", "ct_gate", "ct_ops")
+_INHERITS = "SELECT r.rolinherit FROM pg_roles AS r WHERE r.rolname = current_user"
 
 
 class MigrationError(ProblemError):
@@ -252,6 +253,9 @@ async def _make_roles(connection: asyncpg.Connection) -> None:
     """
     login = await connection.fetchval("SELECT quote_ident(current_user)")
     inherits = membership_options(connection)
+    grant = f"GRANT ct_owner, ct_gate TO {login}{inherits}"
+    if not inherits and not await connection.fetchval(_INHERITS):
+        grant += f"; ALTER ROLE {login} INHERIT"
     known = {row["rolname"] for row in await connection.fetch("SELECT r.rolname FROM pg_roles AS r")}
     missing = [role for role in ROLES if role not in known]
     for role in missing:
@@ -261,7 +265,7 @@ async def _make_roles(connection: asyncpg.Connection) -> None:
             roles = "; ".join(f"CREATE ROLE {role} NOLOGIN" for role in missing)
             raise MigrationError(
                 f"there is no role {role}, and {login} may not create roles",
-                f"have somebody who may run: {roles}; GRANT ct_owner, ct_gate TO {login}{inherits}",
+                f"have somebody who may run: {roles}; {grant}",
             ) from error
     if not await may_act_as(connection, "ct_owner"):
         try:
@@ -270,8 +274,13 @@ async def _make_roles(connection: asyncpg.Connection) -> None:
             raise MigrationError(
                 f"the roles are there already, and {login} may not act as ct_owner",
                 "have whoever made them, or a superuser, decide (who has these roles may change the outcomes of every "
-                f"gate on this server) and run: GRANT ct_owner, ct_gate TO {login}{inherits}",
+                f"gate on this server) and run: {grant}",
             ) from error
+        if not await may_act_as(connection, "ct_owner"):
+            raise MigrationError(
+                f"{login} has the role ct_owner, but not its rights: it does not inherit them",
+                f"have it run, or a superuser: ALTER ROLE {login} INHERIT",
+            )
 
 
 async def _is_temp_open(connection: asyncpg.Connection) -> bool:
