@@ -65,7 +65,7 @@ REPORTS = {
     "has_own_outcomes": "once, when a worker starts; ends at the first row of our own",
     "rehearsal_companies": "once, when a worker starts; ends at 1,000 undecided companies",
     "control_succeeded": "at most every 30 s, while somebody waits for a control",
-    "refusing_providers": "the domains of the day, whenever a server refuses us",
+    "refusing_networks": "the domains of the day, whenever a server refuses us",
     "spine_control": "ends at the first row of the spine",
     "verify_companies": "verify compares everything",
     "undecided": "lists all of the spine that nobody decided",
