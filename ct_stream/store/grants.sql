@@ -64,7 +64,7 @@ DECLARE
         'ct_utc_day', 'ct_lock_rate', 'ct_take_mx', 'ct_free_in', 'ct_note_talk', 'ct_begin_probes', 'ct_enter_provider',
         'ct_go_on', 'ct_end_probes',
         'ct_may_claim', 'ct_errors_are_bound',
-        'ct_wake', 'ct_woken_at_once', 'ct_wake_sleepers', 'ct_wake_capped', 'ct_forget_passes',
+        'ct_wake', 'ct_wake_one', 'ct_woken_at_once', 'ct_wake_sleepers', 'ct_wake_capped', 'ct_forget_passes',
         'ct_recall', 'ct_tidy',
         'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since',
         'ct_count_try', 'ct_talks_wanted', 'ct_trial_talks', 'ct_set_guardrail', 'ct_end_trial',

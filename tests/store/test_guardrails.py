@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -359,6 +360,25 @@ async def test_who_resumes_a_network_makes_the_refusals_there_void(database: Dat
         assert await p.resume(f"provider:{MACHINE}") == "closed -> open"
         await p.refuse("f.example", MACHINE)
         assert await p.state(f"provider:{MACHINE}") == "open"
+
+
+async def test_each_company_that_waits_for_a_network_gets_its_turn_to_try(database: DatabaseDsns) -> None:
+    """Else the one that has waited longest would be tried each time, and its server may be the one that refuses us."""
+    rail = f"provider:{HOSTER}"
+    async with parts(database) as p:
+        await p.one.set_state(rail, "closed", "refused", 600.0)
+        companies = [parked(after_s=None, waits_on=rail, reason=WaitReason.PROVIDER_CLOSED) for _ in range(3)]
+        for company in companies:
+            await p.passes.park(replace(company, asked_at=await p.admin.fetchval("SELECT clock_timestamp()")))
+        tried = []
+        for _ in range(4):
+            await p.due_now(rail)
+            await p.passes.wake_sleepers(10)
+            [resumed] = await p.passes.claim_due(10)
+            tried.append(resumed.origin.outreach_id)
+            company = next(company for company in companies if company.origin == resumed.origin)
+            await p.passes.park(replace(company, asked_at=await p.admin.fetchval("SELECT clock_timestamp()")))
+        assert tried == [company.origin.outreach_id for company in (*companies, companies[0])]
 
 
 async def test_silence_in_a_closed_network_fails_no_company(database: DatabaseDsns) -> None:
