@@ -398,7 +398,7 @@ async def test_one_companys_refusal_is_its_own_policy_only_after_a_while(databas
 
 async def test_a_resumed_tool_tries_one_company_at_a_time_until_three_providers_talk(database: DatabaseDsns) -> None:
     async with parts(database) as p:
-        await p.one.set_state(SMTP_RAIL, "halted", "5 of the last 20 providers refuse us", None)
+        await p.one.set_state(SMTP_RAIL, "halted", "of the last 20 providers, those in 5 networks refuse us", None)
         for _ in range(20):
             company = parked(after_s=None, waits_on=SMTP_RAIL, reason=WaitReason.HALTED, pending=EXCHANGES[1])
             await p.passes.park(company)
