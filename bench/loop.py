@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import uvloop
 
+from ct_stream.gate.providers import provider_of
 from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.verdicts import Held, Passed
 from ct_stream.probes.answer import PassDriver, World
@@ -39,6 +40,9 @@ class NoLimits:
     async def mx_lookup(self) -> Wait | None:
         return None
 
+    def provider_at(self, host: str, ip: str, domain: str) -> str:  # noqa: ARG002
+        return provider_of(host, domain)
+
     async def begin_probe(self, domain: str, provider: str) -> NoLimits | Wait:  # noqa: ARG002
         return self
 
@@ -54,7 +58,13 @@ class NoLimits:
     async def enter(self, provider: str) -> Wait | None:  # noqa: ARG002
         return None
 
-    async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:  # noqa: ARG002
+    async def release(
+        self,
+        *,
+        met: Mapping[str, Met],  # noqa: ARG002
+        greeted_at: Mapping[str, str],  # noqa: ARG002
+        refused: Sequence[Held],  # noqa: ARG002
+    ) -> None:
         return None
 
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:  # noqa: ARG002

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ct_stream.gate.providers import is_own_provider, provider_of
+from ct_stream.gate.providers import is_own_provider, provider_at, provider_of
 from ct_stream.gate.waits import NOTHING, Wait, WaitReason
 from ct_stream.probes.needs import Met
 
@@ -57,6 +57,7 @@ class Permits:
         self._tellings = tellings
         self._recall = recall
         self._waited_s = waited_s
+        self._providers: dict[tuple[str, str], str] = {}  # what a provider's servers at an address count as
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit."""
@@ -65,20 +66,42 @@ class Permits:
             self._tellings.metrics.tool_calls.labels(tool="TOOL-004").inc()
         return wait
 
+    def provider_at(self, host: str, ip: str, domain: str) -> str:
+        """Return the provider that a host at this address counts as, by the guardrails as this worker last read them.
+
+        The first answer holds for the whole pass: what is said of a session afterwards must bear the name under which
+        it was begun. So a pass may finish at a network that was closed meanwhile, as at any provider; what its server
+        says is weighed by what is true then (see Guardrails.judge, and gate/evidence.py).
+        """
+        key = (provider_of(host, domain), ip)
+        if key not in self._providers:
+            self._providers[key] = provider_at(host, ip, domain, self._tellings.guardrails.closed)
+        return self._providers[key]
+
     async def begin_probe(self, domain: str, provider: str) -> Lease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit."""
         granted = self._own_way.trouble or await self._limits.begin_probe(domain, provider, self._recall.looked)
         if isinstance(granted, Wait):
             return granted
         self._tellings.metrics.tool_calls.labels(tool="TOOL-005").inc()
-        return Lease(self._tellings, granted, domain, provider, self._waited_s())
+        return Lease(self._tellings, granted, domain, provider, self._waited_s(), self.provider_at)
 
 
 class Lease:
     """The right to probe one domain. It tells the controls and the guardrails how the sessions went."""
 
-    def __init__(self, tellings: Tellings, lease: DomainLease, domain: str, place: str, waited_s: float) -> None:
+    def __init__(
+        self,
+        tellings: Tellings,
+        lease: DomainLease,
+        domain: str,
+        place: str,
+        waited_s: float,
+        provider_at: Callable[[str, str, str], str],
+    ) -> None:
+        """`provider_at`: of a host at an address, for a domain, as in `Permits`."""
         self._tell = tellings
+        self._provider_at = provider_at
         self._lease = lease
         self._domain = domain
         self._place = place  # the provider at which it takes up a place
@@ -134,19 +157,19 @@ class Lease:
         """Start the domain's pause."""
         self._lease.session_ended()
 
-    async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:
+    async def release(self, *, met: Mapping[str, Met], greeted_at: Mapping[str, str], refused: Sequence[Held]) -> None:
         """Give the domain and the place back."""
         guardrails = self._tell.guardrails
-        refusing = {provider_of(held.host, self._domain) for held in refused}
+        refusing = {self._provider_at(held.host, held.ip, self._domain) for held in refused}
         stalled = bool(self._tell.stalled_since(self._begun_at))
         talking = [provider for provider, how in met.items() if how is Met.GREETED and provider not in refusing]
         for provider, how in met.items():
             if how is Met.SILENT and not is_own_provider(provider, self._domain) and not stalled:
                 await guardrails.silent(provider, self._domain)
-        await self._lease.release(talked=self._place in talking)
+        await self._lease.release(talked=self._place in talking, talked_at=greeted_at.get(self._place, ""))
         if talking:
             await self._tell.controls.good_talk(self._begun_at, self._domain)
         for provider in talking:
             if provider != self._place:
-                await guardrails.note_talk(provider)
-            await guardrails.talked(provider)
+                await guardrails.note_talk(provider, greeted_at[provider])
+            await guardrails.talked(provider, greeted_at[provider])

@@ -133,7 +133,7 @@ class Proofs:
         answer = await self._controls.confirm(kind, moments.window(exchanges), in_chain=moments.is_in_chain(kind))
         if isinstance(answer, Wait) or kind is not ControlKind.SMTP:
             return answer
-        for provider in sorted(silent_providers(exchanges)):
+        for provider in sorted(silent_providers(exchanges, self._guardrails.closed)):
             assert moments.failed_at is not None  # a proof began after it
             wait = await self._guardrails.unreached(provider, self._age_s(moments.failed_at))
             if wait is not None:

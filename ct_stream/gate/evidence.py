@@ -9,11 +9,11 @@ proofs mean for an answer is decided only here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from ct_stream.gate.attempts import refusals
-from ct_stream.gate.providers import is_own_server, provider_of
+from ct_stream.gate.providers import is_own_provider, is_own_server, provider_at, provider_of, whereabouts
 from ct_stream.gate.questions import (
     RANDOM,
     ControlAnswer,
@@ -30,7 +30,7 @@ from ct_stream.gate.verdicts import HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from ct_stream.gate.questions import Answer, Attempt, Question
@@ -211,8 +211,11 @@ def may_be_ours(answer: Answer) -> bool:
     )
 
 
-def silent_providers(exchanges: Iterable[Exchange]) -> set[str]:
-    """Return the shared providers none of whose servers said a word to this pass, whatever other servers said."""
+def silent_providers(exchanges: Iterable[Exchange], closed: Container[str] = ()) -> set[str]:
+    """Return the shared providers none of whose servers said a word to this pass, whatever other servers said.
+
+    An own server in a network that is `closed` is one of that network's: it may drop our packets as others refuse us.
+    """
     silent: set[str] = set()
     talking: set[str] = set()
     for exchange in exchanges:
@@ -220,10 +223,11 @@ def silent_providers(exchanges: Iterable[Exchange]) -> set[str]:
             continue
         domain = exchange.asked.rpartition("@")[2]
         for attempt in exchange.answer.attempts:
-            if not attempt.ip or attempt.trouble is Trouble.DEADLINE or is_own_server(attempt.host, domain):
+            provider = provider_at(attempt.host, attempt.ip, domain, closed)
+            if not attempt.ip or attempt.trouble is Trouble.DEADLINE or is_own_provider(provider, domain):
                 continue
             said = attempt.reply is not None or attempt.stage not in (Stage.CONNECT, Stage.BANNER)
-            (talking if said else silent).add(provider_of(attempt.host, domain))
+            (talking if said else silent).add(provider)
     return silent - talking
 
 
@@ -239,7 +243,10 @@ def about_us(question: Question, answer: MailboxAnswer) -> list[Held]:
 
 
 def is_private(held: Held, domain: str) -> bool:
-    """Return whether a reply about us may be this one company's own policy, because its own server refuses us."""
+    """Return whether a reply about us may be this one company's own policy, because its own server refuses us.
+
+    Whether it is one of many there that refuse us, `Settling` knows.
+    """
     return held.by is HeldBy.REFUSED and is_own_server(held.host, domain)
 
 
@@ -268,6 +275,19 @@ class Settling:
     settle_s: float  #: how long no other company must have met the same
     age_s: float  #: of the failed answer, at most as long as this process has been running
     halted: str | None = None  #: why TOOL-005 is halted
+    closed: Container[str] = ()  #: providers, networks and addresses whose guardrail is not open
+    opened: Mapping[str, datetime] = field(default_factory=dict)  #: when the others' guardrails were opened again
+
+    def is_of_many(self, held: Held, failed_at: datetime) -> bool:
+        """Return whether servers of other companies beside this one refused us when it did.
+
+        It is so while their network or their address is closed. If that was opened after this refusal, the server is
+        asked again: it may have refused us for the reason that is gone.
+        """
+        return any(
+            name in self.closed or (name in self.opened and self.opened[name] > failed_at)
+            for name in whereabouts(held.ip)
+        )
 
     def refusal(self, what: str) -> Wait | None:
         """Return the wait until a refusal by one company's own server counts as its policy; None: it counts now."""
@@ -435,7 +455,9 @@ class Case:
         if not self.is_proven_about_us:
             return False
         helds, domain = self.refuses_us, self.resumed.domain or ""
-        return not helds or not all(is_private(held, domain) for held in helds)
+        return not helds or not all(
+            is_private(held, domain) and not self.settling.is_of_many(held, self.failed_at) for held in helds
+        )
 
     def drop_and_ask_the_provider(self) -> Kept:
         return self._keep(with_moments=False, drops_pending=True)
@@ -522,7 +544,8 @@ ROWS = (
     ),
     Row(
         id="provider's word",
-        holds="a reply about us, port 25 proven, not all from the company's own servers",
+        holds="a reply about us, port 25 proven, not all from the company's own servers, or from one whose network or "
+        "address is closed or was opened since",
         then="that answer is dropped, and its provider asked again",
         when=Case.is_a_providers_word,
         keep=Case.drop_and_ask_the_provider,

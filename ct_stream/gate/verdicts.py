@@ -55,6 +55,7 @@ class Held:
     by: HeldBy
     host: str
     reason: str
+    ip: str = ""  #: of the server that said it
 
 
 Verdict: TypeAlias = Passed | Failed | Held

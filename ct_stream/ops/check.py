@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from ct_stream.gate.domains import NotADomain, canonical_domain
 from ct_stream.gate.middle_stage import middle_stage
+from ct_stream.gate.providers import provider_at
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
@@ -17,11 +18,12 @@ from ct_stream.ops.troubles import ServiceTrouble, WrongInput, postgres_answers
 from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.solo import NoMemory, NoSpine, SoloControls, SoloPermits, SoloRefusals, Tier2Off
 from ct_stream.store.database import Database
+from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.limits import DomainLease, SharedLimits
 from ct_stream.store.outage import UnfitDatabase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence, Set
 
     from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Held
@@ -164,6 +166,8 @@ async def _permits(settings: Settings, toolbox: Toolbox) -> AsyncIterator[Permit
             await database.open()
         except UnfitDatabase as error:
             raise ServiceTrouble(f"CT_POSTGRES_DSN: {error.problem.what}", error.problem.action) from error
+    guardrails = Guardrails(database, toolbox.controls.settle_s)
+    await guardrails.refresh(now=True)
     limits = SharedLimits(
         database,
         f"check/{uuid4().hex[:8]}",
@@ -172,7 +176,7 @@ async def _permits(settings: Settings, toolbox: Toolbox) -> AsyncIterator[Permit
     for batches in limits.batches:
         batches.start()
     try:
-        yield _SharedPermits(limits)
+        yield _SharedPermits(limits, guardrails.closed)
     finally:
         for batches in limits.batches:
             await batches.stop()
@@ -182,12 +186,18 @@ async def _permits(settings: Settings, toolbox: Toolbox) -> AsyncIterator[Permit
 class _SharedPermits:
     """The shared limits, as a pass takes them."""
 
-    def __init__(self, limits: SharedLimits) -> None:
+    def __init__(self, limits: SharedLimits, closed: Set[str]) -> None:
+        """`closed`: the providers whose guardrail is not open."""
         self._limits = limits
+        self._closed = closed
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit."""
         return await self._limits.mx_lookup()
+
+    def provider_at(self, host: str, ip: str, domain: str) -> str:
+        """Return the provider that a host at this address counts as."""
+        return provider_at(host, ip, domain, self._closed)
 
     async def begin_probe(self, domain: str, provider: str) -> ProbeLease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit."""
@@ -216,6 +226,12 @@ class _SharedLease:
     def greeted(self, begun_at: float) -> None:
         """Nobody is told."""
 
-    async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:  # noqa: ARG002 - see the class
+    async def release(
+        self,
+        *,
+        met: Mapping[str, Met],  # noqa: ARG002 - see the class
+        greeted_at: Mapping[str, str],  # noqa: ARG002
+        refused: Sequence[Held],  # noqa: ARG002
+    ) -> None:
         """Give the domain and the place back."""
         await self._lease.release(talked=False)

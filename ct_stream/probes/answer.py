@@ -10,10 +10,9 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never
 
 from ct_stream.gate.attempts import TIME_IS_UP, refusals
-from ct_stream.gate.evidence import about_us, is_private, may_be_ours, serves_again, to_judge
+from ct_stream.gate.evidence import about_us, may_be_ours, serves_again, to_judge
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.gate.pipeline import single_pass
-from ct_stream.gate.providers import provider_of
 from ct_stream.gate.questions import (
     Answer,
     AskControl,
@@ -230,8 +229,7 @@ class PassDriver:
             return wait
         self._refused += helds
         judged = await self._judge(helds, domain)
-        lasting = not all(is_private(held, domain) for held in helds)
-        return judged if judged is not None and lasting else wait
+        return judged if judged is not None and not judged.waits_on.is_control else wait
 
     def _turn_off(self, because: str) -> None:
         """Continue from the same answers as a pass that never had Tier-2."""
@@ -308,7 +306,7 @@ class PassDriver:
             if isinstance(verdict, Passed) and self._refused and not self._is_judged:
                 # It changes nothing for this company, whose backup accepted us, but it may for all others.
                 for held in to_judge(self._refused, verdict.domain):
-                    await self._world.refusals.note(held, verdict.domain, provider_of(held.host, verdict.domain))
+                    await self._world.refusals.note(held, verdict.domain, self._provider(held, verdict.domain))
             return verdict
         *before, last = self._play.exchanges
         assert isinstance(last.answer, MailboxAnswer)
@@ -327,8 +325,11 @@ class PassDriver:
         self._is_judged = True
         first, *others = to_judge(helds, domain)
         for held in others:
-            await self._world.refusals.note(held, domain, provider_of(held.host, domain))
-        return await self._world.refusals.judge(first, domain, provider_of(first.host, domain))
+            await self._world.refusals.note(held, domain, self._provider(held, domain))
+        return await self._world.refusals.judge(first, domain, self._provider(first, domain))
+
+    def _provider(self, held: Held, domain: str) -> str:
+        return self._world.permits.provider_at(held.host, held.ip, domain)
 
     def _waiting(self, wait: Wait, pending: Exchange | None = None) -> Waiting:
         return Waiting(wait=wait, exchanges=self.exchanges, spent_s=self.spent_s, pending=pending)

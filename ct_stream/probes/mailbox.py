@@ -6,7 +6,6 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from ct_stream.gate.providers import provider_of
 from ct_stream.gate.questions import Attempt, MailboxAnswer, Trouble
 from ct_stream.gate.replies import Stage, read_reply
 from ct_stream.gate.waits import Wait
@@ -51,6 +50,7 @@ class MailboxProber:
         self._lease: ProbeLease | None = None
         self._provider = ""  #: of the last session's host
         self._met: dict[str, Met] = {}  #: by provider, once one of its servers has been tried to the end
+        self._greeted_at: dict[str, str] = {}  #: by provider: the last address that greeted us
         self._addresses: dict[str, tuple[str, ...] | NameTrouble] = {}
         self._without_tls: set[str] = set()  #: hosts whose STARTTLS is broken
         self.heard: list[Attempt] = []  #: for the current question
@@ -93,7 +93,7 @@ class MailboxProber:
             await self._end_session(lease)
         finally:
             if lease is not None:
-                await lease.release(met=self._met, refused=refused)
+                await lease.release(met=self._met, greeted_at=self._greeted_at, refused=refused)
 
     async def _can_go_on(self, hosts: tuple[str, ...]) -> bool:
         """Return whether the open session can take the next question; end it if not."""
@@ -139,7 +139,7 @@ class MailboxProber:
         for tls in (True, False):
             if tls and host in self._without_tls:
                 continue
-            lease = await self._next_session(host, domain)
+            lease = await self._next_session(host, ip, domain)
             if isinstance(lease, Wait):
                 return lease
             session = self._session = SmtpSession(host, ip, self._settings, self._stopwatch)
@@ -160,14 +160,15 @@ class MailboxProber:
     def _note(self, session: SmtpSession, stopped: Attempt | None) -> None:
         if stopped is None or session.greeted:
             met = Met.GREETED
+            self._greeted_at[self._provider] = session.ip
         elif stopped.trouble is Trouble.DEADLINE:
             return  # we left before it could say a word
         else:
             met = Met.SILENT if stopped.reply is None else Met.REPLIED
         self._met[self._provider] = max(met, self._met.get(self._provider, met))
 
-    async def _next_session(self, host: str, domain: str) -> ProbeLease | Wait:
-        provider = provider_of(host, domain)
+    async def _next_session(self, host: str, ip: str, domain: str) -> ProbeLease | Wait:
+        provider = self._permits.provider_at(host, ip, domain)
         if self._lease is None:
             lease = await self._permits.begin_probe(domain, provider)
             if isinstance(lease, Wait):

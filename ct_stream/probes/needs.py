@@ -48,10 +48,11 @@ class ProbeLease(Protocol):
     def greeted(self, begun_at: float) -> None:
         """Report that a server greeted a session that began at this moment of the monotonic clock."""
 
-    async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:
+    async def release(self, *, met: Mapping[str, Met], greeted_at: Mapping[str, str], refused: Sequence[Held]) -> None:
         """Give the domain and the provider's place back; say what each provider did, and which replies were about us.
 
-        A provider that is missing from `met` was not tried to the end, so its silence says nothing.
+        A provider that is missing from `met` was not tried to the end, so its silence says nothing. `greeted_at` has
+        the address at which each provider last greeted us.
         """
 
 
@@ -60,6 +61,9 @@ class Permits(Protocol):
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit of the day and of the second; None if the look-up may start now."""
+
+    def provider_at(self, host: str, ip: str, domain: str) -> str:
+        """Return the provider that a host at this address counts as, the same one for the whole pass."""
 
     async def begin_probe(self, domain: str, provider: str) -> ProbeLease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit, or none of them."""

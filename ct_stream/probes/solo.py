@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.memory import Memory
-from ct_stream.gate.providers import is_own_server
+from ct_stream.gate.providers import is_own_provider, provider_of
 from ct_stream.gate.questions import ControlAnswer, ControlKind, SpineAnswer
 from ct_stream.gate.verdicts import HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
@@ -50,6 +50,10 @@ class SoloPermits:
         """Let the look-up go."""
         return None
 
+    def provider_at(self, host: str, ip: str, domain: str) -> str:  # noqa: ARG002 - nobody else was refused there
+        """Return whose host it is by its name."""
+        return provider_of(host, domain)
+
     async def begin_probe(self, domain: str, provider: str) -> SoloPermits | Wait:  # noqa: ARG002 - nobody else asks
         """Return the lease."""
         return self
@@ -72,7 +76,7 @@ class SoloPermits:
     def greeted(self, begun_at: float) -> None:
         """Nobody is told."""
 
-    async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:
+    async def release(self, *, met: Mapping[str, Met], greeted_at: Mapping[str, str], refused: Sequence[Held]) -> None:
         """Nobody waits for the domain, and no provider is remembered."""
 
 
@@ -124,7 +128,7 @@ class SoloRefusals:
                 detail=f"a control does not take mail from us either: {result.detail}; first: {held.reason}",
                 waits_on=WaitsOn.tool("TOOL-005"),
             )
-        if is_own_server(held.host, domain):
+        if is_own_provider(provider, domain):
             return None
         return Wait(
             reason=WaitReason.PROVIDER_CLOSED,

@@ -21,7 +21,7 @@ GRANT UPDATE (publish_until, published_at) ON outreach.ct_outcomes TO ct_gate;
 GRANT INSERT (outreach_id, its_table) ON outreach.ct_unwritten TO ct_gate;
 GRANT INSERT (places, reason, worker, worker_version) ON outreach.ct_watchdog_exits TO ct_gate;
 -- Refusals are void only by a person's resume.
-GRANT INSERT (provider, domain, kind, host, reason) ON outreach.ct_refusals TO ct_gate;
+GRANT INSERT (provider, domain, kind, host, reason, is_own, address, network) ON outreach.ct_refusals TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
 GRANT SELECT, INSERT ON outreach.company_target_errors TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.ct_rates, outreach.ct_domains,
@@ -64,7 +64,8 @@ DECLARE
         'ct_utc_day', 'ct_lock_rate', 'ct_take_mx', 'ct_free_in', 'ct_note_talk', 'ct_begin_probes', 'ct_enter_provider',
         'ct_go_on', 'ct_end_probes',
         'ct_may_claim', 'ct_errors_are_bound',
-        'ct_wake', 'ct_wake_proven', 'ct_woken_at_once', 'ct_wake_sleepers', 'ct_wake_capped', 'ct_forget_passes',
+        'ct_wake', 'ct_wake_one', 'ct_wake_proven', 'ct_woken_at_once', 'ct_wake_sleepers', 'ct_wake_capped',
+        'ct_forget_passes',
         'ct_recall', 'ct_tidy',
         'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since',
         'ct_count_try', 'ct_lock_try', 'ct_talks_wanted', 'ct_trial_talks', 'ct_set_guardrail', 'ct_end_trial',

@@ -1,9 +1,11 @@
 """Decides what a refusal means: one company's policy, a provider that closes to us, or a halt of the whole tool.
 
 A provider is closed if within 24 hours three of its companies end in a refusal of us, in "too fast" or in silence, with
-no normal session in between. If five of the last 20 providers refuse us, the tool is halted until a person resumes it.
-Trouble that only one company met is settled by a control and by time: long enough for other companies to show whether
-they meet it too (ADR-CT-IMO-024).
+no normal session in between. Companies' own servers are weighed by where they are: if those of two companies refuse us
+at one address, or those of three in one network, that address or network is closed like a provider (ADR-CT-IMO-028). If
+providers in five networks refuse us, of the last 20 providers, the tool is halted until a person resumes it. Trouble
+that only one company met is settled by a control and by time: long enough for other companies to show whether they meet
+it too (ADR-CT-IMO-024).
 """
 
 from __future__ import annotations
@@ -14,7 +16,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.evidence import Settling
-from ct_stream.gate.providers import is_own_server
+from ct_stream.gate.providers import (
+    address_of,
+    is_own_server,
+    is_whereabouts,
+    network_of,
+    provider_of,
+    whereabouts,
+)
 from ct_stream.gate.questions import ControlKind
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
@@ -26,13 +35,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLOSE_AFTER_COMPANIES = 3
-HALT_AFTER_PROVIDERS, OF_PROVIDERS = 5, 20  #: five of the last 20
+CLOSE_AFTER_COMPANIES = 3  #: of a provider, or with own servers in one network
+CLOSE_ADDRESS_AFTER_COMPANIES = 2  #: with own servers at one address: that is one machine
+HALT_AFTER_NETWORKS, OF_PROVIDERS = 5, 20  #: refused in five networks, of the last 20 providers
 EVIDENCE_KEPT = timedelta(hours=24)  #: how long a refusal or a normal session counts
 FIRST_TRY_S = 600.0  #: until a closed provider is tried; then twice as long each time, see ct_count_try
 RATE_PAUSE_S = 60.0  #: until a provider that says "too fast" is tried; then twice as long each time
 _REFRESH_S = 5.0
 _HOURS = EVIDENCE_KEPT // timedelta(hours=1)
+_PROVIDER = WaitsOn.provider("")
 SMTP_RAIL = "tool:TOOL-005"
 TIER2_RAIL = "tool:TOOL-019"
 TIER2_BUDGET = "budget:TOOL-019"  #: only in the log of guardrails: the next month opens it
@@ -55,12 +66,17 @@ class Guardrails:
         self._refresh_at = 0.0
         self._changes = 0
         self.halted: dict[str, str] = {}  #: guardrail to reason, as last read
+        self.closed: set[str] = set()  #: providers (networks and addresses too) that are not open, as last read
         self.opened: dict[str, datetime] = {}  #: guardrail to when it was opened again, as last read
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait:
-        """Record a reply about us, close or halt what it calls for, and return the wait for this company."""
+        """Record a reply about us, close or halt what it calls for, and return the wait for this company.
+
+        `provider`: as what the server counted when it was asked: the network of an own server that is closed.
+        """
+        await self._note_reply(held, domain)
+        self._suspects.add(provider)
         if held.by is HeldBy.RATE:
-            await self._note(provider, domain, "rate", held.host, held.reason)
             await self.set_state(
                 WaitsOn.provider(provider), "paused", f"says that we ask too fast: {held.reason}", RATE_PAUSE_S
             )
@@ -70,16 +86,20 @@ class Guardrails:
                 detail=f"{provider} says that we ask too fast: {held.reason}",
                 waits_on=WaitsOn.provider(provider),
             )
-        await self._note(provider, domain, "refused", held.host, held.reason)
-        rows = await self._database.persist("refusing_providers", EVIDENCE_KEPT, OF_PROVIDERS)
-        if rows[0]["refusing"] >= HALT_AFTER_PROVIDERS:
-            of_last = f"{rows[0]['refusing']} of the last {OF_PROVIDERS} providers"
-            reason = f"{of_last} refuse us, the last one {provider}: {held.reason}"
+        rows = await self._database.persist("refusing_networks", EVIDENCE_KEPT, OF_PROVIDERS)
+        if rows[0]["refusing"] >= HALT_AFTER_NETWORKS:
+            of_last = f"of the last {OF_PROVIDERS} providers, those in {rows[0]['refusing']} networks"
+            reason = f"{of_last} refuse us, the last one {provider_of(held.host, domain)}: {held.reason}"
             await self.set_state(SMTP_RAIL, "halted", reason, None)
-        if is_own_server(held.host, domain):
-            # If a control domain's server accepts us, this is the company's own policy: that proof settles the scope.
-            return control_wait(ControlKind.SMTP, f"{held.host} refuses us; a control must show whether others do too")
-        await self._close_where_due(provider, held.reason)
+        if not is_own_server(held.host, domain):
+            await self._close_where_due(provider, held.reason)
+        else:
+            provider = await self._close_around(held) or provider
+            if not is_whereabouts(provider):
+                # If a control domain's server accepts us, this is the company's own policy: that proof settles the
+                # scope.
+                sentence = f"{held.host} refuses us; a control must show whether others do too"
+                return control_wait(ControlKind.SMTP, sentence)
         return Wait(
             reason=WaitReason.REFUSED,
             detail=f"{provider} refuses us: {held.reason}",
@@ -93,31 +113,48 @@ class Guardrails:
 
     def settling(self, age_s: float) -> Settling:
         """Return what settles a failed answer of this age, with the last known halt."""
-        return Settling(settle_s=self._settle_s, age_s=age_s, halted=self.halted.get(SMTP_RAIL))
+        return Settling(
+            settle_s=self._settle_s,
+            age_s=age_s,
+            halted=self.halted.get(SMTP_RAIL),
+            closed=self.closed,
+            opened={rail.removeprefix(_PROVIDER): since for rail, since in self.opened.items()},
+        )
 
     async def silent(self, provider: str, domain: str) -> None:
         """Record that no server of a shared provider could be reached for this company."""
-        await self._note(provider, domain, "silent", "", "none of its servers could be reached")
+        await self._database.persist(
+            "note_refusal", provider, domain, "silent", "", "none of its servers could be reached", False, "", ""
+        )
+        self._suspects.add(provider)
 
     async def unreached(self, provider: str, age_s: float) -> Wait | None:
-        """Return the wait for a shared provider's silence of this age; None: it counts against the company."""
-        if await self._close_where_due(provider, "none of its servers could be reached"):
+        """Return the wait for a shared provider's silence of this age; None: it counts against the company.
+
+        In a network that is closed it never counts: an own server there may drop our packets, as others there refuse
+        us.
+        """
+        if is_whereabouts(provider) or await self._close_where_due(provider, "none of its servers could be reached"):
             return Wait(
                 reason=WaitReason.PROVIDER_CLOSED,
-                detail=f"several companies at {provider} got no answer: the provider is out of reach, or blocks us",
+                detail=f"several companies at {provider} were refused or got no answer: it is down, or blocks us",
                 waits_on=WaitsOn.provider(provider),
             )
         return self.settling(age_s).silence(provider)
 
-    async def note_talk(self, provider: str) -> None:
+    async def note_talk(self, provider: str, ip: str) -> None:
         """Record a normal session at a provider, by a company that has its place at another one."""
-        await self._database.persist("note_talk", provider)
+        await self._database.persist("note_talk", provider, address_of(ip) or None, network_of(ip) or None)
 
-    async def talked(self, provider: str) -> None:
-        """Open a closed provider after a normal session; during a trial of TOOL-005, count the session."""
-        if provider in self._suspects:
-            self._suspects.discard(provider)
-            await self.set_state(WaitsOn.provider(provider), "open", "talks normally again", None)
+    async def talked(self, provider: str, ip: str = "") -> None:
+        """Open a closed provider after a normal session, and the network and the address of its server.
+
+        During a trial of TOOL-005 the session counts.
+        """
+        for name in (provider, *whereabouts(ip)):
+            if name in self._suspects:
+                self._suspects.discard(name)
+                await self.set_state(WaitsOn.provider(name), "open", "talks normally again", None)
         if self._on_trial and (await self._database.persist("end_trial"))[0]["opened"]:
             self._on_trial = False
             say_guardrail(SMTP_RAIL, "open", "enough providers have talked normally")
@@ -130,6 +167,10 @@ class Guardrails:
         if state == "halted":
             self._changes += 1
             self.halted.setdefault(rail, reason)
+        elif state == "closed":
+            self.closed.add(rail.removeprefix(_PROVIDER))
+        elif state == "open":
+            self.closed.discard(rail.removeprefix(_PROVIDER))
         if rows[0]["changed"]:
             say_guardrail(rail, state, reason)
 
@@ -145,15 +186,48 @@ class Guardrails:
         self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
         self.opened = {row["key"]: row["since"] for row in rows if row["state"] == "open"}
         self._on_trial = any(row["key"] == SMTP_RAIL and row["state"] == "trial" for row in rows)
-        self._suspects |= {
-            row["key"].removeprefix("provider:")
+        self.closed = {
+            row["key"].removeprefix(_PROVIDER)
             for row in rows
-            if row["state"] != "open" and row["key"].startswith("provider:")
+            if row["state"] != "open" and row["key"].startswith(_PROVIDER)
         }
+        self._suspects |= self.closed
 
-    async def _note(self, provider: str, domain: str, kind: str, host: str, reason: str) -> None:
-        await self._database.persist("note_refusal", provider, domain, kind, host, reason)
-        self._suspects.add(provider)
+    async def _note_reply(self, held: Held, domain: str) -> None:
+        """Record a reply about us under the name of its server's provider, and where the server is."""
+        await self._database.persist(
+            "note_refusal",
+            provider_of(held.host, domain),
+            domain,
+            "rate" if held.by is HeldBy.RATE else "refused",
+            held.host,
+            held.reason,
+            is_own_server(held.host, domain),
+            address_of(held.ip),
+            network_of(held.ip),
+        )
+
+    async def _close_around(self, held: Held) -> str | None:
+        """Close the network or the address of a company's own server, if those of others there refuse us too.
+
+        Return which one is closed; None: so far this is one company's server alone.
+        """
+        network, address = network_of(held.ip), address_of(held.ip)
+        if not network:
+            return None
+        row = (await self._database.persist("refusals_around", network, address, EVIDENCE_KEPT))[0]
+        # Three companies at one address are still one machine, which says nothing about the machines beside it.
+        if row["in_network"] >= CLOSE_AFTER_COMPANIES and row["addresses"] > 1:
+            where, companies = network, row["in_network"]
+        elif row["at_address"] >= CLOSE_ADDRESS_AFTER_COMPANIES:
+            where, companies = address, row["at_address"]
+        else:
+            return None
+        what = f"the own servers of {companies} companies there refused us within {_HOURS} h"
+        why = f"{what}, with no normal session in between; the last one: {held.reason}"
+        await self.set_state(WaitsOn.provider(where), "closed", why, FIRST_TRY_S)
+        self._suspects.add(where)
+        return where
 
     async def _close_where_due(self, provider: str, reason: str) -> bool:
         rows = await self._database.persist("refusals_at_provider", provider, EVIDENCE_KEPT)

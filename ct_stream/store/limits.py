@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from ct_stream.gate.providers import is_own_provider
+from ct_stream.gate.providers import address_of, is_own_provider, network_of
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.store.batches import Batches
 from ct_stream.store.parked import LEASE_S
@@ -227,6 +227,8 @@ class SharedLimits:
             [one.lease for one in ended],
             [now - one.ended_at for one in ended],
             [one.talked for one in ended],
+            [address_of(one.talked_at) or None for one in ended],
+            [network_of(one.talked_at) or None for one in ended],
             [one.begun for one in ended],
             self.limits.smtp_domain_pause_s,
         )
@@ -248,6 +250,7 @@ class _Ended:
     lease: UUID
     ended_at: float
     talked: bool
+    talked_at: str  #: the address of the server that talked; "": unknown
     begun: int  #: sessions
 
 
@@ -304,10 +307,11 @@ class DomainLease:
         """Start the domain's pause."""
         self._ended_at = time.monotonic()
 
-    async def release(self, *, talked: bool) -> None:
+    async def release(self, *, talked: bool, talked_at: str = "") -> None:
         """Give back the domain, the place and an unused unit. The domain's pause counts from the last session's end.
 
         `talked`: a server of the provider at which the lease has its place talked to us normally, which is evidence.
+        `talked_at`: the address of that server.
         """
         if not self._released:
             self._released = True
@@ -319,6 +323,7 @@ class DomainLease:
                     lease=held.lease,
                     ended_at=self._ended_at,
                     talked=talked,
+                    talked_at=talked_at,
                     begun=self._begun,
                 )
             )

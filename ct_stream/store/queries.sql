@@ -382,11 +382,11 @@ SELECT e.answer, e.retry_s, e.detail FROM outreach.ct_enter_provider($1, $2, $3,
 
 -- name: note_talk
 -- See ct_note_talk.
-SELECT outreach.ct_note_talk($1, clock_timestamp());
+SELECT outreach.ct_note_talk($1, clock_timestamp(), $2, $3);
 
 -- name: end_probes
 -- See ct_end_probes.
-SELECT outreach.ct_end_probes($1, $2, $3, $4, $5, $6, $7);
+SELECT outreach.ct_end_probes($1, $2, $3, $4, $5, $6, $7, $8, $9);
 
 -- name: take_tier2
 -- See ct_take_tier2.
@@ -501,8 +501,10 @@ WHERE r.kind = 'smtp'
     AND (SELECT c.failed_at FROM outreach.ct_control_now(r) AS c) < least($1::timestamptz, clock_timestamp());
 
 -- name: note_refusal
--- Record evidence about a provider: it refused us, said that we ask too fast, or could not be reached.
-INSERT INTO outreach.ct_refusals (provider, domain, kind, host, reason) VALUES ($1, $2, $3, $4, $5);
+-- Record evidence about a provider: it refused us, said that we ask too fast, or could not be reached. $6: its server is
+-- the company's own; $7, $8: the server's address and network.
+INSERT INTO outreach.ct_refusals (provider, domain, kind, host, reason, is_own, address, network)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: refusals_at_provider
 -- How many companies at this provider met a refusal or silence within $2, with no normal session since? Silence while
@@ -517,22 +519,48 @@ WHERE r.provider = $1 AND NOT r.void AND r.at > clock_timestamp() - $2::interval
         WHERE c.kind = 'smtp' AND r.at BETWEEN c.trouble_from AND c.trouble_until
     ));
 
--- name: refusing_providers
--- Of the last $2 distinct providers contacted within $1, and since a person resumed the tool, how many refuse us?
+-- name: refusals_around
+-- The own servers of how many companies refused us in this network ($1), at how many addresses, and at this address ($2)
+-- alone, within $3 and with no normal session there since?
+WITH refusals AS (
+    SELECT r.provider, r.address, r.at FROM outreach.ct_refusals AS r
+    WHERE r.network = $1 AND r.is_own AND r.kind = 'refused' AND NOT r.void AND r.at > clock_timestamp() - $3::interval
+), talks AS (
+    SELECT coalesce(max(d.talked_at), '-infinity') AS in_network,
+        -- A machine that refuses us is no better for its neighbours, who talk to us.
+        coalesce(max(d.talked_at) FILTER (WHERE d.address = $2), '-infinity') AS at_address
+    FROM outreach.ct_domains AS d WHERE d.network = $1
+)
+SELECT count(DISTINCT r.provider) FILTER (WHERE r.at > t.in_network) AS in_network,
+    count(DISTINCT r.address) FILTER (WHERE r.at > t.in_network) AS addresses,
+    count(DISTINCT r.provider) FILTER (WHERE r.address = $2 AND r.at > t.at_address) AS at_address
+FROM talks AS t LEFT JOIN refusals AS r ON true;
+
+-- name: refusing_networks
+-- Of the last $2 distinct providers contacted within $1, and since a person resumed the tool, in how many networks do
+-- those stand that refuse us? Servers that refuse us in one network count as one, also among the $2: a stranger may
+-- register as many names as he likes for one machine. A refusal from an unknown address counts by its provider.
 SELECT count(*) FILTER (WHERE recent.refused) AS refusing
 FROM (
-    SELECT latest.refused FROM (
-        SELECT DISTINCT ON (c.provider) c.provider, c.refused, c.at FROM (
-            SELECT r.provider, r.kind = 'refused' AS refused, r.at FROM outreach.ct_refusals AS r
-            WHERE NOT r.void AND r.kind <> 'silent'
-            UNION ALL
-            SELECT d.provider, false, d.talked_at FROM outreach.ct_domains AS d WHERE d.talked_at IS NOT NULL
-        ) AS c
-        WHERE c.at > clock_timestamp() - $1::interval
-            AND c.at > coalesce((SELECT g.since FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005'), '-infinity')
-        ORDER BY c.provider, c.at DESC
-    ) AS latest
-    ORDER BY latest.at DESC LIMIT $2
+    SELECT source.refused FROM (
+        SELECT DISTINCT ON (latest.refused, latest.source) latest.refused, latest.at FROM (
+            SELECT DISTINCT ON (c.provider) c.provider, c.refused, c.source, c.at FROM (
+                SELECT r.provider, r.kind = 'refused' AS refused, r.at,
+                    CASE WHEN r.kind = 'refused' AND r.network <> '' THEN r.network ELSE r.provider END AS source
+                FROM outreach.ct_refusals AS r
+                WHERE NOT r.void AND r.kind <> 'silent'
+                UNION ALL
+                SELECT d.provider, false, d.talked_at, d.provider FROM outreach.ct_domains AS d
+                WHERE d.talked_at IS NOT NULL
+            ) AS c
+            WHERE c.at > clock_timestamp() - $1::interval AND c.at > coalesce((
+                SELECT g.since FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005'
+            ), '-infinity')
+            ORDER BY c.provider, c.at DESC
+        ) AS latest
+        ORDER BY latest.refused, latest.source, latest.at DESC
+    ) AS source
+    ORDER BY source.at DESC LIMIT $2
 ) AS recent;
 
 -- name: set_guardrail

@@ -164,6 +164,9 @@ CREATE INDEX ct_passes_lease_idx ON outreach.ct_passes (lease_owner) WHERE lease
 CREATE INDEX ct_passes_pending_idx ON outreach.ct_passes (waits_on) WHERE pending IS NOT NULL;
 CREATE INDEX ct_passes_stuck_idx ON outreach.ct_passes (not_before) WHERE state = 'stuck';
 CREATE INDEX ct_passes_waits_on_idx ON outreach.ct_passes (waits_on, not_before, since) WHERE state = 'waiting';
+-- Whose turn is it to try a provider that is not open?
+CREATE INDEX ct_passes_turn_idx ON outreach.ct_passes (waits_on, coalesce(asked_at, since))
+    WHERE state = 'waiting' AND waits_on LIKE 'provider:%';
 -- Which companies of a domain wait for something other than the domain itself?
 CREATE INDEX ct_passes_ahead_idx ON outreach.ct_passes (domain) WHERE state = 'waiting' AND reason <> 'domain_busy';
 
@@ -199,11 +202,14 @@ CREATE TABLE outreach.ct_domains (
     unit_day date,                    -- the day that paid for the last of them
     lease_until timestamptz,
     free_at timestamptz NOT NULL,     -- the pause after the last session ends here
-    talked_at timestamptz             -- a server of this domain last talked to us normally
+    talked_at timestamptz,            -- a server of this domain last talked to us normally
+    address text,                     -- where that server is: its address, and the network around it
+    network text
 );
 CREATE INDEX ct_domains_provider_idx ON outreach.ct_domains (provider) WHERE lease_owner IS NOT NULL;
 CREATE INDEX ct_domains_free_at_idx ON outreach.ct_domains (free_at);
 CREATE INDEX ct_domains_talked_idx ON outreach.ct_domains (provider, talked_at DESC);
+CREATE INDEX ct_domains_network_idx ON outreach.ct_domains (network) WHERE network IS NOT NULL;
 
 -- ---------------------------------------------------------------- our own way
 
@@ -228,7 +234,7 @@ INSERT INTO outreach.ct_controls (kind) VALUES ('dns'), ('smtp');
 
 -- Which tools, providers and inputs are open, paused, closed or halted; functions/guardrails.sql explains the states.
 CREATE TABLE outreach.ct_guardrails (
-    key text PRIMARY KEY,             -- 'tool:TOOL-005', 'provider:bigmail.example', 'spine'
+    key text PRIMARY KEY,             -- 'tool:TOOL-005', 'provider:bigmail.example', 'provider:203.0.113.0/24', 'spine'
     state text NOT NULL CHECK (state IN ('open', 'paused', 'closed', 'halted', 'trial')),
     reason text NOT NULL,
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -262,10 +268,14 @@ CREATE TABLE outreach.ct_refusals (
     kind text NOT NULL CHECK (kind IN ('refused', 'rate', 'silent')),  -- silent: none of its servers could be reached
     host text NOT NULL DEFAULT '',
     reason text NOT NULL DEFAULT '',
+    is_own boolean NOT NULL DEFAULT false,  -- the host is the company's own by its name
+    address text NOT NULL DEFAULT '',       -- of the server, and the network around it; '': unknown
+    network text NOT NULL DEFAULT '',
     void boolean NOT NULL DEFAULT false
 );
 CREATE INDEX ct_refusals_provider_idx ON outreach.ct_refusals (provider, at DESC);
 CREATE INDEX ct_refusals_at_idx ON outreach.ct_refusals (at DESC);
+CREATE INDEX ct_refusals_network_idx ON outreach.ct_refusals (network, at DESC) WHERE is_own;
 
 -- ---------------------------------------------------------------- domain memory
 
@@ -374,7 +384,7 @@ SELECT
         WHEN p.reason IN ('halted', 'spine_control') AND g.state = 'halted'
             THEN 'a person resumes it: ct-stream guardrails resume ' || p.waits_on
         WHEN p.reason IN ('provider_closed', 'our_rate') AND p.not_before = 'infinity'
-            THEN 'another company talks normally with ' || split_part(p.waits_on, ':', 2)
+            THEN 'another company talks normally with ' || substring(p.waits_on FROM position(':' IN p.waits_on) + 1)
                 || coalesce(' (one is tried at ' || g.next_try_at::timestamptz(0) || ')', '')
                 || ', or a person resumes it: ct-stream guardrails resume ' || p.waits_on
         WHEN p.reason = 'control'
@@ -384,7 +394,7 @@ SELECT
         WHEN p.reason = 'domain_busy' AND p.waits_on IS NOT NULL
             THEN 'the company that asks ' || split_part(p.waits_on, ':', 2) || ' now is done, and a short pause is over'
         WHEN p.reason = 'provider_busy' AND p.waits_on IS NOT NULL
-            THEN 'one of our sessions at ' || split_part(p.waits_on, ':', 2) || ' ends'
+            THEN 'one of our sessions at ' || substring(p.waits_on FROM position(':' IN p.waits_on) + 1) || ' ends'
         WHEN p.not_before = 'infinity' THEN 'a worker sees within seconds that nothing is in the way any more'
         WHEN p.reason = 'spine_grace' THEN 'it appears in the spine, or it was looked up for CT_SPINE_GRACE_S'
         WHEN p.reason = 'spine_control' THEN 'the check of the spine succeeds'

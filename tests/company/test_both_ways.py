@@ -89,7 +89,10 @@ def parts(controls: ControlLedger, prober: Prober, now: Any) -> Any:
         farewells=Farewells(),
         metrics=SimpleNamespace(tool_calls=count),
         guardrails=SimpleNamespace(
-            unreached=nothing, refresh=nothing, settling=lambda age_s: Settling(settle_s=600.0, age_s=age_s)
+            unreached=nothing,
+            refresh=nothing,
+            settling=lambda age_s: Settling(settle_s=600.0, age_s=age_s),
+            closed=set(),
         ),
         spine_check=SimpleNamespace(saw=lambda **_: None),
         pass_deadline_s=90.0,

@@ -109,8 +109,8 @@ class Company:
             farewells=Farewells(), metrics=None, spine_check=None, spine_grace_s=60.0,
             limits=SimpleNamespace(mx_lookup=self._nothing), rules=RULES, controls=Controls(self.ways),
             guardrails=SimpleNamespace(
-                refresh=self._nothing, settling=lambda _: SimpleNamespace(refusal=self._refusal),
-                unreached=self._nothing, judge=self._judge, note=self._judge,
+                refresh=self._nothing, closed=set(), unreached=self._nothing, judge=self._judge, note=self._judge,
+                settling=lambda _: SimpleNamespace(refusal=self._refusal, is_of_many=lambda *_: False),
             ),
             probing=SimpleNamespace(resolver=None, prober=prober),
             paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,

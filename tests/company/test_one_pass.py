@@ -101,12 +101,15 @@ async def resume(
     async def close(**_: object) -> None:
         return None
 
+    def settling(_age_s: float) -> SimpleNamespace:
+        return SimpleNamespace(refusal=lambda _: unsettled, is_of_many=lambda *_: False)
+
     prober = SimpleNamespace(ask=ask, close=close, heard=())
     parts: Any = SimpleNamespace(
         memory=SimpleNamespace(recall=recall), own_way=SimpleNamespace(trouble=None),
         farewells=Farewells(), metrics=None, spine_check=None, spine_grace_s=60.0,
         limits=SimpleNamespace(mx_lookup=mx_lookup),
-        guardrails=SimpleNamespace(refresh=refresh, settling=lambda _: SimpleNamespace(refusal=lambda _: unsettled)),
+        guardrails=SimpleNamespace(refresh=refresh, settling=settling, closed=set()),
         rules=RULES, controls=Controls({ControlKind.DNS: dns, ControlKind.SMTP: smtp}),
         probing=SimpleNamespace(resolver=None, prober=lambda *_: prober),
         paid_calls=SimpleNamespace(off_because=lambda: "off"),
@@ -338,8 +341,8 @@ async def test_a_process_that_stood_still_is_no_evidence_against_a_provider(rest
     async def note(provider: str, _domain: str) -> None:
         silent.append(provider)
 
-    async def release(*, talked: bool) -> None:
-        assert not talked
+    async def release(*, talked: bool, talked_at: str) -> None:
+        assert (talked, talked_at) == (False, "")
 
     nothing: Any = None
     guardrails: Any = SimpleNamespace(silent=note)
@@ -348,6 +351,6 @@ async def test_a_process_that_stood_still_is_no_evidence_against_a_provider(rest
         stalled_since=lambda _moment: rest_s,
     )  # fmt: skip
     domain_lease: Any = SimpleNamespace(release=release)
-    lease = Lease(tellings, domain_lease, "acme.example", "bigmail.example", 0.0)
-    await lease.release(met={"bigmail.example": Met.SILENT}, refused=[])
+    lease = Lease(tellings, domain_lease, "acme.example", "bigmail.example", 0.0, nothing)
+    await lease.release(met={"bigmail.example": Met.SILENT}, greeted_at={}, refused=[])
     assert silent == ([] if rest_s else ["bigmail.example"])

@@ -13,7 +13,7 @@ import pytest
 from ct_stream.company import lease
 from ct_stream.gate.questions import ControlKind
 from ct_stream.gate.toolbox_limits import ProbeLimits
-from ct_stream.gate.verdicts import Failed, Passed
+from ct_stream.gate.verdicts import Failed, Held, HeldBy, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.limits import DomainLease
 from tests.company import test_two_providers as two
@@ -23,6 +23,7 @@ from tests.store.parts import opened, origin, running
 if TYPE_CHECKING:
     from tests.conftest import DatabaseDsns
 
+REFUSED = Held(by=HeldBy.REFUSED, host="mx1.bigmail.net", reason="blocked", ip=f"127.{NET}.9.2")
 TOO_FAST = b"421 4.7.0 Too many connections from your IP\r\n"
 
 
@@ -101,7 +102,7 @@ async def test_a_refusal_at_mail_from_is_no_normal_session_even_if_the_backup_ma
         gate = Gate(db, "one", mx, lookup, server.sockets[0].getsockname()[1], 600.0)
         async with running(*gate.limits.batches, gate.passes.park):
             for n in range(3):
-                await gate.guardrails._note("bigmail.net", f"other{n}.example", "refused", "mx1.bigmail.net", "blocked")
+                await gate.guardrails._note_reply(REFUSED, f"other{n}.example")
             await gate.guardrails.set_state("provider:bigmail.net", "closed", "three were refused", 600.0)
             await admin.execute("UPDATE outreach.ct_guardrails SET next_try_at = now() - interval '1 second'")
             for n in range(3):

@@ -96,8 +96,8 @@ class Gate:
         async def recall(_: str) -> Memory:
             return Memory()
 
-        async def lookup_mx(_: str) -> MxAnswer:
-            return MxAnswer(status=MxStatus.FOUND, hosts=mx)
+        async def lookup_mx(domain: str) -> MxAnswer:
+            return MxAnswer(status=MxStatus.FOUND, hosts=tuple(host.format(domain=domain) for host in mx))
 
         def prober(permits: Any, stopwatch: Any) -> MailboxProber:
             return MailboxProber(resolver=servers, permits=permits, settings=settings, stopwatch=stopwatch)

@@ -161,14 +161,17 @@ ROWS: tuple[Row, ...] = (
         tests=(f"{_OWN}test_a_blocked_port_25_fails_nobody_and_everybody_is_decided_after_the_repair",),
     ),
     Row(
-        fault="our address is refused by all, by one provider, or by one company",
-        behaviour="by all: the tool halts and comes back carefully; by a provider: it is closed, its companies wait; "
-        "by one company: that company is inconclusive",
+        fault="our address is refused by all, by a provider, by a hoster under its customers' names, or by one company",
+        behaviour="by all: the tool halts and comes back carefully; by a provider, or in a hoster's network: it is "
+        "closed, its companies wait; by one company: that company is inconclusive",
         tests=(
             f"{_REFUSALS}test_a_listed_address_halts_the_tool_fails_nobody_and_comes_back_one_by_one",
             f"{_REFUSALS}test_a_provider_that_refuses_us_is_closed_and_only_its_companies_wait",
             f"{_REFUSALS}test_a_shared_provider_that_is_silent_for_three_companies_fails_none_of_them",
             f"{_REFUSALS}test_one_companys_own_server_that_refuses_us_concerns_that_company_only",
+            f"{_REFUSALS}test_a_hoster_that_refuses_us_under_its_customers_names_fails_none_of_them_and_halts_nothing",
+            "store/test_guardrails.py::test_the_names_of_one_machine_do_not_halt_the_tool_and_hide_no_other_refusals",
+            "company/test_networks.py::test_a_hoster_that_refuses_us_fails_none_of_its_customers",
             f"{_REFUSALS}test_twenty_thousand_companies_of_a_closed_provider_block_nobody",
             "company/test_two_hosts.py::test_a_reply_about_us_never_fails_a_company",
             "company/test_two_providers.py::test_a_closed_providers_silence_fails_no_company",

@@ -85,6 +85,8 @@ class Back:
     smtp: Way = GOOD
     age_s: float = 1000.0
     halted: str | None = None
+    closed: tuple[str, ...] = ()  #: networks and addresses
+    opened_s: float | None = None  #: after the refusal: when their network was opened again
     waits: WaitReason | None = None
     gives_time_back: bool = False
     moments: bool = False  #: whether they keep their moments
@@ -108,7 +110,10 @@ class Back:
 
     @property
     def settling(self) -> Settling:
-        return Settling(settle_s=600.0, age_s=self.age_s, halted=self.halted)
+        opened = {} if self.opened_s is None else {"192.0.2.0/24": FAILED + timedelta(seconds=self.opened_s)}
+        return Settling(
+            settle_s=600.0, age_s=self.age_s, halted=self.halted, closed=frozenset(self.closed), opened=opened
+        )
 
 
 DNS, SMTP = WaitsOn.control(ControlKind.DNS), WaitsOn.control(ControlKind.SMTP)
@@ -169,6 +174,24 @@ TABLE = {
     "its own server and a shared provider do": Back(
         row="provider's word", answers=FOUND, left=[*FOUND], gives_time_back=True,
         pending=refusal(*refusal(host="mx.bigmail.net").attempts),
+    ),
+    "its own server does, as many in its network do": Back(
+        row="provider's word", answers=FOUND, pending=refusal(), left=[*FOUND], closed=("192.0.2.0/24",),
+        gives_time_back=True,
+    ),
+    "or at its address": Back(
+        row="provider's word", answers=FOUND, pending=refusal(), left=[*FOUND], closed=("192.0.2.2",), age_s=10.0,
+        gives_time_back=True,
+    ),
+    "and its network talks to us again since": Back(
+        row="provider's word", answers=FOUND, pending=refusal(), left=[*FOUND], opened_s=1.0, gives_time_back=True
+    ),
+    "its network talked to us before it refused": Back(
+        row="private policy", answers=FOUND, pending=refusal(), left=[*FOUND, SECOND], opened_s=-1.0, moments=True
+    ),
+    "other networks are closed": Back(
+        row="private policy", answers=FOUND, pending=refusal(), left=[*FOUND, SECOND], moments=True,
+        closed=("192.0.3.0/24", "192.0.2.3", "acme.example"),
     ),
     "ten minutes are not over": Back(
         row="not settled", answers=FOUND, pending=refusal(), left=[*FOUND], age_s=10.0,
@@ -293,6 +316,7 @@ def test_a_shared_provider_is_silent_if_none_of_its_servers_said_a_word() -> Non
     assert silent_providers([asked("mx.bigmail.net")]) == {"bigmail.net"}
     assert silent_providers([asked("mx.bigmail.net"), asked("mx2.bigmail.net", stage=Stage.RCPT)]) == set()
     assert silent_providers([asked("mx.acme.example")]) == set(), "its own"
+    assert silent_providers([asked("mx.acme.example")], {"192.0.2.0/24"}) == {"192.0.2.0/24"}, "in a closed network"
     assert silent_providers([asked("mx.bigmail.net", trouble=Trouble.DEADLINE)]) == set(), "our time was up"
     assert silent_providers([asked("mx.bigmail.net", ip="")]) == set(), "it was never connected to"
 

@@ -98,6 +98,20 @@ async def test_check_with_a_database_counts_against_the_shared_limits_and_obeys_
     assert checked.reason == "TOOL-005 is halted: refused by 5"
 
 
+@pytest.mark.parametrize("try_is_due", [False, True])
+async def test_check_with_a_database_calls_no_refusal_from_a_closed_network_a_policy(
+    farm: MailFarm, settings: Settings, database: DatabaseDsns, try_is_due: bool
+) -> None:
+    machine = "127.77.250.7"
+    farm.add("customer.example", "blocklist", None, machine)
+    due = "'-infinity'" if try_is_due else "'infinity'"
+    close = f"SELECT outreach.ct_set_guardrail('provider:{machine}', 'closed', 'refused by 2', {due})"
+    await execute(database.gate, close)
+    checked = await ask(replace(settings, postgres_dsn=database.gate), "customer.example")
+    assert (checked.outcome, checked.held_by) == ("HELD", "provider_closed")
+    assert (await ask(settings, "customer.example")).failure_code == "CT-M-SMTP-FAIL", "without the database"
+
+
 async def test_check_names_a_database_that_does_not_answer(settings: Settings) -> None:
     settings = replace(settings, postgres_dsn="postgresql://ct_gate:x@127.0.0.1:1/outreach?sslmode=disable")
     with pytest.raises(ServiceTrouble, match=r"Postgres \(CT_POSTGRES_DSN\) does not answer"):

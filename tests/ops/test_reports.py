@@ -76,9 +76,9 @@ ENDS = {
     WaitReason.DOMAIN_BUSY: (None, WaitsOn.domain("acme.example"), "the company that asks acme.example now is done"),
     WaitReason.PROVIDER_BUSY: (None, WaitsOn.place("bigmail.example"), "one of our sessions at bigmail.example ends"),
     WaitReason.PROVIDER_CLOSED: (
-        *(None, WaitsOn.provider("bigmail.example")),
-        "another company talks normally with bigmail.example, or a person resumes it: "
-        "ct-stream guardrails resume provider:bigmail.example",
+        *(None, WaitsOn.provider("2001:db8:7::/48")),
+        "another company talks normally with 2001:db8:7::/48, or a person resumes it: "
+        "ct-stream guardrails resume provider:2001:db8:7::/48",
     ),
     WaitReason.PROVIDER_SILENT: (600.0, NOTHING, "it is known whether the provider is silent for other companies too"),
     WaitReason.HALTED: (None, WaitsOn.tool("TOOL-005"), "a worker sees within seconds"),  # it is open here

@@ -16,6 +16,7 @@ from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.memory import Memory, memorable, recalled
 from ct_stream.gate.middle_stage import middle_stage
 from ct_stream.gate.patterns import Address, ProbeName
+from ct_stream.gate.providers import provider_at
 from ct_stream.gate.questions import (
     Attempt,
     ControlAnswer,
@@ -77,6 +78,7 @@ class Scripted:
         self.noted: list[tuple[str, str, str]] = []
         self.memories = list(memories)  #: one for each look at the memory, then nothing
         self.tier2_off = tier2_off
+        self.networks: set[str] = set()  #: that are closed
 
     def world(self) -> World:
         return World(
@@ -114,6 +116,9 @@ class Scripted:
     async def mx_lookup(self) -> Wait | None:
         permit: Wait | None = await self.next("permit")
         return permit
+
+    def provider_at(self, host: str, ip: str, domain: str) -> str:
+        return provider_at(host, ip, domain, self.networks)
 
     async def begin_probe(self, domain: str, provider: str) -> Wait:
         raise AssertionError(f"the driver takes no lease: {domain} {provider}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ct_stream.gate.patterns import Address
+from ct_stream.gate.providers import provider_at
 from ct_stream.gate.questions import Attempt, MailboxAnswer, Trouble
 from ct_stream.gate.replies import Stage
 from ct_stream.gate.verdicts import Held, HeldBy
@@ -37,6 +38,8 @@ class Permits:
         self.log: list[str] = []
         self.refused: Sequence[Held] = ()
         self.met: Mapping[str, Met] = {}
+        self.greeted_at: Mapping[str, str] = {}
+        self.closed: set[str] = set()  #: networks
         self.closed_to: dict[str, Wait] = {}  #: providers
         self.greetings: list[float] = []
         self._begin = begin
@@ -44,6 +47,9 @@ class Permits:
 
     async def mx_lookup(self) -> Wait | None:
         raise AssertionError("a prober looks up no MX")
+
+    def provider_at(self, host: str, ip: str, domain: str) -> str:
+        return provider_at(host, ip, domain, self.closed)
 
     async def begin_probe(self, domain: str, provider: str) -> Permits | Wait:
         self.log.append(f"begin {domain} {provider}")
@@ -66,9 +72,9 @@ class Permits:
         self.log.append(f"enter {provider}")
         return self.closed_to.get(provider)
 
-    async def release(self, *, met: Mapping[str, Met], refused: Sequence[Held]) -> None:
+    async def release(self, *, met: Mapping[str, Met], greeted_at: Mapping[str, str], refused: Sequence[Held]) -> None:
         self.log.append("greeted" if Met.GREETED in met.values() else "not greeted")
-        self.met, self.refused = met, refused
+        self.met, self.greeted_at, self.refused = met, greeted_at, refused
 
 
 class Names:

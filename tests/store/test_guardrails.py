@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import asyncpg
 import pytest
 
 from ct_stream.company.checks import InputCheck
+from ct_stream.gate.providers import registrable_domain
 from ct_stream.gate.questions import MxAnswer, MxStatus
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Held, HeldBy
@@ -56,14 +58,19 @@ class Parts:
     async def resume(self, rail: str) -> str:
         return str(await self.admin.fetchval("SELECT outreach.resume_guardrail($1, 'because')", rail))
 
-    async def talk(self, domain: str, provider: str) -> Wait | None:
+    async def refuse(self, domain: str, ip: str, *, rails: Guardrails | None = None) -> Wait:
+        """Let a company's own server at this address refuse us; return the company's wait."""
+        held = Held(by=HeldBy.REFUSED, host=f"mx.{domain}", reason="550 5.7.1 your IP is listed", ip=ip)
+        return await (rails or self.one).judge(held, domain, registrable_domain(domain))
+
+    async def talk(self, domain: str, provider: str, ip: str = "") -> Wait | None:
         """Talk normally with a server of a provider, or return what stands in the way."""
         lease = await self.limits.begin_probe(domain, provider)
         if isinstance(lease, Wait):
             return lease
         lease.session_ended()
-        await lease.release(talked=True)
-        await self.one.talked(provider)
+        await lease.release(talked=True, talked_at=ip)
+        await self.one.talked(provider, ip)
         return None
 
 
@@ -226,6 +233,161 @@ async def test_the_fifth_refusing_provider_of_the_last_20_halts_the_tool_for_all
         assert refused.reason is WaitReason.HALTED
 
 
+async def test_the_names_of_one_machine_do_not_halt_the_tool_and_hide_no_other_refusals(database: DatabaseDsns) -> None:
+    """A stranger registers as many domains as he likes, each with a mail server of its own name, at his machine."""
+    async with parts(database) as p:
+        for n in range(40):
+            assert await p.talk(f"good{n}.example", f"good{n}.example", f"198.18.{n}.1") is None
+        for n in range(5):
+            await p.refuse(f"stranger{n}.example", f"203.0.113.{n + 1}")
+        assert await p.state(SMTP_RAIL) is None, "five names of one owner halt the tool for everybody"
+        for n in range(4):
+            assert await p.state(SMTP_RAIL) is None
+            await p.refuse(f"honest{n}.example", f"198.51.{n}.1")
+        assert await p.state(SMTP_RAIL) == "halted", "refused in five networks"
+
+        await p.resume(SMTP_RAIL)
+        for n in range(4):
+            await p.refuse(f"other{n}.example", f"192.0.{n + 2}.1")
+        for n in range(30):
+            await p.refuse(f"name{n}.example", f"203.0.113.{n + 1}")
+        assert await p.state(SMTP_RAIL) == "halted", "thirty names in one network push four others out of the window"
+
+
+async def test_a_refusal_from_an_unknown_address_counts_by_its_provider(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        for n in range(5):
+            assert await p.state(SMTP_RAIL) is None
+            await p.refuse(f"bad{n}.example", "")
+        assert await p.state(SMTP_RAIL) == "halted"
+
+
+HOSTER, MACHINE, BESIDE, THIRD = "203.0.113.0/24", "203.0.113.7", "203.0.113.8", "203.0.113.9"
+
+
+async def test_the_own_servers_of_two_companies_at_one_address_are_one_machine_that_refuses_us(
+    database: DatabaseDsns,
+) -> None:
+    async with parts(database) as p:
+        alone = await p.refuse("eu.acme.example", MACHINE)
+        assert alone.waits_on == "control:smtp", "one company's own server"
+        assert (await p.refuse("us.acme.example", MACHINE)).waits_on == "control:smtp", "of the same company"
+        second = await p.refuse("other.example", MACHINE, rails=p.two)
+        assert (second.reason, second.waits_on) == (WaitReason.REFUSED, f"provider:{MACHINE}")
+        assert await p.state(f"provider:{MACHINE}") == "closed"
+        assert 590 < await p.next_try_s(f"provider:{MACHINE}") <= 600
+        assert await p.state(f"provider:{HOSTER}") is None, "one machine says nothing about those beside it"
+        assert await p.admin.fetchval("SELECT count(*) FROM outreach.ct_alerts WHERE rail = $1", f"provider:{MACHINE}")
+
+        await p.one.refresh(now=True)
+        assert p.one.closed == {MACHINE}
+        for n in range(3):  # workers that have not read it yet
+            late = await p.refuse(f"late{n}.example", MACHINE, rails=p.two)
+            assert late.waits_on == f"provider:{MACHINE}"
+        assert await p.state(f"provider:{HOSTER}") is None, "however many names it has"
+
+
+async def test_the_own_servers_of_three_companies_in_one_network_close_it(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        await p.refuse("a.example", MACHINE)
+        await p.refuse("b.example", BESIDE)
+        assert await p.state(f"provider:{HOSTER}") is None
+        assert (await p.refuse("c.example", "198.51.100.9")).waits_on == "control:smtp", "elsewhere"
+        third = await p.refuse("c.example", THIRD)
+        assert (third.reason, third.waits_on) == (WaitReason.REFUSED, f"provider:{HOSTER}")
+        assert await p.state(f"provider:{HOSTER}") == "closed"
+
+
+async def test_a_normal_session_in_between_keeps_a_network_open_and_one_with_the_machine_itself_its_address(
+    database: DatabaseDsns,
+) -> None:
+    async with parts(database) as p:
+        await p.refuse("a.example", MACHINE)
+        await p.refuse("b.example", BESIDE)
+        assert await p.talk("good.example", "good.example", "203.0.113.200") is None
+        await p.refuse("c.example", THIRD)
+        assert await p.state(f"provider:{HOSTER}") is None, "the network talks to others"
+        assert (await p.refuse("d.example", MACHINE)).waits_on == f"provider:{MACHINE}", "this machine to nobody"
+
+        assert await p.talk("e.example", "e.example", BESIDE) is None
+        assert (await p.refuse("f.example", BESIDE)).waits_on == "control:smtp"
+
+
+async def test_a_normal_session_opens_the_network_and_the_address_of_its_server(database: DatabaseDsns) -> None:
+    rails = [f"provider:{HOSTER}", f"provider:{MACHINE}", f"provider:{BESIDE}"]
+    async with parts(database) as p:
+        for rail in rails:
+            await p.one.set_state(rail, "closed", "refused", 600.0)
+        waiting = parked(after_s=None, waits_on=rails[0], reason=WaitReason.PROVIDER_CLOSED)
+        await p.passes.park(waiting)
+        closed = await p.limits.begin_probe("acme.example", HOSTER)
+        assert isinstance(closed, Wait)
+        assert (closed.reason, closed.waits_on) == (WaitReason.PROVIDER_CLOSED, rails[0])
+        await p.due_now(rails[0])
+        await p.one.refresh(now=True)
+        assert await p.talk("acme.example", HOSTER, MACHINE) is None, "its one try"
+        assert [await p.state(rail) for rail in rails] == ["open", "open", "closed"]
+        assert [resumed.origin for resumed in await p.passes.claim_due(10)] == [waiting.origin]
+        await p.one.refresh(now=True)
+        assert set(p.one.settling(0.0).opened) == {HOSTER, MACHINE}
+        # After the session, the window is empty.
+        await p.refuse("a.example", MACHINE)
+        assert await p.state(f"provider:{MACHINE}") == "open"
+
+
+async def test_a_session_with_a_second_provider_keeps_where_the_first_one_talked(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        assert await p.talk("acme.example", "acme.example", MACHINE) is None
+        await asyncio.sleep(LIMITS.smtp_domain_pause_s)
+        assert await p.talk("acme.example", "hoster.example", "198.51.100.1") is None
+        await p.one.note_talk("third.example", "2001:db8::1")
+        rows = await p.admin.fetch("SELECT domain, address, network FROM outreach.ct_domains ORDER BY domain")
+        assert [tuple(row) for row in rows] == [
+            ("@acme.example", MACHINE, HOSTER),
+            ("@third.example", "2001:db8::1", "2001:db8::/48"),
+            ("acme.example", "198.51.100.1", "198.51.100.0/24"),
+        ]
+
+
+async def test_who_resumes_a_network_makes_the_refusals_there_void(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        for domain, ip in (("a.example", MACHINE), ("b.example", BESIDE), ("c.example", THIRD)):
+            await p.refuse(domain, ip)
+        assert await p.resume(f"provider:{HOSTER}") == "closed -> open"
+        await p.refuse("d.example", MACHINE)
+        assert await p.state(f"provider:{HOSTER}") == "open"
+        await p.refuse("e.example", MACHINE)
+        assert await p.resume(f"provider:{MACHINE}") == "closed -> open"
+        await p.refuse("f.example", MACHINE)
+        assert await p.state(f"provider:{MACHINE}") == "open"
+
+
+async def test_each_company_that_waits_for_a_network_gets_its_turn_to_try(database: DatabaseDsns) -> None:
+    """Else the one that has waited longest would be tried each time, and its server may be the one that refuses us."""
+    rail = f"provider:{HOSTER}"
+    async with parts(database) as p:
+        await p.one.set_state(rail, "closed", "refused", 600.0)
+        companies = [parked(after_s=None, waits_on=rail, reason=WaitReason.PROVIDER_CLOSED) for _ in range(3)]
+        for company in companies:
+            await p.passes.park(replace(company, asked_at=await p.admin.fetchval("SELECT clock_timestamp()")))
+        tried = []
+        for _ in range(4):
+            await p.due_now(rail)
+            await p.passes.wake_sleepers(10)
+            [resumed] = await p.passes.claim_due(10)
+            tried.append(resumed.origin.outreach_id)
+            company = next(company for company in companies if company.origin == resumed.origin)
+            await p.passes.park(replace(company, asked_at=await p.admin.fetchval("SELECT clock_timestamp()")))
+        assert tried == [company.origin.outreach_id for company in (*companies, companies[0])]
+
+
+async def test_silence_in_a_closed_network_fails_no_company(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        wait = await p.one.unreached(HOSTER, age_s=SETTLE_S * 2)
+        assert wait is not None
+        assert (wait.reason, wait.waits_on) == (WaitReason.PROVIDER_CLOSED, f"provider:{HOSTER}")
+
+
 async def test_one_companys_refusal_is_its_own_policy_only_after_a_while(database: DatabaseDsns) -> None:
     async with parts(database) as p:
         wait = p.one.settling(10.0).refusal("mx.acme.example refuses us")
@@ -236,7 +398,7 @@ async def test_one_companys_refusal_is_its_own_policy_only_after_a_while(databas
 
 async def test_a_resumed_tool_tries_one_company_at_a_time_until_three_providers_talk(database: DatabaseDsns) -> None:
     async with parts(database) as p:
-        await p.one.set_state(SMTP_RAIL, "halted", "5 of the last 20 providers refuse us", None)
+        await p.one.set_state(SMTP_RAIL, "halted", "of the last 20 providers, those in 5 networks refuse us", None)
         for _ in range(20):
             company = parked(after_s=None, waits_on=SMTP_RAIL, reason=WaitReason.HALTED, pending=EXCHANGES[1])
             await p.passes.park(company)

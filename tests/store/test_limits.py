@@ -373,7 +373,8 @@ async def test_a_company_that_meets_the_cap_between_two_hosts_is_not_woken_for_a
 
 END = (
     "SELECT outreach.ct_end_probes("
-    "'worker', ARRAY['acme.example'], ARRAY[$1::uuid], ARRAY[0.0], ARRAY[false], ARRAY[0], 0.0)"
+    "'worker', ARRAY['acme.example'], ARRAY[$1::uuid], ARRAY[0.0], ARRAY[false], ARRAY[NULL], ARRAY[NULL], ARRAY[0],"
+    " 0.0)"
 )
 
 

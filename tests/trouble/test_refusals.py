@@ -146,6 +146,40 @@ async def test_one_companys_own_server_that_refuses_us_concerns_that_company_onl
         assert await rail(stack, "tool:TOOL-005") is None
 
 
+async def test_a_hoster_that_refuses_us_under_its_customers_names_fails_none_of_them_and_halts_nothing(
+    tmp_path: Path,
+) -> None:
+    """Six customers with servers of their own names at one machine, and four at four machines in another network."""
+    machine, network = "127.77.250.7", "127.77.251.0/24"
+    async with Stack(tmp_path, settle_s=5.0, reply_delay_s=0.02) as stack:
+        hosted = {f"customer{n}.example": machine for n in range(6)}
+        hosted |= {f"spread{n}.example": f"127.77.251.{n + 1}" for n in range(4)}
+        for domain, address in hosted.items():
+            await stack.farm.add(domain, "info", None, address)
+            await stack.farm.refuse(address, LISTED)
+        stack.start_worker()
+        assert await stack.wait_said("Ready", 60)
+        elsewhere = [f"info-{n}.example" for n in range(40)]
+        await stack.publish(await stack.mint([*hosted, *elsewhere]))
+        await rail_is(stack, f"provider:{machine}", "closed")
+        await rail_is(stack, f"provider:{network}", "closed")
+        assert await stack.wait_decided(len(elsewhere), 60) == len(elsewhere), "they held up the others"
+        await waiting(stack, {"provider_closed", "refused"}, len(hosted))
+        await asyncio.sleep(7)  # longer than settle_s
+        await waiting(stack, {"provider_closed", "refused"}, len(hosted))
+        assert set(await outcomes(stack)) == set(elsewhere), "a customer failed for the hoster's refusal"
+        assert await rail(stack, "tool:TOOL-005") is None, "ten names of two owners halted the tool"
+
+        for address in hosted.values():
+            await stack.farm.accept(address)
+        await stack.admin.execute("UPDATE outreach.ct_guardrails SET next_try_at = now() WHERE state = 'closed'")
+        await stack.admin.execute("UPDATE outreach.ct_passes SET not_before = now() WHERE reason = 'refused'")
+        await rail_is(stack, f"provider:{machine}", "open", 60)
+        await rail_is(stack, f"provider:{network}", "open", 60)
+        assert await stack.wait_decided(50, 60) == 50, stack.worker_log()[-3000:]
+        assert set((await outcomes(stack)).values()) == {"PASS"}
+
+
 async def test_twenty_thousand_companies_of_a_closed_provider_block_nobody(tmp_path: Path) -> None:
     async with Stack(tmp_path) as stack:
         stack.start_worker()

@@ -65,16 +65,19 @@ class Faults:
         self._on_smtp_block(self.smtp_block)
 
     def refuse(self, provider: str, reply: str, stage: Stage | str = Stage.RCPT) -> None:
-        """Let the hosts of that domain (or EVERYWHERE) answer `reply` at that stage; "" at the banner: hang up."""
+        """Let the hosts of that domain (or EVERYWHERE, or at an address) answer `reply` at that stage.
+
+        "" at the banner: hang up.
+        """
         self.refusals[provider] = Refusal(reply=reply, stage=Stage(stage))
 
     def accept(self, provider: str) -> None:
         """Lift the refusal."""
         self.refusals.pop(provider, None)
 
-    def refusal(self, domain: str, stage: Stage) -> str | None:
-        """Return the reply that a host of `domain` gives us at that stage instead of its own."""
-        for refusal in (self.refusals.get(domain), self.refusals.get(EVERYWHERE)):
+    def refusal(self, domain: str, address: str, stage: Stage) -> str | None:
+        """Return the reply that a host of `domain` at an address gives us at that stage instead of its own."""
+        for refusal in map(self.refusals.get, (domain, address, EVERYWHERE)):
             if refusal is not None and refusal.stage is stage:
                 return refusal.reply
         return None

@@ -14,6 +14,7 @@ from ct_stream.local.farm.scenarios import Reach
 from ct_stream.local.processes import LocalError
 
 _BACKLOG = 1024
+_NETWORKS = 250  #: 127.77.0.0/24 to 127.77.249.0/24; those above are for hosters' machines
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 _SO_DETACH_FILTER = 27
 _BPF_RETURN_NOTHING = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, 0 bytes: the packet is dropped
@@ -34,7 +35,9 @@ Talk = Callable[[Endpoint, asyncio.StreamReader, asyncio.StreamWriter], Awaitabl
 class Listeners:
     """Give each MX host an address when its name is first resolved, and listen there.
 
-    After `own_addresses` hosts, those of one scenario share an address: 20,000 companies need few sockets.
+    After `own_addresses` hosts, those of one scenario share an address: 20,000 companies need few sockets. Not hosts
+    that refuse us: to the gate those of several companies at one address are one hoster's machine (ADR-CT-IMO-028). For
+    the same reason each next address is in another network.
     """
 
     def __init__(self, talk: Talk, own_addresses: int) -> None:
@@ -83,7 +86,9 @@ class Listeners:
             (await server).close()
 
     def _endpoint(self, host: MxHost) -> Endpoint:
-        if host.is_shared or self._used < self._own_addresses:
+        if host.address is not None:
+            return Endpoint(address=host.address, host=host, is_shared=True)
+        if host.is_shared or host.scenario.refuses_us or self._used < self._own_addresses:
             return Endpoint(address=self._next_address(), host=host, is_shared=host.is_shared)
         key = f"{host.scenario.name} {host.mx.label}"
         if key not in self._endpoints:
@@ -91,8 +96,8 @@ class Listeners:
         return self._endpoints[key]
 
     def _next_address(self) -> str:
-        third, fourth = divmod(self._used, 250)
-        if third > 255:
+        fourth, third = divmod(self._used, _NETWORKS)
+        if fourth > 250:
             raise LocalError("127.77.0.0/16 is used up; start the farm with fewer addresses of their own")
         self._used += 1
         return f"127.77.{third}.{fourth + 1}"

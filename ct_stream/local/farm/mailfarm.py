@@ -30,7 +30,7 @@ class MailFarm:
 
     `reply_delay_s` is waited before each SMTP reply but the greeting. `probe_name` are the first and last name that
     the name patterns are rendered with. The first `own_addresses` MX hosts get an address and a socket each; later ones
-    share those of their scenario.
+    share those of their scenario, unless that refuses us. Addresses are spread over networks, as companies are.
     """
 
     def __init__(
@@ -55,9 +55,13 @@ class MailFarm:
         zone = Zone(names=self.names, faults=self.faults, addresses_of=self._listeners.addresses_of)
         self._resolvers = [Resolver(index, zone, self.log) for index in range(_RESOLVERS)]
 
-    def add(self, domain: str, scenario: str, provider: str | None = None) -> Company:
-        """Let `domain` play `scenario`; with `provider` behind the shared host `mx1.<provider>`."""
-        return self.names.add(domain, scenario, provider)
+    def add(self, domain: str, scenario: str, provider: str | None = None, address: str | None = None) -> Company:
+        """Let `domain` play `scenario`; with `provider` behind the shared host `mx1.<provider>`.
+
+        With `address`, one from 127.77.250.1 up that the farm gives to nobody else, its own host is one of the names of
+        a hoster's machine.
+        """
+        return self.names.add(domain, scenario, provider, address)
 
     def company(self, domain: str) -> Company:
         """Return what the farm knows of a domain, with the outcome that the gate must reach."""

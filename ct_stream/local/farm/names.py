@@ -16,6 +16,7 @@ class Company:
     domain: str
     scenario: Scenario
     provider: str | None = None
+    address: str | None = None  #: a hoster's machine, at which its own host is, with those of others
 
     @property
     def expected(self) -> Expected:
@@ -33,6 +34,7 @@ class MxHost:
     domain: str
     scenario: Scenario
     mx: Mx
+    address: str | None = None  #: of the hoster's machine that it is a name of
 
     @property
     def is_shared(self) -> bool:
@@ -47,11 +49,11 @@ class Names:
         self._added: dict[str, Company] = {}
         self._providers: set[str] = set()
 
-    def add(self, domain: str, scenario: str, provider: str | None = None) -> Company:
-        """Let `domain` play `scenario`, behind `mx1.<provider>` if given."""
+    def add(self, domain: str, scenario: str, provider: str | None = None, address: str | None = None) -> Company:
+        """Let `domain` play `scenario`, behind `mx1.<provider>`, or with its own host at this address, if given."""
         if scenario not in ALL_SCENARIOS:
             raise LocalError(f"no scenario {scenario!r}; known are {', '.join(sorted(ALL_SCENARIOS))}")
-        company = Company(domain=domain.lower(), scenario=ALL_SCENARIOS[scenario], provider=provider)
+        company = Company(domain=domain.lower(), scenario=ALL_SCENARIOS[scenario], provider=provider, address=address)
         self._added[company.domain] = company
         if provider is not None:
             self._providers.add(provider)
@@ -72,7 +74,7 @@ class Names:
             return None
         for mx in company.scenario.mx:
             if label in (mx.label, mx.cname):
-                return MxHost(name=name, domain=domain, scenario=company.scenario, mx=mx)
+                return MxHost(name=name, domain=domain, scenario=company.scenario, mx=mx, address=company.address)
         return None
 
 

@@ -48,7 +48,7 @@ class FarmControl:
         self._clients: set[asyncio.StreamWriter] = set()
         faults = farm.faults
         self._commands: dict[str, Callable[..., object]] = {
-            "add": lambda domain, scenario, provider: farm.add(domain, scenario, provider) and None,
+            "add": lambda *company: farm.add(*company) and None,
             "set_resolver": faults.set_resolver,
             "set_resolvers": faults.set_resolvers,
             "block_smtp": faults.block_smtp,
@@ -138,9 +138,9 @@ class FarmClient:
         """Return the settings that make the gate ask this farm."""
         return self.state["env"]
 
-    async def add(self, domain: str, scenario: str, provider: str | None = None) -> None:
+    async def add(self, domain: str, scenario: str, provider: str | None = None, address: str | None = None) -> None:
         """Let a domain play a scenario."""
-        await self._call("add", domain, scenario, provider)
+        await self._call("add", domain, scenario, provider, address)
 
     async def set_resolver(self, index: int, mode: ResolverMode | str) -> None:
         """Set how one resolver behaves."""
@@ -155,7 +155,7 @@ class FarmClient:
         await self._call("block_smtp", mode)
 
     async def refuse(self, provider: str, reply: str, stage: Stage | str = Stage.RCPT) -> None:
-        """Let a provider's hosts (or EVERYWHERE) refuse us."""
+        """Let a provider's hosts (or EVERYWHERE, or those at an address) refuse us."""
         await self._call("refuse", provider, reply, stage)
 
     async def accept(self, provider: str) -> None:

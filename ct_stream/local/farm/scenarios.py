@@ -123,6 +123,11 @@ class Scenario:
     turns_to: str = ""
     closes_after_refusal: bool = False
 
+    @property
+    def refuses_us(self) -> bool:
+        """Return whether it says something about us: then a provider's companies wait, and fail for nothing."""
+        return self.at_provider is not None
+
 
 def passes(method_type: str) -> Expected:
     """Return the outcome of a company with that one mailbox."""

@@ -139,7 +139,7 @@ class MailServers:
 
     async def _greet(self, dialogue: _Dialogue) -> None:
         scenario, endpoint = dialogue.scenario, dialogue.endpoint
-        refusal = self._faults.refusal(endpoint.host.domain, Stage.BANNER)
+        refusal = self._faults.refusal(endpoint.host.domain, endpoint.address, Stage.BANNER)
         if refusal == "":
             raise _Ended("server")
         banner = refusal or scenario.banner
@@ -170,7 +170,8 @@ class MailServers:
             case "MAIL" if scenario.tls_required and not dialogue.is_encrypted:
                 await self._reply(dialogue, line, "530 5.7.0 Must issue a STARTTLS command first")
             case "MAIL":
-                refusal = self._faults.refusal(dialogue.endpoint.host.domain, Stage.MAIL)
+                endpoint = dialogue.endpoint
+                refusal = self._faults.refusal(endpoint.host.domain, endpoint.address, Stage.MAIL)
                 await self._reply(dialogue, line, refusal or scenario.mail)
             case "RCPT":
                 await self._rcpt(dialogue, line)
@@ -211,7 +212,8 @@ class MailServers:
         if dialogue.session.domain is None:
             dialogue.session.domain = domain
         dialogue.recipients_seen += 1
-        refusal = self._faults.refusal(dialogue.endpoint.host.domain, Stage.RCPT)
+        endpoint = dialogue.endpoint
+        refusal = self._faults.refusal(endpoint.host.domain, endpoint.address, Stage.RCPT)
         if refusal is not None:
             text = refusal
         elif dialogue.endpoint.host.mx.accepts_anything:

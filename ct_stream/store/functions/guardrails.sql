@@ -128,7 +128,8 @@ BEGIN
         tries = 0, changed_by = session_user WHERE key = rail;
     INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, after, why);
     UPDATE outreach.ct_refusals SET void = true WHERE NOT void
-        AND (rail = 'tool:TOOL-005' OR provider = substring(rail FROM '^provider:(.*)$'));
+        AND (rail = 'tool:TOOL-005' OR provider = substring(rail FROM '^provider:(.*)$')
+            OR (is_own AND substring(rail FROM '^provider:(.*)$') IN (network, address)));
     UPDATE outreach.ct_passes SET pending = NULL, spent_ms = 0 WHERE pending IS NOT NULL
         AND (rail = 'tool:TOOL-005' OR waits_on = rail);
     IF after = 'trial' THEN

@@ -68,13 +68,18 @@ CREATE OR REPLACE FUNCTION outreach.ct_free_in(its_domain text) RETURNS double p
     WHERE d.domain = its_domain AND d.lease_owner IS NULL
 $$;
 
--- Keep the time of a normal session with its provider, when its domain is asked at another provider next. The row has a
--- name that no domain has.
-CREATE OR REPLACE FUNCTION outreach.ct_note_talk(with_provider text, at_time timestamptz) RETURNS void LANGUAGE sql AS $$
-    INSERT INTO outreach.ct_domains AS d (domain, provider, talked_at, free_at)
-        VALUES ('@' || with_provider, with_provider, at_time, at_time)  -- free_at: ct_tidy counts its age from here
+-- Keep the time and the place of a normal session with its provider, when its domain is asked at another provider next.
+-- The row has a name that no domain has.
+CREATE OR REPLACE FUNCTION outreach.ct_note_talk(
+    with_provider text, at_time timestamptz, at_address text, in_network text
+) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO outreach.ct_domains AS d (domain, provider, talked_at, free_at, address, network)
+        -- free_at: ct_tidy counts its age from here
+        VALUES ('@' || with_provider, with_provider, at_time, at_time, at_address, in_network)
         ON CONFLICT (domain) DO UPDATE SET talked_at = greatest(d.talked_at, excluded.talked_at),
-            free_at = greatest(d.free_at, excluded.free_at)
+            free_at = greatest(d.free_at, excluded.free_at),
+            address = CASE WHEN excluded.talked_at >= d.talked_at THEN excluded.address ELSE d.address END,
+            network = CASE WHEN excluded.talked_at >= d.talked_at THEN excluded.network ELSE d.network END
 $$;
 
 -- Start probing: for each (domain, provider) take the domain's slot under a new lease, a place at the provider and one
@@ -172,7 +177,7 @@ BEGIN
                 RETURN NEXT; CONTINUE;
             END IF;
         END IF;
-        PERFORM outreach.ct_note_talk(d.provider, d.talked_at) FROM outreach.ct_domains AS d
+        PERFORM outreach.ct_note_talk(d.provider, d.talked_at, d.address, d.network) FROM outreach.ct_domains AS d
             WHERE d.domain = item.domain AND d.provider <> item.provider AND d.talked_at IS NOT NULL;
         INSERT INTO outreach.ct_domains AS d (
             domain, provider, is_own, lease_owner, lease, sessions, unit_day, lease_until, free_at
@@ -261,13 +266,13 @@ BEGIN
             answer := 'provider_busy';
             RETURN NEXT; RETURN;
         END IF;
-        SELECT d.provider, d.talked_at INTO was FROM outreach.ct_domains AS d
+        SELECT d.provider, d.talked_at, d.address, d.network INTO was FROM outreach.ct_domains AS d
             WHERE d.domain = its_domain AND d.provider <> to_provider FOR UPDATE;
         IF FOUND THEN
             UPDATE outreach.ct_domains SET provider = to_provider, is_own = false, talked_at = NULL
                 WHERE domain = its_domain;
             IF was.talked_at IS NOT NULL THEN
-                PERFORM outreach.ct_note_talk(was.provider, was.talked_at);
+                PERFORM outreach.ct_note_talk(was.provider, was.talked_at, was.address, was.network);
             END IF;
             PERFORM outreach.ct_wake('places:' || was.provider, 1, moment);
         END IF;
@@ -350,10 +355,10 @@ END $$;
 -- Only the caller's own leases end, so a batch that runs again because its answer was lost ends nothing twice. If units
 -- come back, the days' units are locked before the domains, as in ct_begin_probes. The unit of a session that was still
 -- being asked for when its pass was cancelled may come too late for that order; then one of two deadlocked statements
--- runs again.
+-- runs again. `addresses`, `networks`: where the server is that talked.
 CREATE OR REPLACE FUNCTION outreach.ct_end_probes(
-    owner text, ended_domains text[], leases uuid[], ended_s double precision[], talked boolean[], begun integer[],
-    pause_s double precision
+    owner text, ended_domains text[], leases uuid[], ended_s double precision[], talked boolean[], addresses text[],
+    networks text[], begun integer[], pause_s double precision
 ) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     moment timestamptz;
@@ -373,8 +378,10 @@ BEGIN
         UPDATE outreach.ct_domains AS d
             SET lease_owner = NULL, lease = NULL, lease_until = NULL,
                 free_at = moment + (pause_s - i.s) * interval '1 second',
-                talked_at = CASE WHEN i.t THEN moment ELSE d.talked_at END
-            FROM unnest(ended_domains, leases, ended_s, talked, begun) AS i (d, l, s, t, b)
+                talked_at = CASE WHEN i.t THEN moment ELSE d.talked_at END,
+                address = CASE WHEN i.t THEN i.a ELSE d.address END,
+                network = CASE WHEN i.t THEN i.w ELSE d.network END
+            FROM unnest(ended_domains, leases, ended_s, talked, addresses, networks, begun) AS i (d, l, s, t, a, w, b)
             WHERE d.domain = i.d AND d.lease = i.l AND d.lease_owner = owner
             RETURNING d.domain, d.provider, d.is_own, d.free_at, d.unit_day, greatest(d.sessions - i.b, 0) AS unused
     LOOP

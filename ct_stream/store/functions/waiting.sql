@@ -13,6 +13,19 @@ CREATE OR REPLACE FUNCTION outreach.ct_wake(what text, many integer, at_time tim
     ))
 $$;
 
+-- Wake one company to try a provider that is not open: the one that was last tried, or turned away, longest ago. If it
+-- were the one that has waited longest, it would be the same one each time; and where a network is closed, the server of
+-- that company may be the only one there that refuses us.
+CREATE OR REPLACE FUNCTION outreach.ct_wake_one(what text, at_time timestamptz) RETURNS void LANGUAGE sql AS $$
+    UPDATE outreach.ct_passes AS p SET not_before = at_time
+    WHERE p.outreach_id = ANY (ARRAY(
+        SELECT q.outreach_id FROM outreach.ct_passes AS q
+        WHERE q.waits_on = what AND q.waits_on LIKE 'provider:%' AND q.state = 'waiting' AND q.not_before > at_time
+        ORDER BY coalesce(q.asked_at, q.since) LIMIT 1
+        FOR UPDATE SKIP LOCKED
+    ))
+$$;
+
 -- How many companies are woken in one statement? Millions may wait for a provider or for midnight. ct_wake_sleepers wakes
 -- the rest, so many every few seconds.
 CREATE OR REPLACE FUNCTION outreach.ct_woken_at_once() RETURNS integer LANGUAGE sql IMMUTABLE AS $$ SELECT 1000 $$;
@@ -96,9 +109,13 @@ BEGIN
                 SELECT 1 FROM outreach.ct_guardrails AS g
                 WHERE g.key = asleep.what AND g.state <> 'open' AND (g.next_try_at IS NULL OR g.next_try_at > moment)
             ) THEN
-                PERFORM outreach.ct_wake(asleep.what, CASE WHEN EXISTS (
+                IF EXISTS (
                     SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = asleep.what AND g.state <> 'open'
-                ) THEN 1 ELSE outreach.ct_woken_at_once() END, moment);
+                ) THEN
+                    PERFORM outreach.ct_wake_one(asleep.what, moment);
+                ELSE
+                    PERFORM outreach.ct_wake(asleep.what, outreach.ct_woken_at_once(), moment);
+                END IF;
             END IF;
         END IF;
     END LOOP;
