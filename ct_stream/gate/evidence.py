@@ -277,13 +277,16 @@ class Settling:
     halted: str | None = None  #: why TOOL-005 is halted
     closed: Container[str] = ()  #: providers, networks and addresses whose guardrail is not open
     opened: Mapping[str, datetime] = field(default_factory=dict)  #: when the others' guardrails were opened again
+    resumed_at: datetime | None = None  #: when a person last resumed TOOL-005
 
     def is_of_many(self, held: Held, failed_at: datetime) -> bool:
         """Return whether servers of other companies beside this one refused us when it did.
 
-        It is so while their network or their address is closed. If that was opened after this refusal, the server is
-        asked again: it may have refused us for the reason that is gone.
+        It is so while their network or their address is closed. If that was opened after this refusal, or all of SMTP
+        was resumed, the server is asked again: it may have refused us for the reason that is gone.
         """
+        if self.resumed_at is not None and self.resumed_at > failed_at:
+            return True
         return any(
             name in self.closed or (name in self.opened and self.opened[name] > failed_at)
             for name in whereabouts(held.ip)
@@ -545,7 +548,7 @@ ROWS = (
     Row(
         id="provider's word",
         holds="a reply about us, port 25 proven, not all from the company's own servers, or from one whose network or "
-        "address is closed or was opened since",
+        "address is closed or was opened since, or all of SMTP was resumed since",
         then="that answer is dropped, and its provider asked again",
         when=Case.is_a_providers_word,
         keep=Case.drop_and_ask_the_provider,

@@ -28,13 +28,12 @@ class Reader:
     next query, in which it would resume a guardrail in that person's name.
     """
 
-    def __init__(self, connection: asyncpg.Connection[asyncpg.Record], *, read_only: bool = True) -> None:
+    def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         self._connection = connection
-        self._read_only = read_only
 
     async def rows(self, name: str, *args: Any) -> list[asyncpg.Record]:
         """Return the rows of the named query."""
-        async with self._connection.transaction(readonly=self._read_only):
+        async with self._connection.transaction(readonly=True):
             return list(await self._connection.fetch(query(name), *args))
 
     async def each(self, name: str, *args: Any) -> AsyncIterator[asyncpg.Record]:
@@ -52,7 +51,12 @@ class Reader:
 
     async def row(self, name: str, *args: Any) -> asyncpg.Record | None:
         """Return the first row of the named query."""
-        async with self._connection.transaction(readonly=self._read_only):
+        async with self._connection.transaction(readonly=True):
+            return await self._connection.fetchrow(query(name), *args)
+
+    async def change(self, name: str, *args: Any) -> asyncpg.Record | None:
+        """Run the named query, one of the few by which a person changes something; return its first row."""
+        async with self._connection.transaction(isolation="read_committed"):
             return await self._connection.fetchrow(query(name), *args)
 
 
@@ -69,6 +73,6 @@ async def reader(settings: Settings, *, read_only: bool = True, command_s: float
             session={"default_transaction_read_only": "on" if read_only else "off"},
         )
         try:
-            yield Reader(connection, read_only=read_only)
+            yield Reader(connection)
         finally:
             await connection.close()

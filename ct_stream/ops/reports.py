@@ -57,7 +57,7 @@ async def resume_guardrail(settings: Settings, key: str, reason: str) -> str:
         if key not in keys:
             closed = [f"{name} ({state})" for name, state in keys.items() if state != "open"]
             raise WrongInput([f"there is no guardrail {key!r}; not open are: {', '.join(closed) or 'none'}"])
-        row = await write.row("resume_guardrail", key, reason)
+        row = await write.change("resume_guardrail", key, reason)
     assert row is not None
     return str(row["change"])
 

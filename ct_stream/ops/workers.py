@@ -28,7 +28,7 @@ async def accept_toolbox(settings: Settings, toolbox: Toolbox, reason: str) -> l
     values = orjson.loads(orjson.dumps(toolbox.values()))
     async with reader(settings, read_only=False) as write:
         running = [_told(row) for row in await write.rows("workers", ALIVE_S)]
-        await write.row("accept_toolbox", orjson.dumps(values).decode(), reason)
+        await write.change("accept_toolbox", orjson.dumps(values).decode(), reason)
     changes = {change for row in running if row["is_running"] for change in differences(values, row["toolbox"])}
     return sorted(changes)
 

@@ -73,6 +73,7 @@ async def _reading(connection: Connection, name: str) -> AsyncIterator[Cast]:
     """Act as ct_gate, or, in tables of this login's own, as this login."""
     try:
         async with acting_as_gate(connection, (name,), sees_all=True) as cast:
+            await connection.execute("SET LOCAL statement_timeout = '60s'")  # what their owner lets run must end
             yield cast
         return
     except CannotAct as why:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from ct_stream.store.connecting import without_own_schema
 from ct_stream.store.misfit import Misfit, explain, said
 from ct_stream.store.queries import query
 
@@ -118,7 +119,7 @@ class AsGate:
 
     async def make(self) -> None:
         """Make the functions. Raises CannotAct or Misfit."""
-        path = await self._connection.fetchval(_PATH)
+        path = without_own_schema(await self._connection.fetchval(_PATH))
         try:
             if not await may_act_as(self._connection, "ct_gate"):
                 await self._connection.execute(f"GRANT ct_gate TO CURRENT_USER{membership_options(self._connection)}")

@@ -92,6 +92,7 @@ async def compare(fetch: Fetch) -> Comparison:
     altered = [
         *await triggers_altered(sql, fetch),
         *_functions_altered(sql, await fetch("functions_now", list(sql.made_functions))),
+        *_functions_beside(await fetch("functions_beside", list(sql.made_functions))),
         *_owners_altered(await fetch("owners_now", sorted(set(sql.made) - _NOT_CT_OWNERS))),
         *_widened(sql, await fetch("rights_now", list(sql.made))),
     ]
@@ -183,6 +184,14 @@ def _functions_altered(sql: SqlFiles, now: Sequence[Any]) -> Iterator[Altered]:
         yield Altered(
             what=f"{caller} may call {_some(signatures_of)}",
             action=f"REVOKE EXECUTE ON FUNCTION {', '.join(sorted(signatures_of))} FROM {caller}",
+        )
+
+
+def _functions_beside(now: Sequence[Any]) -> Iterator[Altered]:
+    for row in now:
+        yield Altered(
+            what=f"{row['who']} has the function {row['signature']}, which is not the gate's",
+            action=f"find out who made it: DROP FUNCTION {row['signature']}",
         )
 
 

@@ -7,6 +7,7 @@ somebody else, so that mode is told apart and refused.
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
@@ -73,12 +74,25 @@ async def set_up(
     synchronous_commit is only raised: a DBA's stronger setting stays.
     """
     made = _OURS | dict(session or {})
+    path = str(await connection.fetchval("SHOW search_path"))
+    # First of all: what follows must not call functions of somebody who may set this database's path.
+    await connection.execute("SET search_path = pg_catalog, pg_temp")
+    made["search_path"] = without_own_schema(path)
     await connection.execute(
         "SELECT set_config(s.name, s.value, false) FROM unnest($1::text[], $2::text[]) AS s (name, value)"
         " WHERE s.name <> 'synchronous_commit' OR current_setting(s.name) IN ('off', 'local')",
         list(made),
         list(made.values()),
     )
+
+
+def without_own_schema(path: str) -> str:
+    """Return a search_path without `"$user"`: whoever may make schemas could make the one with a login's name.
+
+    Otherwise a DBA's path stays: triggers of the users' tables may rest on it.
+    """
+    names = re.findall(r'"(?:[^"]|"")*"|[^",\s]+', path)
+    return ", ".join(name for name in names if name not in ('"$user"', "$user")) or "pg_catalog"
 
 
 async def refuse_transaction_mode(dsn: str) -> None:
@@ -88,7 +102,7 @@ async def refuse_transaction_mode(dsn: str) -> None:
     """
     first = await _plain(dsn)
     try:
-        if first.get_server_pid() == await first.fetchval("SELECT pg_backend_pid()"):
+        if first.get_server_pid() == await first.fetchval("SELECT pg_catalog.pg_backend_pid()"):
             return
         second = await _plain(dsn)
         try:
@@ -118,13 +132,13 @@ async def _keeps_its_session(first: Connection, second: Connection) -> bool:
     mark = uuid4().hex
     sessions = set()
     for _ in range(_ROUNDS):
-        await first.fetchval("SELECT set_config('ct_stream.session', $1, false)", mark)
+        await first.fetchval("SELECT pg_catalog.set_config('ct_stream.session', $1, false)", mark)
         async with second.transaction():
-            if await second.fetchval("SELECT current_setting('ct_stream.session', true)") == mark:
+            if await second.fetchval("SELECT pg_catalog.current_setting('ct_stream.session', true)") == mark:
                 return False
-            if await first.fetchval("SELECT current_setting('ct_stream.session', true)") != mark:
+            if await first.fetchval("SELECT pg_catalog.current_setting('ct_stream.session', true)") != mark:
                 return False
-        sessions |= {await first.fetchval("SELECT pg_backend_pid()") for _ in range(3)}
+        sessions |= {await first.fetchval("SELECT pg_catalog.pg_backend_pid()") for _ in range(3)}
     return len(sessions) == 1
 
 

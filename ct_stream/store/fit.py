@@ -74,6 +74,17 @@ WHERE i.indexrelid = pg_catalog.to_regclass('outreach.company_target_outreach_id
 """
 
 
+#: Rows of a child are seen in its parent, and no trigger of the parent guards them. Partitions have the triggers.
+_CHILDREN = """
+SELECT c.oid::pg_catalog.regclass::text AS child, i.inhparent::pg_catalog.regclass::text AS parent
+FROM pg_catalog.pg_inherits AS i
+JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
+WHERE NOT c.relispartition AND i.inhparent IN (
+    pg_catalog.to_regclass('outreach.company_target'), pg_catalog.to_regclass('outreach.company_target_errors')
+)
+"""
+
+
 async def check_fit(connection: Connection) -> None:
     """Raise Misfit for the first thing that does not fit. Tables that do not exist yet are no misfit."""
     for row in await connection.fetch(_RELATIONS):
@@ -92,6 +103,11 @@ async def check_fit(connection: Connection) -> None:
             )
         if row["name"] == "outreach" and not row["has_domain"]:
             raise Misfit(f"the spine {name} has no column domain", "have upstream add it")
+    for row in await connection.fetch(_CHILDREN):
+        raise Misfit(
+            f"{row['child']} inherits from {row['parent']}, whose triggers do not guard its rows",
+            f"ALTER TABLE {row['child']} NO INHERIT {row['parent']}",
+        )
     for row in await connection.fetch(_FOREIGN_TYPES):
         table, _, column = row["name"].rpartition(".")
         raise Misfit(

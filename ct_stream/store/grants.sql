@@ -1,8 +1,8 @@
 -- Who may do what. Runs at each migrate, because the spine may have been created since the last time.
 
-GRANT USAGE ON SCHEMA outreach TO ct_gate, ct_ops;
+GRANT USAGE ON SCHEMA outreach TO ct_gate, ct_ops, ct_reader;
 -- Functions that run as ct_owner look names up in this schema.
-REVOKE CREATE ON SCHEMA outreach FROM PUBLIC, ct_gate, ct_ops;
+REVOKE CREATE ON SCHEMA outreach FROM PUBLIC, ct_gate, ct_ops, ct_reader;
 
 -- The owner owns the gate's tables, and reads none of the users': whoever owns a table decides what runs when it is read
 -- (expressions of an index, of statistics). It notes migrations in tables that it does not own, so that it cannot put a
@@ -20,7 +20,6 @@ GRANT INSERT (outreach_id, outcome, failure_code, reason, domain, rules_version,
 GRANT UPDATE (publish_until, published_at) ON outreach.ct_outcomes TO ct_gate;
 GRANT INSERT (outreach_id, its_table) ON outreach.ct_unwritten TO ct_gate;
 GRANT INSERT (places, reason, worker, worker_version) ON outreach.ct_watchdog_exits TO ct_gate;
--- Refusals are void only by a person's resume.
 GRANT INSERT (provider, domain, kind, host, reason, is_own, address, network) ON outreach.ct_refusals TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
 GRANT SELECT, INSERT ON outreach.company_target_errors TO ct_gate;
@@ -70,7 +69,7 @@ DECLARE
         'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since',
         'ct_count_try', 'ct_lock_try', 'ct_talks_wanted', 'ct_trial_talks', 'ct_set_guardrail', 'ct_end_trial',
         'ct_take_tier2', 'ct_answer_tier2',
-        'ct_take_alerts', 'ct_recorded_here'
+        'ct_take_alerts', 'ct_recorded_here', 'ct_require_fresh', 'ct_opened_at'
     ];
     of_people CONSTANT name[] := ARRAY['resume_guardrail', 'ct_accept_toolbox'];
     -- Triggers of the runbook's tables call them as whoever changes a row there.
@@ -79,17 +78,24 @@ DECLARE
     of_owner CONSTANT name[] := ARRAY[
         'ct_adopt', 'ct_alert', 'ct_alert_conflict', 'ct_alert_control', 'ct_alert_guardrail', 'ct_alert_stuck',
         'ct_guard_attempt', 'ct_end_adoption', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_new_row',
-        'ct_guard_outcome', 'ct_guard_usage', 'ct_guard_worker', 'ct_hurry', 'ct_is_adopted', 'ct_tier2_in_a_row'
+        'ct_guard_outcome', 'ct_guard_usage', 'ct_guard_worker', 'ct_is_adopted', 'ct_tier2_in_a_row'
     ];
     made record;
+    caller record;
 BEGIN
     FOR made IN
-        SELECT p.oid::regprocedure AS signature, p.proname FROM pg_proc AS p
+        SELECT p.oid::regprocedure AS signature, p.proname, p.proacl, p.proowner FROM pg_proc AS p
         WHERE p.pronamespace = 'outreach'::regnamespace
             AND p.proname = ANY (of_gate || of_people || of_everybody || of_owner)
-            AND p.proowner = 'ct_owner'::regrole  -- an overload of others stays theirs
+            AND p.proowner IN ('ct_owner'::regrole, 'ct_reader'::regrole)  -- an overload of others stays theirs
     LOOP
-        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made.signature);
+        -- Not only from PUBLIC: a function that was there before the first migrate has kept whom its maker let call it.
+        FOR caller IN
+            SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS who
+            FROM aclexplode(coalesce(made.proacl, acldefault('f', made.proowner))) AS a WHERE a.grantee <> made.proowner
+        LOOP
+            EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %s CASCADE', made.signature, caller.who);
+        END LOOP;
         IF made.proname = ANY (of_gate) THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO ct_gate', made.signature);
         ELSIF made.proname = ANY (of_people) THEN
@@ -102,20 +108,12 @@ END $$;
 
 -- The spine, by column: never sovereign_id (law 4).
 DO $$
-DECLARE
-    its_owner regrole;
 BEGIN
     IF to_regclass('outreach.outreach') IS NOT NULL THEN
         REVOKE ALL ON outreach.outreach FROM ct_gate, ct_ops;
         GRANT SELECT (outreach_id, domain) ON outreach.outreach TO ct_gate, ct_ops;
-        -- Is a company gone? Asked when a row of a decided one is to go with it, as the owner of that row's table.
-        FOR its_owner IN
-            SELECT DISTINCT c.relowner::regrole FROM pg_class AS c
-            WHERE c.oid IN ('outreach.company_target'::regclass, 'outreach.company_target_errors'::regclass)
-                AND NOT has_column_privilege(c.relowner, 'outreach.outreach'::regclass, 'outreach_id', 'SELECT')
-        LOOP
-            EXECUTE format('GRANT SELECT (outreach_id) ON outreach.outreach TO %s', its_owner);
-        END LOOP;
+        -- Is a company gone? Asked when a row of a decided one is to go with it.
+        GRANT SELECT (outreach_id) ON outreach.outreach TO ct_reader;
         -- How old is a company without an outcome? Only people ask.
         IF EXISTS (
             SELECT 1 FROM pg_attribute AS a

@@ -67,7 +67,7 @@ class Guardrails:
         self._changes = 0
         self.halted: dict[str, str] = {}  #: guardrail to reason, as last read
         self.closed: set[str] = set()  #: providers (networks and addresses too) that are not open, as last read
-        self.opened: dict[str, datetime] = {}  #: guardrail to when it was opened again, as last read
+        self.opened: dict[str, datetime] = {}  #: guardrail to when it was opened again or resumed, as last read
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait:
         """Record a reply about us, close or halt what it calls for, and return the wait for this company.
@@ -119,6 +119,7 @@ class Guardrails:
             halted=self.halted.get(SMTP_RAIL),
             closed=self.closed,
             opened={rail.removeprefix(_PROVIDER): since for rail, since in self.opened.items()},
+            resumed_at=self.opened.get(SMTP_RAIL),
         )
 
     async def silent(self, provider: str, domain: str) -> None:
@@ -184,7 +185,7 @@ class Guardrails:
         if changes != self._changes:
             return  # halted meanwhile: what was read may be older than the halt
         self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
-        self.opened = {row["key"]: row["since"] for row in rows if row["state"] == "open"}
+        self.opened = {row["key"]: row["since"] for row in rows if row["state"] in ("open", "trial")}
         self._on_trial = any(row["key"] == SMTP_RAIL and row["state"] == "trial" for row in rows)
         self.closed = {
             row["key"].removeprefix(_PROVIDER)

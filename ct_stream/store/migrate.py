@@ -51,7 +51,8 @@ SELECT quote_ident(c.conname) FROM pg_constraint AS c
 JOIN pg_attribute AS a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
 WHERE c.conrelid = 'outreach.company_target_errors'::regclass AND c.contype = 'f' AND a.attname = 'outreach_id'
 """
-ROLES = ("ct_owner", "ct_gate", "ct_ops")
+ROLES = ("ct_owner", "ct_gate", "ct_ops", "ct_reader")
+_AS_READER = ("ct_left_the_spine",)  #: functions of ct_reader; all others are ct_owner's
 _INHERITS = "SELECT r.rolinherit FROM pg_roles AS r WHERE r.rolname = current_user"
 
 
@@ -253,7 +254,7 @@ async def _make_roles(connection: asyncpg.Connection) -> None:
     """
     login = await connection.fetchval("SELECT quote_ident(current_user)")
     inherits = membership_options(connection)
-    grant = f"GRANT ct_owner, ct_gate TO {login}{inherits}"
+    grant = f"GRANT ct_owner, ct_reader, ct_gate TO {login}{inherits}"
     if not inherits and not await connection.fetchval(_INHERITS):
         grant += f"; ALTER ROLE {login} INHERIT"
     known = {row["rolname"] for row in await connection.fetch("SELECT r.rolname FROM pg_roles AS r")}
@@ -267,18 +268,20 @@ async def _make_roles(connection: asyncpg.Connection) -> None:
                 f"there is no role {role}, and {login} may not create roles",
                 f"have somebody who may run: {roles}; {grant}",
             ) from error
-    if not await may_act_as(connection, "ct_owner"):
+    for role in ("ct_owner", "ct_reader"):
+        if await may_act_as(connection, role):
+            continue
         try:
-            await connection.execute(f"GRANT ct_owner TO CURRENT_USER{inherits}")  # to hand objects over to it
+            await connection.execute(f"GRANT {role} TO CURRENT_USER{inherits}")  # to hand objects over to it
         except asyncpg.InsufficientPrivilegeError as error:
             raise MigrationError(
-                f"the roles are there already, and {login} may not act as ct_owner",
+                f"the roles are there already, and {login} may not act as {role}",
                 "have whoever made them, or a superuser, decide (who has these roles may change the outcomes of every "
                 f"gate on this server) and run: {grant}",
             ) from error
-        if not await may_act_as(connection, "ct_owner"):
+        if not await may_act_as(connection, role):
             raise MigrationError(
-                f"{login} has the role ct_owner, but not its rights: it does not inherit them",
+                f"{login} has the role {role}, but not its rights: it does not inherit them",
                 f"have it run, or a superuser: ALTER ROLE {login} INHERIT",
             )
 
@@ -319,7 +322,7 @@ async def _own(connection: asyncpg.Connection, sql: SqlFiles) -> None:
     module writes to are left out: an owner may put a trigger on a table, and it would run here. What ct_owner owns
     already is skipped, because each change of owner locks the table against the workers.
     """
-    await connection.execute("GRANT USAGE, CREATE ON SCHEMA outreach TO ct_owner")
+    await connection.execute("GRANT USAGE, CREATE ON SCHEMA outreach TO ct_owner, ct_reader")
     statements = await connection.fetch(
         r"""
         SELECT format('ALTER %s %s OWNER TO ct_owner', CASE c.relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END,
@@ -328,20 +331,24 @@ async def _own(connection: asyncpg.Connection, sql: SqlFiles) -> None:
         WHERE n.nspname = 'outreach' AND c.relkind IN ('r', 'v') AND c.relname = ANY ($1::text[])
             AND c.relowner <> 'ct_owner'::regrole
         UNION ALL
-        SELECT format('ALTER FUNCTION %s OWNER TO ct_owner', p.oid::regprocedure)
+        SELECT format('ALTER FUNCTION %s OWNER TO %s', p.oid::regprocedure, o.name)
         FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
-        WHERE n.nspname = 'outreach' AND p.proname = ANY ($2::text[]) AND p.proowner <> 'ct_owner'::regrole
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN p.proname = ANY ($3::text[]) THEN 'ct_reader' ELSE 'ct_owner' END AS name
+        ) AS o
+        WHERE n.nspname = 'outreach' AND p.proname = ANY ($2::text[]) AND p.proowner <> o.name::regrole
             -- Made by this transaction: an overload of somebody else's with one of our names stays theirs.
             AND p.xmin::text::bigint = pg_current_xact_id()::text::bigint % 4294967296
         """,
         [name for name in sql.made if name not in _NOTED],
         list(sql.made_functions),
+        list(_AS_READER),
     )
     for row in statements:
         await connection.execute(row["statement"])
     foreign = await connection.fetchval(
         "SELECT p.oid::regprocedure::text FROM pg_proc AS p WHERE p.pronamespace = 'outreach'::regnamespace"
-        " AND p.proname = ANY ($1::text[]) AND p.proowner <> 'ct_owner'::regrole LIMIT 1",
+        " AND p.proname = ANY ($1::text[]) AND p.proowner NOT IN ('ct_owner'::regrole, 'ct_reader'::regrole) LIMIT 1",
         list(sql.made_functions),
     )
     if foreign is not None:

@@ -1,6 +1,7 @@
 -- The gate's statements, by name. `$n` are asyncpg's parameters. Arrays are parallel, with one element for each
 -- company, sorted by outreach_id by the caller (opposite orders would deadlock). `= ANY (ARRAY(SELECT ... LIMIT))` and no
--- IN: a plan that was made while the table was empty may run such a SELECT again for each row.
+-- IN: a plan that was made while the table was empty may run such a SELECT again for each row. Parameters of functions of
+-- ours have their types: without, a function of somebody else's with our name could fit better.
 
 -- name: server
 -- What server is this, and which ledger does it hold?
@@ -36,7 +37,7 @@ LEFT JOIN outreach.ct_outcomes AS o ON o.outreach_id = i.id
 LEFT JOIN outreach.ct_passes AS p ON p.outreach_id = i.id
 LEFT JOIN outreach.ct_tier2_attempts AS a ON a.outreach_id = i.id
 LEFT JOIN outreach.outreach AS s ON s.outreach_id = i.id
-CROSS JOIN LATERAL outreach.ct_recall(lower(s.domain), $2, $3, $4, $5) AS m;
+CROSS JOIN LATERAL outreach.ct_recall(lower(s.domain), $2::text, $3::interval, $4::interval, $5::interval) AS m;
 
 -- name: record
 -- Record outcomes: the first one of an outreach_id wins, and only winners get rows. Returns the winners, with this
@@ -142,7 +143,7 @@ ORDER BY x.outreach_id, x.created_at LIMIT $2;
 
 -- name: adopt
 -- See ct_adopt.
-SELECT outreach.ct_adopt($1, $2, $3, $4, $5) AS adopted;
+SELECT outreach.ct_adopt($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[]) AS adopted;
 
 -- name: is_adopted
 -- See ct_is_adopted.
@@ -150,7 +151,7 @@ SELECT outreach.ct_is_adopted();
 
 -- name: end_adoption
 -- See ct_end_adoption.
-SELECT outreach.ct_end_adoption($1);
+SELECT outreach.ct_end_adoption($1::bigint);
 
 -- name: without_outcome
 -- Rows of company_target without an outcome: those that the gate will decide, and those whose status is final already.
@@ -193,7 +194,7 @@ LIMIT 1;
 -- See ct_recall.
 SELECT i.domain, m.answers, m.answered_at, m.is_current, m.is_mx_current, m.is_busy, m.has_begun
 FROM unnest($1::text[]) AS i (domain)
-CROSS JOIN LATERAL outreach.ct_recall(i.domain, $2, $3, $4, $5) AS m;
+CROSS JOIN LATERAL outreach.ct_recall(i.domain, $2::text, $3::interval, $4::interval, $5::interval) AS m;
 
 -- name: wake_domains
 -- Wake all companies that wait for these domains, whose answers are now remembered.
@@ -207,7 +208,7 @@ SELECT o.outreach_id, o.attempt FROM outreach.ct_outcomes AS o WHERE o.outreach_
 -- Claim the recorded bytes of these companies for publishing for $2 seconds, if nobody else holds the claim.
 UPDATE outreach.ct_outcomes AS o SET publish_until = clock_timestamp() + $2::float8 * interval '1 second'
 WHERE o.outreach_id = ANY ($1::uuid[]) AND o.published_at IS NULL AND o.topic IS NOT NULL
-    AND outreach.ct_may_claim(o.publish_until, $2)
+    AND outreach.ct_may_claim(o.publish_until, $2::float8)
 RETURNING o.outreach_id, o.topic, o.key, o.value, o.headers;
 
 -- name: claim_unpublished
@@ -215,9 +216,9 @@ RETURNING o.outreach_id, o.topic, o.key, o.value, o.headers;
 UPDATE outreach.ct_outcomes AS o SET publish_until = clock_timestamp() + $2::float8 * interval '1 second'
 WHERE o.outreach_id = ANY (ARRAY(
     SELECT u.outreach_id FROM outreach.ct_outcomes AS u
-    WHERE u.published_at IS NULL AND u.topic IS NOT NULL AND outreach.ct_may_claim(u.publish_until, $2)
+    WHERE u.published_at IS NULL AND u.topic IS NOT NULL AND outreach.ct_may_claim(u.publish_until, $2::float8)
     ORDER BY u.publish_until LIMIT $1 FOR UPDATE SKIP LOCKED
-)) AND o.published_at IS NULL AND outreach.ct_may_claim(o.publish_until, $2)
+)) AND o.published_at IS NULL AND outreach.ct_may_claim(o.publish_until, $2::float8)
 RETURNING o.outreach_id, o.topic, o.key, o.value, o.headers;
 
 -- name: stamp
@@ -352,50 +353,65 @@ GROUP BY p.state, p.reason;
 
 -- name: wake_sleepers
 -- See ct_wake_sleepers.
-SELECT outreach.ct_wake_sleepers($1);
+SELECT outreach.ct_wake_sleepers($1::integer);
 
 -- name: wake_capped
 -- See ct_wake_capped.
-SELECT outreach.ct_wake_capped($1);
+SELECT outreach.ct_wake_capped($1::bigint);
 
 -- name: tidy
 -- See ct_tidy.
-SELECT outreach.ct_tidy($1, $2, $3) AS is_more_left;
+SELECT outreach.ct_tidy($1::integer, $2::interval, $3::interval) AS is_more_left;
 
 -- name: take_mx
 -- See ct_take_mx.
-SELECT t.granted, t.delay_s, t.refusal, t.retry_s FROM outreach.ct_take_mx($1, $2, $3, $4) AS t;
+SELECT t.granted, t.delay_s, t.refusal, t.retry_s
+FROM outreach.ct_take_mx($1::integer, $2::float8, $3::bigint, $4::float8) AS t;
 
 -- name: begin_probes
 -- See ct_begin_probes.
 SELECT b.place, b.answer, b.retry_s, b.detail
-FROM outreach.ct_begin_probes($1, $2, $3, $4, $5, $6::text[], $7::timestamptz[], $8, $9, $10) AS b;
+FROM outreach.ct_begin_probes(
+    $1::text, $2::text[], $3::text[], $4::boolean[], $5::uuid[], $6::text[], $7::timestamptz[], $8::float8, $9::bigint,
+    $10::integer
+) AS b;
 
 -- name: go_on
 -- See ct_go_on.
 SELECT g.place, g.answer, g.retry_s, NULL AS detail
-FROM outreach.ct_go_on($1, $2, $3, $4, $5, $6, $7) AS g;
+FROM outreach.ct_go_on(
+    $1::text, $2::text[], $3::uuid[], $4::integer[], $5::float8, $6::bigint, $7::integer
+) AS g;
 
 -- name: enter_provider
 -- See ct_enter_provider.
-SELECT e.answer, e.retry_s, e.detail FROM outreach.ct_enter_provider($1, $2, $3, $4, $5, $6, $7, $8) AS e;
+SELECT e.answer, e.retry_s, e.detail
+FROM outreach.ct_enter_provider(
+    $1::text, $2::uuid, $3::text, $4::text, $5::boolean, $6::boolean, $7::bigint, $8::integer
+) AS e;
 
 -- name: note_talk
 -- See ct_note_talk.
-SELECT outreach.ct_note_talk($1, clock_timestamp(), $2, $3);
+SELECT outreach.ct_note_talk($1::text, clock_timestamp(), $2::text, $3::text);
 
 -- name: end_probes
 -- See ct_end_probes.
-SELECT outreach.ct_end_probes($1, $2, $3, $4, $5, $6, $7, $8, $9);
+SELECT outreach.ct_end_probes(
+    $1::text, $2::text[], $3::uuid[], $4::float8[], $5::boolean[], $6::text[], $7::text[], $8::integer[], $9::float8
+);
 
 -- name: take_tier2
 -- See ct_take_tier2.
 SELECT t.place, t.answer, t.said, t.detail, t.asked, t.delay_s, t.retry_s, t.is_first
-FROM outreach.ct_take_tier2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS t;
+FROM outreach.ct_take_tier2(
+    $1::uuid[], $2::text[], $3::uuid[], $4::text, $5::float8, $6::bigint, $7::float8, $8::float8, $9::float8,
+    $10::float8, $11::integer
+) AS t;
 
 -- name: answer_tier2
 -- See ct_answer_tier2.
-SELECT a.final_said, a.final_detail, a.halted_now FROM outreach.ct_answer_tier2($1, $2, $3, $4, $5, $6, $7) AS a;
+SELECT a.final_said, a.final_detail, a.halted_now
+FROM outreach.ct_answer_tier2($1::uuid, $2::uuid, $3::text, $4::text, $5::text, $6::integer, $7::integer) AS a;
 
 -- name: control
 -- What is known of our own way? Times from before the clock was set back are forgotten before the clock catches up with
@@ -440,7 +456,7 @@ WITH proof AS (
         lease_until, started_at, ok_begun_at, ok_detail, failed_at, proven_since, proven_at, trouble_from, trouble_until
     ) = (
         SELECT '-infinity'::timestamptz, c.started_at, greatest(c.ok_begun_at, $2), $3, c.failed_at,
-            outreach.ct_proven_since(c, $2, $4),
+            outreach.ct_proven_since(c, $2::timestamptz, $4::float8),
             CASE WHEN $2 > c.failed_at THEN clock_timestamp() ELSE c.proven_at END,
             c.trouble_from,
             CASE WHEN c.trouble_until = 'infinity' AND $2 > c.failed_at THEN clock_timestamp() ELSE c.trouble_until END
@@ -476,7 +492,7 @@ WITH talk AS (
     UPDATE outreach.ct_controls AS r SET (
         started_at, ok_begun_at, ok_detail, failed_at, proven_since, proven_at, trouble_from, trouble_until
     ) = (
-        SELECT c.started_at, t.begun_at, $2, c.failed_at, outreach.ct_proven_since(c, t.begun_at, $3),
+        SELECT c.started_at, t.begun_at, $2, c.failed_at, outreach.ct_proven_since(c, t.begun_at, $3::float8),
             CASE WHEN t.begun_at > c.failed_at THEN greatest(c.proven_at, t.begun_at) ELSE c.proven_at END,
             c.trouble_from,
             CASE
@@ -494,7 +510,7 @@ SELECT outreach.ct_wake_proven('smtp', p.ok_begun_at) FROM proof AS p;
 -- name: greeting
 -- A server greeted us in a session that began at $1, so port 25 is open. Whether it accepts us is not known yet.
 UPDATE outreach.ct_controls AS r SET (proven_since, proven_at) = (
-    SELECT outreach.ct_proven_since(c, t.begun_at, $2), greatest(c.proven_at, t.begun_at)
+    SELECT outreach.ct_proven_since(c, t.begun_at, $2::float8), greatest(c.proven_at, t.begun_at)
     FROM outreach.ct_control_now(r) AS c, (SELECT least($1::timestamptz, clock_timestamp()) AS begun_at) AS t
 )
 WHERE r.kind = 'smtp'
@@ -510,10 +526,12 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
 -- How many companies at this provider met a refusal or silence within $2, with no normal session since? Silence while
 -- our own way out was broken does not count.
 SELECT count(DISTINCT r.domain) AS companies FROM outreach.ct_refusals AS r
-WHERE r.provider = $1 AND NOT r.void AND r.at > clock_timestamp() - $2::interval
-    AND r.at > coalesce((
-        SELECT max(d.talked_at) FROM outreach.ct_domains AS d WHERE d.provider = $1
-    ), '-infinity')
+WHERE r.provider = $1 AND r.at > statement_timestamp() - $2::interval
+    AND r.at > (
+        SELECT greatest(max(d.talked_at), outreach.ct_opened_at('provider:' || $1::text),
+            outreach.ct_opened_at('tool:TOOL-005'))
+        FROM outreach.ct_domains AS d WHERE d.provider = $1
+    )
     AND (r.kind <> 'silent' OR NOT EXISTS (
         SELECT 1 FROM outreach.ct_controls AS c
         WHERE c.kind = 'smtp' AND r.at BETWEEN c.trouble_from AND c.trouble_until
@@ -524,11 +542,13 @@ WHERE r.provider = $1 AND NOT r.void AND r.at > clock_timestamp() - $2::interval
 -- alone, within $3 and with no normal session there since?
 WITH refusals AS (
     SELECT r.provider, r.address, r.at FROM outreach.ct_refusals AS r
-    WHERE r.network = $1 AND r.is_own AND r.kind = 'refused' AND NOT r.void AND r.at > clock_timestamp() - $3::interval
+    WHERE r.network = $1 AND r.is_own AND r.kind = 'refused' AND r.at > statement_timestamp() - $3::interval
+        AND r.at > outreach.ct_opened_at('tool:TOOL-005')
 ), talks AS (
-    SELECT coalesce(max(d.talked_at), '-infinity') AS in_network,
+    SELECT greatest(max(d.talked_at), outreach.ct_opened_at('provider:' || $1::text)) AS in_network,
         -- A machine that refuses us is no better for its neighbours, who talk to us.
-        coalesce(max(d.talked_at) FILTER (WHERE d.address = $2), '-infinity') AS at_address
+        greatest(max(d.talked_at) FILTER (WHERE d.address = $2), outreach.ct_opened_at('provider:' || $2::text),
+            outreach.ct_opened_at('provider:' || $1::text)) AS at_address
     FROM outreach.ct_domains AS d WHERE d.network = $1
 )
 SELECT count(DISTINCT r.provider) FILTER (WHERE r.at > t.in_network) AS in_network,
@@ -548,14 +568,14 @@ FROM (
                 SELECT r.provider, r.kind = 'refused' AS refused, r.at,
                     CASE WHEN r.kind = 'refused' AND r.network <> '' THEN r.network ELSE r.provider END AS source
                 FROM outreach.ct_refusals AS r
-                WHERE NOT r.void AND r.kind <> 'silent'
+                WHERE r.kind <> 'silent'
+                    -- Opened since: what this provider said before is void.
+                    AND r.at > outreach.ct_opened_at('provider:' || r.provider)
                 UNION ALL
                 SELECT d.provider, false, d.talked_at, d.provider FROM outreach.ct_domains AS d
                 WHERE d.talked_at IS NOT NULL
             ) AS c
-            WHERE c.at > clock_timestamp() - $1::interval AND c.at > coalesce((
-                SELECT g.since FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005'
-            ), '-infinity')
+            WHERE c.at > statement_timestamp() - $1::interval AND c.at > outreach.ct_opened_at('tool:TOOL-005')
             ORDER BY c.provider, c.at DESC
         ) AS latest
         ORDER BY latest.refused, latest.source, latest.at DESC
@@ -566,7 +586,7 @@ FROM (
 -- name: set_guardrail
 -- See ct_set_guardrail; $4 says in how many seconds one company may try, -1 for never.
 SELECT outreach.ct_set_guardrail(
-    $1, $2, $3, CASE WHEN $4::float8 >= 0 THEN clock_timestamp() + $4::float8 * interval '1 second' END
+    $1::text, $2::text, $3::text, CASE WHEN $4::float8 >= 0 THEN clock_timestamp() + $4::float8 * interval '1 second' END
 ) AS changed;
 
 -- name: end_trial
@@ -695,7 +715,7 @@ WHERE o.outreach_id = ANY ($1::uuid[]);
 
 -- name: resume_guardrail
 -- See resume_guardrail.
-SELECT outreach.resume_guardrail($1, $2) AS change;
+SELECT outreach.resume_guardrail($1::text, $2::text) AS change;
 
 -- name: runbook_recent_failures
 -- The runbook's words, unchanged: "View Recent Failures".
@@ -771,9 +791,20 @@ SELECT p.proname AS name, p.oid::regprocedure::text AS signature, p.prosrc AS bo
         FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a WHERE a.grantee <> p.proowner
     ) AS callers
 FROM pg_proc AS p
-WHERE p.proname = ANY ($1::text[]) AND pg_get_userbyid(p.proowner) = 'ct_owner'
+WHERE p.proname = ANY ($1::text[])
+    AND pg_get_userbyid(p.proowner) = CASE p.proname WHEN 'ct_left_the_spine' THEN 'ct_reader' ELSE 'ct_owner' END
     AND p.pronamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
 ORDER BY p.oid;
+
+-- name: functions_beside
+-- Functions that could be called in the place of one of these, which are the gate's: others' of their names, and such of
+-- the gate's roles that are not the gate's.
+SELECT p.oid::regprocedure::text AS signature, quote_ident(pg_get_userbyid(p.proowner)) AS who
+FROM pg_proc AS p
+WHERE p.pronamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
+    AND CASE WHEN p.proname = ANY ($1::text[]) THEN pg_get_userbyid(p.proowner) NOT IN ('ct_owner', 'ct_reader')
+        ELSE pg_get_userbyid(p.proowner) IN ('ct_owner', 'ct_reader', 'ct_gate', 'ct_ops') END
+ORDER BY 1;
 
 -- name: owners_now
 -- Which of these tables and views are not ct_owner's? And which of our roles may create objects beside them?
@@ -932,7 +963,7 @@ SELECT p.outreach_id FROM outreach.ct_passes AS p WHERE p.outreach_id = ANY ($1:
 -- See ct_take_alerts; an alert older than $3 is stale.
 SELECT a.alert_id, a.at, a.event, a.rail, a.outreach_id, a.state, a.reason,
     a.at < clock_timestamp() - $3::interval AS is_stale
-FROM outreach.ct_take_alerts($1, $2) AS a ORDER BY a.alert_id;
+FROM outreach.ct_take_alerts($1::text, $2::integer) AS a ORDER BY a.alert_id;
 
 -- name: worker_beat
 -- Write what a worker says of itself now.
@@ -973,4 +1004,4 @@ ORDER BY is_running DESC, w.seen_at DESC LIMIT 1000;
 
 -- name: accept_toolbox
 -- See ct_accept_toolbox.
-SELECT outreach.ct_accept_toolbox($1, $2) AS ordinal;
+SELECT outreach.ct_accept_toolbox($1::jsonb, $2::text) AS ordinal;

@@ -32,12 +32,20 @@ CREATE OR REPLACE TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.company_ta
 CREATE OR REPLACE TRIGGER ct_guard BEFORE INSERT OR UPDATE ON outreach.ct_usage
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_usage();
 
+-- And once more at the end: triggers of others that come after ct_final, by their names, may change a row that it let pass.
+CREATE OR REPLACE TRIGGER ct_final_after AFTER UPDATE ON outreach.company_target
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_company_target();
+CREATE OR REPLACE TRIGGER ct_final_after AFTER UPDATE ON outreach.company_target_errors
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_errors();
+
 -- A replication apply may not change or remove anything either.
 ALTER TABLE outreach.ct_outcomes ENABLE ALWAYS TRIGGER ct_final;
 ALTER TABLE outreach.ct_outcomes ENABLE ALWAYS TRIGGER ct_final_truncate;
 ALTER TABLE outreach.company_target ENABLE ALWAYS TRIGGER ct_final;
 ALTER TABLE outreach.company_target ENABLE ALWAYS TRIGGER ct_final_truncate;
+ALTER TABLE outreach.company_target ENABLE ALWAYS TRIGGER ct_final_after;
 ALTER TABLE outreach.company_target_errors ENABLE ALWAYS TRIGGER ct_final;
+ALTER TABLE outreach.company_target_errors ENABLE ALWAYS TRIGGER ct_final_after;
 ALTER TABLE outreach.company_target_errors ENABLE ALWAYS TRIGGER ct_final_truncate;
 ALTER TABLE outreach.ct_tier2_attempts ENABLE ALWAYS TRIGGER ct_final;
 ALTER TABLE outreach.ct_tier2_attempts ENABLE ALWAYS TRIGGER ct_final_truncate;

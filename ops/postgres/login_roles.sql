@@ -2,6 +2,8 @@
 -- the roles (mostly who ran `migrate` first) or as a superuser. It reads the passwords from the files that GATE_PASSWORD_FILE and OPS_PASSWORD_FILE name.
 -- Run it again to change a password.
 \set ON_ERROR_STOP on
+-- By default a schema with this login's name comes first, and anybody who may make schemas may have made one.
+SET search_path = pg_catalog, pg_temp;
 \set gate_password `cat "$GATE_PASSWORD_FILE"`
 \set ops_password `cat "$OPS_PASSWORD_FILE"`
 

@@ -87,6 +87,7 @@ class Back:
     halted: str | None = None
     closed: tuple[str, ...] = ()  #: networks and addresses
     opened_s: float | None = None  #: after the refusal: when their network was opened again
+    resumed_s: float | None = None  #: after the refusal: when a person resumed TOOL-005
     waits: WaitReason | None = None
     gives_time_back: bool = False
     moments: bool = False  #: whether they keep their moments
@@ -112,7 +113,12 @@ class Back:
     def settling(self) -> Settling:
         opened = {} if self.opened_s is None else {"192.0.2.0/24": FAILED + timedelta(seconds=self.opened_s)}
         return Settling(
-            settle_s=600.0, age_s=self.age_s, halted=self.halted, closed=frozenset(self.closed), opened=opened
+            settle_s=600.0,
+            age_s=self.age_s,
+            halted=self.halted,
+            closed=frozenset(self.closed),
+            opened=opened,
+            resumed_at=None if self.resumed_s is None else FAILED + timedelta(seconds=self.resumed_s),
         )
 
 
@@ -185,6 +191,12 @@ TABLE = {
     ),
     "and its network talks to us again since": Back(
         row="provider's word", answers=FOUND, pending=refusal(), left=[*FOUND], opened_s=1.0, gives_time_back=True
+    ),
+    "its own server refused us before a person resumed all of SMTP": Back(
+        row="provider's word", answers=FOUND, pending=refusal(), left=[*FOUND], resumed_s=1.0, gives_time_back=True
+    ),
+    "its own server refused us after a person had resumed all of SMTP": Back(
+        row="private policy", answers=FOUND, pending=refusal(), left=[*FOUND, SECOND], resumed_s=-1.0, moments=True
     ),
     "its network talked to us before it refused": Back(
         row="private policy", answers=FOUND, pending=refusal(), left=[*FOUND, SECOND], opened_s=-1.0, moments=True

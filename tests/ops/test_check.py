@@ -104,7 +104,7 @@ async def test_check_with_a_database_calls_no_refusal_from_a_closed_network_a_po
 ) -> None:
     machine = "127.77.250.7"
     farm.add("customer.example", "blocklist", None, machine)
-    due = "'-infinity'" if try_is_due else "'infinity'"
+    due = "now()" if try_is_due else "now() + interval '1 hour'"
     close = f"SELECT outreach.ct_set_guardrail('provider:{machine}', 'closed', 'refused by 2', {due})"
     await execute(database.gate, close)
     checked = await ask(replace(settings, postgres_dsn=database.gate), "customer.example")

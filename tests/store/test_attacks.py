@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from ct_stream.store.migrate import MigrationError, migrate
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ RECORDED = "INSERT INTO outreach.ct_outcomes (outreach_id, outcome, decided_at"
         f"{RECORDED}, recorded_at) VALUES (gen_random_uuid(), 'PASS', now(), 'infinity')",
         f"{RECORDED}, published_at) VALUES (gen_random_uuid(), 'PASS', now(), now())",
         f"{RECORDED}, ordinal) OVERRIDING SYSTEM VALUE VALUES (gen_random_uuid(), 'PASS', now(), 7)",
-        "UPDATE outreach.ct_refusals SET void = true",
+        "UPDATE outreach.ct_refusals SET at = now()",
         "INSERT INTO outreach.ct_refusals (provider, domain, kind, at) VALUES ('p', 'd', 'refused', 'infinity')",
         "INSERT INTO outreach.ct_watchdog_exits (at, places, reason, worker, worker_version)"
         " VALUES ('infinity', '{x}', 'x', 'w', 'v')",
@@ -99,17 +100,46 @@ async def test_a_reason_has_words_and_an_end(database: DatabaseDsns, reason: str
             await run(database.ops, f"SELECT outreach.{call}")
 
 
-async def test_a_persons_transaction_that_is_left_open_keeps_no_worker_waiting_for_long(database: DatabaseDsns) -> None:
-    await run(database.gate, "SELECT outreach.ct_set_guardrail('spine', 'halted', 'empty', NULL)")
+async def test_a_persons_transaction_that_is_left_open_keeps_no_worker_waiting(database: DatabaseDsns) -> None:
+    """Whatever she resumes, and though she takes every limit off her transaction."""
+    company, rail = uuid4(), "provider:p.example"
+    await run(database.gate, f"SELECT outreach.ct_set_guardrail('{rail}', 'closed', 'refused by 3', NULL)")
+    await run(
+        database.gate,
+        "INSERT INTO outreach.ct_passes (outreach_id, state, reason, detail, not_before, waits_on, pending)"
+        f" VALUES ('{company}', 'waiting', 'refused', '', 'infinity', '{rail}', '[]');"
+        "INSERT INTO outreach.ct_refusals (provider, domain, kind) VALUES ('p.example', 'a.example', 'refused')",
+    )
     person: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.ops)
-    await person.execute("BEGIN")
-    await person.execute("SELECT outreach.resume_guardrail('spine', 'restored')")
-    async with asyncio.timeout(10):
-        await run(database.gate, "SELECT outreach.ct_set_guardrail('spine', 'halted', 'empty again', NULL)")
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
-        await person.execute("COMMIT")
-    assert await value(database.ops, "SELECT reason FROM outreach.ct_guardrails WHERE key = 'spine'") == "empty"
-    await person.close()
+    try:
+        await person.execute("BEGIN")
+        await person.execute(f"SELECT outreach.resume_guardrail('{rail}', 'restored')")
+        await person.execute("SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0")
+        async with asyncio.timeout(10):
+            await run(database.gate, f"SELECT outreach.ct_set_guardrail('{rail}', 'open', 'talks normally', NULL)")
+            await run(database.gate, "UPDATE outreach.ct_passes SET lease_owner = 'w', lease_until = now()")
+            await run(database.gate, f"SELECT outreach.ct_forget_passes(ARRAY['{company}'::uuid])")
+            await run(database.gate, "SELECT outreach.ct_tidy(10, '168 hours', '24 hours')")
+    finally:
+        await person.close()
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize(
+    ("role", "call"),
+    [
+        ("ops", "resume_guardrail('tool:TOOL-005', 'delisted')"),
+        ("gate", TAKE.format(usd_per_month=50, usd_per_call=0.004).removeprefix("SELECT outreach.")),
+        (
+            "gate",
+            "ct_begin_probes('w', ARRAY['a.example'], ARRAY['p.example'], ARRAY[false], ARRAY[gen_random_uuid()],"
+            " ARRAY['1'], ARRAY[now()], 20, 100, 10)",
+        ),
+    ],
+)
+async def test_nobody_acts_by_an_old_snapshot(database: DatabaseDsns, level: str, role: str, call: str) -> None:
+    with pytest.raises(asyncpg.PostgresError, match="READ COMMITTED"):
+        await run(getattr(database, role), f"BEGIN ISOLATION LEVEL {level}; SELECT outreach.{call}; COMMIT")
 
 
 async def test_the_log_names_the_login_that_resumed(database: DatabaseDsns) -> None:
@@ -312,3 +342,76 @@ async def test_a_person_who_resumes_for_ever_keeps_no_worker_waiting(database: D
         person.terminate()
         with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
             await sleeping
+
+
+async def test_the_gate_rewrites_no_row_that_it_left_as_it_was(database: DatabaseDsns) -> None:
+    """One that was final before its company was decided is not guarded against its owner, and is none of the gate's."""
+    await run(
+        database.admin,
+        f"INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES ('{OTHERS}', 'ready')",
+    )
+    await run(
+        database.gate,
+        f"BEGIN; {RECORDED}) VALUES ('{OTHERS}', 'PASS', now());"
+        f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{OTHERS}', 'company_target'); COMMIT",
+    )
+    for change in ("email_method = 'evil@x.example'", "execution_status = 'pending'", "outreach_id = NULL"):
+        with pytest.raises((asyncpg.RestrictViolationError, asyncpg.NotNullViolationError)):
+            await run(database.gate, f"UPDATE outreach.company_target SET {change}")
+    await run(database.admin, "UPDATE outreach.company_target SET email_method = 'mended@x.example'")
+
+
+DECIDED = (
+    f"{RECORDED}, failure_code) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-I-NOT-FOUND');"
+    "INSERT INTO outreach.company_target (outreach_id, execution_status, email_method)"
+    f" VALUES ('{OTHERS}', 'failed', 'a');"
+    f"INSERT INTO outreach.company_target_errors (outreach_id, failure_code) VALUES ('{OTHERS}', 'CT-I-NOT-FOUND')"
+)
+
+
+@pytest.mark.parametrize("table", ["company_target", "company_target_errors"])
+async def test_no_trigger_of_others_changes_what_is_final(database: DatabaseDsns, table: str) -> None:
+    """Triggers run in the order of their names: one that comes after the guard could change what it let pass."""
+    changed = "NEW.email_method := 'b'" if table == "company_target" else "NEW.blocking_reason := 'b'"
+    await run(
+        database.admin,
+        f"{DECIDED}; ALTER TABLE outreach.{table} ADD COLUMN note text;"
+        f"CREATE FUNCTION public.zz() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {changed}; RETURN NEW; END $$;"
+        f"CREATE TRIGGER zz BEFORE UPDATE ON outreach.{table} FOR EACH ROW EXECUTE FUNCTION public.zz()",
+    )
+    with pytest.raises(asyncpg.RestrictViolationError, match="a change of"):
+        await run(database.admin, f"UPDATE outreach.{table} SET note = 'x'")
+
+
+async def test_the_failure_of_a_company_that_was_never_there_goes_with_nothing(database: DatabaseDsns) -> None:
+    await run(
+        database.admin,
+        f"{DECIDED}; CREATE TABLE public.mine (n integer);"
+        "CREATE FUNCTION public.wipe() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " DELETE FROM outreach.company_target_errors; RETURN NEW; END $$;"
+        "CREATE TRIGGER wipe AFTER INSERT ON public.mine FOR EACH ROW EXECUTE FUNCTION public.wipe()",
+    )
+    with pytest.raises(asyncpg.RestrictViolationError):
+        await run(database.admin, "INSERT INTO public.mine VALUES (1)")
+
+
+async def test_words_that_a_collation_calls_equal_are_not_the_same(database: DatabaseDsns) -> None:
+    try:
+        await run(
+            database.admin,
+            "CREATE COLLATION public.loose (provider = icu, locale = 'und-u-ks-level1', deterministic = false)",
+        )
+    except asyncpg.FeatureNotSupportedError:
+        pytest.skip("this Postgres is built without ICU; Debian's is not (CT_TEST_POSTGRES)")
+    await run(
+        database.admin,
+        f"ALTER TABLE outreach.company_target ALTER COLUMN email_method TYPE text COLLATE public.loose; {DECIDED}",
+    )
+    with pytest.raises(asyncpg.RestrictViolationError, match="a change of email_method"):
+        await run(database.admin, "UPDATE outreach.company_target SET email_method = 'A'")
+
+
+async def test_rows_that_no_trigger_guards_are_refused(database: DatabaseDsns) -> None:
+    await run(database.admin, "CREATE TABLE public.more () INHERITS (outreach.company_target)")
+    with pytest.raises(MigrationError, match=r"public\.more inherits from outreach\.company_target"):
+        await migrate(database.admin)

@@ -136,7 +136,8 @@ async def test_without_the_right_to_act_as_the_gate_nothing_is_rehearsed_and_it_
     await as_superuser(
         server,
         f"CREATE ROLE plain LOGIN PASSWORD '{PASSWORD}'",
-        "CREATE ROLE ct_owner; CREATE ROLE ct_gate; CREATE ROLE ct_ops; GRANT ct_owner TO plain",
+        "CREATE ROLE ct_owner; CREATE ROLE ct_reader; CREATE ROLE ct_gate; CREATE ROLE ct_ops;"
+        "GRANT ct_owner, ct_reader TO plain",
     )
     report = await migrate(await owned(server, "one", "plain"))
     assert report.rehearsal.startswith("not rehearsed: this login may not act as ct_gate")

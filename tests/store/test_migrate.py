@@ -131,7 +131,8 @@ async def test_an_administrator_need_not_be_superuser(postgres: EmbeddedPostgres
     name, role = f"managed_{uuid4().hex}", f"admin_{uuid4().hex}"
     connection = await asyncpg.connect(await postgres.create_database(name))
     await connection.execute(
-        f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}' CREATEROLE; GRANT ct_owner TO {role} WITH ADMIN OPTION;"
+        f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}' CREATEROLE;"
+        f"GRANT ct_owner, ct_reader TO {role} WITH ADMIN OPTION;"
         f"GRANT CREATE ON DATABASE {name} TO {role};"
         f"{OLD_SCHEMA.replace('CREATE SCHEMA outreach', f'CREATE SCHEMA outreach AUTHORIZATION {role}')}"
         f"ALTER TABLE outreach.outreach OWNER TO {role}; ALTER TABLE outreach.company_target OWNER TO {role};"

@@ -75,7 +75,7 @@ async def test_who_may_not_act_as_the_gate_says_so(postgres: EmbeddedPostgres) -
         name = await rows(users.admin, "SELECT current_database()")
         await run(
             users.admin,
-            f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'; GRANT ct_owner TO {role} WITH ADMIN OPTION;"
+            f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'; GRANT ct_owner, ct_reader TO {role} WITH ADMIN OPTION;"
             f"ALTER DATABASE {name[0][0]} OWNER TO {role}; ALTER SCHEMA outreach OWNER TO {role};"
             f"ALTER TABLE outreach.outreach OWNER TO {role}; ALTER TABLE outreach.company_target OWNER TO {role};"
             f"ALTER TABLE outreach.company_target_errors OWNER TO {role}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 from uuid import UUID, uuid4
@@ -19,6 +19,7 @@ from ct_stream.gate.waits import WaitReason
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.paid_attempts import IN_A_ROW, PaidAttempts, Taken, Wanted
 from ct_stream.store.parked import ParkedCompanies
+from ct_stream.store.queries import query
 from tests.store.parts import opened, parked, running
 
 if TYPE_CHECKING:
@@ -363,12 +364,12 @@ async def test_resuming_it_leaves_the_evidence_about_mail_servers_alone(admin: A
     await admin.execute(
         "INSERT INTO outreach.ct_refusals (provider, domain, kind) VALUES ('a.example', 'b.example', 'refused')"
     )
-    for rail, void in (("tool:TOOL-019", False), ("tool:TOOL-005", True)):
+    for rail, refusing in (("tool:TOOL-019", 1), ("tool:TOOL-005", 0)):
         await admin.execute(
             "INSERT INTO outreach.ct_guardrails (key, state, reason) VALUES ($1, 'halted', 'why')", rail
         )
         await admin.fetchval("SELECT outreach.resume_guardrail($1, 'mended')", rail)
-        assert await admin.fetchval("SELECT void FROM outreach.ct_refusals") is void
+        assert await admin.fetchval(query("refusing_networks"), timedelta(hours=24), 20) == refusing
 
 
 async def test_a_company_parked_just_after_its_tool_was_resumed_is_woken(

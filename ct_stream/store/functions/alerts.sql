@@ -18,7 +18,7 @@ DECLARE
     );
 BEGIN
     IF NEW.state <> 'paused' AND NOT (NEW.state = 'open' AND before = 'paused') THEN
-        PERFORM outreach.ct_alert('guardrail', NEW.key, NULL, NEW.state, NEW.reason);
+        PERFORM outreach.ct_alert('guardrail', NEW.key, NULL::uuid, NEW.state, NEW.reason);
     END IF;
     RETURN NULL;
 END $$;
@@ -28,9 +28,9 @@ CREATE OR REPLACE FUNCTION outreach.ct_alert_control() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NEW.failed_at > NEW.ok_begun_at THEN
-        PERFORM outreach.ct_alert('control', 'control:' || NEW.kind, NULL, 'failing', NEW.failed_detail);
+        PERFORM outreach.ct_alert('control', 'control:' || NEW.kind, NULL::uuid, 'failing', NEW.failed_detail);
     ELSE
-        PERFORM outreach.ct_alert('control', 'control:' || NEW.kind, NULL, 'working', NEW.ok_detail);
+        PERFORM outreach.ct_alert('control', 'control:' || NEW.kind, NULL::uuid, 'working', NEW.ok_detail);
     END IF;
     RETURN NULL;
 END $$;
@@ -39,7 +39,7 @@ END $$;
 CREATE OR REPLACE FUNCTION outreach.ct_alert_stuck() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM outreach.ct_alert('stuck', NULL, NEW.outreach_id, 'stuck', NEW.detail);
+    PERFORM outreach.ct_alert('stuck', NULL::text, NEW.outreach_id, 'stuck', NEW.detail);
     RETURN NULL;
 END $$;
 
@@ -47,7 +47,7 @@ END $$;
 CREATE OR REPLACE FUNCTION outreach.ct_alert_conflict() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM outreach.ct_alert('conflict', NULL, NEW.outreach_id, 'kept',
+    PERFORM outreach.ct_alert('conflict', NULL::text, NEW.outreach_id, 'kept',
         'its row was final before the gate decided the company, and was left as it is; the outcome is in the ledger');
     RETURN NULL;
 END $$;

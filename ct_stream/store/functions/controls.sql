@@ -12,7 +12,7 @@ $$;
 -- Return a row of ct_controls as far as it can be trusted now. Nobody knows how long ago a time in the future was
 -- written. So nothing is proven, what is broken stays broken, and everything asked before now is asked again.
 CREATE OR REPLACE FUNCTION outreach.ct_control_now(c outreach.ct_controls) RETURNS outreach.ct_controls
-LANGUAGE plpgsql VOLATILE AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     just_now timestamptz := clock_timestamp() - interval '1 millisecond';  -- a control that begins now proves more
     is_failing boolean := c.failed_at > c.ok_begun_at;

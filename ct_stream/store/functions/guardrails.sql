@@ -6,7 +6,8 @@
 --   trial    a person resumed TOOL-005: one company at a time until enough providers have talked normally
 
 -- Lock a provider's one try; return false if a person is opening it at this moment, for however long: nobody waits.
-CREATE OR REPLACE FUNCTION outreach.ct_lock_try(rail text) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION outreach.ct_lock_try(rail text) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM FROM outreach.ct_guardrails AS g WHERE g.key = rail FOR UPDATE SKIP LOCKED;
     RETURN FOUND;
@@ -14,7 +15,7 @@ END $$;
 
 -- Use up the one try of a provider that is not open. Each next try comes after twice the time, up to 6 hours.
 CREATE OR REPLACE FUNCTION outreach.ct_count_try(rail text, moment timestamptz) RETURNS void LANGUAGE sql AS $$
-    UPDATE outreach.ct_guardrails AS g SET tries = g.tries + 1,
+    UPDATE outreach.ct_guardrails AS g SET tries = least(g.tries, 1000) + 1,
         next_try_at = moment
             + least(g.first_try_s * power(2, least(g.tries + 1, 20)) * interval '1 second', interval '6 hours')
     WHERE g.key = rail
@@ -33,10 +34,10 @@ $$;
 -- Put a guardrail into a state, with the reason in the log; return true if that changed it. The gate may only tighten:
 -- it pauses and closes providers, and halts anything. It opens only a provider that talked normally; what is halted is
 -- opened by resume_guardrail alone. A closed guardrail is not paused. Where a person is opening it and does not
--- come to an end (ct_hurry), it is as if this change had come before: that person's opening counts.
+-- come to an end, it is as if this change had come before: that person's opening counts.
 CREATE OR REPLACE FUNCTION outreach.ct_set_guardrail(rail text, new_state text, why text, next_try timestamptz)
 RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = 6000 AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = 2000 AS $$
 DECLARE
     changed boolean;
     distance double precision := coalesce(greatest(1, extract(epoch FROM next_try - clock_timestamp())), 600);
@@ -95,18 +96,28 @@ BEGIN
     RETURN true;
 END $$;
 
--- End a person's transaction that is left open: its locks would keep every worker waiting, as long as its owner is at
--- lunch. `ct-stream` commits at once. From PostgreSQL 17 on, that holds for one that is busy, too.
-CREATE OR REPLACE FUNCTION outreach.ct_hurry() RETURNS void LANGUAGE sql AS $$
-    SELECT set_config(t.name, t.value, true)
-    FROM (VALUES ('idle_in_transaction_session_timeout', '5s'), ('transaction_timeout', '30s')) AS t (name, value)
-    WHERE t.name <> 'transaction_timeout' OR current_setting('server_version_num')::integer >= 170000
+-- Refuse a snapshot: who decides by the state of others must see what they have just committed.
+CREATE OR REPLACE FUNCTION outreach.ct_require_fresh() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'this is done in READ COMMITTED, which sees what others have just changed'
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+END $$;
+
+-- When did a person last resume a guardrail, or a normal session open it? What servers said of us before that counts no
+-- more.
+CREATE OR REPLACE FUNCTION outreach.ct_opened_at(rail text) RETURNS timestamptz
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(max(l.at), '-infinity') FROM outreach.ct_guardrail_log AS l
+    WHERE l.key = rail AND l.state IN ('open', 'trial')
 $$;
 
 -- For people (ct_ops): open a paused, closed or halted guardrail, with a reason for the log. TOOL-005 goes on trial
--- first: see ct_begin_probes. The evidence so far is void, and so are the replies about us that companies wait with.
--- Those companies get their waiting time back: otherwise they would have too little left to ask their second host, and
--- would fail by our fault.
+-- first: see ct_begin_probes. The evidence of before is void by its time (ct_opened_at, ct_stream/gate/evidence.py), and
+-- workers wake who waits (ct_wake_sleepers): a person's transaction may stay open for as long as a lunch, so it locks
+-- nothing but the guardrail itself, for which nobody waits.
 CREATE OR REPLACE FUNCTION outreach.resume_guardrail(rail text, why text) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -116,7 +127,7 @@ BEGIN
     IF why IS NULL OR why !~ '\S' OR length(why) > 1000 THEN
         RAISE EXCEPTION 'a reason is needed to resume %, of at most 1000 characters', rail;
     END IF;
-    PERFORM outreach.ct_hurry();
+    PERFORM outreach.ct_require_fresh();
     -- One that is open is not locked: the gate must be able to halt at any moment.
     SELECT g.state INTO before FROM outreach.ct_guardrails AS g
         WHERE g.key = rail AND g.state NOT IN ('open', 'trial') FOR UPDATE;
@@ -127,16 +138,6 @@ BEGIN
     UPDATE outreach.ct_guardrails SET state = after, reason = why, since = clock_timestamp(), next_try_at = NULL,
         tries = 0, changed_by = session_user WHERE key = rail;
     INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, after, why);
-    UPDATE outreach.ct_refusals SET void = true WHERE NOT void
-        AND (rail = 'tool:TOOL-005' OR provider = substring(rail FROM '^provider:(.*)$')
-            OR (is_own AND substring(rail FROM '^provider:(.*)$') IN (network, address)));
-    UPDATE outreach.ct_passes SET pending = NULL, spent_ms = 0 WHERE pending IS NOT NULL
-        AND (rail = 'tool:TOOL-005' OR waits_on = rail);
-    IF after = 'trial' THEN
-        PERFORM outreach.ct_wake(rail, 1, clock_timestamp());
-    ELSE
-        PERFORM outreach.ct_wake(rail, outreach.ct_woken_at_once(), clock_timestamp());
-    END IF;
     RETURN before || ' -> ' || after;
 END $$;
 
@@ -150,7 +151,6 @@ BEGIN
     IF why IS NULL OR why !~ '\S' OR length(why) > 1000 THEN
         RAISE EXCEPTION 'a reason is needed to accept a toolbox, of at most 1000 characters';
     END IF;
-    PERFORM outreach.ct_hurry();
     INSERT INTO outreach.ct_toolboxes (toolbox, reason) VALUES (accepted, why) RETURNING ordinal INTO made;
     RETURN made;
 END $$;

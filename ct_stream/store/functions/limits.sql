@@ -8,7 +8,8 @@ $$ SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date $$;
 
 -- Lock a tool's row of ct_rates up to the end of the transaction, and return when the tool may be called next. A row and
 -- no advisory lock: anybody who may log in can hold one of those for ever.
-CREATE OR REPLACE FUNCTION outreach.ct_lock_rate(tool text) RETURNS timestamptz LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION outreach.ct_lock_rate(tool text) RETURNS timestamptz
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     next_slot timestamptz;
 BEGIN
@@ -22,7 +23,7 @@ END $$;
 CREATE OR REPLACE FUNCTION outreach.ct_take_mx(
     wanted integer, per_second double precision, per_day bigint, max_delay_s double precision,
     OUT granted integer, OUT delay_s double precision, OUT refusal text, OUT retry_s double precision
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     moment timestamptz;
     today date := outreach.ct_utc_day();
@@ -92,7 +93,8 @@ $$;
 CREATE OR REPLACE FUNCTION outreach.ct_begin_probes(
     owner text, domains text[], providers text[], own boolean[], leases uuid[], versions text[], seen timestamptz[],
     lease_s double precision, per_day bigint, per_provider integer
-) RETURNS TABLE (place integer, answer text, retry_s double precision, detail text) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (place integer, answer text, retry_s double precision, detail text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     today date := outreach.ct_utc_day();
     moment timestamptz;
@@ -104,6 +106,7 @@ DECLARE
     busy integer;
     begun uuid[];
 BEGIN
+    PERFORM outreach.ct_require_fresh();
     INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-005', 'day', today) ON CONFLICT DO NOTHING;
     -- These locks let one caller in at a time, so that "one at a time", the cap and the places at a provider are exact.
     -- Around midnight two callers may lock two days.
@@ -215,7 +218,8 @@ END $$;
 CREATE OR REPLACE FUNCTION outreach.ct_enter_provider(
     owner text, its_lease uuid, its_domain text, to_provider text, is_own boolean, is_known boolean, per_day bigint,
     per_provider integer
-) RETURNS TABLE (answer text, retry_s double precision, detail text) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (answer text, retry_s double precision, detail text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     today date := outreach.ct_utc_day();
     already bigint;
@@ -224,6 +228,7 @@ DECLARE
     was record;
     busy integer;
 BEGIN
+    PERFORM outreach.ct_require_fresh();
     retry_s := NULL; detail := NULL;
     INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-005', 'day', today) ON CONFLICT DO NOTHING;
     SELECT u.used INTO already FROM outreach.ct_usage AS u
@@ -291,7 +296,8 @@ END $$;
 CREATE OR REPLACE FUNCTION outreach.ct_go_on(
     owner text, domains text[], leases uuid[], numbers integer[], lease_s double precision, per_day bigint,
     per_provider integer
-) RETURNS TABLE (place integer, answer text, retry_s double precision) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (place integer, answer text, retry_s double precision)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     today date := outreach.ct_utc_day();
     already bigint;
@@ -359,7 +365,7 @@ END $$;
 CREATE OR REPLACE FUNCTION outreach.ct_end_probes(
     owner text, ended_domains text[], leases uuid[], ended_s double precision[], talked boolean[], addresses text[],
     networks text[], begun integer[], pause_s double precision
-) RETURNS void LANGUAGE plpgsql AS $$
+) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     moment timestamptz;
     today date := outreach.ct_utc_day();

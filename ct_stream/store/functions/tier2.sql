@@ -51,8 +51,13 @@ DECLARE
     item record;
     attempt record;
 BEGIN
-    IF NOT (usd_per_call >= 0 AND usd_per_call < 'Infinity' AND usd_per_month >= 0 AND usd_per_month < 'Infinity') THEN
+    PERFORM outreach.ct_require_fresh();
+    IF (usd_per_call >= 0 AND usd_per_call < 'Infinity' AND usd_per_month >= 0 AND usd_per_month < 'Infinity') IS NOT TRUE THEN
         RAISE EXCEPTION 'a price of % USD and a budget of % USD are no amounts of money', usd_per_call, usd_per_month
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF (due_s BETWEEN 0 AND 3600 AND per_second > 0.001) IS NOT TRUE THEN
+        RAISE EXCEPTION 'an answer due in % s, or % calls a second, are no limits', due_s, per_second
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     -- Answers wait for this row: one that came between the looks at the guardrail and at the attempts would free its
@@ -175,7 +180,7 @@ BEGIN
     IF reason IS NULL AND said = 'no_answer' AND outreach.ct_tier2_in_a_row(most_in_a_row) >= most_in_a_row THEN
         reason := format('%s answers in a row were of no use, the last one: %s', most_in_a_row, why);
     END IF;
-    IF reason IS NOT NULL AND outreach.ct_set_guardrail('tool:TOOL-019', 'halted', reason, NULL) THEN
+    IF reason IS NOT NULL AND outreach.ct_set_guardrail('tool:TOOL-019', 'halted', reason, NULL::timestamptz) THEN
         halted_now := reason;
     END IF;
     PERFORM outreach.ct_wake('tier2:' || id, 1, clock_timestamp());

@@ -45,7 +45,8 @@ $$;
 
 -- Wake companies that a crash or a race left waiting: the safety net for the wakes that come with each change. Workers
 -- run it every few seconds.
-CREATE OR REPLACE FUNCTION outreach.ct_wake_sleepers(per_provider integer) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION outreach.ct_wake_sleepers(per_provider integer) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     moment timestamptz := clock_timestamp();
     asleep record;
@@ -124,7 +125,8 @@ END $$;
 -- Wake companies that wait for midnight: as many as the day has SMTPCheck units left, at most 500, minus those already
 -- woken that have not started. A returned unit may have woken a company that then met another wait, and the toolbox may allow more
 -- units than before. Each worker runs this every few seconds.
-CREATE OR REPLACE FUNCTION outreach.ct_wake_capped(per_day bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION outreach.ct_wake_capped(per_day bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     moment timestamptz := clock_timestamp();
     units bigint;

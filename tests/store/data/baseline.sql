@@ -270,8 +270,7 @@ CREATE TABLE outreach.ct_refusals (
     reason text NOT NULL DEFAULT '',
     is_own boolean NOT NULL DEFAULT false,  -- the host is the company's own by its name
     address text NOT NULL DEFAULT '',       -- of the server, and the network around it; '': unknown
-    network text NOT NULL DEFAULT '',
-    void boolean NOT NULL DEFAULT false
+    network text NOT NULL DEFAULT ''
 );
 CREATE INDEX ct_refusals_provider_idx ON outreach.ct_refusals (provider, at DESC);
 CREATE INDEX ct_refusals_at_idx ON outreach.ct_refusals (at DESC);

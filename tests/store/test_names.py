@@ -1,0 +1,221 @@
+"""A name means what it should: nothing of others is taken for the gate's, or for Postgres' own."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from ct_stream.ops.reader import reader
+from ct_stream.settings import Settings
+from ct_stream.store.as_migrated import compare, fetching
+from ct_stream.store.connecting import connect
+from ct_stream.store.guardrails import Guardrails
+from ct_stream.store.ledger import Ledger
+from ct_stream.store.migrate import migrate
+from ct_stream.store.queries import _all
+from ct_stream.store.sql_files import sql_files
+from tests.conftest import PASSWORD, UPSTREAM
+from tests.store.parts import opened, running
+from tests.store.test_attacks import TAKE, value
+from tests.store.test_managed import SECRETS, let_log_in
+from tests.store.test_roles import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ct_stream.local.postgres import EmbeddedPostgres
+    from tests.conftest import DatabaseDsns
+
+#: A place where planted code notes as whom it ran.
+NOTED = (
+    "CREATE SCHEMA noted; CREATE TABLE noted.ran (as_whom text, what text);"
+    "GRANT USAGE ON SCHEMA noted TO PUBLIC; GRANT ALL ON noted.ran TO PUBLIC;"
+)
+_CALL = re.compile(r"outreach\.(?:ct_\w+|resume_guardrail)\(")
+
+
+async def ran_as(dsn: str) -> set[str]:
+    found = await value(dsn, "SELECT coalesce(string_agg(as_whom || ':' || what, ' '), '') FROM noted.ran")
+    return set(str(found).split())
+
+
+def body(what: str, then: str) -> str:
+    """Return the body of a planted function that notes as whom it ran."""
+    return f"LANGUAGE plpgsql AS $$ BEGIN INSERT INTO noted.ran VALUES (current_user, '{what}'); {then}; END $$;"
+
+
+def arguments(text: str) -> list[tuple[str, str]]:
+    """Return each argument of each call of a function of ours, with the call."""
+    found = []
+    for call in _CALL.finditer(re.sub(r"--.*", "", text)):
+        depth, begin, at = 1, call.end(), call.end()
+        text_ = re.sub(r"--.*", "", text)
+        while depth:
+            if text_[at] == "(":
+                depth += 1
+            elif text_[at] == ")":
+                depth -= 1
+            if depth == 0 or (depth == 1 and text_[at] == ","):
+                found.append((call[0], text_[begin:at].strip()))
+                begin = at + 1
+            at += 1
+    return found
+
+
+def test_what_is_given_to_a_function_of_ours_has_a_type() -> None:
+    """What has none (a parameter, NULL) fits a function of somebody else's better that takes text."""
+    functions = [re.sub(r"^CREATE OR REPLACE FUNCTION outreach\.\w+\(", "", text, flags=re.MULTILINE)
+        for text in sql_files().functions.values()]  # fmt: skip
+    found = [pair for text in (*functions, *_all().values()) for pair in arguments(text)]
+    assert len(found) > 150
+    assert [pair for pair in found if re.fullmatch(r"\$\d+|NULL", pair[1])] == []
+
+
+async def test_a_function_of_others_with_our_name_is_not_called_and_is_told(database: DatabaseDsns) -> None:
+    """Whoever may create in the schema: one for each of ours, whose parameters are all text."""
+    admin: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.admin)
+    await admin.execute(NOTED + "DO $$ BEGIN CREATE ROLE planter; EXCEPTION WHEN duplicate_object THEN NULL; END $$;")
+    ours = await admin.fetch(
+        "SELECT p.proname AS name, p.pronargs::integer AS many, oidvectortypes(p.proargtypes) AS takes"
+        " FROM pg_proc AS p WHERE p.pronamespace = 'outreach'::regnamespace AND p.pronargs > 0"
+    )
+    for row in ours:
+        for kind in ("text", "double precision", "bigint", "name"):
+            takes = ", ".join([kind] * row["many"])
+            if takes != row["takes"]:
+                await admin.execute(
+                    f"CREATE FUNCTION outreach.{row['name']}({takes}) RETURNS text {body(row['name'], 'RETURN NULL')}"
+                    f"ALTER FUNCTION outreach.{row['name']}({takes}) OWNER TO planter"
+                )
+    async with opened(database.gate) as db:
+        guardrails = Guardrails(db, 60.0)
+        await guardrails.set_state("provider:p.example", "closed", "refused by 3", 60.0)
+        await guardrails.set_state("spine", "halted", "empty", None)
+        for statement in ("take_alerts", "tidy", "wake_sleepers", "wake_capped", "take_mx", "answer_tier2"):
+            count = len(re.findall(r"\$\d+", _all()[statement]))
+            async with db.connection() as connection:
+                prepared = await connection.prepare(_all()[statement])
+                try:
+                    await prepared.fetch(*(None for _ in range(len(prepared.get_parameters()))))
+                except asyncpg.PostgresError:
+                    assert count  # for want of arguments, and that by a function of ours
+    await run(database.gate, TAKE.format(usd_per_month=50, usd_per_call=0.004))
+    async with reader(Settings(postgres_ops_dsn=database.ops), read_only=False) as people:
+        await people.change("accept_toolbox", "{}", "tried")
+        await people.change("resume_guardrail", "spine", "restored")
+    assert await ran_as(database.admin) == set()
+    told = [one.what for one in (await compare(fetching(admin))).altered]
+    assert "planter has the function outreach.ct_alert(text,text,text,text,text), which is not the gate's" in told
+    await admin.close()
+
+
+async def test_a_function_is_not_compiled_by_the_path_of_its_first_caller(database: DatabaseDsns) -> None:
+    await run(
+        database.admin,
+        NOTED + "CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO PUBLIC;"
+        f"CREATE FUNCTION evil.seen(anyelement) RETURNS boolean {body('compiled', 'RETURN true')}"
+        + "".join(
+            f"CREATE DOMAIN evil.{kind} AS pg_catalog.{kind} CHECK (evil.seen(VALUE));"
+            for kind in ("timestamptz", "date", "int8", "text", "numeric", "uuid", "float8", "int4", "jsonb")
+        ),
+    )
+    gate: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.gate)
+    await gate.execute("SET search_path = evil, pg_catalog; SELECT outreach.ct_lock_rate('TOOL-019')")
+    await gate.execute("RESET search_path;" + TAKE.format(usd_per_month=50, usd_per_call=0.004))
+    await gate.close()
+    assert await ran_as(database.admin) == set()
+
+
+async def test_a_schema_with_a_logins_name_is_not_in_its_path(database: DatabaseDsns) -> None:
+    await run(
+        database.admin,
+        NOTED
+        + "".join(
+            f"CREATE SCHEMA {who}; GRANT USAGE ON SCHEMA {who} TO PUBLIC;"
+            f"CREATE FUNCTION {who}.unnest(uuid[]) RETURNS SETOF uuid"
+            f" {body('unnest', 'RETURN QUERY SELECT pg_catalog.unnest($1)')}"
+            f"CREATE FUNCTION {who}.array_position(text[], text) RETURNS integer {body('position', 'RETURN 1')}"
+            for who in ("ct_gate", "ct_ops")
+        ),
+    )
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            await ledger.look_up(uuid4())
+    people = await connect(database.ops, application_name="test")
+    await people.fetch(_all()["guardrails"])
+    assert await people.fetchval("SHOW search_path") == "public"
+    await people.close()
+    assert await ran_as(database.admin) == set()
+
+
+async def test_the_script_for_logins_calls_nothing_of_a_schema_with_its_own_name(
+    postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    dsn = await postgres.create_database(f"login_{uuid4().hex}")
+    await migrate(dsn)
+    await run(
+        dsn,
+        f"{NOTED} CREATE SCHEMA postgres; CREATE FUNCTION postgres.unnest(text[]) RETURNS SETOF text"
+        f" {body('unnest', 'RETURN QUERY SELECT pg_catalog.unnest($1)')}",
+    )
+    try:
+        assert let_log_in(dsn, tmp_path).returncode == 0
+        assert await ran_as(dsn) == set()
+    finally:  # roles belong to the whole server, and other tests log in as these
+        for who in SECRETS:
+            await run(dsn, f"ALTER ROLE ct_{who} PASSWORD '{PASSWORD}' CONNECTION LIMIT -1")
+
+
+async def test_migrate_calls_nothing_of_the_path_that_a_databases_owner_sets(postgres: EmbeddedPostgres) -> None:
+    name = f"pathed_{uuid4().hex}"
+    dsn = await postgres.create_database(name)
+    await run(
+        dsn,
+        UPSTREAM + NOTED + "CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO PUBLIC;"
+        f"CREATE FUNCTION evil.pg_backend_pid() RETURNS integer {body('pid', 'RETURN pg_catalog.pg_backend_pid()')}"
+        f"CREATE FUNCTION evil.unnest(text[], text[]) RETURNS TABLE (a text, b text) {body('unnest', 'RETURN')}"
+        f"CREATE FUNCTION evil.unequal(text, text) RETURNS boolean {body('unequal', 'RETURN true')}"
+        "CREATE OPERATOR evil.<> (LEFTARG = text, RIGHTARG = text, FUNCTION = evil.unequal);"
+        f"ALTER DATABASE {name} SET search_path = evil, pg_catalog",
+    )
+    await migrate(dsn)
+    await migrate(dsn)
+    assert {who for who in await ran_as(dsn) if who.startswith("postgres")} == set()
+
+
+async def test_who_could_call_a_function_of_ours_before_the_first_migrate_cannot_after_it(
+    postgres: EmbeddedPostgres,
+) -> None:
+    dsn = await postgres.create_database(f"before_{uuid4().hex}")
+    await run(
+        dsn,
+        UPSTREAM + "DO $$ BEGIN CREATE ROLE planter; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
+        "CREATE FUNCTION outreach.resume_guardrail(rail text, why text) RETURNS text LANGUAGE sql AS $$ SELECT '' $$;"
+        "GRANT EXECUTE ON FUNCTION outreach.resume_guardrail(text, text) TO planter, ct_gate WITH GRANT OPTION",
+    )
+    await migrate(dsn)
+    for role in ("planter", "ct_gate"):
+        may = f"SELECT has_function_privilege('{role}', 'outreach.resume_guardrail(text, text)', 'EXECUTE')"
+        assert await value(dsn, may) is False
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ('"$user", public', "public"),
+        ("app, public", "app, public"),
+        ('"$user"', "pg_catalog"),
+        ('"we,ird", "$user",public', '"we,ird", public'),
+    ],
+)
+async def test_a_dbas_path_stays_without_the_logins_own_schema(database: DatabaseDsns, given: str, kept: str) -> None:
+    await run(database.admin, f"ALTER ROLE ct_ops IN DATABASE {database.admin.rpartition('/')[2].partition('?')[0]}"
+        f" SET search_path = {given}")  # fmt: skip
+    people = await connect(database.ops, application_name="test")
+    assert await people.fetchval("SHOW search_path") == kept
+    await people.close()
