@@ -2,13 +2,20 @@
 
 Everything queued goes into one statement, without a timer: while one batch is at the server, the next one fills. No
 caller's task owns a batch, so the cancellation of an event cannot interrupt a recording.
+
+A row that somebody holds (an open transaction of a hub) must not keep the others waiting: a batch that meets one is
+taken apart, and its items go on one by one beside the next batches.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+import asyncpg
 
 from ct_stream.store.outage import AGAIN, OUTAGE
 
@@ -21,6 +28,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_BATCH = 500
+_HELD_S = 0.5  #: between two rounds of items whose rows are held
 _UNCLAIMED_S = 1.0  #: how long a cancelled caller waits for a result that it would have to give back
 
 
@@ -35,11 +43,18 @@ class Batches(Generic[Item, Result]):
         name: str,
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         *,
+        alone: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]] | None = None,
         order: Callable[[Item], object] | None = None,
         retrying: Callable[[str, BaseException], Awaitable[None]],
     ) -> None:
+        """`alone`: as `run`, for one item, with less patience for locked rows; None: locked rows are an outage."""
         self.name = name
         self._run = run
+        self._run_alone = alone
+        self._apart: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._is_apart = asyncio.Event()
+        self._locked_since: float | None = None  #: monotonic: since when at least one row is held
+        self._alone: asyncio.Task[None] | None = None
         self._order = order
         self._retrying = retrying  # called before each new try in an outage; waits as long as the outage lasts
         self._queue: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -49,15 +64,19 @@ class Batches(Generic[Item, Result]):
     def start(self) -> None:
         """Start the task that sends batches."""
         self._worker = asyncio.create_task(self._send_batches(), name=f"batches:{self.name}")
+        if self._run_alone is not None:
+            self._alone = asyncio.create_task(self._send_alone(self._run_alone), name=f"alone:{self.name}")
 
     async def stop(self) -> None:
         """Stop sending, without waiting for what is at the server."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
-        for _, future in self._queue:
+        tasks = [task for task in (self._worker, self._alone) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for _, future in (*self._queue, *self._apart):
             future.cancel()
         self._queue.clear()
+        self._apart.clear()
 
     async def __call__(self, item: Item, *, unclaimed: Callable[[Result], Awaitable[None]] | None = None) -> Result:
         """Return the item's own result. Cancelling the caller leaves the batch alone.
@@ -91,7 +110,40 @@ class Batches(Generic[Item, Result]):
             raise
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + len(self._apart)
+
+    @property
+    def locked(self) -> tuple[int, float]:
+        """Return how many items wait one by one, and for how many seconds rows of some are held; 0, 0.0: none."""
+        if self._locked_since is None:
+            return 0, 0.0
+        return len(self._apart), time.monotonic() - self._locked_since
+
+    async def _send_alone(self, run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]) -> None:
+        """Send items one by one; those whose rows are held again and again, the others between them."""
+        held = 0  # in a row
+        while True:
+            if not self._apart:
+                self._locked_since, held = None, 0
+                self._is_apart.clear()
+                await self._is_apart.wait()
+            pair = self._apart.popleft()
+            try:
+                await self._settle([pair], run)
+            except asyncpg.LockNotAvailableError as error:
+                self._apart.append(pair)
+                held += 1
+                if self._locked_since is None:
+                    self._locked_since = time.monotonic()
+                    log.warning("Batch %s: somebody holds a row: %s", self.name, error, extra={"action": "row_held"})
+                if held >= len(self._apart):  # nothing but these is left
+                    held = 0
+                    await asyncio.sleep(_HELD_S)
+            except asyncio.CancelledError:
+                pair[1].cancel()
+                raise
+            else:
+                held = 0
 
     async def _send_batches(self) -> None:
         while True:
@@ -111,12 +163,25 @@ class Batches(Generic[Item, Result]):
                     future.cancel()
                 raise
 
-    async def _settle(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
-        """Give every item of the batch its result, or its own error."""
+    async def _settle(
+        self,
+        batch: list[tuple[Item, asyncio.Future[Result]]],
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]] | None = None,
+    ) -> None:
+        """Give every item of the batch its result, or its own error. `run`: alone, and a held row is raised."""
         items = [item for item, _ in batch]
         while True:
             try:
-                results = await self._run(items)
+                results = await (run or self._run)(items)
+            except asyncpg.LockNotAvailableError as error:
+                if run is not None:
+                    raise
+                if self._run_alone is None:
+                    await self._retrying(self.name, error)
+                    continue
+                self._apart.extend(batch)
+                self._is_apart.set()
+                return
             except AGAIN as error:
                 log.info("Batch %s runs again: %s", self.name, error, extra={"action": "batch_again"})
             except OUTAGE as error:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PATIENCE_MS, _LITTLE_PATIENCE_MS = 1000, 200  #: for rows that others hold; the second for one outcome alone
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Attempt:
@@ -49,7 +51,11 @@ class Ledger:
         retrying = database.retrying
         self.look_up: Batches[UUID, Known] = Batches("look-up", self._look_up, retrying=retrying)
         self._recordings: Batches[_Attempt, bool] = Batches(
-            "record", self._record, order=lambda attempt: attempt.outcome.outreach_id, retrying=retrying
+            "record",
+            self._record,
+            alone=self._record_alone,
+            order=lambda attempt: attempt.outcome.outreach_id,
+            retrying=retrying,
         )
         self.stamp: Batches[UUID, None] = Batches("stamp", self._stamp, order=lambda i: i, retrying=retrying)
         self.claim: Batches[UUID, Publication | None] = Batches(
@@ -60,6 +66,11 @@ class Ledger:
     def batches(self) -> tuple[Batches[Any, Any], ...]:
         """Return the queues, to be started and stopped with the program."""
         return (self.look_up, self._recordings, self.stamp, self.claim)
+
+    @property
+    def locked(self) -> tuple[int, float]:
+        """Return how many outcomes cannot be recorded because others hold their rows, and for how many seconds."""
+        return self._recordings.locked
 
     async def record(self, outcome: Outcome) -> bool:
         """Record an outcome; return True if it is the one that counts. Cancelling the caller does not stop it."""
@@ -93,7 +104,10 @@ class Ledger:
         }
         return [known[i] for i in ids]
 
-    async def _record(self, attempts: Sequence[_Attempt]) -> list[bool]:
+    async def _record_alone(self, attempts: Sequence[_Attempt]) -> list[bool]:
+        return await self._record(attempts, patience_ms=_LITTLE_PATIENCE_MS)
+
+    async def _record(self, attempts: Sequence[_Attempt], patience_ms: int = _PATIENCE_MS) -> list[bool]:
         """Record outcomes, and forget their undecided passes; True for each that won.
 
         A batch that runs again because the answer to COMMIT was lost finds its own rows by their attempt.
@@ -101,7 +115,7 @@ class Ledger:
         first: dict[UUID, _Attempt] = {}
         for attempt in attempts:
             first.setdefault(attempt.outcome.outreach_id, attempt)
-        arguments = record_arguments([(attempt.outcome, attempt.token) for attempt in first.values()])
+        arguments = record_arguments([(attempt.outcome, attempt.token) for attempt in first.values()], patience_ms)
         won_rows = await self._database.fetch("record", *arguments)
         for row in won_rows:
             self._database.saw_ordinal(row["ordinal"])
@@ -133,10 +147,13 @@ class Ledger:
         return [claimed.pop(i, None) for i in ids]
 
 
-def record_arguments(attempts: Sequence[tuple[Outcome, UUID]]) -> tuple[Any, ...]:
-    """Return the arguments of the query `record`; each outcome comes with the token of the attempt to record it."""
+def record_arguments(attempts: Sequence[tuple[Outcome, UUID]], patience_ms: int = _PATIENCE_MS) -> tuple[Any, ...]:
+    """Return the arguments of the query `record`; each outcome comes with the token of the attempt to record it.
+
+    `patience_ms`: how long it waits for a row that somebody else holds.
+    """
     columns = [(*_row(outcome), token) for outcome, token in attempts]
-    return (*map(list, zip(*columns, strict=True)), CLAIM_S)
+    return (*map(list, zip(*columns, strict=True)), CLAIM_S, str(patience_ms))
 
 
 def _publication(row: Any) -> Publication:

@@ -41,10 +41,12 @@ CROSS JOIN LATERAL outreach.ct_recall(lower(s.domain), $2::text, $3::interval, $
 
 -- name: record
 -- Record outcomes: the first one of an outreach_id wins, and only winners get rows. Returns the winners, with this
--- worker's claim to publish them for $27 seconds. A status that is not one of the three final ones waits for the gate,
+-- worker's claim to publish them for $27 seconds. It waits $28 ms for a row that somebody else holds. A status that is not one of the three final ones waits for the gate,
 -- whatever it says. in_conflict: its row was final already, and was left as it is.
-WITH input AS (
-    SELECT * FROM unnest(
+WITH patience AS MATERIALIZED (
+    SELECT set_config('lock_timeout', $28::text, true)
+), input AS (
+    SELECT i.* FROM patience, unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
         $9::integer[], $10::text[], $11::integer[], $12::bigint[], $13::text[], $14::bytea[], $15::bytea[],
         $16::text[], $17::text[], $18::text[], $19::float8[], $20::boolean[], $21::text[], $22::text[],

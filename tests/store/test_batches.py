@@ -51,6 +51,31 @@ async def test_what_is_queued_goes_in_one_statement_sorted_and_each_gets_its_own
     assert server.batches == [[3, 5, 9]]
 
 
+async def test_a_held_row_keeps_no_other_waiting() -> None:
+    """A batch that meets one is taken apart, and the next batches go on beside it."""
+    server, held = Server(), {7}
+
+    async def run(items: Sequence[int]) -> list[int]:
+        if held & set(items):
+            raise asyncpg.LockNotAvailableError("7 is held")
+        return await server.run(items)
+
+    queue: Batches[int, int] = Batches("test", run, alone=run, order=lambda item: item, retrying=server.retrying)
+    async with running(queue):
+        waiting = asyncio.ensure_future(queue(7))
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*(queue(n) for n in (5, 9, 11))) == [10, 18, 22]
+            assert await asyncio.gather(*(queue(n) for n in (6, 8))) == [12, 16]
+        assert not waiting.done()
+        assert queue.locked[0] <= 1
+        assert queue.locked[1] > 0.0
+        held.clear()
+        async with asyncio.timeout(5):
+            assert await waiting == 14
+    assert queue.locked == (0, 0.0)
+    assert server.outages == []
+
+
 async def test_a_batch_is_bounded() -> None:
     server = Server()
     queue = batches(server)

@@ -168,3 +168,30 @@ async def test_what_the_database_refuses_is_charged_to_its_company_alone(databas
 )
 def test_headers_survive_the_ledger_byte_for_byte(headers: tuple[tuple[str, bytes], ...]) -> None:
     assert headers_from_json(headers_to_json(headers)) == headers
+
+
+async def test_a_hub_that_holds_rows_delays_their_companies_alone(database: DatabaseDsns) -> None:
+    """A transaction that somebody left open, with all rows that wait for the gate."""
+    ids = [uuid4() for _ in range(12)]
+    hub = await asyncpg.connect(database.admin)
+    await hub.executemany("INSERT INTO outreach.company_target (outreach_id) VALUES ($1)", [(i,) for i in ids[:3]])
+    await hub.execute("BEGIN; UPDATE outreach.company_target SET updated_at = now()")
+    try:
+        async with opened(database.gate) as db:
+            ledger = Ledger(db)
+            async with running(*ledger.batches):
+                async with asyncio.timeout(15):
+                    held = [asyncio.ensure_future(ledger.record(outcome(i))) for i in ids[:3]]
+                    assert await asyncio.gather(*(ledger.record(outcome(i)) for i in ids[3:9])) == [True] * 6
+                    assert await asyncio.gather(*(ledger.record(outcome(i)) for i in ids[9:])) == [True] * 3
+                assert not any(one.done() for one in held)
+                assert ledger.locked[1] > 0.0
+                assert db.trouble is None, "the database is well"
+                await hub.execute("COMMIT")
+                async with asyncio.timeout(15):
+                    assert await asyncio.gather(*held) == [True] * 3
+                assert ledger.locked == (0, 0.0)
+    finally:
+        await hub.close()
+    found = await rows(database.admin, "SELECT execution_status FROM outreach.company_target")
+    assert [row["execution_status"] for row in found] == ["ready"] * 12
