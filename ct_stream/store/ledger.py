@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_MS, _LITTLE_PATIENCE_MS = 1000, 200  #: for rows that others hold; the second for one outcome alone
+#: For rows that others hold; the second for one outcome alone. Less than deadlock_timeout (1 s by default): where a hub
+#: and a batch wait for each other, the batch gives way, and the hub never hears of it.
+_PATIENCE_MS, _LITTLE_PATIENCE_MS = 500, 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -195,3 +195,30 @@ async def test_a_hub_that_holds_rows_delays_their_companies_alone(database: Data
         await hub.close()
     found = await rows(database.admin, "SELECT execution_status FROM outreach.company_target")
     assert [row["execution_status"] for row in found] == ["ready"] * 12
+
+
+async def test_where_a_hub_and_a_batch_wait_for_each_other_the_batch_gives_way(database: DatabaseDsns) -> None:
+    """A hub's update of many rows goes in another order than ours; it must not be the one that ends in a deadlock."""
+    low, middle, high = (UUID(int=2**n) for n in (1, 64, 127))
+    hub, other = await asyncpg.connect(database.admin), await asyncpg.connect(database.admin)
+    made = [(i,) for i in (low, middle, high)]
+    await hub.executemany("INSERT INTO outreach.company_target (outreach_id) VALUES ($1)", made)
+    touch = "UPDATE outreach.company_target SET updated_at = now() WHERE outreach_id = $1"
+    try:
+        async with opened(database.gate) as db:
+            ledger = Ledger(db)
+            async with running(*ledger.batches), asyncio.timeout(20):
+                for who, row in ((hub, high), (other, middle)):
+                    await who.execute("BEGIN")
+                    await who.execute(touch, row)
+                recordings = [asyncio.ensure_future(ledger.record(outcome(i))) for i in (low, middle, high)]
+                await asyncio.sleep(0.1)  # the batch has the lowest by now, and waits for the next
+                waiting = asyncio.ensure_future(hub.execute(touch, low))
+                await asyncio.sleep(0.2)
+                await other.execute("COMMIT")  # now the batch waits for the hub, which began to wait before it
+                await waiting
+                await hub.execute("COMMIT")
+                assert await asyncio.gather(*recordings) == [True, True, True]
+    finally:
+        await hub.close()
+        await other.close()
