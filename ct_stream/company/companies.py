@@ -17,6 +17,7 @@ from ct_stream.gate.records import CLAIM_S, PRODUCE_S, Known, Parked, Publicatio
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.problems import RUN_OUT, said_by
+from ct_stream.store.batches import RowHeld
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 _CLAIM_RETRY_S = 1.0
 _LOST_ROW_RETRY_S = 5.0
 _MACHINE_AGAIN_S = 5.0
+_ROW_HELD_S = 60.0  #: until the recording of a company is tried again whose row somebody holds
 #: If recording took longer, the claim may have too little time left to publish.
 _FRESH_CLAIM_S = CLAIM_S - PRODUCE_S - 2.0
 
@@ -180,7 +182,13 @@ class Companies:
                     decided_at=decided_at,
                     duration_ms=max(0, round((decided_at - begun_at).total_seconds() * 1000)),
                 )
-                return await self._record(outcome, running)
+                try:
+                    return await self._record(outcome, running)
+                except RowHeld:
+                    detail = "it is decided, but an open transaction of somebody else holds its row of company_target"
+                    wait = Wait(reason=WaitReason.ROW_HELD, detail=detail, after_s=_ROW_HELD_S)
+                    await self._park(running.parked(origin, event_at, wait))
+                    return None
             case Wait():
                 await self._park(running.parked(origin, event_at, result))
                 return None

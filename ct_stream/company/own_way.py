@@ -10,7 +10,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ct_stream.gate.evidence import Moments, nothing_failed, silent_providers, weigh
+from ct_stream.gate.evidence import Moments, met_trouble, nothing_failed, silent_providers, weigh
 from ct_stream.gate.questions import ControlKind
 from ct_stream.gate.waits import Wait, control_wait
 from ct_stream.process.loops import Loop
@@ -133,6 +133,8 @@ class Proofs:
         answer = await self._controls.confirm(kind, moments.window(exchanges), in_chain=moments.is_in_chain(kind))
         if isinstance(answer, Wait) or kind is not ControlKind.SMTP:
             return answer
+        if met_trouble(exchanges):
+            await self._guardrails.refresh(now=True)  # another worker may have closed its network just now
         for provider in sorted(silent_providers(exchanges, self._guardrails.closed)):
             assert moments.failed_at is not None  # a proof began after it
             wait = await self._guardrails.unreached(provider, self._age_s(moments.failed_at))

@@ -70,7 +70,11 @@ async def reader(settings: Settings, *, read_only: bool = True, command_s: float
             settings.postgres_ops_dsn,
             application_name="ct-stream-ops",
             command_timeout=command_s,
-            session={"default_transaction_read_only": "on" if read_only else "off"},
+            # No path of a DBA's: nothing that a person reads rests on one, and what is found there runs in her name.
+            session={
+                "default_transaction_read_only": "on" if read_only else "off",
+                "search_path": "pg_catalog, pg_temp",
+            },
         )
         try:
             yield Reader(connection)

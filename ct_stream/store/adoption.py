@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
 
 _SLICE = 20_000  #: companies
+_READ_S = 300  #: for one slice, or for a count of a table of millions on a busy server
 _LAST = 2**128 - 1  #: the greatest id
 _SOURCES = ("decided_before", "failed_before")
 _COLUMNS = ("outreach_id", "outcome", "failure_code", "blocking_reason", "decided_at")
@@ -61,6 +62,11 @@ async def _read(connection: Connection, name: str, *args: Any) -> Sequence[Mappi
     try:
         async with _reading(connection, name) as cast:
             return await cast.fetch(name, *args)
+    except asyncpg.QueryCanceledError as error:
+        raise Misfit(
+            f"what company_target and company_target_errors say could not be read within {_READ_S} s",
+            "see what else the server does, and migrate again: nothing has changed",
+        ) from error
     except asyncpg.InsufficientPrivilegeError as error:  # 42501, also where row security hides rows
         raise Misfit(
             f"what company_target and company_target_errors say cannot be read: {error}",
@@ -73,7 +79,7 @@ async def _reading(connection: Connection, name: str) -> AsyncIterator[Cast]:
     """Act as ct_gate, or, in tables of this login's own, as this login."""
     try:
         async with acting_as_gate(connection, (name,), sees_all=True) as cast:
-            await connection.execute("SET LOCAL statement_timeout = '60s'")  # what their owner lets run must end
+            await connection.execute(f"SET LOCAL statement_timeout = '{_READ_S}s'")  # what its owner lets run must end
             yield cast
         return
     except CannotAct as why:

@@ -81,12 +81,12 @@ class AsGate:
         self._connection = connection
         self._names = names
         self._row_security = "off" if sees_all else "on"
-        self._inputs: dict[str, int] = {}
+        self._inputs: dict[str, Sequence[str]] = {}  #: the types of each statement's parameters
         self._made: set[tuple[Any, ...]] = set()
 
     async def fetch(self, name: str, *args: Any) -> Sequence[Mapping[str, Any]]:
         """Run a named statement."""
-        places = ", ".join(f"${n + 1}" for n in range(self._inputs[name]))
+        places = ", ".join(f"${n}::{kind}" for n, kind in enumerate(self._inputs[name], 1))
         await self._require_untouched()
         rows = await self._connection.fetch(f"SELECT * FROM outreach.{_PREFIX}{name}({places})", *args)
         return [dict(row) for row in rows]
@@ -120,6 +120,11 @@ class AsGate:
     async def make(self) -> None:
         """Make the functions. Raises CannotAct or Misfit."""
         path = without_own_schema(await self._connection.fetchval(_PATH))
+        if planted := await self._functions():
+            raise Misfit(
+                f"{len(planted)} functions of schema outreach have names that begin with {_PREFIX}",
+                "find out who made them, and drop them: they would be called in the place of the gate's statements",
+            )
         try:
             if not await may_act_as(self._connection, "ct_gate"):
                 await self._connection.execute(f"GRANT ct_gate TO CURRENT_USER{membership_options(self._connection)}")
@@ -147,13 +152,13 @@ class AsGate:
     async def _make(
         self, name: str, inputs: Sequence[int], outputs: Sequence[tuple[str, int]], text: str, path: str
     ) -> None:
-        self._inputs[name] = len(inputs)
         kinds = [*inputs, *(oid for _, oid in outputs)]
         names = await self._connection.fetchval(
             "SELECT array_agg(format_type(o, NULL) ORDER BY n) FROM unnest($1::oid[]) WITH ORDINALITY AS u (o, n)",
             kinds,
         )
         given, returned = (names or [])[: len(inputs)], (names or [])[len(inputs) :]
+        self._inputs[name] = given
         columns = ", ".join(f'"{name}" {kind}' for (name, _), kind in zip(outputs, returned, strict=True))
         body = await self._connection.fetchval(
             "SELECT quote_literal(format('SELECT pg_catalog.set_config(%L, %L, true); %s',"

@@ -4,7 +4,7 @@ Everything queued goes into one statement, without a timer: while one batch is a
 caller's task owns a batch, so the cancellation of an event cannot interrupt a recording.
 
 A row that somebody holds (an open transaction of a hub) must not keep the others waiting: a batch that meets one is
-taken apart, and its items go on one by one beside the next batches.
+taken apart, and its items go on one by one beside the next batches. An item whose row stays held gets RowHeld.
 """
 
 from __future__ import annotations
@@ -28,8 +28,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_BATCH = 500
-_HELD_S = 0.5  #: between two rounds of items whose rows are held
+_HELD_S = 20.0  #: for so long a row may be held
+_AGAIN_S = 0.5  #: between two tries, where nothing else is to be tried
 _UNCLAIMED_S = 1.0  #: how long a cancelled caller waits for a result that it would have to give back
+
+
+class RowHeld(Exception):
+    """Somebody else holds a row of this item, and does not let it go."""
 
 
 class Batches(Generic[Item, Result]):
@@ -51,9 +56,8 @@ class Batches(Generic[Item, Result]):
         self.name = name
         self._run = run
         self._run_alone = alone
-        self._apart: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._apart: deque[tuple[tuple[Item, asyncio.Future[Result]], float]] = deque()  #: with since when (monotonic)
         self._is_apart = asyncio.Event()
-        self._locked_since: float | None = None  #: monotonic: since when at least one row is held
         self._alone: asyncio.Task[None] | None = None
         self._order = order
         self._retrying = retrying  # called before each new try in an outage; waits as long as the outage lasts
@@ -73,7 +77,7 @@ class Batches(Generic[Item, Result]):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for _, future in (*self._queue, *self._apart):
+        for _, future in (*self._queue, *(pair for pair, _ in self._apart)):
             future.cancel()
         self._queue.clear()
         self._apart.clear()
@@ -112,38 +116,25 @@ class Batches(Generic[Item, Result]):
     def __len__(self) -> int:
         return len(self._queue) + len(self._apart)
 
-    @property
-    def locked(self) -> tuple[int, float]:
-        """Return how many items wait one by one, and for how many seconds rows of some are held; 0, 0.0: none."""
-        if self._locked_since is None:
-            return 0, 0.0
-        return len(self._apart), time.monotonic() - self._locked_since
-
     async def _send_alone(self, run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]) -> None:
-        """Send items one by one; those whose rows are held again and again, the others between them."""
-        held = 0  # in a row
+        """Send items one by one; those whose rows are held come again, after the others."""
         while True:
             if not self._apart:
-                self._locked_since, held = None, 0
                 self._is_apart.clear()
                 await self._is_apart.wait()
-            pair = self._apart.popleft()
+            pair, held_since = self._apart.popleft()
             try:
                 await self._settle([pair], run)
             except asyncpg.LockNotAvailableError as error:
-                self._apart.append(pair)
-                held += 1
-                if self._locked_since is None:
-                    self._locked_since = time.monotonic()
-                    log.warning("Batch %s: somebody holds a row: %s", self.name, error, extra={"action": "row_held"})
-                if held >= len(self._apart):  # nothing but these is left
-                    held = 0
-                    await asyncio.sleep(_HELD_S)
+                if time.monotonic() - held_since > _HELD_S:
+                    _resolve(pair[1], error=RowHeld(str(error)))
+                    continue
+                self._apart.append((pair, held_since))
+                if len(self._apart) == 1:
+                    await asyncio.sleep(_AGAIN_S)
             except asyncio.CancelledError:
                 pair[1].cancel()
                 raise
-            else:
-                held = 0
 
     async def _send_batches(self) -> None:
         while True:
@@ -179,7 +170,7 @@ class Batches(Generic[Item, Result]):
                 if self._run_alone is None:
                     await self._retrying(self.name, error)
                     continue
-                self._apart.extend(batch)
+                self._apart.extend((pair, time.monotonic()) for pair in batch)
                 self._is_apart.set()
                 return
             except AGAIN as error:

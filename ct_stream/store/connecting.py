@@ -77,7 +77,7 @@ async def set_up(
     path = str(await connection.fetchval("SHOW search_path"))
     # First of all: what follows must not call functions of somebody who may set this database's path.
     await connection.execute("SET search_path = pg_catalog, pg_temp")
-    made["search_path"] = without_own_schema(path)
+    made.setdefault("search_path", without_own_schema(path))
     await connection.execute(
         "SELECT set_config(s.name, s.value, false) FROM unnest($1::text[], $2::text[]) AS s (name, value)"
         " WHERE s.name <> 'synchronous_commit' OR current_setting(s.name) IN ('off', 'local')",
@@ -92,7 +92,8 @@ def without_own_schema(path: str) -> str:
     Otherwise a DBA's path stays: triggers of the users' tables may rest on it.
     """
     names = re.findall(r'"(?:[^"]|"")*"|[^",\s]+', path)
-    return ", ".join(name for name in names if name not in ('"$user"', "$user")) or "pg_catalog"
+    kept = [name for name in names if name != '"$user"' and name.lower() != "$user"]
+    return ", ".join(kept) or "pg_catalog"
 
 
 async def refuse_transaction_mode(dsn: str) -> None:

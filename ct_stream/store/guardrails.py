@@ -29,7 +29,10 @@ from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
+
+    import asyncpg
 
     from ct_stream.store.database import Database
 
@@ -42,6 +45,7 @@ EVIDENCE_KEPT = timedelta(hours=24)  #: how long a refusal or a normal session c
 FIRST_TRY_S = 600.0  #: until a closed provider is tried; then twice as long each time, see ct_count_try
 RATE_PAUSE_S = 60.0  #: until a provider that says "too fast" is tried; then twice as long each time
 _REFRESH_S = 5.0
+_CLOCKS_DIFFER = timedelta(seconds=1)  #: our view of the database's clock is as old as the last look at it
 _HOURS = EVIDENCE_KEPT // timedelta(hours=1)
 _PROVIDER = WaitsOn.provider("")
 SMTP_RAIL = "tool:TOOL-005"
@@ -67,6 +71,8 @@ class Guardrails:
         self._changes = 0
         self.halted: dict[str, str] = {}  #: guardrail to reason, as last read
         self.closed: set[str] = set()  #: providers (networks and addresses too) that are not open, as last read
+        self._not_open: set[str] = set()  # guardrails, as last read
+        self._first_seen: dict[str, datetime] = {}  # guardrails that are open
         self.opened: dict[str, datetime] = {}  #: guardrail to when it was opened again or resumed, as last read
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait:
@@ -185,7 +191,7 @@ class Guardrails:
         if changes != self._changes:
             return  # halted meanwhile: what was read may be older than the halt
         self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
-        self.opened = {row["key"]: row["since"] for row in rows if row["state"] in ("open", "trial")}
+        self.opened = self._openings(rows)
         self._on_trial = any(row["key"] == SMTP_RAIL and row["state"] == "trial" for row in rows)
         self.closed = {
             row["key"].removeprefix(_PROVIDER)
@@ -193,6 +199,22 @@ class Guardrails:
             if row["state"] != "open" and row["key"].startswith(_PROVIDER)
         }
         self._suspects |= self.closed
+
+    def _openings(self, rows: Sequence[asyncpg.Record]) -> dict[str, datetime]:
+        """Return when each open guardrail was opened.
+
+        A person's transaction may end long after it has resumed one: then it counts from when we first saw it open.
+        What is later than now was written before the clock was set back.
+        """
+        now = self._database.now()
+        are_open = {row["key"]: row["since"] for row in rows if row["state"] in ("open", "trial")}
+        self._first_seen = {
+            rail: self._first_seen.get(rail) or (now if rail in self._not_open else since)
+            for rail, since in are_open.items()
+        }
+        self._not_open = {row["key"] for row in rows} - set(are_open)
+        latest = now + _CLOCKS_DIFFER
+        return {rail: max(since, self._first_seen[rail]) for rail, since in are_open.items() if since <= latest}
 
     async def _note_reply(self, held: Held, domain: str) -> None:
         """Record a reply about us under the name of its server's provider, and where the server is."""

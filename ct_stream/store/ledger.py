@@ -69,13 +69,11 @@ class Ledger:
         """Return the queues, to be started and stopped with the program."""
         return (self.look_up, self._recordings, self.stamp, self.claim)
 
-    @property
-    def locked(self) -> tuple[int, float]:
-        """Return how many outcomes cannot be recorded because others hold their rows, and for how many seconds."""
-        return self._recordings.locked
-
     async def record(self, outcome: Outcome) -> bool:
-        """Record an outcome; return True if it is the one that counts. Cancelling the caller does not stop it."""
+        """Record an outcome; return True if it is the one that counts. Cancelling the caller does not stop it.
+
+        Raises RowHeld if somebody else holds the company's row of company_target.
+        """
         return await self._recordings(_Attempt(outcome=outcome))
 
     async def claim_unpublished(self, limit: int) -> list[Publication]:

@@ -264,7 +264,7 @@ ON CONFLICT (outreach_id) DO UPDATE SET
     domain = excluded.domain, reason = excluded.reason, detail = excluded.detail, waits_on = excluded.waits_on,
     not_before = excluded.not_before, answers = excluded.answers, pending = excluded.pending,
     spent_ms = excluded.spent_ms, asked_at = excluded.asked_at, failed_at = excluded.failed_at, looks = excluded.looks,
-    lease_owner = NULL, lease_until = NULL
+    parked_at = excluded.parked_at, lease_owner = NULL, lease_until = NULL
 WHERE p.state = 'waiting'
     AND (p.lease_owner IS NULL OR p.lease_owner = $21::text OR p.lease_until < clock_timestamp());
 
@@ -528,7 +528,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
 -- How many companies at this provider met a refusal or silence within $2, with no normal session since? Silence while
 -- our own way out was broken does not count.
 SELECT count(DISTINCT r.domain) AS companies FROM outreach.ct_refusals AS r
-WHERE r.provider = $1 AND r.at > statement_timestamp() - $2::interval
+WHERE r.provider = $1 AND r.at > statement_timestamp() - $2::interval AND r.at <= statement_timestamp()
     AND r.at > (
         SELECT greatest(max(d.talked_at), outreach.ct_opened_at('provider:' || $1::text),
             outreach.ct_opened_at('tool:TOOL-005'))
@@ -545,7 +545,7 @@ WHERE r.provider = $1 AND r.at > statement_timestamp() - $2::interval
 WITH refusals AS (
     SELECT r.provider, r.address, r.at FROM outreach.ct_refusals AS r
     WHERE r.network = $1 AND r.is_own AND r.kind = 'refused' AND r.at > statement_timestamp() - $3::interval
-        AND r.at > outreach.ct_opened_at('tool:TOOL-005')
+        AND r.at <= statement_timestamp() AND r.at > outreach.ct_opened_at('tool:TOOL-005')
 ), talks AS (
     SELECT greatest(max(d.talked_at), outreach.ct_opened_at('provider:' || $1::text)) AS in_network,
         -- A machine that refuses us is no better for its neighbours, who talk to us.
@@ -562,6 +562,12 @@ FROM talks AS t LEFT JOIN refusals AS r ON true;
 -- Of the last $2 distinct providers contacted within $1, and since a person resumed the tool, in how many networks do
 -- those stand that refuse us? Servers that refuse us in one network count as one, also among the $2: a stranger may
 -- register as many names as he likes for one machine. A refusal from an unknown address counts by its provider.
+-- The last openings are looked up once, for all providers.
+WITH opened AS MATERIALIZED (
+    SELECT l.key, max(l.at) AS at FROM outreach.ct_guardrail_log AS l
+    WHERE l.at > statement_timestamp() - $1::interval AND l.at <= statement_timestamp() AND l.state IN ('open', 'trial')
+    GROUP BY l.key
+)
 SELECT count(*) FILTER (WHERE recent.refused) AS refusing
 FROM (
     SELECT source.refused FROM (
@@ -572,12 +578,15 @@ FROM (
                 FROM outreach.ct_refusals AS r
                 WHERE r.kind <> 'silent'
                     -- Opened since: what this provider said before is void.
-                    AND r.at > outreach.ct_opened_at('provider:' || r.provider)
+                    AND r.at > coalesce(
+                        (SELECT o.at FROM opened AS o WHERE o.key = 'provider:' || r.provider), '-infinity'
+                    )
                 UNION ALL
                 SELECT d.provider, false, d.talked_at, d.provider FROM outreach.ct_domains AS d
                 WHERE d.talked_at IS NOT NULL
             ) AS c
-            WHERE c.at > statement_timestamp() - $1::interval AND c.at > outreach.ct_opened_at('tool:TOOL-005')
+            WHERE c.at > statement_timestamp() - $1::interval AND c.at <= statement_timestamp()
+                AND c.at > coalesce((SELECT o.at FROM opened AS o WHERE o.key = 'tool:TOOL-005'), '-infinity')
             ORDER BY c.provider, c.at DESC
         ) AS latest
         ORDER BY latest.refused, latest.source, latest.at DESC
@@ -820,7 +829,7 @@ FROM pg_namespace AS n
 CROSS JOIN LATERAL aclexplode(n.nspacl) AS a
 CROSS JOIN LATERAL (SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END AS who) AS r
 WHERE n.nspname = 'outreach' AND a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner
-    AND r.who IN ('PUBLIC', 'ct_gate', 'ct_ops');
+    AND r.who IN ('PUBLIC', 'ct_gate', 'ct_ops', 'ct_reader');
 
 -- name: rights_now
 -- What others than their owner may do with these tables, or with one column of them.

@@ -24,11 +24,11 @@ CREATE OR REPLACE TRIGGER ct_guard BEFORE INSERT OR UPDATE ON outreach.ct_worker
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_worker();
 -- AFTER: at the end of the statement, whose parts may be written in any order.
 CREATE OR REPLACE TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.ct_unwritten
-    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_new_row();
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_new_row('ct_unwritten');
 CREATE OR REPLACE TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.company_target
-    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_new_row();
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_new_row('company_target');
 CREATE OR REPLACE TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.company_target_errors
-    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_new_row();
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_new_row('company_target_errors');
 CREATE OR REPLACE TRIGGER ct_guard BEFORE INSERT OR UPDATE ON outreach.ct_usage
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_usage();
 

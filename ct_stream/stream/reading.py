@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from ct_stream.stream.delivery import Delivery
 from ct_stream.stream.offset_guard import OffsetGuard
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
+
+
+def _is_outage(error: BaseException) -> bool:
+    """Return whether Kafka cannot be reached, or may be well the next time. A record that cannot be read stays so."""
+    return isinstance(error, TimeoutError | ConnectionError) or (
+        isinstance(error, KafkaError) and (isinstance(error, KafkaConnectionError) or bool(error.retriable))
+    )
 
 
 def guarded(app: GateApp, view: OutsideView) -> OffsetGuard:
@@ -108,7 +115,7 @@ class Reading:
 
     async def _ended(self, how: str, error: BaseException | None) -> None:
         """End the worker: Faust cannot be started twice. A new process can wait for Kafka, as this one did at first."""
-        if isinstance(error, KafkaError | OSError | TimeoutError):
+        if error is not None and _is_outage(error):
             self._on_kafka_gone(f"Kafka went away: {await self._explain(error)}")
             return
         log.error("Faust %s: %s", how, error, exc_info=error)

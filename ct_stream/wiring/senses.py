@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _POSTGRES_S = 20.0  #: to answer, before the watchdog ends the process
 #: Troubles that excuse a lack of progress: they are outages, or known and reported already.
-_EXCUSES = ("postgres", "kafka", "kafka_group", "ledger", "rows_held")
+_EXCUSES = ("postgres", "kafka", "kafka_group", "ledger")
 
 
 class WorkerSenses:

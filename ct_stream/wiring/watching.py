@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 
 _MACHINE_EVERY_S = 0.5
 _GAUGES_EVERY_S = 5.0
-_HELD_LONG_S = 10.0  #: a row by somebody else, so that a person must look
 _REST_PER_COUNT = 20  #: a count may take a twentieth of the time
 _LAG_EVERY_S = 15.0
 _PARTITIONS_EVERY_S = 15.0
@@ -114,18 +113,6 @@ class Gauges:
         await self._guardrails.refresh()
         halts = [f"{key} is halted: {why}" for key, why in self._guardrails.halted.items()]
         self._health.set("guardrails", "; ".join(halts) or None)
-        self._say_locked()
-
-    def _say_locked(self) -> None:
-        companies, for_s = self._ledger.locked
-        said = None
-        if for_s > _HELD_LONG_S:
-            said = (
-                f"others hold rows of company_target for {for_s:.0f} s, and {companies} companies cannot be recorded: "
-                "find the open transaction (SELECT pid, usename, xact_start, query FROM pg_stat_activity ORDER BY "
-                "xact_start)"
-            )
-        self._health.set("rows_held", said)
 
     async def _count_waiting(self) -> None:
         """Count the undecided companies; of millions less often, and not at all while Postgres is in trouble."""

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
+from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.migrate import MigrationError, migrate
+from tests.store.parts import opened
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
@@ -415,3 +418,52 @@ async def test_rows_that_no_trigger_guards_are_refused(database: DatabaseDsns) -
     await run(database.admin, "CREATE TABLE public.more () INHERITS (outreach.company_target)")
     with pytest.raises(MigrationError, match=r"public\.more inherits from outreach\.company_target"):
         await migrate(database.admin)
+
+
+async def test_a_halt_waits_for_whoever_changes_the_tables_and_is_not_lost(database: DatabaseDsns) -> None:
+    """As `migrate` does, beside workers: only a guardrail that a person is opening is passed over."""
+    admin: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.admin)
+    await admin.execute("BEGIN; LOCK TABLE outreach.ct_guardrail_log IN SHARE ROW EXCLUSIVE MODE")
+    halting = asyncio.ensure_future(
+        value(database.gate, "SELECT outreach.ct_set_guardrail('tool:TOOL-005', 'halted', 'refused by 5', NULL)")
+    )
+    await asyncio.sleep(3)
+    assert not halting.done()
+    await admin.execute("COMMIT")
+    await admin.close()
+    async with asyncio.timeout(5):
+        assert await halting is True
+
+
+async def test_a_clock_that_is_set_back_after_a_resume_voids_nothing_that_is_said_then(database: DatabaseDsns) -> None:
+    await run(
+        database.admin,
+        "INSERT INTO outreach.ct_guardrail_log (at, key, state, reason)"
+        " VALUES (now() + interval '2 hours', 'tool:TOOL-005', 'trial', 'delisted');"
+        "INSERT INTO outreach.ct_guardrails (key, state, reason, since)"
+        " VALUES ('tool:TOOL-005', 'trial', 'delisted', now() + interval '2 hours');"
+        "INSERT INTO outreach.ct_refusals (provider, domain, kind, network)"
+        " SELECT 'p' || n, 'd' || n, 'refused', '192.0.' || n || '.0/24' FROM generate_series(1, 6) AS n",
+    )
+    async with opened(database.gate) as db:
+        rows = await db.fetch("refusing_networks", timedelta(hours=24), 20)
+        assert rows[0]["refusing"] == 6
+        guardrails = Guardrails(db, 60.0)
+        await guardrails.refresh(now=True)
+        assert guardrails.settling(0.0).resumed_at is None
+    assert await value(database.ops, "SELECT outreach.resume_guardrail('tool:TOOL-005', 'again')") == "trial -> trial"
+
+
+async def test_a_long_log_of_guardrails_slows_no_judgement(database: DatabaseDsns) -> None:
+    await run(
+        database.admin,
+        "SET session_replication_role = replica;"
+        "INSERT INTO outreach.ct_guardrail_log (at, key, state, reason)"
+        " SELECT now() - n * interval '2 minutes', 'provider:p' || n % 5,"
+        " CASE WHEN n % 2 = 0 THEN 'open' ELSE 'paused' END, '' FROM generate_series(1, 50000) AS n;"
+        "INSERT INTO outreach.ct_refusals (provider, domain, kind, network)"
+        " SELECT 'own' || n, 'own' || n, 'refused', '' FROM generate_series(1, 2000) AS n; ANALYZE",
+    )
+    async with opened(database.gate) as db, asyncio.timeout(5):
+        rows = await db.fetch("refusing_networks", timedelta(hours=24), 20)
+        assert rows[0]["refusing"] == 20

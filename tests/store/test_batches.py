@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from ct_stream.store.batches import MAX_BATCH, Batches
+from ct_stream.store import batches as module
+from ct_stream.store.batches import MAX_BATCH, Batches, RowHeld
 from tests.store.parts import running
 
 if TYPE_CHECKING:
@@ -67,13 +68,23 @@ async def test_a_held_row_keeps_no_other_waiting() -> None:
             assert await asyncio.gather(*(queue(n) for n in (5, 9, 11))) == [10, 18, 22]
             assert await asyncio.gather(*(queue(n) for n in (6, 8))) == [12, 16]
         assert not waiting.done()
-        assert queue.locked[0] <= 1
-        assert queue.locked[1] > 0.0
         held.clear()
         async with asyncio.timeout(5):
             assert await waiting == 14
-    assert queue.locked == (0, 0.0)
     assert server.outages == []
+
+
+async def test_a_row_that_stays_held_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HELD_S", 0.2)
+    monkeypatch.setattr(module, "_AGAIN_S", 0.01)
+
+    async def run(_items: Sequence[int]) -> list[int]:
+        raise asyncpg.LockNotAvailableError("it is held")
+
+    queue: Batches[int, int] = Batches("test", run, alone=run, retrying=Server().retrying)
+    async with running(queue), asyncio.timeout(5):
+        with pytest.raises(RowHeld):
+            await queue(7)
 
 
 async def test_a_batch_is_bounded() -> None:

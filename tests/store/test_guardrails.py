@@ -507,6 +507,37 @@ async def test_a_resume_of_the_input_counts_whatever_timestamps_the_records_have
         assert await check.trouble() == "50 of the last 50 records of spine.created cannot be read"
 
 
+async def test_an_opening_counts_though_our_view_of_the_databases_clock_is_a_little_behind(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with parts(database) as p:
+        await p.one.set_state("input", "halted", "garbage", None)
+        await p.resume("input")
+        behind = p.one._database.now() - timedelta(seconds=0.3)
+        monkeypatch.setattr(p.one._database, "now", lambda: behind)
+        await p.one.refresh(now=True)
+        assert "input" in p.one.opened
+
+
+async def test_a_resume_counts_from_when_it_was_seen_if_its_transaction_ended_late(database: DatabaseDsns) -> None:
+    """What was said between the call and its COMMIT would otherwise count as a company's policy."""
+    async with parts(database) as p:
+        await p.one.set_state(SMTP_RAIL, "halted", "refused by 5", None)
+        await p.one.refresh(now=True)
+        person = await asyncpg.connect(database.ops)
+        await person.execute("BEGIN")
+        await person.fetchval("SELECT outreach.resume_guardrail($1, 'delisted')", SMTP_RAIL)
+        await asyncio.sleep(0.3)
+        said_meanwhile = p.one._database.now()
+        await asyncio.sleep(0.1)
+        await person.execute("COMMIT")
+        await person.close()
+        await p.one.refresh(now=True)
+        resumed_at = p.one.settling(0.0).resumed_at
+        assert resumed_at is not None
+        assert resumed_at > said_meanwhile
+
+
 async def test_a_table_that_was_read_before_a_halt_does_not_undo_it(database: DatabaseDsns) -> None:
     async with parts(database) as p:
         fetch = p.one._database.persist

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -170,9 +170,11 @@ async def test_what_is_planned_with_the_spine_runs_as_who_may_only_read_its_ids(
     )
     delete = f"SET SESSION AUTHORIZATION spine_owner; DELETE FROM outreach.outreach WHERE outreach_id = '{company}'"
     await run(owners_database, "DELETE FROM evil.ran")
-    await run(owners_database, delete)
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):  # it may change nothing, whoever it is
+        await run(owners_database, delete)
+    assert await ran_as(owners_database) == set()
+    await run(owners_database, f"DROP STATISTICS evil.planned; {delete}")
     assert await value(owners_database, "SELECT count(*) FROM outreach.company_target") == 0
-    assert await ran_as(owners_database) <= {"spine_owner", "ct_reader"}
 
 
 LEFT_FOR_LATER = {
@@ -282,3 +284,76 @@ async def test_nobody_resumes_a_guardrail_in_the_name_of_a_person_who_reads(
             await people.rows("story_target", uuid4())
             await people.row("story_target", uuid4())
     assert await value(dsn, "SELECT state FROM outreach.ct_guardrails") == "halted"
+
+
+async def test_no_owners_code_alters_the_function_that_it_runs_in(owners_database: str) -> None:
+    """A role may alter what it owns: the function would then run as whoever deletes."""
+    await migrate(owners_database)
+    await run(
+        owners_database,
+        """
+        ALTER TABLE outreach.outreach OWNER TO app_owner; SET SESSION AUTHORIZATION app_owner;
+        CREATE FUNCTION evil.alter_it() RETURNS integer LANGUAGE plpgsql AS $f$ BEGIN
+            IF current_user = 'ct_reader' THEN
+                ALTER FUNCTION outreach.ct_left_the_spine(uuid) SECURITY INVOKER;
+            END IF;
+            RETURN 1;
+        END $f$;
+        CREATE FUNCTION evil.altered(integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS $f$
+            BEGIN PERFORM evil.alter_it(); RETURN 1; END $f$;
+        CREATE STATISTICS evil.planned ON (evil.altered(1) + length(outreach_id::text)), outreach_id
+            FROM outreach.outreach;
+        """,
+    )
+    with suppress(asyncpg.PostgresError):
+        await run(owners_database, "SELECT outreach.ct_left_the_spine(gen_random_uuid())")
+    assert await value(owners_database, "SELECT prosecdef FROM pg_proc WHERE proname = 'ct_left_the_spine'") is True
+
+
+async def test_no_planted_function_is_called_in_the_place_of_a_statement_of_the_gate(owners_database: str) -> None:
+    await run(
+        owners_database,
+        """
+        SET SESSION AUTHORIZATION app_owner;
+        CREATE FUNCTION outreach.ct_as_gate_decided_before(uuid, double precision) RETURNS TABLE (
+            outreach_id uuid, outcome text, failure_code text, blocking_reason text, decided_at timestamptz
+        ) LANGUAGE plpgsql AS $f$ BEGIN INSERT INTO evil.ran VALUES (current_user); END $f$;
+        """,
+    )
+    with pytest.raises(MigrationError, match="functions of schema outreach have names that begin with ct_as_gate_"):
+        await migrate(owners_database)
+    assert await ran_as(owners_database) == set()
+
+
+async def test_nobody_writes_final_rows_through_a_view_of_the_gates(database: DatabaseDsns) -> None:
+    await run(
+        database.admin,
+        "DO $$ BEGIN CREATE ROLE app_owner; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
+        "CREATE SCHEMA shared; GRANT USAGE, CREATE ON SCHEMA shared TO ct_gate, app_owner;"
+        "GRANT USAGE ON SCHEMA outreach TO app_owner;"
+        "SET ROLE ct_gate; CREATE VIEW shared.v AS SELECT * FROM outreach.company_target;"
+        "GRANT ALL ON shared.v TO app_owner",
+    )
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="ct_recorded_here"):
+        await run(
+            database.admin,
+            "SET ROLE app_owner; INSERT INTO shared.v (outreach_id, execution_status)"
+            " VALUES (gen_random_uuid(), 'ready')",
+        )
+
+
+@pytest.mark.parametrize("table", ["company_target", "company_target_errors"])
+async def test_what_was_written_with_an_outcome_is_not_noted_as_left_alone(database: DatabaseDsns, table: str) -> None:
+    """By a trigger of the tables' owner that runs as the gate, at the end of the same transaction."""
+    company = uuid4()
+    with pytest.raises(asyncpg.RestrictViolationError, match="was written by this transaction"):
+        await run(
+            database.gate,
+            "BEGIN; INSERT INTO outreach.ct_outcomes (outreach_id, outcome, failure_code, decided_at)"
+            f" VALUES ('{company}', 'FAIL', 'CT-M-NO-MX', now());"
+            "INSERT INTO outreach.company_target (outreach_id, execution_status)"
+            f" VALUES ('{company}', 'failed');"
+            "INSERT INTO outreach.company_target_errors (outreach_id, failure_code)"
+            f" VALUES ('{company}', 'CT-M-NO-MX');"
+            f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{company}', '{table}'); COMMIT",
+        )

@@ -34,10 +34,10 @@ $$;
 -- Put a guardrail into a state, with the reason in the log; return true if that changed it. The gate may only tighten:
 -- it pauses and closes providers, and halts anything. It opens only a provider that talked normally; what is halted is
 -- opened by resume_guardrail alone. A closed guardrail is not paused. Where a person is opening it and does not
--- come to an end, it is as if this change had come before: that person's opening counts.
+-- come to an end, it is as if this change had come before: that person's opening counts. For anything else it waits.
 CREATE OR REPLACE FUNCTION outreach.ct_set_guardrail(rail text, new_state text, why text, next_try timestamptz)
 RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = 2000 AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     changed boolean;
     distance double precision := coalesce(greatest(1, extract(epoch FROM next_try - clock_timestamp())), 600);
@@ -50,6 +50,14 @@ BEGIN
         PERFORM outreach.ct_wake(rail, outreach.ct_woken_at_once(), clock_timestamp());
         RETURN false;
     END IF;
+    FOR n IN 1..20 LOOP
+        PERFORM FROM outreach.ct_guardrails AS g WHERE g.key = rail FOR UPDATE SKIP LOCKED;
+        EXIT WHEN FOUND OR NOT EXISTS (SELECT g.key FROM outreach.ct_guardrails AS g WHERE g.key = rail);
+        IF n = 20 THEN
+            RETURN false;
+        END IF;
+        PERFORM pg_sleep(0.1);
+    END LOOP;
     INSERT INTO outreach.ct_guardrails AS g (key, state, reason, next_try_at, first_try_s, changed_by)
         VALUES (rail, new_state, why, next_try, distance, session_user)
         ON CONFLICT (key) DO UPDATE SET state = excluded.state, reason = excluded.reason, since = clock_timestamp(),
@@ -64,8 +72,6 @@ BEGIN
         END IF;
     END IF;
     RETURN coalesce(changed, false);
-EXCEPTION
-    WHEN lock_not_available THEN RETURN false;
 END $$;
 
 -- Open TOOL-005 if enough providers have talked normally since a person resumed it; return true if that opened it.
@@ -106,12 +112,13 @@ BEGIN
     END IF;
 END $$;
 
--- When did a person last resume a guardrail, or a normal session open it? What servers said of us before that counts no
--- more.
+-- When, within the span that evidence counts for, did a person last resume a guardrail, or a normal session open it? What
+-- servers said of us before that counts no more. A moment to come is from before the clock was set back.
 CREATE OR REPLACE FUNCTION outreach.ct_opened_at(rail text) RETURNS timestamptz
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(max(l.at), '-infinity') FROM outreach.ct_guardrail_log AS l
     WHERE l.key = rail AND l.state IN ('open', 'trial')
+        AND l.at > statement_timestamp() - interval '24 hours' AND l.at <= statement_timestamp()
 $$;
 
 -- For people (ct_ops): open a paused, closed or halted guardrail, with a reason for the log. TOOL-005 goes on trial
@@ -128,9 +135,10 @@ BEGIN
         RAISE EXCEPTION 'a reason is needed to resume %, of at most 1000 characters', rail;
     END IF;
     PERFORM outreach.ct_require_fresh();
-    -- One that is open is not locked: the gate must be able to halt at any moment.
+    -- One that is open is not locked: the gate must be able to halt at any moment. One that was opened in the future is
+    -- from before the clock was set back, and its trial would never end.
     SELECT g.state INTO before FROM outreach.ct_guardrails AS g
-        WHERE g.key = rail AND g.state NOT IN ('open', 'trial') FOR UPDATE;
+        WHERE g.key = rail AND (g.state NOT IN ('open', 'trial') OR g.since > clock_timestamp()) FOR UPDATE;
     IF before IS NULL THEN
         SELECT g.state INTO before FROM outreach.ct_guardrails AS g WHERE g.key = rail;
         RETURN coalesce(before, 'open') || ' already';

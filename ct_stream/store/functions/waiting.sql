@@ -13,7 +13,8 @@ CREATE OR REPLACE FUNCTION outreach.ct_wake(what text, many integer, at_time tim
     ))
 $$;
 
--- Wake one company to try a provider that is not open: the one that was last tried, or turned away, longest ago. If it
+-- Wake one company to try a provider that is not open: the one that has waited longest since it was last tried, or turned
+-- away. If it
 -- were the one that has waited longest, it would be the same one each time; and where a network is closed, the server of
 -- that company may be the only one there that refuses us.
 CREATE OR REPLACE FUNCTION outreach.ct_wake_one(what text, at_time timestamptz) RETURNS void LANGUAGE sql AS $$
@@ -21,7 +22,7 @@ CREATE OR REPLACE FUNCTION outreach.ct_wake_one(what text, at_time timestamptz) 
     WHERE p.outreach_id = ANY (ARRAY(
         SELECT q.outreach_id FROM outreach.ct_passes AS q
         WHERE q.waits_on = what AND q.waits_on LIKE 'provider:%' AND q.state = 'waiting' AND q.not_before > at_time
-        ORDER BY coalesce(q.asked_at, q.since) LIMIT 1
+        ORDER BY q.parked_at LIMIT 1
         FOR UPDATE SKIP LOCKED
     ))
 $$;

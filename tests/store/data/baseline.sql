@@ -137,6 +137,7 @@ CREATE TABLE outreach.ct_passes (
     waits_on text,                    -- what ends the wait besides not_before, such as provider:bigmail.example
     not_before timestamptz NOT NULL,
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    parked_at timestamptz NOT NULL DEFAULT clock_timestamp(),  -- when it last began to wait
     answers jsonb NOT NULL DEFAULT '[]',
     pending jsonb,                    -- an answer about us whose scope is not settled
     spent_ms integer NOT NULL DEFAULT 0,
@@ -165,7 +166,7 @@ CREATE INDEX ct_passes_pending_idx ON outreach.ct_passes (waits_on) WHERE pendin
 CREATE INDEX ct_passes_stuck_idx ON outreach.ct_passes (not_before) WHERE state = 'stuck';
 CREATE INDEX ct_passes_waits_on_idx ON outreach.ct_passes (waits_on, not_before, since) WHERE state = 'waiting';
 -- Whose turn is it to try a provider that is not open?
-CREATE INDEX ct_passes_turn_idx ON outreach.ct_passes (waits_on, coalesce(asked_at, since))
+CREATE INDEX ct_passes_turn_idx ON outreach.ct_passes (waits_on, parked_at)
     WHERE state = 'waiting' AND waits_on LIKE 'provider:%';
 -- Which companies of a domain wait for something other than the domain itself?
 CREATE INDEX ct_passes_ahead_idx ON outreach.ct_passes (domain) WHERE state = 'waiting' AND reason <> 'domain_busy';
