@@ -19,6 +19,7 @@ from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy
 from ct_stream.gate.waits import NOTHING, Wait, WaitReason, WaitsOn
 from ct_stream.metrics import Health, Metrics
+from ct_stream.store.batches import RowHeld
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -271,6 +272,19 @@ async def test_a_machine_out_of_resources_counts_against_no_company(trouble: Exc
     assert parts.exceptions == 0
     assert parts.steps[-1] == "park our_machine"
     assert parts.parked[0].exchanges, "its answers are kept"
+
+
+async def test_a_company_whose_row_somebody_holds_waits_with_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Parts()
+
+    async def held(_outcome: Outcome) -> bool:
+        raise RowHeld("canceling statement due to lock timeout")
+
+    monkeypatch.setattr(parts, "record", held)
+    assert await parts.companies.from_event(origin(), None) is None
+    assert (parts.exceptions, parts.steps[-1]) == (0, "park row_held")
+    assert parts.parked[0].exchanges, "its answers are kept"
+    assert parts.parked[0].wait.after_s == 60.0
 
 
 async def test_a_pass_that_is_given_up_keeps_its_answers() -> None:
