@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ct_stream.ops.troubles import postgres_answers
 from ct_stream.store.connecting import connect
@@ -33,26 +33,39 @@ class Reader:
 
     async def rows(self, name: str, *args: Any) -> list[asyncpg.Record]:
         """Return the rows of the named query."""
-        async with self._connection.transaction(readonly=True):
+        async with self._looking():
             return list(await self._connection.fetch(query(name), *args))
 
     async def each(self, name: str, *args: Any) -> AsyncIterator[asyncpg.Record]:
         """Yield the rows of the named query, a few thousand in memory at a time, as they were at one moment."""
-        async with self._connection.transaction(isolation="repeatable_read", readonly=True):
+        async with self._looking(isolation="repeatable_read"):
             async for row in self._connection.cursor(query(name), *args, prefetch=_PREFETCH):
                 yield row
 
     async def pages(self, statement: str, *args: Any, size: int) -> AsyncIterator[list[asyncpg.Record]]:
         """Yield the rows of a statement, `size` at a time, as they were at one moment; the server holds the rest."""
-        async with self._connection.transaction(isolation="repeatable_read", readonly=True):
+        async with self._looking(isolation="repeatable_read"):
             cursor = await self._connection.cursor(statement, *args)
             while page := await cursor.fetch(size):
                 yield page
 
     async def row(self, name: str, *args: Any) -> asyncpg.Record | None:
         """Return the first row of the named query."""
-        async with self._connection.transaction(readonly=True):
+        async with self._looking():
             return await self._connection.fetchrow(query(name), *args)
+
+    @asynccontextmanager
+    async def _looking(
+        self, *, isolation: Literal["read_committed", "repeatable_read"] = "read_committed"
+    ) -> AsyncIterator[None]:
+        """Read, and take back what was set on the way: a path that planted code leaves would serve the next query."""
+        transaction = self._connection.transaction(isolation=isolation, readonly=True)
+        await transaction.start()
+        try:
+            yield
+        finally:
+            if not self._connection.is_closed():
+                await transaction.rollback()
 
     async def change(self, name: str, *args: Any) -> asyncpg.Record | None:
         """Run the named query, one of the few by which a person changes something; return its first row."""

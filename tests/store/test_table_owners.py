@@ -265,6 +265,7 @@ async def test_nobody_resumes_a_guardrail_in_the_name_of_a_person_who_reads(
         CREATE FUNCTION evil.resume() RETURNS integer LANGUAGE plpgsql AS $f$ BEGIN
             IF pg_has_role(current_user, 'ct_ops', 'MEMBER') THEN
                 SET default_transaction_read_only = off;
+                SET search_path = evil, pg_catalog;
                 IF NOT current_setting('transaction_read_only')::boolean THEN
                     PERFORM outreach.resume_guardrail('spine', 'never mind');
                 END IF;
@@ -282,6 +283,7 @@ async def test_nobody_resumes_a_guardrail_in_the_name_of_a_person_who_reads(
     async with reader(settings) as people:
         for _ in range(2):
             await people.rows("story_target", uuid4())
+            assert await people._connection.fetchval("SHOW search_path") == "pg_catalog, pg_temp"
             await people.row("story_target", uuid4())
     assert await value(dsn, "SELECT state FROM outreach.ct_guardrails") == "halted"
 
@@ -357,3 +359,54 @@ async def test_what_was_written_with_an_outcome_is_not_noted_as_left_alone(datab
             f" VALUES ('{company}', 'CT-M-NO-MX');"
             f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{company}', '{table}'); COMMIT",
         )
+
+
+async def test_no_owners_code_puts_a_statement_of_its_own_in_the_place_of_a_prepared_one(owners_database: str) -> None:
+    """No rollback undoes a PREPARE, and a read-only transaction allows it."""
+    await migrate(owners_database)
+    await run(
+        owners_database,
+        """
+        ALTER TABLE outreach.outreach OWNER TO app_owner; SET SESSION AUTHORIZATION app_owner;
+        CREATE FUNCTION evil.take() RETURNS integer LANGUAGE sql AS $f$
+            INSERT INTO evil.ran VALUES (current_user) RETURNING 1 $f$;
+        CREATE FUNCTION evil.swap() RETURNS integer LANGUAGE plpgsql AS $f$ BEGIN
+            IF current_user = 'ct_reader' THEN
+                DEALLOCATE victim;
+                PREPARE victim AS SELECT evil.take();
+            END IF;
+            RETURN 1;
+        END $f$;
+        CREATE FUNCTION evil.swapped(integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS $f$
+            BEGIN PERFORM evil.swap(); RETURN 1; END $f$;
+        CREATE STATISTICS evil.planned ON (evil.swapped(1) + length(outreach_id::text)), outreach_id
+            FROM outreach.outreach;
+        """,
+    )
+    admin: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(owners_database, statement_cache_size=0)
+    await admin.execute("PREPARE victim AS SELECT 1")
+    with suppress(asyncpg.PostgresError):
+        await admin.execute("SELECT outreach.ct_left_the_spine(gen_random_uuid())")
+    with suppress(asyncpg.InvalidSQLStatementNameError):
+        await admin.execute("EXECUTE victim")
+    await admin.close()
+    assert await ran_as(owners_database) == set()
+
+
+async def test_a_right_on_one_other_column_opens_no_view_of_the_gates(database: DatabaseDsns) -> None:
+    await run(
+        database.admin,
+        "DO $$ BEGIN CREATE ROLE app_owner; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
+        "CREATE SCHEMA shared; GRANT USAGE, CREATE ON SCHEMA shared TO ct_gate, app_owner;"
+        "GRANT USAGE ON SCHEMA outreach TO app_owner; ALTER TABLE outreach.company_target ADD COLUMN hub_note text;"
+        "GRANT INSERT (hub_note), UPDATE (hub_note), SELECT ON outreach.company_target TO app_owner;"
+        "INSERT INTO outreach.company_target (outreach_id) VALUES (gen_random_uuid());"
+        "SET ROLE ct_gate; CREATE VIEW shared.v AS SELECT * FROM outreach.company_target;"
+        "GRANT ALL ON shared.v TO app_owner",
+    )
+    for change in (
+        "UPDATE shared.v SET execution_status = 'ready'",
+        "INSERT INTO shared.v (outreach_id, execution_status) VALUES (gen_random_uuid(), 'ready')",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="ct_recorded_here"):
+            await run(database.admin, f"SET ROLE app_owner; {change}")

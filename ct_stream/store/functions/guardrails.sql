@@ -54,6 +54,11 @@ BEGIN
         PERFORM FROM outreach.ct_guardrails AS g WHERE g.key = rail FOR UPDATE SKIP LOCKED;
         EXIT WHEN FOUND OR NOT EXISTS (SELECT g.key FROM outreach.ct_guardrails AS g WHERE g.key = rail);
         IF n = 20 THEN
+            -- An open one is no person's to lock: who holds it is to be waited for.
+            IF EXISTS (SELECT g.key FROM outreach.ct_guardrails AS g WHERE g.key = rail AND g.state IN ('open', 'trial'))
+            THEN
+                RAISE EXCEPTION 'somebody holds the guardrail %', rail USING ERRCODE = 'lock_not_available';
+            END IF;
             RETURN false;
         END IF;
         PERFORM pg_sleep(0.1);
@@ -116,9 +121,13 @@ END $$;
 -- servers said of us before that counts no more. A moment to come is from before the clock was set back.
 CREATE OR REPLACE FUNCTION outreach.ct_opened_at(rail text) RETURNS timestamptz
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce(max(l.at), '-infinity') FROM outreach.ct_guardrail_log AS l
-    WHERE l.key = rail AND l.state IN ('open', 'trial')
-        AND l.at > statement_timestamp() - interval '24 hours' AND l.at <= statement_timestamp()
+    -- In the order of its index: a max(at) would walk through all guardrails' changes.
+    SELECT coalesce((
+        SELECT l.at FROM outreach.ct_guardrail_log AS l
+        WHERE l.key = rail AND l.state IN ('open', 'trial')
+            AND l.at > statement_timestamp() - interval '24 hours' AND l.at <= statement_timestamp()
+        ORDER BY l.log_id DESC LIMIT 1
+    ), '-infinity')
 $$;
 
 -- For people (ct_ops): open a paused, closed or halted guardrail, with a reason for the log. TOOL-005 goes on trial

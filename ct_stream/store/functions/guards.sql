@@ -39,6 +39,9 @@ CREATE OR REPLACE FUNCTION outreach.ct_left_the_spine(id uuid) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     is_gone boolean := false;
+    said text;
+    failed_by text;
+    planted text;
 BEGIN
     BEGIN
         PERFORM set_config('transaction_read_only', 'on', true);
@@ -51,7 +54,17 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'CT001';
     EXCEPTION
         WHEN SQLSTATE 'CT001' THEN NULL;
+        WHEN OTHERS OR query_canceled OR assert_failure THEN said := SQLERRM; failed_by := SQLSTATE;
     END;
+    -- No rollback undoes a PREPARE: it could stand in the place of a statement that the session's owner has prepared.
+    FOR planted IN
+        SELECT p.name FROM pg_prepared_statements AS p WHERE p.from_sql AND p.prepare_time >= statement_timestamp()
+    LOOP
+        EXECUTE format('DEALLOCATE %I', planted);
+    END LOOP;
+    IF failed_by IS NOT NULL THEN
+        RAISE EXCEPTION '%', said USING ERRCODE = failed_by;
+    END IF;
     RETURN is_gone;
 END $$;
 
@@ -205,7 +218,10 @@ BEGIN
     -- Others with a right of their own: through a view of ct_gate's anybody would come with its rights.
     IF TG_ARGV[0] <> 'ct_unwritten' AND (
         NOT pg_has_role(current_user, 'ct_gate', 'MEMBER')
-            AND has_any_column_privilege(current_user, coalesce(pg_partition_root(TG_RELID), TG_RELID)::oid, TG_OP)
+            AND has_column_privilege(
+                current_user, coalesce(pg_partition_root(TG_RELID), TG_RELID)::oid,
+                CASE TG_ARGV[0] WHEN 'company_target' THEN 'execution_status' ELSE 'failure_code' END, TG_OP
+            )
         OR pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'USAGE')
     ) THEN
         RETURN NULL;
