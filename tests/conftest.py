@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,17 +131,24 @@ def postgres() -> Iterator[EmbeddedPostgres]:
         asyncio.run(server.__aexit__(None, None, None))
 
 
-@pytest.fixture
-async def database(postgres: EmbeddedPostgres) -> AsyncIterator[DatabaseDsns]:
-    """Lend a database of one's own: migrated, with an empty spine."""
+@asynccontextmanager
+async def lend_copy(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[DatabaseDsns]:
+    """Lend a copy of a migrated database."""
     name = f"test_{uuid4().hex}"
-    await postgres.create_database(name, template=TEMPLATE)
+    await postgres.create_database(name, template=template)
     yield DatabaseDsns(
         admin=postgres.dsn(name),
         gate=postgres.dsn(name, "ct_gate", PASSWORD),
         ops=postgres.dsn(name, "ct_ops", PASSWORD),
     )
     await postgres.drop_database(name)
+
+
+@pytest.fixture
+async def database(postgres: EmbeddedPostgres) -> AsyncIterator[DatabaseDsns]:
+    """Lend a database of one's own: migrated, with an empty spine."""
+    async with lend_copy(postgres, TEMPLATE) as dsns:
+        yield dsns
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ct_stream.store.queries import query
-from ct_stream.store.sql_files import sql_files
+from ct_stream.store.sql_files import OF_READER, sql_files
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -91,7 +91,7 @@ async def compare(fetch: Fetch) -> Comparison:
         return Comparison(altered=[_off(row) for row in rows if row["enabled"] == "D"], is_whole=False)
     altered = [
         *await triggers_altered(sql, fetch),
-        *_functions_altered(sql, await fetch("functions_now", list(sql.made_functions))),
+        *_functions_altered(sql, await fetch("functions_now", list(sql.made_functions), list(OF_READER))),
         *_functions_beside(await fetch("functions_beside", list(sql.made_functions))),
         *_owners_altered(await fetch("owners_now", sorted(set(sql.made) - _NOT_CT_OWNERS))),
         *_widened(sql, await fetch("rights_now", list(sql.made))),

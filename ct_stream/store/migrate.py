@@ -21,7 +21,7 @@ from ct_stream.store.connecting import connect
 from ct_stream.store.fit import check_arbiter, check_fit, longest_method
 from ct_stream.store.misfit import Misfit, said
 from ct_stream.store.rehearsal import NO_SPINE, STATEMENTS, Rehearsal, has_spine, rehearse
-from ct_stream.store.sql_files import BASELINE, checksum, sql_files
+from ct_stream.store.sql_files import BASELINE, OF_READER, checksum, sql_files
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -52,7 +52,6 @@ JOIN pg_attribute AS a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
 WHERE c.conrelid = 'outreach.company_target_errors'::regclass AND c.contype = 'f' AND a.attname = 'outreach_id'
 """
 ROLES = ("ct_owner", "ct_gate", "ct_ops", "ct_reader")
-_AS_READER = ("ct_left_the_spine",)  #: functions of ct_reader; all others are ct_owner's
 _INHERITS = "SELECT r.rolinherit FROM pg_roles AS r WHERE r.rolname = current_user"
 
 
@@ -342,7 +341,7 @@ async def _own(connection: asyncpg.Connection, sql: SqlFiles) -> None:
         """,
         [name for name in sql.made if name not in _NOTED],
         list(sql.made_functions),
-        list(_AS_READER),
+        list(OF_READER),
     )
     for row in statements:
         await connection.execute(row["statement"])

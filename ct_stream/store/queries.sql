@@ -1,7 +1,7 @@
 -- The gate's statements, by name. `$n` are asyncpg's parameters. Arrays are parallel, with one element for each
 -- company, sorted by outreach_id by the caller (opposite orders would deadlock). `= ANY (ARRAY(SELECT ... LIMIT))` and no
--- IN: a plan that was made while the table was empty may run such a SELECT again for each row. Parameters of functions of
--- ours have their types: without, a function of somebody else's with our name could fit better.
+-- IN: a plan that was made while the table was empty may run such a SELECT again for each row. Parameters that the gate's
+-- functions get have their types: otherwise somebody else's function of the same name could fit better.
 
 -- name: server
 -- What server is this, and which ledger does it hold?
@@ -794,7 +794,7 @@ WHERE c.relkind IN ('r', 'p') AND c.relname = ANY ($1::text[])
     AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach');
 
 -- name: functions_now
--- The gate's own functions of these names, and who may call them besides their owner.
+-- The gate's own functions of these names ($2: those that are ct_reader's), and who may call them besides their owner.
 SELECT p.proname AS name, p.oid::regprocedure::text AS signature, p.prosrc AS body, p.prosecdef AS is_definer,
     coalesce(p.proconfig, '{}') AS config,
     ARRAY(
@@ -803,7 +803,7 @@ SELECT p.proname AS name, p.oid::regprocedure::text AS signature, p.prosrc AS bo
     ) AS callers
 FROM pg_proc AS p
 WHERE p.proname = ANY ($1::text[])
-    AND pg_get_userbyid(p.proowner) = CASE p.proname WHEN 'ct_left_the_spine' THEN 'ct_reader' ELSE 'ct_owner' END
+    AND pg_get_userbyid(p.proowner) = CASE WHEN p.proname = ANY ($2::text[]) THEN 'ct_reader' ELSE 'ct_owner' END
     AND p.pronamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
 ORDER BY p.oid;
 

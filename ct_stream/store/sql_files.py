@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _FUNCTION = r"^CREATE (?:OR REPLACE )?FUNCTION outreach\.(\w+)"
 _SHARED = ("company_target", "company_target_errors")  #: may have been there before, and belong to whoever made them
+OF_READER = ("ct_left_the_spine",)  #: functions of ct_reader; all others are ct_owner's
 BASELINE = "0000_baseline"  #: the name under which schema.sql is noted, before any file of migrations/
 
 

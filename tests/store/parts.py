@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
     from ct_stream.store.batches import Batches
 
+
+def role(name: str) -> str:
+    """Return the statement that makes a role; roles belong to the whole server, and another test may have made it."""
+    return f"DO $$ BEGIN CREATE ROLE {name}; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
+
+
 PASSED = Passed(
     domain="acme.example", method_type="info", email_method="info@acme.example", confidence=0.7, is_catchall=False,
     verified_by=VerifiedBy.SMTP,

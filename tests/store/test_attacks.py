@@ -16,7 +16,7 @@ import pytest
 
 from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.migrate import MigrationError, migrate
-from tests.store.parts import opened
+from tests.store.parts import opened, role
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
@@ -288,8 +288,8 @@ async def test_others_write_rows_of_their_own(database: DatabaseDsns) -> None:
     """Their archive jobs and imports are not the gate's affair; `verify` names what has no outcome."""
     await run(
         database.admin,
-        "DO $$ BEGIN CREATE ROLE importer; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
-        "GRANT USAGE ON SCHEMA outreach TO importer; GRANT INSERT ON outreach.company_target TO importer;"
+        role("importer")
+        + "GRANT USAGE ON SCHEMA outreach TO importer; GRANT INSERT ON outreach.company_target TO importer;"
         "SET ROLE importer; INSERT INTO outreach.company_target (outreach_id, execution_status)"
         " VALUES (gen_random_uuid(), 'ready')",
     )

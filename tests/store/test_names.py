@@ -19,7 +19,7 @@ from ct_stream.store.migrate import migrate
 from ct_stream.store.queries import _all
 from ct_stream.store.sql_files import sql_files
 from tests.conftest import PASSWORD, UPSTREAM
-from tests.store.parts import opened, running
+from tests.store.parts import opened, role, running
 from tests.store.test_attacks import TAKE, value
 from tests.store.test_managed import SECRETS, let_log_in
 from tests.store.test_roles import run
@@ -49,7 +49,7 @@ def body(what: str, then: str) -> str:
 
 
 def arguments(text: str) -> list[tuple[str, str]]:
-    """Return each argument of each call of a function of ours, with the call."""
+    """Return each argument of each call of one of the gate's functions, with the call."""
     found = []
     for call in _CALL.finditer(re.sub(r"--.*", "", text)):
         depth, begin, at = 1, call.end(), call.end()
@@ -66,7 +66,7 @@ def arguments(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def test_what_is_given_to_a_function_of_ours_has_a_type() -> None:
+def test_what_is_given_to_a_function_of_the_gate_has_a_type() -> None:
     """What has none (a parameter, NULL) fits a function of somebody else's better that takes text."""
     functions = [re.sub(r"^CREATE OR REPLACE FUNCTION outreach\.\w+\(", "", text, flags=re.MULTILINE)
         for text in sql_files().functions.values()]  # fmt: skip
@@ -76,9 +76,9 @@ def test_what_is_given_to_a_function_of_ours_has_a_type() -> None:
 
 
 async def test_a_function_of_others_with_our_name_is_not_called_and_is_told(database: DatabaseDsns) -> None:
-    """Whoever may create in the schema: one for each of ours, whose parameters are all text."""
+    """One is planted for each of the gate's functions and each of these types, by somebody who may create here."""
     admin: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.admin)
-    await admin.execute(NOTED + "DO $$ BEGIN CREATE ROLE planter; EXCEPTION WHEN duplicate_object THEN NULL; END $$;")
+    await admin.execute(NOTED + role("planter"))
     ours = await admin.fetch(
         "SELECT p.proname AS name, p.pronargs::integer AS many, oidvectortypes(p.proargtypes) AS takes"
         " FROM pg_proc AS p WHERE p.pronamespace = 'outreach'::regnamespace AND p.pronargs > 0"
@@ -102,7 +102,7 @@ async def test_a_function_of_others_with_our_name_is_not_called_and_is_told(data
                 try:
                     await prepared.fetch(*(None for _ in range(len(prepared.get_parameters()))))
                 except asyncpg.PostgresError:
-                    assert count  # for want of arguments, and that by a function of ours
+                    assert count  # the gate's own function was called, and misses its arguments
     await run(database.gate, TAKE.format(usd_per_month=50, usd_per_call=0.004))
     async with reader(Settings(postgres_ops_dsn=database.ops), read_only=False) as people:
         await people.change("accept_toolbox", "{}", "tried")
@@ -194,13 +194,14 @@ async def test_who_could_call_a_function_of_ours_before_the_first_migrate_cannot
     dsn = await postgres.create_database(f"before_{uuid4().hex}")
     await run(
         dsn,
-        UPSTREAM + "DO $$ BEGIN CREATE ROLE planter; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
-        "CREATE FUNCTION outreach.resume_guardrail(rail text, why text) RETURNS text LANGUAGE sql AS $$ SELECT '' $$;"
+        UPSTREAM
+        + role("planter")
+        + "CREATE FUNCTION outreach.resume_guardrail(rail text, why text) RETURNS text LANGUAGE sql AS $$ SELECT '' $$;"
         "GRANT EXECUTE ON FUNCTION outreach.resume_guardrail(text, text) TO planter, ct_gate WITH GRANT OPTION",
     )
     await migrate(dsn)
-    for role in ("planter", "ct_gate"):
-        may = f"SELECT has_function_privilege('{role}', 'outreach.resume_guardrail(text, text)', 'EXECUTE')"
+    for who in ("planter", "ct_gate"):
+        may = f"SELECT has_function_privilege('{who}', 'outreach.resume_guardrail(text, text)', 'EXECUTE')"
         assert await value(dsn, may) is False
 
 

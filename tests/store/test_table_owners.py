@@ -15,6 +15,7 @@ from ct_stream.settings import Settings
 from ct_stream.store import migrate as module
 from ct_stream.store.migrate import MigrationError, migrate
 from tests.conftest import UPSTREAM
+from tests.store.parts import role
 from tests.store.test_attacks import value
 from tests.store.test_roles import run
 
@@ -29,8 +30,9 @@ async def owners_database(postgres: EmbeddedPostgres) -> str:
     dsn = await postgres.create_database(f"owned_{uuid4().hex}")
     await run(
         dsn,
-        UPSTREAM + "DO $$ BEGIN CREATE ROLE app_owner; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
-        "CREATE SCHEMA evil AUTHORIZATION app_owner; GRANT USAGE ON SCHEMA evil TO PUBLIC;"
+        UPSTREAM
+        + role("app_owner")
+        + "CREATE SCHEMA evil AUTHORIZATION app_owner; GRANT USAGE ON SCHEMA evil TO PUBLIC;"
         "GRANT USAGE, CREATE ON SCHEMA outreach TO app_owner;"
         "CREATE TABLE evil.ran (as_whom text); GRANT ALL ON evil.ran TO PUBLIC;"
         "INSERT INTO outreach.outreach (outreach_id, domain) SELECT gen_random_uuid(), 'a.example'"
@@ -155,7 +157,7 @@ async def test_what_is_planned_with_the_spine_runs_as_who_may_only_read_its_ids(
     await run(
         owners_database,
         f"""
-        DO $$ BEGIN CREATE ROLE spine_owner; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+        {role("spine_owner")}
         GRANT USAGE ON SCHEMA outreach, evil TO spine_owner; GRANT CREATE ON SCHEMA evil TO spine_owner;
         ALTER TABLE outreach.outreach OWNER TO spine_owner; ALTER TABLE outreach.company_target OWNER TO {owner};
         GRANT REFERENCES ON outreach.outreach TO {owner};
@@ -327,15 +329,17 @@ async def test_no_planted_function_is_called_in_the_place_of_a_statement_of_the_
     assert await ran_as(owners_database) == set()
 
 
+#: A view that ct_gate has made, and that another role may use: rights are looked up as its owner's.
+VIEW_OF_THE_GATES = (
+    f"{role('app_owner')} CREATE SCHEMA shared; GRANT USAGE, CREATE ON SCHEMA shared TO ct_gate, app_owner;"
+    "GRANT USAGE ON SCHEMA outreach TO app_owner;"
+    "SET ROLE ct_gate; CREATE VIEW shared.v AS SELECT * FROM outreach.company_target;"
+    "GRANT ALL ON shared.v TO app_owner"
+)
+
+
 async def test_nobody_writes_final_rows_through_a_view_of_the_gates(database: DatabaseDsns) -> None:
-    await run(
-        database.admin,
-        "DO $$ BEGIN CREATE ROLE app_owner; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
-        "CREATE SCHEMA shared; GRANT USAGE, CREATE ON SCHEMA shared TO ct_gate, app_owner;"
-        "GRANT USAGE ON SCHEMA outreach TO app_owner;"
-        "SET ROLE ct_gate; CREATE VIEW shared.v AS SELECT * FROM outreach.company_target;"
-        "GRANT ALL ON shared.v TO app_owner",
-    )
+    await run(database.admin, VIEW_OF_THE_GATES)
     with pytest.raises(asyncpg.InsufficientPrivilegeError, match="ct_recorded_here"):
         await run(
             database.admin,
@@ -396,13 +400,9 @@ async def test_no_owners_code_puts_a_statement_of_its_own_in_the_place_of_a_prep
 async def test_a_right_on_one_other_column_opens_no_view_of_the_gates(database: DatabaseDsns) -> None:
     await run(
         database.admin,
-        "DO $$ BEGIN CREATE ROLE app_owner; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
-        "CREATE SCHEMA shared; GRANT USAGE, CREATE ON SCHEMA shared TO ct_gate, app_owner;"
-        "GRANT USAGE ON SCHEMA outreach TO app_owner; ALTER TABLE outreach.company_target ADD COLUMN hub_note text;"
+        f"{VIEW_OF_THE_GATES}; RESET ROLE; ALTER TABLE outreach.company_target ADD COLUMN hub_note text;"
         "GRANT INSERT (hub_note), UPDATE (hub_note), SELECT ON outreach.company_target TO app_owner;"
-        "INSERT INTO outreach.company_target (outreach_id) VALUES (gen_random_uuid());"
-        "SET ROLE ct_gate; CREATE VIEW shared.v AS SELECT * FROM outreach.company_target;"
-        "GRANT ALL ON shared.v TO app_owner",
+        "INSERT INTO outreach.company_target (outreach_id) VALUES (gen_random_uuid())",
     )
     for change in (
         "UPDATE shared.v SET execution_status = 'ready'",

@@ -18,7 +18,7 @@ from ct_stream.store.domain_memory import DomainMemory
 from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.parked import ParkedCompanies
 from ct_stream.store.queries import _all, query
-from tests.conftest import PASSWORD, TEMPLATE, DatabaseDsns
+from tests.conftest import TEMPLATE, DatabaseDsns, lend_copy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -143,14 +143,8 @@ async def fill(postgres: EmbeddedPostgres, name: str) -> None:
 @pytest.fixture
 async def grown(postgres: EmbeddedPostgres, grown_template: str) -> AsyncIterator[DatabaseDsns]:
     """Lend a copy of it."""
-    name = f"test_{uuid4().hex}"
-    await postgres.create_database(name, template=grown_template)
-    yield DatabaseDsns(
-        admin=postgres.dsn(name),
-        gate=postgres.dsn(name, "ct_gate", PASSWORD),
-        ops=postgres.dsn(name, "ct_ops", PASSWORD),
-    )
-    await postgres.drop_database(name)
+    async with lend_copy(postgres, grown_template) as dsns:
+        yield dsns
 
 
 async def test_nothing_reads_all_companies(grown: DatabaseDsns) -> None:

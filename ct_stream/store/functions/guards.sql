@@ -205,7 +205,7 @@ CREATE OR REPLACE FUNCTION outreach.ct_guard_new_row() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     was_final boolean := false; -- and was left as it is
-    mine CONSTANT bigint := pg_current_xact_id()::text::bigint % 4294967296;
+    mine bigint;
 BEGIN
     IF TG_ARGV[0] = 'company_target' THEN  -- of a partition the name is another one
         IF TG_OP = 'UPDATE' THEN
@@ -228,6 +228,7 @@ BEGIN
     END IF;
     -- What this transaction has written itself was not left as it was.
     IF TG_ARGV[0] = 'ct_unwritten' THEN
+        mine := pg_current_xact_id()::text::bigint % 4294967296;
         IF (CASE NEW.its_table
             WHEN 'company_target' THEN EXISTS (
                 SELECT t.outreach_id FROM outreach.company_target AS t
