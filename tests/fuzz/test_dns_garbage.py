@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 END_S = 3.0
+_WITHOUT_OPCODE = 0b1000_0111
 _RECORDS = [
     ("MX", "10 mx1.acme.example."),
     ("MX", "0 ."),
@@ -136,7 +137,8 @@ def says_so(query: bytes, wire: bytes, status: MxStatus) -> bool:
 
     The header speaks of an absence, whatever is broken behind it. c-ares does not look at the bit that tells an answer
     from a question: a resolver that echoes is told by the control, for which it finds no MX either. A null MX is a
-    record, and stands whatever the return code: c-ares does not tell the codes that it does not know.
+    record, and stands whatever the return code: c-ares does not tell the codes that it does not know. Nor does it look
+    at the opcode, by which these eyes would read the same sections as those of an UPDATE (RFC 2136).
     """
     if len(wire) < 12 or wire[:2] != query[:2]:
         return False
@@ -146,7 +148,8 @@ def says_so(query: bytes, wire: bytes, status: MxStatus) -> bool:
             return return_code == dns.rcode.NXDOMAIN
         case MxStatus.NO_RECORDS:
             return return_code == dns.rcode.NOERROR and answers == 0
-    response = dns.message.from_wire(wire, ignore_trailing=True, continue_on_error=True, one_rr_per_rrset=True)
+    as_query = wire[:2] + bytes([wire[2] & _WITHOUT_OPCODE]) + wire[3:]
+    response = dns.message.from_wire(as_query, ignore_trailing=True, continue_on_error=True, one_rr_per_rrset=True)
     exchanges = [str(record.exchange) for rrset in response.answer for record in rrset if record.rdtype == RdataType.MX]
     return bool(exchanges) and set(exchanges) == {"."}
 
@@ -155,6 +158,15 @@ def says_so(query: bytes, wire: bytes, status: MxStatus) -> bool:
 @given(responses())
 def garbage_in_dns(answer: Callable[[bytes], bytes | None]) -> None:
     asyncio.run(look_ups(answer))
+
+
+def test_the_other_eyes_read_a_record_whatever_the_opcode() -> None:
+    """One bit of a null MX answer was turned, and it called itself an UPDATE; garbage found it."""
+    asked = "de24010000010000000000010461636d65076578616d706c6500000f000100002904d000000000000c000a0008e47397076da65216"
+    header, rest = "de24a90000010001000000010461636d65076578616d706c6500000f0001", "0000292000000000000000"
+    for record, is_null in (("c00c000f00010000003c0003000000", True), ("c00c000f00010000003c0005000a01610000", False)):
+        answer = bytes.fromhex(header + record + rest)
+        assert says_so(bytes.fromhex(asked), answer, MxStatus.NULL_MX) is is_null
 
 
 def test_garbage_from_a_resolver_ends_a_look_up_and_proves_no_absence() -> None:
