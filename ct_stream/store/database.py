@@ -19,18 +19,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import asyncpg
 
 from ct_stream.problems import said_by
-from ct_stream.store.connecting import CONNECT_S, refuse_transaction_mode, set_up
+from ct_stream.store.connecting import CONNECT_S, Connection, refuse_transaction_mode, set_up
 from ct_stream.store.migrate import missing_part
 from ct_stream.store.outage import AGAIN, OUTAGE, UnfitDatabase
-from ct_stream.store.queries import query
+from ct_stream.store.queries import meets_users, query
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from uuid import UUID
 
 log = logging.getLogger(__name__)
 
 _Lent: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+_Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
 _COMMAND_TIMEOUT_S = 15.0
 _ACQUIRE_S = 10.0  #: to get a connection from the pool, and to return one after a broken statement
@@ -40,13 +41,18 @@ POOL_SIZE = 8
 
 
 class Database:
-    """A pool of connections to the primary, with its state as a sentence for people."""
+    """Connections to the primary, with its state as a sentence for people.
+
+    They are two pools. A statement that meets the users' tables runs code of their owners: triggers, expressions of
+    indexes and statistics, views. Such code may leave things behind in its session (a path, a prepared statement, a
+    temporary table), so no statement that halts, counts or publishes ever shares a session with it (ADR-030).
+    """
 
     def __init__(self, dsn: str, *, application_name: str = "ct-stream", pool_size: int = POOL_SIZE) -> None:
         self._dsn = dsn
         self._application_name = application_name
-        self._pool_size = pool_size
-        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self.most_connections = max(2, pool_size)
+        self._pools: dict[bool, _Pool] = {}  #: by whether their sessions meet the users' tables
         self._up = asyncio.Event()
         self._epoch: UUID | None = None
         self._seen_ordinal = 0
@@ -119,12 +125,12 @@ class Database:
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._pool is not None:
-            pool, self._pool = self._pool, None
-            try:
-                async with asyncio.timeout(5):
-                    await pool.close()
-            except TimeoutError:
+        pools, self._pools = list(self._pools.values()), {}
+        try:
+            async with asyncio.timeout(5):
+                await asyncio.gather(*(pool.close() for pool in pools))
+        except TimeoutError:
+            for pool in pools:
                 pool.terminate()
 
     async def retrying(self, what: str, error: BaseException) -> None:
@@ -151,19 +157,11 @@ class Database:
                     return
 
     async def _check(self) -> None:
-        if self._pool is None:
+        if not self._pools:
             await refuse_transaction_mode(self._dsn)
-            self._pool = await asyncpg.create_pool(
-                self._dsn,
-                min_size=0,
-                max_size=self._pool_size,
-                timeout=CONNECT_S,
-                command_timeout=_COMMAND_TIMEOUT_S,
-                max_inactive_connection_lifetime=60,
-                init=self._begin,
-                reset=_keep,
-                server_settings={"application_name": self._application_name},
-            )
+            users_size = self.most_connections // 2
+            own = await self._pool(self.most_connections - users_size, self._begin)
+            self._pools = {False: own, True: await self._pool(users_size, self._begin_beside_users)}
         async with self.connection() as connection:
             await self._look(connection)
             applied = {row["part"] for row in await connection.fetch(query("applied"))}
@@ -172,8 +170,26 @@ class Database:
         self.trouble = None
         self._up.set()
 
-    async def _begin(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    async def _pool(self, size: int, init: Callable[[Connection], Awaitable[None]]) -> _Pool:
+        return await asyncpg.create_pool(
+            self._dsn,
+            min_size=0,
+            max_size=size,
+            timeout=CONNECT_S,
+            command_timeout=_COMMAND_TIMEOUT_S,
+            max_inactive_connection_lifetime=60,
+            init=init,
+            reset=_keep,
+            server_settings={"application_name": self._application_name},
+        )
+
+    async def _begin(self, connection: Connection) -> None:
         """Make a new connection ours and durable, and check the server behind it."""
+        await set_up(connection, {"synchronous_commit": "on", "search_path": "pg_catalog, pg_temp"})
+        await self._look(connection)
+
+    async def _begin_beside_users(self, connection: Connection) -> None:
+        """Do so with the path that the login has: triggers of the users' tables may rest on it."""
         await set_up(connection, {"synchronous_commit": "on"})
         await self._look(connection)
 
@@ -192,10 +208,10 @@ class Database:
                 f"synchronous_commit is {row['synchronous_commit']}, so a crash of the server could lose outcomes",
                 "let the gate's login have it on",
             )
-        if 0 <= row["connection_limit"] < self._pool_size:
+        if 0 <= row["connection_limit"] < self.most_connections:
             raise UnfitDatabase(
                 f"the login {row['login']} may have {row['connection_limit']} connections, and this worker opens up to "
-                f"{self._pool_size}",
+                f"{self.most_connections}",
                 f"ALTER ROLE {row['login']} CONNECTION LIMIT ... for all workers, or lower CT_POSTGRES_CONNECTIONS",
             )
         epoch = row["epoch"]
@@ -217,9 +233,12 @@ class Database:
     # ---------------------------------------------------------------- statements
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
-        """Lend a connection. It always returns to the pool, and nobody waits for that."""
-        pool = self._pool
+    async def connection(self, *, meets_users: bool = False) -> AsyncIterator[_Lent]:
+        """Lend a connection. It always returns to its pool, and nobody waits for that.
+
+        `meets_users`: for statements that touch the users' tables.
+        """
+        pool = self._pools.get(meets_users)
         if pool is None:
             raise ConnectionError("not connected")
         async with asyncio.timeout(_ACQUIRE_S):  # the pool's own limit would make a task for each statement
@@ -239,7 +258,7 @@ class Database:
 
     async def fetch(self, name: str, *args: Any) -> list[asyncpg.Record]:
         """Run the named query and return its rows."""
-        async with self.connection() as connection:
+        async with self.connection(meets_users=meets_users(name)) as connection:
             rows = await connection.fetch(query(name), *args)
         self._retry_s = _RETRY_FIRST_S
         return list(rows)

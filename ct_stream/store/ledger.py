@@ -19,6 +19,7 @@ from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Passed
 from ct_stream.store.batches import Batches
 from ct_stream.store.domain_memory import read_memory
+from ct_stream.store.outage import UnfitDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,17 +119,13 @@ class Ledger:
         arguments = record_arguments([(attempt.outcome, attempt.token) for attempt in first.values()], patience_ms)
         won_rows = await self._database.fetch("record", *arguments)
         for row in won_rows:
-            self._database.saw_ordinal(row["ordinal"])
             if row["in_conflict"]:
                 log.warning(
                     "company_target has a final row of company %s that the gate did not make; it is left as it is",
                     row["outreach_id"],
                     extra={"action": "row_in_conflict", "outreach_id": str(row["outreach_id"])},
                 )
-        won = {row["outreach_id"] for row in won_rows}
-        if lost := [i for i in first if i not in won]:
-            rows = await self._database.fetch("recorded_attempts", lost)
-            won |= {row["outreach_id"] for row in rows if row["attempt"] == first[row["outreach_id"]].token}
+        won = await self._read_back(list(first.values()))
         await self._database.run("forget", list(first))
         served = {first[i].outcome.verdict.domain for i in won if _serves_others(first[i].outcome)}
         if served:
@@ -136,6 +133,22 @@ class Ledger:
         return [
             attempt.outcome.outreach_id in won and first[attempt.outcome.outreach_id] is attempt for attempt in attempts
         ]
+
+    async def _read_back(self, attempts: Sequence[_Attempt]) -> set[UUID]:
+        """Return the companies whose outcome is that of these attempts, with the bytes that are to be published.
+
+        Raises UnfitDatabase if one has no outcome at all.
+        """
+        tried = [(attempt.outcome, attempt.token) for attempt in attempts]
+        rows = await self._database.fetch("recorded_attempts", *attempt_arguments(tried))
+        self._database.saw_ordinal(max((row["ordinal"] for row in rows), default=0))
+        is_it = {row["outreach_id"]: row["is_it"] for row in rows}
+        if missing := [outcome.outreach_id for outcome, _ in tried if outcome.outreach_id not in is_it]:
+            raise UnfitDatabase(
+                f"the outcome of company {missing[0]} was recorded without an error, but is not in the ledger",
+                "look through the triggers of outreach.company_target and outreach.company_target_errors",
+            )
+        return {outreach_id for outreach_id, is_ours in is_it.items() if is_ours}
 
     async def _stamp(self, ids: Sequence[UUID]) -> list[None]:
         await self._database.run("stamp", list(ids))
@@ -154,6 +167,17 @@ def record_arguments(attempts: Sequence[tuple[Outcome, UUID]], patience_ms: int 
     """
     columns = [(*_row(outcome), token) for outcome, token in attempts]
     return (*map(list, zip(*columns, strict=True)), CLAIM_S, str(patience_ms))
+
+
+def attempt_arguments(attempts: Sequence[tuple[Outcome, UUID]]) -> tuple[Any, ...]:
+    """Return the arguments of the query `recorded_attempts`."""
+    return (
+        [outcome.outreach_id for outcome, _ in attempts],
+        [token for _, token in attempts],
+        [outcome.value for outcome, _ in attempts],
+        [outcome.topic for outcome, _ in attempts],
+        [outcome.key for outcome, _ in attempts],
+    )
 
 
 def _publication(row: Any) -> Publication:

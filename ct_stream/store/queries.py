@@ -15,6 +15,16 @@ def _all() -> dict[str, str]:
     return {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
+#: A spine, or a table that hubs and people write too. Functions and triggers of ours meet them only inside such queries.
+_USERS = re.compile(r"\boutreach\.(outreach|company_target|company_target_errors)\b")
+
+
+@cache
+def meets_users(name: str) -> bool:
+    """Return whether the statement called `name` touches a table of the users'. Raises KeyError if there is none."""
+    return _USERS.search(query(name)) is not None
+
+
 def query(name: str) -> str:
     """Return the statement called `name`. Raises KeyError if there is none."""
     return _all()[name]

@@ -185,7 +185,8 @@ WHERE coalesce(t.execution_status::text, '') NOT IN ('ready', 'failed', 'blocked
 SELECT t.execution_status::text, t.email_method::text, t.method_type::text, t.confidence_score::float8,
     t.is_catchall::text, t.imo_completed_at IS NOT NULL AS has_completed, e.failure_code::text,
     e.blocking_reason::text, e.pipeline_stage::text, e.severity::text, e.imo_stage::text,
-    outreach.ct_errors_are_bound() AS errors_are_bound
+    outreach.ct_errors_are_bound() AS errors_are_bound,
+    current_setting('synchronous_commit') IN ('off', 'local') AS is_not_durable
 FROM outreach.ct_outcomes AS o
 LEFT JOIN outreach.company_target AS t ON t.outreach_id = o.outreach_id
 LEFT JOIN outreach.company_target_errors AS e ON e.outreach_id = o.outreach_id
@@ -203,8 +204,13 @@ CROSS JOIN LATERAL outreach.ct_recall(i.domain, $2::text, $3::interval, $4::inte
 SELECT outreach.ct_wake('domain:' || d, 1000000, clock_timestamp()) FROM unnest($1::text[]) AS d;
 
 -- name: recorded_attempts
--- Which attempt won for these companies? A separate statement, because one that inserts cannot see a winner's row.
-SELECT o.outreach_id, o.attempt FROM outreach.ct_outcomes AS o WHERE o.outreach_id = ANY ($1::uuid[]);
+-- What is the outcome of these companies, and is it the attempt $2 with the value $3, the topic $4 and the key $5? A statement, and a
+-- session, of its own: one that inserts cannot see another winner's row, and triggers of the users' tables have run in
+-- its session.
+SELECT o.outreach_id, o.ordinal,
+    (o.attempt = i.attempt AND o.topic = i.topic AND o.key = i.key AND o.value = i.value) AS is_it
+FROM unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bytea[]) AS i (outreach_id, attempt, value, topic, key)
+JOIN outreach.ct_outcomes AS o ON o.outreach_id = i.outreach_id;
 
 -- name: claim_unpublished_of
 -- Claim the recorded bytes of these companies for publishing for $2 seconds, if nobody else holds the claim.

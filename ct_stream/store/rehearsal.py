@@ -25,7 +25,7 @@ from ct_stream.gate.records import CLAIM_S
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy
 from ct_stream.store.fit import check_fit
-from ct_stream.store.ledger import record_arguments
+from ct_stream.store.ledger import attempt_arguments, record_arguments
 from ct_stream.store.misfit import Misfit, explain
 from ct_stream.store.outage import AGAIN
 from ct_stream.store.queries import query
@@ -164,14 +164,16 @@ async def _record(connection: Connection, cast: Cast, name: str, outcomes: list[
     transaction = connection.transaction()
     await transaction.start()
     try:
+        await connection.execute("SET LOCAL synchronous_commit = on")  # the administrator may have it off
         ids = [outcome.outreach_id for outcome in outcomes]
         if in_full:
             await cast.fetch("look_up", ids, _RULES, PASS_KEPT, FAIL_KEPT, MX_KEPT)
-        won = await cast.fetch("record", *record_arguments([(outcome, uuid4()) for outcome in outcomes]))
+        attempts = [(outcome, uuid4()) for outcome in outcomes]
+        won = await cast.fetch("record", *record_arguments(attempts))
         if len(won) < len(outcomes):
             return  # a worker has decided one of them meanwhile
         if in_full:
-            await cast.fetch("recorded_attempts", ids)
+            await cast.fetch("recorded_attempts", *attempt_arguments(attempts))
             await cast.fetch("forget", ids)
             await cast.fetch("wake_domains", [domain] if domain else [])
             await cast.fetch("claim_unpublished_of", ids, CLAIM_S)
@@ -185,6 +187,12 @@ async def _record(connection: Connection, cast: Cast, name: str, outcomes: list[
     finally:
         await _undo(connection, transaction)
     for outcome, row in zip(outcomes, kept, strict=True):
+        if row["is_not_durable"]:
+            raise Misfit(
+                "a trigger of outreach.company_target or outreach.company_target_errors sets synchronous_commit, so a "
+                "crash of the server could lose an outcome that is published already",
+                "let it leave this setting as it is",
+            )
         _compare(outcome, row)
 
 

@@ -108,7 +108,7 @@ class ComingUp:
         """Wait for the ledger, then rehearse recording there: what does not fit would make each company stuck."""
 
         async def rehearsed() -> Rehearsal:
-            async with database.connection() as connection:
+            async with database.connection(meets_users=True) as connection:
                 return await rehearse(connection)
 
         try:
