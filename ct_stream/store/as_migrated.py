@@ -31,7 +31,7 @@ _FUNCTION = re.compile(r"^CREATE (?:OR REPLACE )?FUNCTION outreach\.(\w+)\((.*?)
 _SETTING = re.compile(r"\bSET (\w+) = (.+?)(?=\s+SET |\s*$)")
 _TRIGGER = re.compile(
     r"^CREATE (?:OR REPLACE |CONSTRAINT )?TRIGGER (\w+) ([^;]*?)\sON outreach\.(\w+)([^;]*?)"
-    r"EXECUTE FUNCTION outreach\.(\w+)\(",
+    r"EXECUTE FUNCTION outreach\.(\w+)\((?:'(\w+)')?\)",
     _FLAGS,
 )
 _ALWAYS = re.compile(r"^ALTER TABLE outreach\.(\w+) ENABLE ALWAYS TRIGGER (\w+);", _FLAGS)
@@ -68,6 +68,7 @@ class _Trigger:
     table: str
     name: str
     function: str
+    argument: str
     enabled: str
     kind: int  #: pg_trigger.tgtype
     has_condition: bool
@@ -101,7 +102,11 @@ async def compare(fetch: Fetch) -> Comparison:
 
 async def triggers_altered(sql: SqlFiles, fetch: Fetch) -> list[Altered]:
     """Return which triggers are not as triggers.sql makes them, and which of our tables have others."""
-    return list(_compared(list(_triggers(sql)), await _triggers_now(sql, fetch), set(sql.made)))
+    wanted = list(_triggers(sql))
+    return [
+        *_compared(wanted, await _triggers_now(sql, fetch), set(sql.made)),
+        *_in_partitions(wanted, await fetch("partition_triggers_now", sorted({trigger.table for trigger in wanted}))),
+    ]
 
 
 async def _triggers_now(sql: SqlFiles, fetch: Fetch) -> Sequence[Any]:
@@ -110,12 +115,13 @@ async def _triggers_now(sql: SqlFiles, fetch: Fetch) -> Sequence[Any]:
 
 def _triggers(sql: SqlFiles) -> Iterator[_Trigger]:
     always = {(table, name) for table, name in _ALWAYS.findall(sql.triggers)}
-    for name, when, table, how, function in _TRIGGER.findall(sql.triggers):
+    for name, when, table, how, function, argument in _TRIGGER.findall(sql.triggers):
         words = set(re.findall(r"[A-Z]+", f"{when} {how}"))
         yield _Trigger(
             table=table,
             name=name,
             function=f"outreach.{function}",
+            argument=argument,
             enabled="A" if (table, name) in always else "O",
             kind=sum(bit for word, bit in _BITS.items() if word in words),
             has_condition="WHEN" in words,
@@ -135,6 +141,8 @@ def _compared(wanted: Sequence[_Trigger], now: Sequence[Any], ours: set[str]) ->
             yield Altered(what=f"{said} is gone", action=_MIGRATE)
         elif row["function"] != trigger.function:
             yield Altered(what=f"{said} calls another function, {row['function']}", action=_MIGRATE)
+        elif row["argument"] != trigger.argument:
+            yield Altered(what=f"{said} calls its function with another argument", action=_MIGRATE)
         elif (row["kind"], row["has_condition"]) != (trigger.kind, trigger.has_condition) or row["columns"]:
             yield Altered(what=f"{said} fires at other events, or under a condition", action=_MIGRATE)
         elif row["enabled"] == "D":
@@ -148,6 +156,15 @@ def _compared(wanted: Sequence[_Trigger], now: Sequence[Any], ours: set[str]) ->
                 what=f"outreach.{table} has a {kind} that is not the gate's, {name}",
                 action=f"find out whose it is and what it does: DROP {kind.upper()} {name} ON outreach.{table}",
             )
+
+
+def _in_partitions(wanted: Sequence[_Trigger], now: Sequence[Any]) -> Iterator[Altered]:
+    ours = {(trigger.table, trigger.name) for trigger in wanted}
+    for row in now:
+        if (row["its_table"], row["name"]) in ours:
+            where = f"the partition {row['partition']} of outreach.{row['its_table']}"
+            how = "is disabled" if row["enabled"] == "D" else "does not fire as it does for the whole table"
+            yield Altered(what=f"the trigger {row['name']} of {where} {how}", action=_MIGRATE)
 
 
 def _functions_altered(sql: SqlFiles, now: Sequence[Any]) -> Iterator[Altered]:
@@ -205,15 +222,15 @@ def _owners_altered(now: Sequence[Any]) -> Iterator[Altered]:
 
 def _widened(sql: SqlFiles, now: Sequence[Any]) -> Iterator[Altered]:
     granted = set(_granted(sql.grants))
-    wide: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    wide: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
     for row in now:
-        table, column, who, right = row["its_table"], row["its_column"], row["grantee"], row["right"]
-        if right in _WRITES and (right, table, column, who) not in granted:
-            wide[who, f"{right} ({column})" if column else right].append(f"outreach.{table}")
-    for (who, right), tables in sorted(wide.items()):
+        kind, table, column, who, right = (row[key] for key in ("kind", "its_table", "its_column", "grantee", "right"))
+        if kind or (right in _WRITES and (right, table, column, who) not in granted):
+            wide[who, kind, f"{right} ({column})" if column else right].append(f"outreach.{table}")
+    for (who, kind, right), tables in sorted(wide.items()):
         yield Altered(
-            what=f"{who} may {right} on {_some(tables)}",
-            action=f"REVOKE {right} ON {', '.join(sorted(tables))} FROM {who}",
+            what=f"{who} may {right} on {kind.lower()}{_some(tables)}",
+            action=f"REVOKE {right} ON {kind}{', '.join(sorted(tables))} FROM {who}",
         )
 
 

@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import asyncpg
 
 from ct_stream.problems import said_by
-from ct_stream.store.connecting import CONNECT_S, Connection, refuse_transaction_mode, set_up
+from ct_stream.store.connecting import CONNECT_S, refuse_transaction_mode, set_up
 from ct_stream.store.migrate import missing_part
 from ct_stream.store.outage import AGAIN, OUTAGE, UnfitDatabase
 from ct_stream.store.queries import meets_users, query
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
     from uuid import UUID
+
+    from ct_stream.store.connecting import Connection
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +162,10 @@ class Database:
         if not self._pools:
             await refuse_transaction_mode(self._dsn)
             users_size = self.most_connections // 2
-            own = await self._pool(self.most_connections - users_size, self._begin)
-            self._pools = {False: own, True: await self._pool(users_size, self._begin_beside_users)}
+            # The login's path stays where code of the users' tables runs: triggers may rest on it.
+            beside_users = await self._pool(users_size)
+            own = await self._pool(self.most_connections - users_size, search_path="pg_catalog, pg_temp")
+            self._pools = {True: beside_users, False: own}
         async with self.connection() as connection:
             await self._look(connection)
             applied = {row["part"] for row in await connection.fetch(query("applied"))}
@@ -170,7 +174,13 @@ class Database:
         self.trouble = None
         self._up.set()
 
-    async def _pool(self, size: int, init: Callable[[Connection], Awaitable[None]]) -> _Pool:
+    async def _pool(self, size: int, **settings: str) -> _Pool:
+        """Make a pool whose new connections are ours and durable, have these settings, and are checked."""
+
+        async def begin(connection: Connection) -> None:
+            await set_up(connection, {"synchronous_commit": "on"} | settings)
+            await self._look(connection)
+
         return await asyncpg.create_pool(
             self._dsn,
             min_size=0,
@@ -178,20 +188,10 @@ class Database:
             timeout=CONNECT_S,
             command_timeout=_COMMAND_TIMEOUT_S,
             max_inactive_connection_lifetime=60,
-            init=init,
+            init=begin,
             reset=_keep,
             server_settings={"application_name": self._application_name},
         )
-
-    async def _begin(self, connection: Connection) -> None:
-        """Make a new connection ours and durable, and check the server behind it."""
-        await set_up(connection, {"synchronous_commit": "on", "search_path": "pg_catalog, pg_temp"})
-        await self._look(connection)
-
-    async def _begin_beside_users(self, connection: Connection) -> None:
-        """Do so with the path that the login has: triggers of the users' tables may rest on it."""
-        await set_up(connection, {"synchronous_commit": "on"})
-        await self._look(connection)
 
     async def _look(self, connection: asyncpg.Connection[asyncpg.Record] | _Lent) -> None:
         """Check the server behind a connection: each new one may lead to another server. Raises UnfitDatabase.

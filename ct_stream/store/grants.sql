@@ -69,11 +69,13 @@ DECLARE
         'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since',
         'ct_count_try', 'ct_lock_try', 'ct_talks_wanted', 'ct_trial_talks', 'ct_set_guardrail', 'ct_end_trial',
         'ct_take_tier2', 'ct_answer_tier2',
-        'ct_take_alerts', 'ct_recorded_here', 'ct_require_fresh', 'ct_opened_at'
+        'ct_take_alerts', 'ct_recorded_here', 'ct_written_here', 'ct_require_fresh', 'ct_opened_at'
     ];
     of_people CONSTANT name[] := ARRAY['resume_guardrail', 'ct_accept_toolbox'];
     -- Triggers of the runbook's tables call them as whoever changes a row there.
-    of_everybody CONSTANT name[] := ARRAY['ct_is_decided', 'ct_left_the_spine', 'ct_first_change'];
+    of_everybody CONSTANT name[] := ARRAY[
+        'ct_is_decided', 'ct_left_the_spine', 'ct_first_change', 'ct_acts_as_gate'
+    ];
     -- Triggers, and what other functions call.
     of_owner CONSTANT name[] := ARRAY[
         'ct_adopt', 'ct_alert', 'ct_alert_conflict', 'ct_alert_control', 'ct_alert_guardrail', 'ct_alert_stuck',

@@ -15,7 +15,7 @@ def _all() -> dict[str, str]:
     return {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-#: A spine, or a table that hubs and people write too. Functions and triggers of ours meet them only inside such queries.
+#: The users' tables. No function of ours meets them in a query that does not name one of them.
 _USERS = re.compile(r"\boutreach\.(outreach|company_target|company_target_errors)\b")
 
 

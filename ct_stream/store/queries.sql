@@ -778,6 +778,18 @@ SELECT o.outreach_id, coalesce(o.failure_code, o.outcome) AS outcome, o.reason, 
     t.is_catchall
 FROM outreach.ct_outcomes AS o LEFT JOIN outreach.company_target AS t USING (outreach_id);
 
+-- name: partition_triggers_now
+-- Triggers that a partition of these tables has from them, and that fire at other times than those of the table.
+SELECT c.relname AS its_table, q.relname AS partition, t.tgname AS name, t.tgenabled::text AS enabled
+FROM pg_class AS c
+CROSS JOIN LATERAL pg_partition_tree(c.oid) AS b
+JOIN pg_class AS q ON q.oid = b.relid
+JOIN pg_trigger AS t ON t.tgrelid = q.oid
+JOIN pg_trigger AS w ON w.tgrelid = c.oid AND w.tgname = t.tgname
+WHERE b.level > 0 AND t.tgparentid <> 0 AND t.tgenabled <> w.tgenabled AND c.relname = ANY ($1::text[])
+    AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
+ORDER BY 1, 2, 3;
+
 -- name: functions_version
 -- Which version's functions, triggers and rights did the last `migrate` put in place?
 SELECT f.checksum FROM outreach.ct_functions AS f ORDER BY f.ordinal DESC LIMIT 1;
@@ -786,7 +798,7 @@ SELECT f.checksum FROM outreach.ct_functions AS f ORDER BY f.ordinal DESC LIMIT 
 -- The triggers and rules of these tables.
 SELECT c.relname AS its_table, t.tgname AS name, t.tgenabled::text AS enabled, t.tgtype::integer AS kind,
     t.tgqual IS NOT NULL AS has_condition, t.tgattr::text <> '' AS columns, n.nspname || '.' || p.proname AS function,
-    false AS is_rule
+    rtrim(encode(t.tgargs, 'escape'), '\000') AS argument, false AS is_rule
 FROM pg_trigger AS t
 JOIN pg_class AS c ON c.oid = t.tgrelid
 JOIN pg_proc AS p ON p.oid = t.tgfoid
@@ -794,7 +806,7 @@ JOIN pg_namespace AS n ON n.oid = p.pronamespace
 WHERE NOT t.tgisinternal AND c.relname = ANY ($1::text[])
     AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
 UNION ALL
-SELECT c.relname, r.rulename, r.ev_enabled::text, 0, false, false, '', true
+SELECT c.relname, r.rulename, r.ev_enabled::text, 0, false, false, '', '', true
 FROM pg_rewrite AS r JOIN pg_class AS c ON c.oid = r.ev_class
 WHERE c.relkind IN ('r', 'p') AND c.relname = ANY ($1::text[])
     AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach');
@@ -838,8 +850,8 @@ WHERE n.nspname = 'outreach' AND a.privilege_type = 'CREATE' AND a.grantee <> n.
     AND r.who IN ('PUBLIC', 'ct_gate', 'ct_ops', 'ct_reader');
 
 -- name: rights_now
--- What others than their owner may do with these tables, or with one column of them.
-SELECT c.relname AS its_table, r.its_column, a.privilege_type AS right,
+-- What others than their owner may do with these tables, with one column of them, or with a sequence of theirs.
+SELECT '' AS kind, c.relname AS its_table, r.its_column, a.privilege_type AS right,
     CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS grantee
 FROM pg_class AS c
 CROSS JOIN LATERAL (
@@ -849,6 +861,16 @@ CROSS JOIN LATERAL (
 ) AS r
 CROSS JOIN LATERAL aclexplode(r.acl) AS a
 WHERE c.relname = ANY ($1::text[]) AND a.grantee <> c.relowner
+    AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
+UNION ALL
+SELECT 'SEQUENCE ', s.relname, NULL, a.privilege_type,
+    CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+FROM pg_class AS c
+JOIN pg_depend AS d ON d.refobjid = c.oid AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_class'::regclass
+    AND d.deptype IN ('a', 'i')
+JOIN pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
+CROSS JOIN LATERAL aclexplode(s.relacl) AS a
+WHERE c.relname = ANY ($1::text[]) AND a.grantee <> s.relowner AND a.privilege_type IN ('USAGE', 'UPDATE')
     AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach');
 
 -- name: doctor_server

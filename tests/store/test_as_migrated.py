@@ -12,6 +12,7 @@ from ct_stream.ops.doctor import examine
 from ct_stream.store.as_migrated import compare, fetching
 from ct_stream.store.migrate import migrate
 from ct_stream.store.sql_files import sql_files
+from tests.store.test_attacks import PARTITIONED
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseDsns
@@ -90,6 +91,13 @@ ALTERED = {
     "GRANT UPDATE ON outreach.ct_outcomes TO ct_gate": "ct_gate may UPDATE on outreach.ct_outcomes",
     "GRANT UPDATE (state) ON outreach.ct_guardrails TO ct_gate": "ct_gate may UPDATE (state) on outreach.ct_guardrails",
     "GRANT INSERT ON outreach.ct_usage TO PUBLIC": "PUBLIC may INSERT on outreach.ct_usage",
+    "GRANT UPDATE ON SEQUENCE outreach.ct_outcomes_ordinal_seq TO ct_gate": (
+        "ct_gate may UPDATE on sequence outreach.ct_outcomes_ordinal_seq"
+    ),
+    "CREATE OR REPLACE TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.company_target FOR EACH ROW"
+    " EXECUTE FUNCTION outreach.ct_guard_new_row('theirs')": (
+        "the trigger ct_guard of outreach.company_target calls its function with another argument"
+    ),
 }
 
 
@@ -127,6 +135,29 @@ async def test_what_is_altered_is_told_and_what_the_line_says_mends_it(
         database.admin,
         *(statement for line in found if (statement := "".join(re.findall(r"(?:REVOKE|DROP) .*", line)))),
     )
+    await migrate(database.admin)
+    assert await told(database.ops) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    {
+        "ALTER TABLE outreach.low DISABLE TRIGGER ct_guard": "the trigger ct_guard of the partition low of"
+        " outreach.company_target is disabled",
+        "ALTER TABLE outreach.low DISABLE TRIGGER ALL": "the trigger ct_final of the partition low of"
+        " outreach.company_target is disabled",
+        "ALTER TABLE outreach.high ENABLE TRIGGER ct_final": "the trigger ct_final of the partition high of"
+        " outreach.company_target does not fire as it does for the whole table",
+    }.items(),
+)
+async def test_a_guard_that_is_off_in_one_partition_is_told_and_put_back(
+    database: DatabaseDsns, statement: str, said: str
+) -> None:
+    await execute(database.admin, PARTITIONED)
+    await migrate(database.admin)
+    assert await told(database.ops) == []
+    await execute(database.admin, statement)
+    assert said in "\n".join(await told(database.ops))
     await migrate(database.admin)
     assert await told(database.ops) == []
 

@@ -278,7 +278,9 @@ async def test_the_gate_adds_nothing_to_what_another_transaction_decided(
         await run(database.gate, f"{RECORDED}) VALUES ('{OTHERS}', 'PASS', now())")
         if claims:
             await gate.execute(claims)
-        with pytest.raises(asyncpg.RestrictViolationError, match="was not recorded by this transaction"):
+        with pytest.raises(
+            asyncpg.RestrictViolationError, match=r"was not recorded by this transaction|changes no row"
+        ):
             await gate.execute(f"{statement}; COMMIT")
     finally:
         await gate.close()
@@ -362,6 +364,62 @@ async def test_the_gate_rewrites_no_row_that_it_left_as_it_was(database: Databas
         with pytest.raises((asyncpg.RestrictViolationError, asyncpg.NotNullViolationError)):
             await run(database.gate, f"UPDATE outreach.company_target SET {change}")
     await run(database.admin, "UPDATE outreach.company_target SET email_method = 'mended@x.example'")
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "word"),
+    [
+        ("company_target", "execution_status", "ready"),
+        ("company_target", "execution_status", "blocked"),
+        ("company_target_errors", "failure_code", "CT-M-NO-PATTERN"),
+        ("ct_unwritten", "its_table", "company_target_errors"),
+    ],
+)
+async def test_the_gates_rows_say_what_its_outcome_says(
+    database: DatabaseDsns, table: str, column: str, word: str
+) -> None:
+    with pytest.raises(asyncpg.RestrictViolationError, match="contradicts what this transaction records"):
+        await run(
+            database.gate,
+            f"BEGIN; {RECORDED}, failure_code) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-M-NO-MX');"
+            f"INSERT INTO outreach.{table} (outreach_id, {column}) VALUES ('{OTHERS}', '{word}'); COMMIT",
+        )
+
+
+PARTITIONED = """
+DROP TABLE outreach.company_target;
+CREATE TABLE outreach.company_target (
+    target_id uuid DEFAULT gen_random_uuid(), outreach_id uuid PRIMARY KEY, email_method text, method_type text,
+    confidence_score numeric(5, 4), is_catchall boolean, execution_status text DEFAULT 'pending',
+    imo_completed_at timestamptz, created_at timestamptz DEFAULT now(), updated_at timestamptz DEFAULT now()
+) PARTITION BY RANGE (outreach_id);
+CREATE TABLE outreach.low PARTITION OF outreach.company_target
+    FOR VALUES FROM (MINVALUE) TO ('80000000-0000-0000-0000-000000000000');
+CREATE TABLE outreach.high PARTITION OF outreach.company_target
+    FOR VALUES FROM ('80000000-0000-0000-0000-000000000000') TO (MAXVALUE);
+"""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "execution_status = 'pending'",
+        "outreach_id = 'f0000000-0000-0000-0000-00000000000a', execution_status = 'pending'",
+        "outreach_id = 'f0000000-0000-0000-0000-00000000000a'",
+        "outreach_id = '00000000-0000-0000-0000-00000000000b', execution_status = 'pending'",
+    ],
+)
+async def test_the_gate_moves_no_final_row_to_another_partition(database: DatabaseDsns, change: str) -> None:
+    """There it would be a new one."""
+    await run(database.admin, PARTITIONED)
+    await migrate(database.admin)
+    await run(
+        database.admin,
+        f"INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES ('{OTHERS}', 'blocked')",
+    )
+    with pytest.raises(asyncpg.RestrictViolationError, match="the gate changes no row"):
+        await run(database.gate, f"UPDATE outreach.company_target SET {change}")
+    await run(database.admin, f"UPDATE outreach.company_target SET {change}")  # it is not decided, and its owner's
 
 
 DECIDED = (

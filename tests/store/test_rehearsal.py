@@ -161,3 +161,19 @@ async def test_an_outage_is_no_misfit(postgres: EmbeddedPostgres) -> None:
             await rehearse(gate, Full(gate))
         assert str(await rehearse(gate)) == DONE, "the connection can be used on"
         await gate.close()
+
+
+async def test_a_trigger_that_makes_outcomes_forgettable_is_a_misfit(postgres: EmbeddedPostgres) -> None:
+    """It runs at the end of the gate's transaction, so its setting would be that of the COMMIT."""
+    async with made(postgres, ddl()) as users:
+        await mint(users.admin)
+        await migrate(users.admin)
+        await run(
+            users.admin,
+            "CREATE FUNCTION outreach.hurry() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " PERFORM set_config('synchronous_commit', 'off', true); RETURN NULL; END $$;"
+            "CREATE CONSTRAINT TRIGGER hurry AFTER INSERT OR UPDATE ON outreach.company_target"
+            " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outreach.hurry()",
+        )
+        with pytest.raises(MigrationError, match="sets synchronous_commit, so a crash"):
+            await migrate(users.admin)

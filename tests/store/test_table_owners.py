@@ -348,20 +348,28 @@ async def test_nobody_writes_final_rows_through_a_view_of_the_gates(database: Da
         )
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["written first", "noted first"])
+@pytest.mark.parametrize("between", ["", "SAVEPOINT s;"], ids=["", "in a savepoint"])
 @pytest.mark.parametrize("table", ["company_target", "company_target_errors"])
-async def test_what_was_written_with_an_outcome_is_not_noted_as_left_alone(database: DatabaseDsns, table: str) -> None:
-    """By a trigger of the tables' owner that runs as the gate, at the end of the same transaction."""
+async def test_what_was_written_with_an_outcome_is_not_noted_as_left_alone(
+    database: DatabaseDsns, table: str, between: str, order: tuple[int, int]
+) -> None:
+    """By the gate, or by a trigger of the tables' owner that runs as the gate, in the same transaction."""
     company = uuid4()
-    with pytest.raises(asyncpg.RestrictViolationError, match="was written by this transaction"):
+    write = {
+        "company_target": "INSERT INTO outreach.company_target (outreach_id, execution_status)"
+        f" VALUES ('{company}', 'failed');",
+        "company_target_errors": "INSERT INTO outreach.company_target_errors (outreach_id, failure_code)"
+        f" VALUES ('{company}', 'CT-I-NOT-FOUND');",
+    }[table]
+    note = f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{company}', '{table}');"
+    first, second = ((write, note)[n] for n in order)
+    with pytest.raises(asyncpg.RestrictViolationError, match="contradicts what this transaction records"):
         await run(
             database.gate,
             "BEGIN; INSERT INTO outreach.ct_outcomes (outreach_id, outcome, failure_code, decided_at)"
-            f" VALUES ('{company}', 'FAIL', 'CT-M-NO-MX', now());"
-            "INSERT INTO outreach.company_target (outreach_id, execution_status)"
-            f" VALUES ('{company}', 'failed');"
-            "INSERT INTO outreach.company_target_errors (outreach_id, failure_code)"
-            f" VALUES ('{company}', 'CT-M-NO-MX');"
-            f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{company}', '{table}'); COMMIT",
+            f" VALUES ('{company}', 'FAIL', 'CT-I-NOT-FOUND', now());"
+            f"{between} {first} {between and 'RELEASE s;'} {second} COMMIT",
         )
 
 

@@ -76,6 +76,31 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     WHERE before -> c.name IS DISTINCT FROM after -> c.name ORDER BY c.n LIMIT 1
 $$;
 
+-- Does whoever acts on this table do so by the rights of ct_gate, and not by one of their own? Through a view of ct_gate's
+-- anybody comes with its rights. Of a partition, what counts are the rights on its table. Triggers call this as whoever
+-- changes a row, so everybody may; it tells what everybody may read in the catalog.
+CREATE OR REPLACE FUNCTION outreach.ct_acts_as_gate(its_table oid, its_column text, operation text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = its_table), 'USAGE')
+        AND (
+            pg_has_role(current_user, 'ct_gate', 'MEMBER')
+            OR NOT has_column_privilege(
+                current_user, coalesce(pg_partition_root(its_table), its_table)::oid, its_column, operation
+            )
+        )
+$$;
+
+-- Was this row version written by the present transaction, or by a savepoint of it? A row of another one that is not
+-- committed yet cannot be seen. xmin has the last 32 bits of a transaction's number.
+CREATE OR REPLACE FUNCTION outreach.ct_written_here(row_xmin xid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(pg_xact_status((
+        CASE WHEN m.low > n.now % 4294967296 AND n.now >= 4294967296
+            THEN n.now - n.now % 4294967296 - 4294967296 ELSE n.now - n.now % 4294967296 END + m.low
+    )::text::xid8) = 'in progress', false)
+    FROM (SELECT row_xmin::text::bigint AS low) AS m, (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS now) AS n
+$$;
+
 -- In the row of a decided company the gate's columns are final; the others belong to whoever made them. A row goes with
 -- its company when the spine's row is deleted: the ledger row stays. A pending row may be decided, or removed.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_company_target() RETURNS trigger
@@ -109,6 +134,16 @@ BEGIN
             AND outreach.ct_left_the_spine(OLD.outreach_id::uuid)
         THEN
             RETURN NEW;
+        END IF;
+        -- The gate decides a row that waits, and gives none to another company. Said here, because a row that moves to
+        -- another partition meets AFTER triggers as a new one.
+        IF TG_WHEN = 'BEFORE' AND (
+                NEW.outreach_id IS DISTINCT FROM OLD.outreach_id
+                OR OLD.execution_status::text IN ('ready', 'failed', 'blocked')
+            ) AND outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE')
+        THEN
+            RAISE EXCEPTION 'company_target: the gate changes no row that is final or of another company (%, %)',
+                OLD.outreach_id, OLD.execution_status USING ERRCODE = 'restrict_violation';
         END IF;
     ELSIF pg_trigger_depth() > 1 AND outreach.ct_left_the_spine(OLD.outreach_id::uuid) THEN
         RETURN OLD;
@@ -205,7 +240,8 @@ CREATE OR REPLACE FUNCTION outreach.ct_guard_new_row() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     was_final boolean := false; -- and was left as it is
-    mine bigint;
+    said record;
+    is_true boolean;
 BEGIN
     IF TG_ARGV[0] = 'company_target' THEN  -- of a partition the name is another one
         IF TG_OP = 'UPDATE' THEN
@@ -215,36 +251,43 @@ BEGIN
             RETURN NULL;
         END IF;
     END IF;
-    -- Others with a right of their own: through a view of ct_gate's anybody would come with its rights.
-    IF TG_ARGV[0] <> 'ct_unwritten' AND (
-        NOT pg_has_role(current_user, 'ct_gate', 'MEMBER')
-            AND has_column_privilege(
-                current_user, coalesce(pg_partition_root(TG_RELID), TG_RELID)::oid,
-                CASE TG_ARGV[0] WHEN 'company_target' THEN 'execution_status' ELSE 'failure_code' END, TG_OP
-            )
-        OR pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'USAGE')
+    IF NOT outreach.ct_acts_as_gate(
+        TG_RELID,
+        CASE TG_ARGV[0] WHEN 'company_target' THEN 'execution_status' WHEN 'ct_unwritten' THEN 'its_table'
+            ELSE 'failure_code' END,
+        TG_OP
     ) THEN
         RETURN NULL;
     END IF;
-    -- What this transaction has written itself was not left as it was.
-    IF TG_ARGV[0] = 'ct_unwritten' THEN
-        mine := pg_current_xact_id()::text::bigint % 4294967296;
-        IF (CASE NEW.its_table
-            WHEN 'company_target' THEN EXISTS (
-                SELECT t.outreach_id FROM outreach.company_target AS t
-                WHERE t.outreach_id = NEW.outreach_id AND t.xmin::text::bigint = mine
-            )
-            ELSE EXISTS (
-                SELECT e.outreach_id FROM outreach.company_target_errors AS e
-                WHERE e.outreach_id = NEW.outreach_id AND e.xmin::text::bigint = mine
-            )
-        END) THEN
-            RAISE EXCEPTION '% of % was written by this transaction', NEW.its_table, NEW.outreach_id
-                USING ERRCODE = 'restrict_violation';
-        END IF;
-    END IF;
     IF was_final OR NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
         RAISE EXCEPTION '%: the outcome of % was not recorded by this transaction', TG_ARGV[0], NEW.outreach_id
+            USING ERRCODE = 'restrict_violation';
+    END IF;
+    SELECT o.outcome, o.failure_code INTO said FROM outreach.ct_outcomes AS o WHERE o.outreach_id = NEW.outreach_id::uuid;
+    IF TG_ARGV[0] = 'company_target' THEN
+        is_true := NEW.execution_status::text = CASE said.outcome WHEN 'PASS' THEN 'ready' ELSE 'failed' END;
+    ELSIF TG_ARGV[0] = 'company_target_errors' THEN
+        is_true := NEW.failure_code::text = said.failure_code;
+    ELSIF NEW.its_table = 'company_target' THEN
+        is_true := NOT EXISTS (
+            SELECT t.outreach_id FROM outreach.company_target AS t
+            WHERE t.outreach_id = NEW.outreach_id AND outreach.ct_written_here(t.xmin)
+        );
+    ELSE
+        is_true := said.failure_code = 'CT-I-NOT-FOUND' AND NOT EXISTS (
+            SELECT e.outreach_id FROM outreach.company_target_errors AS e
+            WHERE e.outreach_id = NEW.outreach_id AND outreach.ct_written_here(e.xmin)
+        );
+    END IF;
+    -- What is written is not noted as left alone, whichever comes first.
+    IF TG_ARGV[0] <> 'ct_unwritten' AND EXISTS (
+        SELECT u.outreach_id FROM outreach.ct_unwritten AS u
+        WHERE u.outreach_id = NEW.outreach_id::uuid AND u.its_table = TG_ARGV[0]
+    ) THEN
+        is_true := false;
+    END IF;
+    IF is_true IS NOT TRUE THEN
+        RAISE EXCEPTION '%: the row of % contradicts what this transaction records', TG_ARGV[0], NEW.outreach_id
             USING ERRCODE = 'restrict_violation';
     END IF;
     RETURN NULL;
