@@ -7,7 +7,18 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import (
+    BrokerNotAvailableError,
+    CommitFailedError,
+    IllegalGenerationError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    KafkaUnavailableError,
+    RebalanceInProgressError,
+    ReplicaNotAvailableError,
+    UnknownMemberIdError,
+)
 
 from ct_stream.stream.delivery import Delivery
 from ct_stream.stream.offset_guard import OffsetGuard
@@ -25,10 +36,17 @@ log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 
 
-def _is_outage(error: BaseException) -> bool:
+#: aiokafka does not call these retriable, because the same request would fail again; a new worker begins anew.
+_WELL_THE_NEXT_TIME = (
+    BrokerNotAvailableError, CommitFailedError, IllegalGenerationError, KafkaConnectionError, KafkaTimeoutError,
+    KafkaUnavailableError, RebalanceInProgressError, ReplicaNotAvailableError, UnknownMemberIdError,
+)  # fmt: skip
+
+
+def is_outage(error: BaseException) -> bool:
     """Return whether Kafka cannot be reached, or may be well the next time. A record that cannot be read stays so."""
-    return isinstance(error, TimeoutError | ConnectionError) or (
-        isinstance(error, KafkaError) and (isinstance(error, KafkaConnectionError) or bool(error.retriable))
+    return isinstance(error, (TimeoutError, ConnectionError, *_WELL_THE_NEXT_TIME)) or (
+        isinstance(error, KafkaError) and bool(error.retriable)
     )
 
 
@@ -115,7 +133,7 @@ class Reading:
 
     async def _ended(self, how: str, error: BaseException | None) -> None:
         """End the worker: Faust cannot be started twice. A new process can wait for Kafka, as this one did at first."""
-        if error is not None and _is_outage(error):
+        if error is not None and is_outage(error):
             self._on_kafka_gone(f"Kafka went away: {await self._explain(error)}")
             return
         log.error("Faust %s: %s", how, error, exc_info=error)

@@ -226,3 +226,24 @@ async def test_a_session_that_is_refused_opens_nothing_though_the_server_greeted
         tries = await hosted.admin.fetchval("SELECT max(tries) FROM outreach.ct_guardrails")
         assert tries == number + 1
     assert await hosted.admin.fetchval("SELECT count(*) FROM outreach.ct_domains WHERE talked_at IS NOT NULL") == 0
+
+
+async def test_silence_in_a_network_that_another_worker_has_just_closed_fails_nobody(hosted: Hosted) -> None:
+    """This worker looked at the guardrails before; it looks again before a silence counts."""
+    other = hosted.other
+    hosted.world.silent = {THIRD}
+    first = await hosted.begin("late.example", THIRD, gate=other)
+    assert first.waits_on == "control:smtp"
+    hosted.world.refusing = {MACHINE, BESIDE}
+    for n, ip in enumerate((MACHINE, MACHINE, BESIDE)):
+        await hosted.begin(f"customer{n}.example", ip)
+    assert await hosted.state(HOSTER) == "closed"
+    await hosted.time_passes()
+    for _ in range(4):
+        await other.prove()
+        for resumed in await other.passes.claim_due(10):
+            if other.domains[resumed.origin.outreach_id] != "late.example":
+                continue
+            result = await other.go_on(resumed.origin, resumed)
+            assert isinstance(result, Wait), result
+    assert result.waits_on == f"provider:{HOSTER}"

@@ -206,3 +206,27 @@ async def test_who_waits_for_a_person_is_woken_though_it_was_parked_just_after_t
             woken = {resumed.origin.outreach_id for resumed in await passes.claim_due(10)}
         await admin.close()
     assert woken == {company.origin.outreach_id for company in late}
+
+
+async def test_a_providers_try_goes_to_whoever_has_waited_longest_since_its_last_one(database: DatabaseDsns) -> None:
+    """A try that is refused comes back to the end of the queue: the same company would keep all others from a turn."""
+    rail = "provider:bigmail.example"
+    companies = [parked(after_s=None, waits_on=rail) for _ in range(3)]
+    turns = []
+    async with opened(database.gate) as db:
+        passes = ParkedCompanies(db, "a", "test")
+        admin = await asyncpg.connect(database.admin)
+        await admin.execute(
+            "INSERT INTO outreach.ct_guardrails (key, state, reason, next_try_at) VALUES ($1, 'closed', 'test', now())",
+            rail,
+        )
+        async with running(passes.park):
+            for company in companies:
+                await passes.park(company)
+            for _ in range(4):
+                await passes.wake_sleepers(10)
+                (tried,) = await passes.claim_due(10)
+                turns.append(next(n for n, one in enumerate(companies) if one.origin == tried.origin))
+                await passes.park(companies[turns[-1]])
+        await admin.close()
+    assert turns == [0, 1, 2, 0]
