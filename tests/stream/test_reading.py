@@ -25,8 +25,8 @@ from ct_stream.stream.reading import is_outage
     "error",
     [
         KafkaConnectionError("Unable to bootstrap"), NodeNotReadyError(), CoordinatorLoadInProgressError(),
-        NotLeaderForPartitionError(), RequestTimedOutError(), KafkaTimeoutError(), TimeoutError(), ConnectionResetError(),
-        CommitFailedError(), UnknownMemberIdError(),
+        NotLeaderForPartitionError(), RequestTimedOutError(), KafkaTimeoutError(), TimeoutError(),
+        ConnectionResetError(), CommitFailedError(), UnknownMemberIdError(),
     ],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
