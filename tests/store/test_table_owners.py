@@ -179,6 +179,23 @@ async def test_what_is_planned_with_the_spine_runs_as_who_may_only_read_its_ids(
     assert await value(owners_database, "SELECT count(*) FROM outreach.company_target") == 0
 
 
+async def test_a_row_that_an_administrator_notes_as_left_alone_runs_no_owners_code(owners_database: str) -> None:
+    await migrate(owners_database)
+    await run(
+        owners_database,
+        "GRANT CREATE ON SCHEMA outreach TO app_owner; ALTER TABLE outreach.company_target_errors OWNER TO app_owner;"
+        "SET SESSION AUTHORIZATION app_owner;" + PLANNED.format("outreach.company_target_errors"),
+    )
+    company = uuid4()
+    await run(
+        owners_database,
+        "INSERT INTO outreach.ct_outcomes (outreach_id, outcome, failure_code, decided_at)"
+        f" VALUES ('{company}', 'FAIL', 'CT-I-NOT-FOUND', now());"
+        f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{company}', 'company_target_errors')",
+    )
+    assert await ran_as(owners_database) == set()
+
+
 LEFT_FOR_LATER = {
     "a function that runs as its caller": """
         DO LANGUAGE plpgsql $d$ DECLARE f record; BEGIN
