@@ -135,12 +135,16 @@ def _fail_body(verdict: Failed) -> dict[str, Any]:
     }
 
 
+def ce_id(outreach_id: UUID) -> bytes:
+    """Return the id of the event that a company's outcome is, the same at each repeat (CloudEvents 1.0)."""
+    return str(uuid5(_CE_NAMESPACE, f"{outreach_id}/outcome")).encode()
+
+
 def _headers(origin: Origin, *, passed: bool, decided: str) -> Headers:
     """Return CloudEvents 1.0 headers in Kafka's binary mode. A repeat has the same `ce_id`."""
-    ce_id = uuid5(_CE_NAMESPACE, f"{origin.outreach_id}/outcome")
     headers: list[tuple[str, bytes]] = [
         ("ce_specversion", b"1.0"),
-        ("ce_id", str(ce_id).encode()),
+        ("ce_id", ce_id(origin.outreach_id)),
         ("ce_type", b"outreach.ct.pass.v1" if passed else b"outreach.ct.fail.v1"),
         ("ce_source", _CE_SOURCE.encode()),
         ("ce_subject", str(origin.outreach_id).encode()),

@@ -87,6 +87,11 @@ WHERE NOT c.relispartition AND i.inhparent IN (
 
 async def check_fit(connection: Connection) -> None:
     """Raise Misfit for the first thing that does not fit. Tables that do not exist yet are no misfit."""
+    if (encoding := await connection.fetchval("SHOW server_encoding")) != "UTF8":
+        raise Misfit(
+            f"the database has the encoding {encoding}, in which not every text can be kept or read",
+            "create one with ENCODING 'UTF8' TEMPLATE template0, and restore yours into it",
+        )
     for row in await connection.fetch(_RELATIONS):
         name = f"outreach.{row['name']}"
         if row["name"] in _WRITTEN and row["kind"] not in ("r", "p"):

@@ -23,7 +23,13 @@ GRANT INSERT (places, reason, worker, worker_version) ON outreach.ct_watchdog_ex
 GRANT INSERT (provider, domain, kind, host, reason, is_own, address, network) ON outreach.ct_refusals TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
 GRANT SELECT, INSERT ON outreach.company_target_errors TO ct_gate;
-GRANT SELECT, INSERT, UPDATE ON outreach.ct_passes, outreach.ct_usage, outreach.ct_rates, outreach.ct_domains,
+-- Whose wait it is stays: the wait of one company could be given to a decided one, and forgotten with it.
+REVOKE UPDATE ON outreach.ct_passes FROM ct_gate;
+GRANT SELECT, INSERT ON outreach.ct_passes TO ct_gate;
+GRANT UPDATE (state, domain, reason, detail, waits_on, not_before, since, parked_at, answers, pending, spent_ms, asked_at,
+    failed_at, event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header,
+    looks, exceptions, traceback, worker_version, lease_owner, lease_until) ON outreach.ct_passes TO ct_gate;
+GRANT SELECT, INSERT, UPDATE ON outreach.ct_usage, outreach.ct_rates, outreach.ct_domains,
     outreach.ct_memory, outreach.ct_workers TO ct_gate;
 GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
 -- The users' own tables may number their rows by a sequence of their own (serial).

@@ -14,6 +14,7 @@ import orjson
 
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.memory import FAIL_KEPT, MX_KEPT, PASS_KEPT, is_unpaid, memorable
+from ct_stream.gate.output_stage import ce_id
 from ct_stream.gate.records import CLAIM_S, Known, Publication
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Passed
@@ -22,7 +23,9 @@ from ct_stream.store.domain_memory import read_memory
 from ct_stream.store.outage import UnfitDatabase
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    import asyncpg
 
     from ct_stream.gate.output_stage import Headers, Outcome
     from ct_stream.gate.transcript import Exchange
@@ -79,7 +82,7 @@ class Ledger:
 
     async def claim_unpublished(self, limit: int) -> list[Publication]:
         """Claim outcomes that a crash left unpublished, oldest first."""
-        return [_publication(row) for row in await self._database.persist("claim_unpublished", limit, CLAIM_S)]
+        return list(_publications(await self._database.persist("claim_unpublished", limit, CLAIM_S)))
 
     async def count_unpublished(self) -> int:
         """Return how many outcomes are recorded and not yet published."""
@@ -156,7 +159,7 @@ class Ledger:
 
     async def _claim(self, ids: Sequence[UUID]) -> list[Publication | None]:
         rows = await self._database.fetch("claim_unpublished_of", list(set(ids)), CLAIM_S)
-        claimed = {row["outreach_id"]: _publication(row) for row in rows}
+        claimed = {publication.outreach_id: publication for publication in _publications(rows)}
         return [claimed.pop(i, None) for i in ids]
 
 
@@ -180,14 +183,24 @@ def attempt_arguments(attempts: Sequence[tuple[Outcome, UUID]]) -> tuple[Any, ..
     )
 
 
-def _publication(row: Any) -> Publication:
-    return Publication(
-        outreach_id=row["outreach_id"],
-        topic=row["topic"],
-        key=row["key"],
-        value=row["value"],
-        headers=headers_from_json(row["headers"]),
-    )
+def _publications(rows: Sequence[asyncpg.Record]) -> Iterator[Publication]:
+    """Yield what these claimed rows say; a row that no worker of ours recorded is left, and keeps no other waiting."""
+    for row in rows:
+        try:
+            headers = headers_from_json(row["headers"])
+            is_ours = dict(headers)["ce_id"] == ce_id(row["outreach_id"])
+        except (ValueError, TypeError, KeyError, AttributeError):
+            is_ours = False
+        if not is_ours:
+            log.error(
+                "The outcome of company %s is not published: its headers in outreach.ct_outcomes are not the gate's",
+                row["outreach_id"],
+                extra={"action": "not_our_bytes", "outreach_id": str(row["outreach_id"])},
+            )
+            continue
+        yield Publication(
+            outreach_id=row["outreach_id"], topic=row["topic"], key=row["key"], value=row["value"], headers=headers
+        )
 
 
 def headers_to_json(headers: Headers) -> str:

@@ -612,7 +612,13 @@ SELECT outreach.ct_end_trial() AS opened;
 
 -- name: guardrails
 -- Which tools and providers are closed or halted, and why?
-SELECT g.key, g.state, g.reason, g.since, g.next_try_at, g.tries, g.changed_by
+-- Opened in the future, before the clock was set back: what counts is when it was last opened before now.
+SELECT g.key, g.state, g.reason, g.next_try_at, g.tries, g.changed_by,
+    CASE WHEN g.since <= clock_timestamp() OR g.state NOT IN ('open', 'trial') THEN g.since ELSE coalesce((
+        SELECT l.at FROM outreach.ct_guardrail_log AS l
+        WHERE l.key = g.key AND l.state IN ('open', 'trial') AND l.at <= statement_timestamp()
+        ORDER BY l.log_id DESC LIMIT 1
+    ), g.since) END AS since
 FROM outreach.ct_guardrails AS g
 -- What a person must look at comes first.
 ORDER BY array_position(ARRAY['halted', 'closed', 'paused', 'trial', 'open'], g.state), g.key;

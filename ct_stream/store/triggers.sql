@@ -3,7 +3,7 @@
 
 -- ---------------------------------------------------------------- final means final
 
-CREATE OR REPLACE TRIGGER ct_final BEFORE UPDATE OR DELETE ON outreach.ct_outcomes
+CREATE OR REPLACE TRIGGER ct_final BEFORE INSERT OR UPDATE OR DELETE ON outreach.ct_outcomes
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_outcome();
 CREATE OR REPLACE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.ct_outcomes
     FOR EACH STATEMENT EXECUTE FUNCTION outreach.ct_guard_outcome();

@@ -6,17 +6,20 @@ Each statement was first seen succeeding.
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
 from ct_stream.store.guardrails import Guardrails
+from ct_stream.store.ledger import Ledger
 from ct_stream.store.migrate import MigrationError, migrate
-from tests.store.parts import opened, role
+from tests.conftest import PASSWORD
+from tests.store.parts import opened, outcome, role, running
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
@@ -386,6 +389,116 @@ async def test_the_gates_rows_say_what_its_outcome_says(
         )
 
 
+EVENT: dict[str, Any] = {
+    "outreach_id": OTHERS, "email_method": "info@a.example", "method_type": "info", "confidence_score": 0.7,
+    "is_catchall": False,
+}  # fmt: skip
+
+
+def published(**changes: Any) -> str:
+    """Return the statement that records a PASS of OTHERS with its event, or with something else in one place."""
+    row = {
+        "outreach_id": OTHERS, "outcome": "PASS", "topic": "ct.pass", "key": OTHERS, "headers": "[]",
+        "value": json.dumps(EVENT), "decided_at": "now",
+    } | changes  # fmt: skip
+    values = ", ".join("NULL" if one is None else f"'{one}'" for one in row.values())
+    return f"INSERT INTO outreach.ct_outcomes ({', '.join(row)}) VALUES ({values})"
+
+
+async def test_a_person_with_a_login_of_her_own_takes_over_nobody_elses(database: DatabaseDsns) -> None:
+    """As the README gives it to her."""
+    person = f"alice_{uuid4().hex}"
+    if await value(database.admin, "SELECT current_setting('server_version_num')::integer < 160000"):
+        pytest.skip("a role cannot be granted WITH SET FALSE before PostgreSQL 16")
+    await run(
+        database.admin, f"CREATE ROLE {person} LOGIN PASSWORD '{PASSWORD}'; GRANT ct_ops TO {person} WITH SET FALSE"
+    )
+    dsn = database.ops.replace("//ct_ops:", f"//{person}:")
+    try:
+        for attempt in ("SET ROLE ct_ops", "ALTER ROLE ct_ops PASSWORD 'mine'"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await run(dsn, attempt)
+        await run(database.gate, "SELECT outreach.ct_set_guardrail('spine', 'halted', 'empty', NULL)")
+        assert await value(dsn, "SELECT outreach.resume_guardrail('spine', 'restored')") == "halted -> open"
+        assert await value(dsn, "SELECT changed_by FROM outreach.ct_guardrails WHERE key = 'spine'") == person
+    finally:
+        await run(database.admin, f"DROP ROLE {person}")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"topic": "ct.fail"}, {"topic": "ct-stream-decided-changelog"}, {"topic": None}, {"headers": None},
+        {"headers": "{}"}, {"key": str(uuid4())}, {"key": None}, {"value": None},
+        {"value": json.dumps(EVENT | {"outreach_id": str(uuid4())})}, {"value": json.dumps([OTHERS])},
+        {"value": json.dumps(EVENT | {"failure_code": "CT-M-NO-MX"})}, {"decided_at": "infinity"},
+        {"decided_at": "4000-01-01 BC"}, {"outreach_id": str(uuid4())},
+        {"outcome": "FAIL", "failure_code": "CT-M-NO-MX"},
+    ],
+)  # fmt: skip
+async def test_what_is_published_is_the_companys_own_outcome(database: DatabaseDsns, changes: dict[str, Any]) -> None:
+    """A worker publishes what is in the ledger as it is: another company's PASS, on whatever topic."""
+    with pytest.raises(asyncpg.CheckViolationError):
+        await run(database.gate, published(**changes))
+    with pytest.raises(asyncpg.DataError):
+        await run(database.gate, published(value="no json"))
+    await run(database.gate, published())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"email_method": "evil@a.example"}, {"method_type": "first"}, {"confidence_score": "NaN"},
+        {"confidence_score": 0.9}, {"is_catchall": True}, {"email_method": None}, {"execution_status": "failed"},
+        {"execution_status": "pending"},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("steps", [1, 2])
+async def test_the_row_says_what_is_published(database: DatabaseDsns, changes: dict[str, Any], steps: int) -> None:
+    row = {name: value for name, value in EVENT.items() if name != "outreach_id"} | {"execution_status": "ready"}
+    values = {name: "NULL" if one is None else f"'{one}'" for name, one in (row | changes).items()}
+    insert = f"INSERT INTO outreach.company_target (outreach_id, {', '.join(values)}) VALUES ('{OTHERS}', {{}})"
+    write = insert.format(", ".join(values.values()))
+    if steps == 2:
+        await run(database.gate, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')")
+        write = f"UPDATE outreach.company_target SET {', '.join(f'{n} = {v}' for n, v in values.items())}"
+    with pytest.raises(asyncpg.RestrictViolationError, match="contradicts what this transaction records"):
+        await run(database.gate, f"BEGIN; {published()}; {write}; COMMIT")
+
+
+async def test_a_row_that_waits_is_not_filled_in_after_its_company_was_decided(database: DatabaseDsns) -> None:
+    await run(database.gate, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')")
+    await run(database.gate, published())
+    for write in (
+        "UPDATE outreach.company_target SET email_method = 'evil@a.example'",
+        f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}') ON CONFLICT (outreach_id)"
+        " DO UPDATE SET confidence_score = 1",
+    ):
+        with pytest.raises(asyncpg.RestrictViolationError, match="was not recorded by this transaction"):
+            await run(database.gate, write)
+
+
+@pytest.mark.parametrize("headers", ["[]", "[1]", '[["ce_id", "x"]]', '[["ce_id", {"base64": "!"}]]', '[["ce_id"]]'])
+async def test_headers_that_are_not_the_gates_are_not_published_and_keep_nothing_waiting(
+    database: DatabaseDsns, headers: str
+) -> None:
+    """Hubs would take the company's true outcome for a repeat of an event with the same ce_id."""
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            whole = outcome()
+            assert await ledger.record(whole)
+            await run(database.gate, published(headers=headers))
+            await run(database.admin, "UPDATE outreach.ct_outcomes SET publish_until = now() - interval '1 hour'")
+            assert [one.outreach_id for one in await ledger.claim_unpublished(10)] == [whole.outreach_id]
+
+
+async def test_a_wait_is_given_to_no_other_company(database: DatabaseDsns) -> None:
+    """A decided one, with which it would be forgotten."""
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await run(database.gate, f"UPDATE outreach.ct_passes SET outreach_id = '{OTHERS}'")
+
+
 PARTITIONED = """
 DROP TABLE outreach.company_target;
 CREATE TABLE outreach.company_target (
@@ -509,7 +622,48 @@ async def test_a_clock_that_is_set_back_after_a_resume_voids_nothing_that_is_sai
         guardrails = Guardrails(db, 60.0)
         await guardrails.refresh(now=True)
         assert guardrails.settling(0.0).resumed_at is None
-    assert await value(database.ops, "SELECT outreach.resume_guardrail('tool:TOOL-005', 'again')") == "trial -> trial"
+        person: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.ops)
+        await person.execute("BEGIN")
+        resumed = "SELECT outreach.resume_guardrail('tool:TOOL-005', 'again')"
+        assert await person.fetchval(resumed) == "trial already"
+        halted = "BEGIN; SELECT outreach.ct_set_guardrail('tool:TOOL-005', 'halted', 'due', NULL); ROLLBACK"
+        async with asyncio.timeout(3):
+            await run(database.gate, halted)
+        await person.execute("COMMIT")
+        await person.close()
+        await guardrails.refresh(now=True)
+        assert guardrails.settling(0.0).resumed_at is not None
+        await run(
+            database.gate,
+            "INSERT INTO outreach.ct_domains (domain, provider, free_at, talked_at)"
+            " SELECT n, n, now(), clock_timestamp() FROM unnest(ARRAY['a', 'b', 'c']) AS n",
+        )
+        assert await value(database.gate, "SELECT outreach.ct_end_trial()") is True
+
+
+@pytest.mark.parametrize("rail", ["spine", "tool:TOOL-005", "provider:p.example"])
+async def test_people_who_resume_together_lock_nothing_that_is_open(database: DatabaseDsns, rail: str) -> None:
+    """Postgres would lock what the second one has waited for, although it is open by then."""
+    state = "closed" if rail.startswith("provider:") else "halted"
+    halt = f"SELECT outreach.ct_set_guardrail('{rail}', '{state}', 'due', NULL)"
+    assert await value(database.gate, halt) is True
+    resume = f"SELECT outreach.resume_guardrail('{rail}', 'mended')"
+    first, second = await asyncpg.connect(database.ops), await asyncpg.connect(database.ops)
+    try:
+        await first.execute("BEGIN")
+        await first.execute(resume)
+        await second.execute("BEGIN; SAVEPOINT s")
+        with pytest.raises(asyncpg.LockNotAvailableError, match=f"somebody else is resuming {rail}"):
+            async with asyncio.timeout(3):
+                await second.execute(resume)
+        await first.execute("COMMIT")
+        await second.execute(f"ROLLBACK TO s; {resume}")
+        async with asyncio.timeout(3):
+            assert await value(database.gate, halt) is True
+            assert await value(database.gate, "SELECT outreach.ct_end_trial()") is False
+    finally:
+        await first.close()
+        await second.close()
 
 
 async def test_a_long_log_of_guardrails_slows_no_judgement(database: DatabaseDsns) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -35,13 +35,17 @@ VERSION = "1+test"
 
 
 def decided(
-    verdict: Passed | Failed = PASSED, exchanges: Sequence[Exchange] = ANSWERS, *, ago: timedelta = timedelta(0)
+    verdict: Passed | Failed = PASSED,
+    exchanges: Sequence[Exchange] = ANSWERS,
+    *,
+    ago: timedelta = timedelta(0),
+    of: UUID | None = None,
 ) -> Outcome:
     """Return an outcome whose answers came so long ago."""
     now = datetime.now(UTC)
     at = (now - ago).isoformat()
     return output_stage(
-        origin(uuid4()), verdict, [replace(e, at=e.at or at) for e in exchanges], rules_version=VERSION,
+        origin(of), verdict, [replace(e, at=e.at or at) for e in exchanges], rules_version=VERSION,
         decided_at=now, duration_ms=1,
     )  # fmt: skip
 
@@ -137,7 +141,7 @@ async def test_remembered_hosts_keep_their_age_beside_new_answers(database: Data
 
 async def test_a_company_that_lost_the_race_is_not_remembered(database: DatabaseDsns) -> None:
     outcome = decided()
-    loser = replace(decided(NO_PATTERN), origin=outcome.origin)
+    loser = decided(NO_PATTERN, of=outcome.outreach_id)
     async with opened(database.gate) as db:
         ledger, memory = Ledger(db), DomainMemory(db, VERSION)
         async with running(*ledger.batches, memory.recall):

@@ -20,7 +20,9 @@ BEGIN
         RAISE EXCEPTION 'companies decided before are adopted once' USING ERRCODE = 'restrict_violation';
     END IF;
     INSERT INTO outreach.ct_outcomes (outreach_id, outcome, source, failure_code, reason, decided_at)
-        SELECT i.id, i.outcome, 'adopted', i.code, i.reason, coalesce(i.at, clock_timestamp())
+        SELECT i.id, i.outcome, 'adopted', i.code, i.reason,
+            -- What others wrote there may be 'infinity', or a year before our era, which few readers can show.
+            greatest(least(coalesce(i.at, clock_timestamp()), clock_timestamp()), '1970-01-01 00:00:00+00')
         FROM unnest(ids, outcomes, codes, reasons, decided) AS i (id, outcome, code, reason, at)
         ON CONFLICT (outreach_id) DO NOTHING;
     GET DIAGNOSTICS adopted = ROW_COUNT;

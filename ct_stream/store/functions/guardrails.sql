@@ -24,16 +24,33 @@ $$;
 -- How many providers must talk normally before TOOL-005 is open for all again?
 CREATE OR REPLACE FUNCTION outreach.ct_talks_wanted() RETURNS integer LANGUAGE sql IMMUTABLE AS $$ SELECT 3 $$;
 
+-- When, within the span that evidence counts for, did a person last resume a guardrail, or a normal session open it? What
+-- servers said of us before that counts no more. A moment to come is from before the clock was set back.
+CREATE OR REPLACE FUNCTION outreach.ct_opened_at(rail text) RETURNS timestamptz
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    -- In the order of its index: a max(at) would walk through all guardrails' changes.
+    SELECT coalesce((
+        SELECT l.at FROM outreach.ct_guardrail_log AS l
+        WHERE l.key = rail AND l.state IN ('open', 'trial')
+            AND l.at > statement_timestamp() - interval '24 hours' AND l.at <= statement_timestamp()
+        ORDER BY l.log_id DESC LIMIT 1
+    ), '-infinity')
+$$;
+
 -- How many providers have talked normally since the trial began?
 CREATE OR REPLACE FUNCTION outreach.ct_trial_talks() RETURNS integer LANGUAGE sql STABLE AS $$
     SELECT count(DISTINCT d.provider)::integer FROM outreach.ct_domains AS d
-    WHERE d.talked_at > (SELECT g.since FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005')
+    WHERE d.talked_at > (
+            -- One that began in the future is from before the clock was set back.
+            SELECT CASE WHEN g.since <= clock_timestamp() THEN g.since ELSE outreach.ct_opened_at(g.key) END
+            FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005'
+        )
         AND d.talked_at <= clock_timestamp()
 $$;
 
 -- Put a guardrail into a state, with the reason in the log; return true if that changed it. The gate may only tighten:
--- it pauses and closes providers, and halts anything. It opens only a provider that talked normally; what is halted is
--- opened by resume_guardrail alone. A closed guardrail is not paused. Where a person is opening it and does not
+-- it pauses and closes providers, and halts anything. It opens providers, after a normal session as it says; what is
+-- halted is opened by resume_guardrail alone. A closed guardrail is not paused. Where a person is opening it and does not
 -- come to an end, it is as if this change had come before: that person's opening counts. For anything else it waits.
 CREATE OR REPLACE FUNCTION outreach.ct_set_guardrail(rail text, new_state text, why text, next_try timestamptz)
 RETURNS boolean
@@ -117,19 +134,6 @@ BEGIN
     END IF;
 END $$;
 
--- When, within the span that evidence counts for, did a person last resume a guardrail, or a normal session open it? What
--- servers said of us before that counts no more. A moment to come is from before the clock was set back.
-CREATE OR REPLACE FUNCTION outreach.ct_opened_at(rail text) RETURNS timestamptz
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    -- In the order of its index: a max(at) would walk through all guardrails' changes.
-    SELECT coalesce((
-        SELECT l.at FROM outreach.ct_guardrail_log AS l
-        WHERE l.key = rail AND l.state IN ('open', 'trial')
-            AND l.at > statement_timestamp() - interval '24 hours' AND l.at <= statement_timestamp()
-        ORDER BY l.log_id DESC LIMIT 1
-    ), '-infinity')
-$$;
-
 -- For people (ct_ops): open a paused, closed or halted guardrail, with a reason for the log. TOOL-005 goes on trial
 -- first: see ct_begin_probes. The evidence of before is void by its time (ct_opened_at, ct_stream/gate/evidence.py), and
 -- workers wake who waits (ct_wake_sleepers): a person's transaction may stay open for as long as a lunch, so it locks
@@ -144,12 +148,26 @@ BEGIN
         RAISE EXCEPTION 'a reason is needed to resume %, of at most 1000 characters', rail;
     END IF;
     PERFORM outreach.ct_require_fresh();
-    -- One that is open is not locked: the gate must be able to halt at any moment. One that was opened in the future is
-    -- from before the clock was set back, and its trial would never end.
-    SELECT g.state INTO before FROM outreach.ct_guardrails AS g
-        WHERE g.key = rail AND (g.state NOT IN ('open', 'trial') OR g.since > clock_timestamp()) FOR UPDATE;
+    -- One that is open is not locked: the gate must be able to halt at any moment. Whoever waited here would lock what is
+    -- open by then, although it is not returned: nobody waits, and the error gives such a lock back.
+    BEGIN
+        SELECT g.state INTO before FROM outreach.ct_guardrails AS g
+            WHERE g.key = rail AND g.state NOT IN ('open', 'trial') FOR UPDATE NOWAIT;
+        IF before IS NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'CT002';
+        END IF;
+    EXCEPTION
+        WHEN SQLSTATE 'CT002' THEN NULL;
+        WHEN lock_not_available THEN
+            RAISE EXCEPTION 'somebody else is resuming % in a transaction that has not ended', rail
+                USING ERRCODE = 'lock_not_available';
+    END;
     IF before IS NULL THEN
         SELECT g.state INTO before FROM outreach.ct_guardrails AS g WHERE g.key = rail;
+        -- Opened in the future, before the clock was set back: that opening does not count yet, and this one does.
+        IF EXISTS (SELECT g.key FROM outreach.ct_guardrails AS g WHERE g.key = rail AND g.since > clock_timestamp()) THEN
+            INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, before, why);
+        END IF;
         RETURN coalesce(before, 'open') || ' already';
     END IF;
     UPDATE outreach.ct_guardrails SET state = after, reason = why, since = clock_timestamp(), next_try_at = NULL,
@@ -167,6 +185,9 @@ DECLARE
 BEGIN
     IF why IS NULL OR why !~ '\S' OR length(why) > 1000 THEN
         RAISE EXCEPTION 'a reason is needed to accept a toolbox, of at most 1000 characters';
+    END IF;
+    IF length(accepted::text) > 100000 THEN
+        RAISE EXCEPTION 'a toolbox has at most 100000 characters as JSON';
     END IF;
     INSERT INTO outreach.ct_toolboxes (toolbox, reason) VALUES (accepted, why) RETURNING ordinal INTO made;
     RETURN made;

@@ -1,9 +1,34 @@
 -- Final means final: no role and no replication apply may change or remove an outcome. triggers.sql names the tables.
 
--- An outcome never changes. Only its publish claim may move, and published_at may be set once.
+-- What is published is the company's own outcome, under its key: a worker sends it as it is recorded. An outcome never
+-- changes. Only its publish claim may move, and published_at may be set once.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_outcome() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    event jsonb;
 BEGIN
+    IF TG_OP = 'INSERT' THEN
+        IF NOT outreach.ct_acts_as_gate(TG_RELID, 'topic', 'INSERT') THEN
+            RETURN NEW;
+        END IF;
+        -- By the server's clock, which may have been set.
+        IF abs(extract(epoch FROM NEW.decided_at - clock_timestamp())) > 366 * 86400 THEN
+            RAISE EXCEPTION 'outcome %: decided at %', NEW.outreach_id, NEW.decided_at USING ERRCODE = 'check_violation';
+        END IF;
+        IF NEW.topic IS NOT NULL OR NEW.value IS NOT NULL THEN
+            event := convert_from(NEW.value, 'UTF8');
+            IF NEW.topic IS DISTINCT FROM (CASE NEW.outcome WHEN 'PASS' THEN 'ct.pass' ELSE 'ct.fail' END)
+                OR NEW.key IS DISTINCT FROM convert_to(NEW.outreach_id::text, 'UTF8')
+                OR jsonb_typeof(NEW.headers) IS DISTINCT FROM 'array'
+                OR event ->> 'outreach_id' IS DISTINCT FROM NEW.outreach_id::text
+                OR event ->> 'failure_code' IS DISTINCT FROM NEW.failure_code
+            THEN
+                RAISE EXCEPTION 'outcome %: what is to be published is not its own', NEW.outreach_id
+                    USING ERRCODE = 'check_violation';
+            END IF;
+        END IF;
+        RETURN NEW;
+    END IF;
     IF TG_OP <> 'UPDATE' THEN
         RAISE EXCEPTION 'ct_outcomes is final: % is refused', lower(TG_OP) USING ERRCODE = 'restrict_violation';
     END IF;
@@ -209,6 +234,9 @@ END $$;
 CREATE OR REPLACE FUNCTION outreach.ct_guard_usage() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF TG_OP = 'INSERT' AND NEW.refused_at IS NOT NULL THEN
+        RAISE EXCEPTION 'usage of %: nothing was refused yet', NEW.tool_id USING ERRCODE = 'check_violation';
+    END IF;
     IF NEW.used < 0 OR NEW.usd < 0 OR NEW.usd = 'NaN' THEN
         RAISE EXCEPTION 'usage of % cannot be negative', NEW.tool_id USING ERRCODE = 'check_violation';
     END IF;
@@ -233,24 +261,22 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     )
 $$;
 
--- What the gate says of a company in the users' tables it says together with the outcome, in one statement. Later it
--- would be another decision: a final row for a company whose row is gone, a further failure, or a guard taken off a row
--- that is said to be left as it was. Others may write rows of their own; `verify` names those without an outcome.
+-- What the gate says of a company in the users' tables it says together with the outcome, in one statement, and it says
+-- the same. Later it would be another decision: a final row for a company whose row is gone, a further failure, or a guard
+-- taken off a row that is said to be left as it was. Others may write rows of their own; `verify` names those without an
+-- outcome.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_new_row() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    was_final boolean := false; -- and was left as it is
+    ours CONSTANT text[] := ARRAY[
+        'outreach_id', 'email_method', 'method_type', 'confidence_score', 'is_catchall', 'execution_status',
+        'imo_completed_at'
+    ];
+    written jsonb := to_jsonb(NEW);
     said record;
+    event jsonb;
     is_true boolean;
 BEGIN
-    IF TG_ARGV[0] = 'company_target' THEN  -- of a partition the name is another one
-        IF TG_OP = 'UPDATE' THEN
-            was_final := coalesce(OLD.execution_status::text, '') IN ('ready', 'failed', 'blocked');
-        END IF;
-        IF NOT was_final AND coalesce(NEW.execution_status::text, '') NOT IN ('ready', 'failed', 'blocked') THEN
-            RETURN NULL;
-        END IF;
-    END IF;
     IF NOT outreach.ct_acts_as_gate(
         TG_RELID,
         CASE TG_ARGV[0] WHEN 'company_target' THEN 'execution_status' WHEN 'ct_unwritten' THEN 'its_table'
@@ -259,15 +285,37 @@ BEGIN
     ) THEN
         RETURN NULL;
     END IF;
-    IF was_final OR NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
+    IF TG_ARGV[0] = 'company_target' THEN  -- of a partition the name is another one
+        -- A trigger of others that runs as the gate, and writes their own columns.
+        IF TG_OP = 'UPDATE' THEN
+            IF outreach.ct_first_change(to_jsonb(OLD), written, ours) IS NULL THEN
+                RETURN NULL;
+            END IF;
+        END IF;
+        -- A company that is not decided yet.
+        IF coalesce(written ->> 'execution_status', '') NOT IN ('ready', 'failed', 'blocked')
+            AND NOT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = NEW.outreach_id::uuid)
+        THEN
+            RETURN NULL;
+        END IF;
+    END IF;
+    IF NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
         RAISE EXCEPTION '%: the outcome of % was not recorded by this transaction', TG_ARGV[0], NEW.outreach_id
             USING ERRCODE = 'restrict_violation';
     END IF;
-    SELECT o.outcome, o.failure_code INTO said FROM outreach.ct_outcomes AS o WHERE o.outreach_id = NEW.outreach_id::uuid;
+    SELECT o.outcome, o.failure_code, o.value INTO said
+        FROM outreach.ct_outcomes AS o WHERE o.outreach_id = NEW.outreach_id::uuid;
     IF TG_ARGV[0] = 'company_target' THEN
-        is_true := NEW.execution_status::text = CASE said.outcome WHEN 'PASS' THEN 'ready' ELSE 'failed' END;
+        event := convert_from(said.value, 'UTF8');
+        is_true := written ->> 'execution_status' = CASE said.outcome WHEN 'PASS' THEN 'ready' ELSE 'failed' END
+            AND (said.outcome <> 'PASS' OR event IS NULL OR (
+                written ->> 'email_method' = event ->> 'email_method'
+                AND written ->> 'method_type' = event ->> 'method_type'
+                AND written ->> 'is_catchall' = event ->> 'is_catchall'
+                AND abs((written ->> 'confidence_score')::float8 - (event ->> 'confidence_score')::float8) < 0.0001
+            ));
     ELSIF TG_ARGV[0] = 'company_target_errors' THEN
-        is_true := NEW.failure_code::text = said.failure_code;
+        is_true := written ->> 'failure_code' = said.failure_code;
     ELSIF NEW.its_table = 'company_target' THEN
         is_true := NOT EXISTS (
             SELECT t.outreach_id FROM outreach.company_target AS t
