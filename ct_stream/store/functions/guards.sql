@@ -272,7 +272,6 @@ DECLARE
         'outreach_id', 'email_method', 'method_type', 'confidence_score', 'is_catchall', 'execution_status',
         'imo_completed_at'
     ];
-    written jsonb := to_jsonb(NEW);
     said record;
     event jsonb;
     is_true boolean;
@@ -288,12 +287,12 @@ BEGIN
     IF TG_ARGV[0] = 'company_target' THEN  -- of a partition the name is another one
         -- A trigger of others that runs as the gate, and writes their own columns.
         IF TG_OP = 'UPDATE' THEN
-            IF outreach.ct_first_change(to_jsonb(OLD), written, ours) IS NULL THEN
+            IF outreach.ct_first_change(to_jsonb(OLD), to_jsonb(NEW), ours) IS NULL THEN
                 RETURN NULL;
             END IF;
         END IF;
         -- A company that is not decided yet.
-        IF coalesce(written ->> 'execution_status', '') NOT IN ('ready', 'failed', 'blocked')
+        IF coalesce(NEW.execution_status::text, '') NOT IN ('ready', 'failed', 'blocked')
             AND NOT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = NEW.outreach_id::uuid)
         THEN
             RETURN NULL;
@@ -307,15 +306,16 @@ BEGIN
         FROM outreach.ct_outcomes AS o WHERE o.outreach_id = NEW.outreach_id::uuid;
     IF TG_ARGV[0] = 'company_target' THEN
         event := convert_from(said.value, 'UTF8');
-        is_true := written ->> 'execution_status' = CASE said.outcome WHEN 'PASS' THEN 'ready' ELSE 'failed' END
+        -- As text, and not as JSON: char(n) has its blanks there.
+        is_true := NEW.execution_status::text = CASE said.outcome WHEN 'PASS' THEN 'ready' ELSE 'failed' END
             AND (said.outcome <> 'PASS' OR event IS NULL OR (
-                written ->> 'email_method' = event ->> 'email_method'
-                AND written ->> 'method_type' = event ->> 'method_type'
-                AND written ->> 'is_catchall' = event ->> 'is_catchall'
-                AND abs((written ->> 'confidence_score')::float8 - (event ->> 'confidence_score')::float8) < 0.0001
+                NEW.email_method::text COLLATE "C" = event ->> 'email_method'
+                AND NEW.method_type::text COLLATE "C" = event ->> 'method_type'
+                AND NEW.is_catchall::text = event ->> 'is_catchall'
+                AND abs(NEW.confidence_score::float8 - (event ->> 'confidence_score')::float8) < 0.0001
             ));
     ELSIF TG_ARGV[0] = 'company_target_errors' THEN
-        is_true := written ->> 'failure_code' = said.failure_code;
+        is_true := NEW.failure_code::text COLLATE "C" = said.failure_code;
     ELSIF NEW.its_table = 'company_target' THEN
         is_true := NOT EXISTS (
             SELECT t.outreach_id FROM outreach.company_target AS t
