@@ -6,6 +6,7 @@ place.
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ _NOT_ASYNCPGS = frozenset(
         "load_balance_hosts",
         "max_protocol_version",
         "min_protocol_version",
+        "oauth_client_id",
+        "oauth_client_secret",
+        "oauth_issuer",
+        "oauth_scope",
         "replication",
         "require_auth",
         "requirepeer",
@@ -53,6 +58,8 @@ _AUTHORITIES = (
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/cert.pem",
 )
+_SESSION_ATTRIBUTES = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile", "servicefile")
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
@@ -87,6 +94,13 @@ def read_dsn(raw: str) -> PostgresDsn:
     mode = parameters.get("sslmode")
     if mode is not None and mode not in _SSL_MODES:
         raise ProblemError("has an unknown sslmode", f"use one of {', '.join(_SSL_MODES)}")
+    wanted = parameters.get("target_session_attrs")
+    if wanted is not None and wanted not in _SESSION_ATTRIBUTES:
+        raise ProblemError("has an unknown target_session_attrs", f"use one of {', '.join(_SESSION_ATTRIBUTES)}")
+    for name in _FILES:
+        file = parameters.get(name)
+        if file is not None and file != "system" and not os.access(file, os.R_OK):
+            raise ProblemError(f"names a file for {name} that cannot be read", "correct its path, or who may read it")
     if parameters.get("sslrootcert") == "system":
         # As libpq: the system's authorities, and nothing less than verify-full.
         if mode not in (None, "verify-full"):
@@ -142,6 +156,9 @@ def _check_hosts(hosts: str) -> None:
     for host in hosts.split(","):
         if not re.fullmatch(r"(?:\[[0-9A-Za-z:.%_-]*\]|[^:\[\]]*)(?::\d{0,5})?", host):
             raise ProblemError("has a host or a port that cannot be read", f"write {_EXAMPLE}, an IPv6 address in []")
+        port = host.rpartition(":")[2] if ":" in host.rpartition("]")[2] else ""
+        if port and not 0 < int(port) < 65536:
+            raise ProblemError(f"has the port {port}, which cannot be", "write a port from 1 to 65535")
 
 
 def _requoted(text: str) -> str:

@@ -270,7 +270,7 @@ def _number(kind: Callable[[str], Value], least: float, most: float) -> Callable
 def _bootstrap(raw: str) -> str:
     for broker in raw.split(","):
         host, colon, port = broker.strip().rpartition(":")
-        if not (colon and host and port.isdigit()):
+        if not (colon and host and port.isdigit()) or "/" in broker:
             raise _Unusable(f"{broker!r} is not host:port", "write host:port,host:port")
     return ",".join(broker.strip() for broker in raw.split(","))
 
@@ -313,10 +313,10 @@ def _cidrs(raw: str) -> tuple[str, ...]:
     return tuple(networks)
 
 
-def _host_name(raw: str) -> str:
+def _host_name(raw: str, action: str = "set it to the name in your reverse DNS") -> str:
     labels = raw.rstrip(".").split(".")
     if len(labels) < 2 or not all(label.replace("-", "a").isalnum() and label.isascii() for label in labels):
-        raise _Unusable(f"{raw!r} is not a full host name", "set it to the name in your reverse DNS")
+        raise _Unusable(f"{raw!r} is not a full host name", action)
     return raw.rstrip(".").lower()
 
 
@@ -324,12 +324,13 @@ def _mail_address(raw: str) -> str:
     local_part, at, domain = raw.rpartition("@")
     if not at or not local_part or any(c.isspace() or c in "<>" for c in raw):
         raise _Unusable(f"{raw!r} is not a mail address", "set it to a sender that accepts bounces")
-    _host_name(domain)
+    _host_name(domain, "set it to an address whose domain receives mail, such as probe@example.com")
     return raw
 
 
 def _domains(raw: str) -> tuple[str, ...]:
-    return tuple(_host_name(part.strip()) for part in raw.split(","))
+    action = "name domains whose mail servers always answer, such as gmail.com,outlook.com"
+    return tuple(_host_name(part.strip(), action) for part in raw.split(","))
 
 
 def _webhook(raw: str) -> str:

@@ -10,6 +10,7 @@ from ct_stream.gate.domains import canonical_domain
 from ct_stream.gate.events import INPUT_WINDOW, too_many_unreadable
 from ct_stream.gate.questions import SpineAnswer
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
+from ct_stream.store.row_security import hides_companies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,8 +117,11 @@ class SpineCheck:
             row = (await self._database.persist("spine_control"))[0]
             if row["in_recovery"]:
                 return "the spine is read from a standby; CT_POSTGRES_DSN must name the primary"
-            if row["row_security"]:
-                return "row security hides spine rows from the gate's role; exempt ct_gate from it"
+            if await self._database.persist_look("row_security", hides_companies):
+                return (
+                    "row security, of the spine or of a table below it, may hide rows from the gate's login; "
+                    "exempt that login, or the view's owner, from it"
+                )
             if not row["has_rows"]:
                 return "the spine holds no companies: is this the right database?"
             misses = self._lookups.count(False)

@@ -184,8 +184,8 @@ class Companies:
                 )
                 try:
                     return await self._record(outcome, running)
-                except RowHeld:
-                    detail = "it is decided, but an open transaction of somebody else holds its row of company_target"
+                except RowHeld as error:
+                    detail = f"it is decided, but not recorded yet: {error}"
                     wait = Wait(reason=WaitReason.ROW_HELD, detail=detail, after_s=_ROW_HELD_S)
                     await self._park(running.parked(origin, event_at, wait))
                     return None

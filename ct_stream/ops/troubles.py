@@ -10,7 +10,8 @@ from aiokafka.errors import KafkaError
 
 from ct_stream.problems import ProblemError, said_by
 from ct_stream.settings import SettingsError, WrongSetting
-from ct_stream.store.connecting import UnusablePooler
+from ct_stream.store.connecting import UnusablePooler, WrongLogin
+from ct_stream.store.outage import sentence_of
 from ct_stream.stream.refusals import explain
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def postgres_answers(setting: str) -> Iterator[None]:
             setting=setting, what=f"is refused by Postgres: {_line(error)}", action="correct its login or database"
         )
         raise SettingsError([refused]) from error
-    except UnusablePooler as error:
+    except (UnusablePooler, WrongLogin) as error:
         refused = WrongSetting(setting=setting, what=error.problem.what, action=error.problem.action)
         raise SettingsError([refused]) from error
     except asyncpg.UndefinedTableError as error:
@@ -59,7 +60,11 @@ def postgres_answers(setting: str) -> Iterator[None]:
         raise ServiceTrouble(
             f"Postgres: {_line(error)}", f"{setting} needs another role, or run `ct-stream migrate`"
         ) from error
-    except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+    except asyncpg.TargetServerAttributeNotMatched as error:
+        raise ServiceTrouble(f"Postgres ({setting}): {sentence_of(error)}") from error
+    except (
+        OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError
+    ) as error:  # fmt: skip
         raise ServiceTrouble(f"Postgres ({setting}) does not answer: {_line(error)}") from error
     except asyncpg.PostgresError as error:
         raise ServiceTrouble(f"Postgres: {_line(error)}") from error

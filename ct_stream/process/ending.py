@@ -93,5 +93,7 @@ def _end_broken(error: BaseException) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"ct-stream: {text}\n")
-    sys.stderr.flush()
+    """Say it, if anybody listens: after this the process must end, whatever becomes of its standard error."""
+    with suppress(Exception):
+        sys.stderr.write(f"ct-stream: {text}\n")
+        sys.stderr.flush()

@@ -3,8 +3,10 @@
 Everything queued goes into one statement, without a timer: while one batch is at the server, the next one fills. No
 caller's task owns a batch, so the cancellation of an event cannot interrupt a recording.
 
-A row that somebody holds (an open transaction of a hub) must not keep the others waiting: a batch that meets one is
-taken apart, and its items go on one by one beside the next batches. An item whose row stays held gets RowHeld.
+What others do must not keep a whole batch waiting: a row that somebody holds (an open transaction of a hub), or a
+trigger of somebody's that fails. A batch that meets this is taken apart, and its items go on one by one beside the next
+batches. An item that cannot go on alone either gets RowHeld. A batch that takes too long, because a trigger does, comes
+again in two halves.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Generic, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import asyncpg
 
@@ -28,13 +31,36 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_BATCH = 500
+_QUICK_S = 3.0  #: after a full batch that took less, the next one may be larger again
 _HELD_S = 20.0  #: for so long a row may be held
 _AGAIN_S = 0.5  #: between two tries, where nothing else is to be tried
+_PAUSES_S = (0.0, 0.05, 0.2, 1.0)  #: before a batch runs again that a deadlock or a conflict has ended
+_SLOW = "recording it takes too long: look for slow triggers of company_target and company_target_errors"
 _UNCLAIMED_S = 1.0  #: how long a cancelled caller waits for a result that it would have to give back
 
 
 class RowHeld(Exception):
-    """Somebody else holds a row of this item, and does not let it go."""
+    """Others keep a row of this item from being written; the message says how."""
+
+
+class Outages(Protocol):
+    """Who waits out the database's trouble."""
+
+    async def retrying(self, what: str, error: BaseException) -> None:
+        """Return when the next try of this queue is worth it."""
+        ...
+
+    def settled(self, what: str) -> None:
+        """Note that a statement of this queue has succeeded."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alone(Generic[Item, Result]):
+    """How an item runs that others keep from being written with its batch."""
+
+    run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]  #: with one item, and less patience for locked rows
+    why: Callable[[asyncpg.PostgresError], str | None]  #: what others do that raised this error, or None
 
 
 class Batches(Generic[Item, Result]):
@@ -48,19 +74,20 @@ class Batches(Generic[Item, Result]):
         name: str,
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         *,
-        alone: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]] | None = None,
+        alone: Alone[Item, Result] | None = None,
         order: Callable[[Item], object] | None = None,
-        retrying: Callable[[str, BaseException], Awaitable[None]],
+        outages: Outages,
     ) -> None:
-        """`alone`: as `run`, for one item, with less patience for locked rows; None: locked rows are an outage."""
+        """Without `alone`, locked rows are an outage."""
         self.name = name
         self._run = run
-        self._run_alone = alone
+        self._taken_apart = alone
+        self._most = MAX_BATCH  #: in one statement
         self._apart: deque[tuple[tuple[Item, asyncio.Future[Result]], float]] = deque()  #: with since when (monotonic)
         self._is_apart = asyncio.Event()
         self._alone: asyncio.Task[None] | None = None
         self._order = order
-        self._retrying = retrying  # called before each new try in an outage; waits as long as the outage lasts
+        self._outages = outages
         self._queue: list[tuple[Item, asyncio.Future[Result]]] = []
         self._filled = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -68,8 +95,8 @@ class Batches(Generic[Item, Result]):
     def start(self) -> None:
         """Start the task that sends batches."""
         self._worker = asyncio.create_task(self._send_batches(), name=f"batches:{self.name}")
-        if self._run_alone is not None:
-            self._alone = asyncio.create_task(self._send_alone(self._run_alone), name=f"alone:{self.name}")
+        if self._taken_apart is not None:
+            self._alone = asyncio.create_task(self._send_alone(self._taken_apart), name=f"alone:{self.name}")
 
     async def stop(self) -> None:
         """Stop sending, without waiting for what is at the server."""
@@ -116,7 +143,7 @@ class Batches(Generic[Item, Result]):
     def __len__(self) -> int:
         return len(self._queue) + len(self._apart)
 
-    async def _send_alone(self, run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]) -> None:
+    async def _send_alone(self, alone: Alone[Item, Result]) -> None:
         """Send items one by one; those whose rows are held come again, after the others."""
         while True:
             if not self._apart:
@@ -124,14 +151,16 @@ class Batches(Generic[Item, Result]):
                 await self._is_apart.wait()
             pair, held_since = self._apart.popleft()
             try:
-                await self._settle([pair], run)
+                await self._settle([pair], alone=alone)
             except asyncpg.LockNotAvailableError as error:
                 if time.monotonic() - held_since > _HELD_S:
-                    _resolve(pair[1], error=RowHeld(str(error)))
+                    _resolve(pair[1], error=RowHeld(alone.why(error) or str(error)))
                     continue
                 self._apart.append((pair, held_since))
                 if len(self._apart) == 1:
                     await asyncio.sleep(_AGAIN_S)
+            except RowHeld as error:
+                _resolve(pair[1], error=error)
             except asyncio.CancelledError:
                 pair[1].cancel()
                 raise
@@ -139,7 +168,7 @@ class Batches(Generic[Item, Result]):
     async def _send_batches(self) -> None:
         while True:
             await self._filled.wait()
-            batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
+            batch, self._queue = self._queue[: self._most], self._queue[self._most :]
             if not self._queue:
                 self._filled.clear()
             if not batch:
@@ -155,40 +184,77 @@ class Batches(Generic[Item, Result]):
                 raise
 
     async def _settle(
-        self,
-        batch: list[tuple[Item, asyncio.Future[Result]]],
-        run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]] | None = None,
+        self, batch: list[tuple[Item, asyncio.Future[Result]]], alone: Alone[Item, Result] | None = None
     ) -> None:
-        """Give every item of the batch its result, or its own error. `run`: alone, and a held row is raised."""
+        """Give every item of the batch its result, or its own error.
+
+        `alone`: it is one item, taken out of its batch; raises LockNotAvailableError or RowHeld.
+        """
         items = [item for item, _ in batch]
+        again = 0
         while True:
+            began = time.monotonic()
             try:
-                results = await (run or self._run)(items)
-            except asyncpg.LockNotAvailableError as error:
-                if run is not None:
-                    raise
-                if self._run_alone is None:
-                    await self._retrying(self.name, error)
-                    continue
-                self._apart.extend((pair, time.monotonic()) for pair in batch)
-                self._is_apart.set()
-                return
-            except AGAIN as error:
-                log.info("Batch %s runs again: %s", self.name, error, extra={"action": "batch_again"})
-            except OUTAGE as error:
-                await self._retrying(self.name, error)
-            except Exception as error:
-                if len(batch) == 1:
-                    _resolve(batch[0][1], error=error)
+                results = await (alone.run if alone is not None else self._run)(items)
+            except asyncpg.PostgresError as error:
+                is_held = isinstance(error, asyncpg.LockNotAvailableError)
+                why = self._taken_apart.why(error) if self._taken_apart is not None else None
+                if why is not None and alone is None:
+                    self._take_apart(batch)
                     return
-                # One item is at fault, and only that one may get the error: each runs alone.
-                for pair in batch:
-                    await self._settle([pair])
+                if why is not None and is_held:
+                    raise
+                if why is not None:
+                    raise RowHeld(why) from error
+                if isinstance(error, AGAIN):
+                    log.info("Batch %s runs again: %s", self.name, error, extra={"action": "batch_again"})
+                    await asyncio.sleep(_PAUSES_S[min(again, len(_PAUSES_S) - 1)])
+                    again += 1
+                elif isinstance(error, OUTAGE):
+                    await self._outages.retrying(self.name, error)
+                else:
+                    await self._charge(batch, error)
+                    return
+            except TimeoutError as error:
+                await self._outages.retrying(self.name, error)  # the database answers: it is this statement
+                if alone is not None:
+                    raise RowHeld(_SLOW) from error
+                if self._taken_apart is not None and len(batch) > 1:
+                    self._most = max(1, len(batch) // 2)
+                    log.warning(
+                        "Batch %s takes too long; it comes again with %d items", self.name, self._most,
+                        extra={"action": "batch_halved"},
+                    )  # fmt: skip
+                    self._queue[:0] = batch
+                    self._filled.set()
+                    return
+                if self._taken_apart is not None:
+                    self._take_apart(batch)
+                    return
+            except OUTAGE as error:
+                await self._outages.retrying(self.name, error)
+            except Exception as error:
+                await self._charge(batch, error)
                 return
             else:
+                self._outages.settled(self.name)
+                if len(batch) == self._most and time.monotonic() - began < _QUICK_S:
+                    self._most = min(MAX_BATCH, self._most * 2)
                 for (_, future), result in zip(batch, results, strict=True):
                     _resolve(future, result=result)
                 return
+
+    def _take_apart(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        self._apart.extend((pair, time.monotonic()) for pair in batch)
+        self._is_apart.set()
+
+    async def _charge(self, batch: list[tuple[Item, asyncio.Future[Result]]], error: Exception) -> None:
+        """Give the error to the one item at fault: if there are several, each runs by itself."""
+        if len(batch) == 1:
+            _resolve(batch[0][1], error=error)
+            return
+        for pair in batch:
+            await self._settle([pair])
 
 
 def _resolve(future: asyncio.Future[Result], *, result: Result | None = None, error: Exception | None = None) -> None:

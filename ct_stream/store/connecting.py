@@ -7,6 +7,7 @@ somebody else, so that mode is told apart and refused.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,6 +16,7 @@ from uuid import uuid4
 import asyncpg
 
 from ct_stream.problems import ProblemError
+from ct_stream.store.outage import ANY_TROUBLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +28,10 @@ CONNECT_S = 10.0
 
 class UnusablePooler(ProblemError):
     """The way to Postgres leads through a pooler that gives each statement another session."""
+
+
+class WrongLogin(ProblemError):
+    """This login is not the gate's."""
 
 
 #: What a DBA may have set for a login, and our statements rest on. A day has 24 hours: asyncpg sends 24 hours as a day,
@@ -124,6 +130,58 @@ async def refuse_transaction_mode(dsn: str) -> None:
         await _close(first)
 
 
+async def refuse_other_logins(dsn: str) -> None:
+    """Raise WrongLogin if this login does not have the rights of ct_gate. Before the first migrate nobody has them."""
+    connection = await _plain(dsn)
+    try:
+        row = await connection.fetchrow(
+            "SELECT pg_catalog.quote_ident(session_user) AS login,"
+            " pg_catalog.pg_has_role(g.oid, 'USAGE') AS is_gate, pg_catalog.pg_has_role(g.oid, 'MEMBER') AS is_member,"
+            " (SELECT pg_catalog.pg_has_role(p.oid, 'USAGE') FROM pg_catalog.pg_roles AS p WHERE p.rolname = 'ct_ops')"
+            " AS is_people FROM pg_catalog.pg_roles AS g WHERE g.rolname = 'ct_gate'"
+        )
+    finally:
+        await _close(connection)
+    if row is None or row["is_gate"]:
+        return
+    login = row["login"]
+    if row["is_member"]:
+        raise WrongLogin(
+            f"has the login {login}, which does not inherit the rights of its role ct_gate",
+            f"ALTER ROLE {login} INHERIT (from PostgreSQL 16 on also GRANT ct_gate TO {login} WITH INHERIT TRUE)",
+        )
+    if row["is_people"]:
+        raise WrongLogin(f"has the login {login}, which is for people (ct_ops)", "name the gate's login, ct_gate")
+    raise WrongLogin(
+        f"has the login {login}, which does not have the role ct_gate",
+        f"name the gate's login, or GRANT ct_gate TO {login}",
+    )
+
+
+async def sessions_at_once(dsn: str, wanted: int) -> int:
+    """Return how many of the wanted sessions answer while all of them are open. Raises what the first error was.
+
+    A pooler keeps a connection waiting until it has a session for it.
+    """
+    if wanted <= 0:
+        return 0
+    opening = [asyncio.create_task(_plain(dsn)) for _ in range(wanted)]
+    try:
+        done, _ = await asyncio.wait(opening, timeout=CONNECT_S)
+        opened = [task.result() for task in done]
+        answers = [asyncio.create_task(connection.fetchval("SELECT 1")) for connection in opened]
+        answered, waiting = await asyncio.wait(answers, timeout=CONNECT_S) if answers else (set(), set())
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return sum(task.exception() is None for task in answered)
+    finally:
+        for task in opening:
+            task.cancel()
+        ends = await asyncio.gather(*opening, return_exceptions=True)
+        await asyncio.gather(*(_close(end) for end in ends if not isinstance(end, BaseException)))
+
+
 async def _keeps_its_session(first: Connection, second: Connection) -> bool:
     """Return whether the first connection meets one session only, and the second one never meets it.
 
@@ -151,5 +209,5 @@ async def _plain(dsn: str) -> Connection:
 
 
 async def _close(connection: asyncpg.Connection[Any]) -> None:
-    with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    with suppress(*ANY_TROUBLE):
         await connection.close(timeout=1)

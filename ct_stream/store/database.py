@@ -12,20 +12,26 @@ import logging
 import time
 from collections import deque
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import inf
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import asyncpg
 
-from ct_stream.problems import said_by
-from ct_stream.store.connecting import CONNECT_S, refuse_transaction_mode, set_up
+from ct_stream.store.connecting import (
+    CONNECT_S,
+    refuse_other_logins,
+    refuse_transaction_mode,
+    sessions_at_once,
+    set_up,
+)
 from ct_stream.store.migrate import missing_part
-from ct_stream.store.outage import AGAIN, OUTAGE, UnfitDatabase
+from ct_stream.store.outage import AGAIN, ANY_TROUBLE, OUTAGE, UnfitDatabase, sentence_of
 from ct_stream.store.queries import meets_users, query
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from uuid import UUID
 
     from ct_stream.store.connecting import Connection
@@ -35,11 +41,26 @@ log = logging.getLogger(__name__)
 _Lent: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 _Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
+Found = TypeVar("Found")
+
 _COMMAND_TIMEOUT_S = 15.0
 _ACQUIRE_S = 10.0  #: to get a connection from the pool, and to return one after a broken statement
 _JUMP_S = 20.0  #: a smaller difference may come from a late answer: a statement has 15 s
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.2, 5.0
+_FAILING_S = 5.0  #: for so long a statement may fail before people are told
+_FORGOTTEN_S = 60.0  #: much longer than a time-out and a pause
+_AGAIN_S = 0.05  #: after a deadlock, which the other side has won
 POOL_SIZE = 8
+
+
+@dataclass(slots=True)
+class _Failing:
+    """A query or queue that fails again and again."""
+
+    since: float  #: monotonic
+    failed_at: float = 0.0  #: monotonic
+    sentence: str | None = None
+    times: int = 0
 
 
 class Database:
@@ -55,17 +76,18 @@ class Database:
         self._application_name = application_name
         self.most_connections = max(2, pool_size)
         self._pools: dict[bool, _Pool] = {}  #: by whether their sessions meet the users' tables
+        self._has_room = False  #: it was tried that all connections can be used at once
         self._up = asyncio.Event()
         self._epoch: UUID | None = None
         self._seen_ordinal = 0
         self._clock_base: tuple[datetime, float] | None = None
         self._jumps: deque[tuple[datetime, float]] = deque(maxlen=100)  # (the time after it, seconds ahead)
         self._watched_since = time.monotonic()
-        self._retry_s = _RETRY_FIRST_S
+        self._failing: dict[str, _Failing] = {}  #: by query or queue
         self._probe_lock = asyncio.Lock()
         self._returning: set[asyncio.Task[None]] = set()
         self.failed_at = -inf  #: when a statement last met an outage, however short (monotonic)
-        self.trouble: str | None = "not connected to Postgres yet"  #: why nothing can be written now; None: it can
+        self._down: str | None = "not connected to Postgres yet"
 
     # ---------------------------------------------------------------- state
 
@@ -73,6 +95,21 @@ class Database:
     def is_up(self) -> bool:
         """Return whether statements can be expected to work."""
         return self._up.is_set()
+
+    @property
+    def trouble(self) -> str | None:
+        """Return why nothing, or not everything, can be written now; None: all can.
+
+        The database may answer while one statement fails again and again: a slow trigger, a right that is gone.
+        """
+        now = time.monotonic()
+        for what, failing in [*self._failing.items()]:
+            if now - failing.failed_at > _FORGOTTEN_S:  # nobody repeats it any more
+                del self._failing[what]
+        since, sentence = min(
+            ((failing.since, failing.sentence) for failing in self._failing.values()), default=(now, None)
+        )
+        return self._down or (sentence if now - since > _FAILING_S else None)
 
     @property
     def epoch(self) -> UUID:
@@ -138,29 +175,36 @@ class Database:
     async def retrying(self, what: str, error: BaseException) -> None:
         """Note an outage, and return when the database looks usable again. Never gives up."""
         self.failed_at = time.monotonic()
-        sentence = f"Postgres: {_sentence(error)}"
-        if self.trouble != sentence:
+        sentence = f"Postgres: {sentence_of(error)}"
+        failing = self._failing.setdefault(what, _Failing(since=self.failed_at))
+        if sentence not in (self._down, failing.sentence):
             log.warning("%s; waiting to repeat %s", sentence, what, extra={"action": "postgres_down", "what": what})
-        self.trouble = sentence
+        pause_s = min(_RETRY_FIRST_S * 2**failing.times, _RETRY_MOST_S)
+        failing.failed_at, failing.sentence, failing.times = self.failed_at, sentence, min(failing.times + 1, 10)
+        self._down = sentence
         self._up.clear()
         while True:
-            await asyncio.sleep(self._retry_s)
+            await asyncio.sleep(pause_s)
             async with self._probe_lock:
                 if self._up.is_set():
                     return
                 try:
                     await self._check()
-                except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, UnfitDatabase) as again:
-                    self.trouble = f"Postgres: {_sentence(again)}"
-                    self._retry_s = min(self._retry_s * 2, _RETRY_MOST_S)
+                except ANY_TROUBLE as again:
+                    self._down = f"Postgres: {sentence_of(again)}"
+                    pause_s = min(pause_s * 2, _RETRY_MOST_S)
                 else:
                     log.info("Postgres answers again", extra={"action": "postgres_up"})
-                    # The same error may come again at once. So the next wait is longer, until a statement succeeds.
                     return
+
+    def settled(self, what: str) -> None:
+        """Note that this query or queue works."""
+        self._failing.pop(what, None)
 
     async def _check(self) -> None:
         if not self._pools:
             await refuse_transaction_mode(self._dsn)
+            await refuse_other_logins(self._dsn)
             users_size = self.most_connections // 2
             # The login's path stays where code of the users' tables runs: triggers may rest on it.
             beside_users = await self._pool(users_size)
@@ -171,8 +215,23 @@ class Database:
             applied = {row["part"] for row in await connection.fetch(query("applied"))}
         if missing_part(applied) is not None:
             raise UnfitDatabase("the schema is older than this version", "run `ct-stream migrate`")
-        self.trouble = None
+        async with self.connection(meets_users=True) as connection:
+            await connection.fetchval("SELECT 1")
+        if not self._has_room:
+            await self._require_room()
+        self._down = None
         self._up.set()
+
+    async def _require_room(self) -> None:
+        """Raise UnfitDatabase if not all connections can be used at once: one pool would keep the other waiting."""
+        have = sum(pool.get_size() for pool in self._pools.values())
+        opened = have + await sessions_at_once(self._dsn, self.most_connections - have)
+        if opened < self.most_connections:
+            raise UnfitDatabase(
+                f"only {opened} of {self.most_connections} connections could be used at the same time",
+                "lower CT_POSTGRES_CONNECTIONS, or raise what limits them (of PgBouncer: default_pool_size)",
+            )
+        self._has_room = True
 
     async def _pool(self, size: int, **settings: str) -> _Pool:
         """Make a pool whose new connections are ours and durable, have these settings, and are checked."""
@@ -201,8 +260,14 @@ class Database:
         seen = self._seen_ordinal  # outcomes recorded while this query runs must not look like a restored backup
         row = await connection.fetchrow(query("server"))
         assert row is not None
-        if row["in_recovery"] or row["read_only"] == "on":
-            raise UnfitDatabase("the server is a standby or read-only", "CT_POSTGRES_DSN must name the primary")
+        if row["in_recovery"]:
+            raise UnfitDatabase("the server is a standby", "CT_POSTGRES_DSN must name the primary")
+        if row["read_only"] == "on":
+            raise UnfitDatabase(
+                "the server, or the login, is read-only: default_transaction_read_only is on",
+                f"CT_POSTGRES_DSN must name the primary; if it does, ALTER ROLE {row['login']} RESET "
+                "default_transaction_read_only, or the same for the database",
+            )
         if row["synchronous_commit"] in ("off", "local"):
             raise UnfitDatabase(
                 f"synchronous_commit is {row['synchronous_commit']}, so a crash of the server could lose outcomes",
@@ -260,7 +325,6 @@ class Database:
         """Run the named query and return its rows."""
         async with self.connection(meets_users=meets_users(name)) as connection:
             rows = await connection.fetch(query(name), *args)
-        self._retry_s = _RETRY_FIRST_S
         return list(rows)
 
     async def fetch_one(self, name: str, *args: Any) -> asyncpg.Record | None:
@@ -274,29 +338,30 @@ class Database:
 
     async def persist(self, name: str, *args: Any) -> list[asyncpg.Record]:
         """Run the named query again and again until it succeeds; for what must not be lost."""
+        return await self._persist(name, lambda: self.fetch(name, *args))
+
+    async def persist_look(self, name: str, look: Callable[[_Lent], Awaitable[Found]]) -> Found:
+        """Look at the users' tables again and again until that succeeds; `name` is for the log."""
+
+        async def looked() -> Found:
+            async with self.connection(meets_users=True) as connection:
+                return await look(connection)
+
+        return await self._persist(name, looked)
+
+    async def _persist(self, name: str, run: Callable[[], Awaitable[Found]]) -> Found:
         while True:
             try:
-                return await self.fetch(name, *args)
+                found = await run()
             except AGAIN as error:
                 log.info("The query %s runs again: %s", name, error, extra={"action": "query_again"})
+                await asyncio.sleep(_AGAIN_S)
             except OUTAGE as error:
                 await self.retrying(name, error)
+            else:
+                self.settled(name)
+                return found
 
 
 async def _keep(_connection: object) -> None:
     """Reset nothing when a connection is returned: we keep no session state, and a reset costs a round trip."""
-
-
-def _sentence(error: BaseException) -> str:
-    text = said_by(error)
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, asyncpg.TooManyConnectionsError):
-        return f"{text}; raise that limit for all workers, or lower CT_POSTGRES_CONNECTIONS"
-    if isinstance(error, ConnectionRefusedError):
-        return f"connection refused ({text})"
-    if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedFunctionError | asyncpg.UndefinedColumnError):
-        return f"{text}; run `ct-stream migrate`, and check that the spine outreach.outreach exists"
-    if isinstance(error, asyncpg.InsufficientPrivilegeError):
-        return f"{text}; run `ct-stream migrate`, which grants what the gate needs"
-    return text.splitlines()[0][:300]

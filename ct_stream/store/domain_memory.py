@@ -27,7 +27,7 @@ class DomainMemory:
     def __init__(self, database: Database, rules_version: str) -> None:
         self._database = database
         self._rules_version = rules_version
-        self.recall: Batches[str, Memory] = Batches("recall", self._recall, retrying=database.retrying)
+        self.recall: Batches[str, Memory] = Batches("recall", self._recall, outages=database)
 
     async def tidy(self) -> None:
         """Remove what nobody may use any more, in slices: no statement takes long, however much there is."""

@@ -22,10 +22,15 @@ _RELATIONS = """
 SELECT c.relname AS name, c.relkind::text AS kind,
     pg_catalog.format_type(a.atttypid, NULL) AS id_type,
     coalesce(nullif(t.typbasetype, 0), a.atttypid) = 'pg_catalog.uuid'::pg_catalog.regtype AS has_uuid,
+    (
+        SELECT pg_catalog.format_type(d.atttypid, NULL) FROM pg_catalog.pg_attribute AS d
+        WHERE d.attrelid = c.oid AND d.attname = 'domain' AND NOT d.attisdropped
+    ) AS domain_type,
     EXISTS (
         SELECT d.attnum FROM pg_catalog.pg_attribute AS d
-        WHERE d.attrelid = c.oid AND d.attname = 'domain' AND NOT d.attisdropped
-    ) AS has_domain
+        JOIN pg_catalog.pg_type AS y ON y.oid = d.atttypid
+        WHERE d.attrelid = c.oid AND d.attname = 'domain' AND y.typcategory = 'S'
+    ) AS has_text
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'outreach_id' AND NOT a.attisdropped
@@ -106,8 +111,12 @@ async def check_fit(connection: Connection) -> None:
                 f"{name}.outreach_id is of type {row['id_type']}, not uuid",
                 f"ALTER TABLE {name} ALTER COLUMN outreach_id TYPE uuid USING outreach_id::uuid",
             )
-        if row["name"] == "outreach" and not row["has_domain"]:
+        if row["name"] == "outreach" and row["domain_type"] is None:
             raise Misfit(f"the spine {name} has no column domain", "have upstream add it")
+        if row["name"] == "outreach" and not row["has_text"]:
+            raise Misfit(
+                f"the domain in the spine {name} is of type {row['domain_type']}", "have upstream keep it as text"
+            )
     for row in await connection.fetch(_CHILDREN):
         raise Misfit(
             f"{row['child']} inherits from {row['parent']}, whose triggers do not guard its rows",

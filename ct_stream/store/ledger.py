@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import orjson
 
 from ct_stream.gate.failures import FailureCode
@@ -18,14 +19,13 @@ from ct_stream.gate.output_stage import ce_id
 from ct_stream.gate.records import CLAIM_S, Known, Publication
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Passed
-from ct_stream.store.batches import Batches
+from ct_stream.store.batches import Alone, Batches
 from ct_stream.store.domain_memory import read_memory
+from ct_stream.store.misfit import explain, runs_foreign_code
 from ct_stream.store.outage import UnfitDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    import asyncpg
 
     from ct_stream.gate.output_stage import Headers, Outcome
     from ct_stream.gate.transcript import Exchange
@@ -54,18 +54,17 @@ class Ledger:
         """With a rules version, a look-up of a company also returns what its domain answered under these rules."""
         self._database = database
         self._rules_version = rules_version
-        retrying = database.retrying
-        self.look_up: Batches[UUID, Known] = Batches("look-up", self._look_up, retrying=retrying)
+        self.look_up: Batches[UUID, Known] = Batches("look-up", self._look_up, outages=database)
         self._recordings: Batches[_Attempt, bool] = Batches(
             "record",
             self._record,
-            alone=self._record_alone,
+            alone=Alone(run=self._record_alone, why=_others_do),
             order=lambda attempt: attempt.outcome.outreach_id,
-            retrying=retrying,
+            outages=database,
         )
-        self.stamp: Batches[UUID, None] = Batches("stamp", self._stamp, order=lambda i: i, retrying=retrying)
+        self.stamp: Batches[UUID, None] = Batches("stamp", self._stamp, order=lambda i: i, outages=database)
         self.claim: Batches[UUID, Publication | None] = Batches(
-            "claim", self._claim, order=lambda i: i, retrying=retrying
+            "claim", self._claim, order=lambda i: i, outages=database
         )
 
     @property
@@ -76,7 +75,7 @@ class Ledger:
     async def record(self, outcome: Outcome) -> bool:
         """Record an outcome; return True if it is the one that counts. Cancelling the caller does not stop it.
 
-        Raises RowHeld if somebody else holds the company's row of company_target.
+        Raises RowHeld if others keep the company's rows from being written.
         """
         return await self._recordings(_Attempt(outcome=outcome))
 
@@ -161,6 +160,13 @@ class Ledger:
         rows = await self._database.fetch("claim_unpublished_of", list(set(ids)), CLAIM_S)
         claimed = {publication.outreach_id: publication for publication in _publications(rows)}
         return [claimed.pop(i, None) for i in ids]
+
+
+def _others_do(error: asyncpg.PostgresError) -> str | None:
+    """Return what others do that keeps an outcome from being recorded; None: it is trouble of the database, or ours."""
+    if isinstance(error, asyncpg.LockNotAvailableError):
+        return "an open transaction of somebody else holds its row of company_target"
+    return str(explain(error, "recording it")) if runs_foreign_code(error) else None
 
 
 def record_arguments(attempts: Sequence[tuple[Outcome, UUID]], patience_ms: int = _PATIENCE_MS) -> tuple[Any, ...]:

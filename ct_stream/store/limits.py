@@ -13,15 +13,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-import asyncpg
-
 from ct_stream.gate.providers import address_of, is_own_provider, network_of
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.store.batches import Batches
+from ct_stream.store.outage import ANY_TROUBLE
 from ct_stream.store.parked import LEASE_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import asyncpg
 
     from ct_stream.gate.toolbox_limits import ProbeLimits
     from ct_stream.store.database import Database
@@ -78,16 +79,15 @@ class SharedLimits:
         self._owner = owner
         self.limits = limits
         self.held: dict[UUID, str] = {}  #: the domains that passes of this worker are probing, by lease
-        retrying = database.retrying
-        self.take_mx: Batches[None, Slot] = Batches("take-mx", self._take_mx, retrying=retrying)
+        self.take_mx: Batches[None, Slot] = Batches("take-mx", self._take_mx, outages=database)
         self.begin: Batches[Wanted, Begun] = Batches(
-            "begin-probes", self._begin, order=lambda wanted: (wanted.provider, wanted.domain), retrying=retrying
+            "begin-probes", self._begin, order=lambda wanted: (wanted.provider, wanted.domain), outages=database
         )
         self.go_on: Batches[Wanted, Begun] = Batches(
-            "go-on", self._go_on, order=lambda wanted: wanted.domain, retrying=retrying
+            "go-on", self._go_on, order=lambda wanted: wanted.domain, outages=database
         )
         self.end: Batches[_Ended, None] = Batches(
-            "end-probes", self._end, order=lambda ended: ended.domain, retrying=retrying
+            "end-probes", self._end, order=lambda ended: ended.domain, outages=database
         )
 
     @property
@@ -157,7 +157,7 @@ class SharedLimits:
 
     async def release_owner(self) -> None:
         """Give back all leases of this worker. Without a database they run out by themselves."""
-        with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with suppress(*ANY_TROUBLE):
             await self._database.run("release_owner", self._owner, self.limits.smtp_domain_pause_s)
 
     # ---------------------------------------------------------------- batches

@@ -35,9 +35,16 @@ _NOTED = ("ct_migrations", "ct_functions")  #: what this module writes to
 _SAFELY = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL row_security = off"
 #: Who waits for a table keeps all who come after it waiting, too: workers record nothing meanwhile.
 _WAIT_FOR_TABLES = "SET LOCAL lock_timeout = '10s'"
+#: If this process ends, so does what it asked for, and the locks go. Not every system can look after its clients.
+_END_WITH_US = """
+DO $$ BEGIN
+    PERFORM set_config('client_connection_check_interval', '5s', true);
+EXCEPTION WHEN OTHERS THEN NULL; END $$
+"""
 _WAIT_FOR_OTHERS = "SET LOCAL lock_timeout = '60s'"  #: other migrations, each of which takes a second
 _IN_THE_WAY = """
-SELECT format('process %s of %I, since %s', a.pid, a.usename, coalesce(a.xact_start, a.state_change)::timestamptz(0))
+SELECT format('process %s of %s, since %s', a.pid, coalesce(quote_ident(a.usename), a.backend_type),
+    coalesce(a.xact_start, a.state_change)::timestamptz(0))
 FROM pg_locks AS l
 JOIN pg_stat_activity AS a ON a.pid = l.pid
 LEFT JOIN pg_class AS c ON c.oid = l.relation
@@ -51,6 +58,7 @@ SELECT quote_ident(c.conname) FROM pg_constraint AS c
 JOIN pg_attribute AS a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
 WHERE c.conrelid = 'outreach.company_target_errors'::regclass AND c.contype = 'f' AND a.attname = 'outreach_id'
 """
+_NOT_OWNERS = {"ct_gate": "for workers", "ct_ops": "for people"}
 ROLES = ("ct_owner", "ct_gate", "ct_ops", "ct_reader")
 _INHERITS = "SELECT r.rolinherit FROM pg_roles AS r WHERE r.rolname = current_user"
 
@@ -98,8 +106,14 @@ async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationRepor
     try:
         if connection.get_server_version().major < _MIN_SERVER:
             raise MigrationError(f"PostgreSQL {connection.get_server_version().major} is too old", "use 15 or newer")
+        if (login := await connection.fetchval("SELECT session_user")) in _NOT_OWNERS:
+            raise MigrationError(
+                f"CT_POSTGRES_ADMIN_DSN has the login {login}, which is {_NOT_OWNERS[login]}",
+                "it needs the owner of the schema outreach, or a superuser",
+            )
         async with connection.transaction():
             await connection.execute(_SAFELY)
+            await connection.execute(_END_WITH_US)
             await connection.execute(_WAIT_FOR_OTHERS)
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
             await connection.execute(_WAIT_FOR_TABLES)
@@ -108,6 +122,12 @@ async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationRepor
         raise await _in_the_way(connection) from error
     except Misfit as error:
         raise MigrationError(error.problem.what, error.problem.action) from error
+    except asyncpg.InterfaceError as error:
+        if not connection.is_closed():
+            raise
+        raise MigrationError(
+            "the connection to Postgres was lost", "nothing has changed: see that the server answers, and migrate again"
+        ) from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise MigrationError(
             str(error), "CT_POSTGRES_ADMIN_DSN needs a role that may create roles and owns the schema outreach"
@@ -173,7 +193,12 @@ async def _rehearsed(connection: asyncpg.Connection) -> Rehearsal:
 
 async def _apply_missing(connection: asyncpg.Connection, sql: SqlFiles) -> list[str]:
     """Run the migrations that an existing database does not have yet, and return their names."""
-    rows = await connection.fetch("SELECT m.name, m.checksum FROM outreach.ct_migrations AS m")
+    try:
+        rows = await connection.fetch("SELECT m.name, m.checksum FROM outreach.ct_migrations AS m")
+    except asyncpg.UndefinedColumnError as error:
+        raise MigrationError(
+            "outreach.ct_migrations is there, and is not the gate's", "rename it, and migrate again"
+        ) from error
     known = {row["name"]: row["checksum"] for row in rows}
     if BASELINE not in known:
         raise MigrationError(

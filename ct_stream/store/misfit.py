@@ -18,6 +18,9 @@ _OF_THE_GATE = re.compile(r"(?:outreach\.)?ct_\w+")
 _DENIED = re.compile(r"permission denied for (\w+) (.+)")
 #: A first migrate that is refused takes its roles back, too.
 _ROLE = " (if there is no such role yet: CREATE ROLE ct_gate NOLOGIN first)"
+#: The guard ct_guard_new_row says this of a row that somebody's trigger or type has changed.
+_CONTRADICTS = re.compile(r"^(\w+): the row of \S+ contradicts what this transaction records: (.+)")
+KEEP = "let triggers, rules, row security and types leave the gate's columns and rows as they are"
 _TYPES = re.compile(r'column "(.+)" is of type (.+) but expression is of type')
 
 
@@ -27,7 +30,7 @@ class Misfit(ProblemError):
 
 def explain(error: asyncpg.PostgresError, doing: str) -> Misfit:
     """Return what an error says of the users' tables; `doing` is what Postgres refused."""
-    foreign = next((name for name in _RUNNING.findall(_field(error, "context")) if not _is_ours(name)), None)
+    foreign = _foreign(error)
     if foreign is not None:
         return _of_a_trigger(error, foreign, doing)
     for kind, read in _READERS:
@@ -35,8 +38,17 @@ def explain(error: asyncpg.PostgresError, doing: str) -> Misfit:
             return read(error, doing)
     return Misfit(
         f"Postgres refuses {doing}: {said(error)}",
-        f"let {_table(error)} take what the gate writes" if _field(error, "table_name") else "",
+        f"let {_table(error)} take what the gate writes" if _field(error, "table_name") else _field(error, "hint"),
     )
+
+
+def runs_foreign_code(error: asyncpg.PostgresError) -> bool:
+    """Return whether a function of somebody else's, such as a trigger's, was running when this was raised."""
+    return _foreign(error) is not None
+
+
+def _foreign(error: asyncpg.PostgresError) -> str | None:
+    return next((name for name in _RUNNING.findall(_field(error, "context")) if not _is_ours(name)), None)
 
 
 def said(error: asyncpg.PostgresError) -> str:
@@ -68,7 +80,18 @@ def _of_a_trigger(error: asyncpg.PostgresError, function: str, doing: str) -> Mi
     return Misfit(what, "let it accept what the gate writes")
 
 
-def _not_null(error: asyncpg.PostgresError, _doing: str) -> Misfit:
+def _of_a_domain(error: asyncpg.PostgresError, doing: str) -> Misfit:
+    name = f"{_field(error, 'schema_name')}.{_field(error, 'datatype_name')}"
+    constraint = _field(error, "constraint_name")
+    return Misfit(
+        f"the domain {name} refuses {doing}: {said(error)}",
+        f"ALTER DOMAIN {name} DROP " + (f"CONSTRAINT {constraint}" if constraint else "NOT NULL"),
+    )
+
+
+def _not_null(error: asyncpg.PostgresError, doing: str) -> Misfit:
+    if not _field(error, "table_name"):
+        return _of_a_domain(error, doing)
     table, column = _table(error), _field(error, "column_name")
     if column in _EMPTY:
         return Misfit(
@@ -89,6 +112,8 @@ def _foreign_key(error: asyncpg.PostgresError, doing: str) -> Misfit:
 
 
 def _check(error: asyncpg.PostgresError, doing: str) -> Misfit:
+    if not _field(error, "table_name"):
+        return _of_a_domain(error, doing)
     table, constraint = _table(error), _field(error, "constraint_name")
     return Misfit(
         f"the constraint {constraint} of {table} refuses {doing}",
@@ -138,14 +163,40 @@ _WANTED = {
 }
 
 
+def _contradiction(error: asyncpg.PostgresError, doing: str) -> Misfit:
+    found = _CONTRADICTS.search(said(error))
+    if found is None:
+        return Misfit(f"Postgres refuses {doing}: {said(error)}")
+    return Misfit(f"outreach.{found[1]} does not keep what the gate writes: {found[2]}", KEEP)
+
+
 def _generated(error: asyncpg.PostgresError, _doing: str) -> Misfit:
     return Misfit(f"the gate writes a column that Postgres generates: {said(error)}", "make it an ordinary column")
 
 
-def _no_arbiter(_error: asyncpg.PostgresError, _doing: str) -> Misfit:
+def _no_arbiter(error: asyncpg.PostgresError, doing: str) -> Misfit:
+    if _field(error, "detail"):  # of a publication, whose row filter needs the old row
+        return Misfit(
+            f"a publication refuses {doing}: {said(error)}: {_field(error, 'detail')}",
+            "ALTER TABLE outreach.company_target REPLICA IDENTITY FULL, or take the table out of that publication",
+        )
     return Misfit(
         "outreach.company_target has no unique index over outreach_id alone",
         "CREATE UNIQUE INDEX ON outreach.company_target (outreach_id)",
+    )
+
+
+def _no_identity(error: asyncpg.PostgresError, doing: str) -> Misfit:
+    return Misfit(
+        f"a publication refuses {doing}: {said(error)}",
+        "give the table a primary key, or a REPLICA IDENTITY (ALTER TABLE ... REPLICA IDENTITY FULL)",
+    )
+
+
+def _rules(error: asyncpg.PostgresError, doing: str) -> Misfit:
+    return Misfit(
+        f"Postgres refuses {doing}: {said(error)}",
+        "drop the rules of outreach.company_target (DROP RULE), or make triggers of them",
     )
 
 
@@ -178,9 +229,12 @@ _READERS: tuple[tuple[type[asyncpg.PostgresError], Callable[[asyncpg.PostgresErr
     (asyncpg.ForeignKeyViolationError, _foreign_key),
     (asyncpg.CheckViolationError, _check),
     (asyncpg.UniqueViolationError, _unique),
+    (asyncpg.RestrictViolationError, _contradiction),
     (asyncpg.StringDataRightTruncationError, _too_long),
     (asyncpg.GeneratedAlwaysError, _generated),
     (asyncpg.InvalidColumnReferenceError, _no_arbiter),
+    (asyncpg.ObjectNotInPrerequisiteStateError, _no_identity),
+    (asyncpg.FeatureNotSupportedError, _rules),
     (asyncpg.DatatypeMismatchError, _type),
     (asyncpg.InsufficientPrivilegeError, _denied),
     (asyncpg.UndefinedColumnError, _undefined),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
+
 import asyncpg
 
-from ct_stream.problems import ProblemError
+from ct_stream.problems import ProblemError, said_by
 
 
 class UnfitDatabase(ProblemError):
@@ -31,7 +33,33 @@ OUTAGE = (
     asyncpg.UndefinedColumnError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.PostgresSystemError,
-    asyncpg.InternalClientError,
+    asyncpg.InternalClientError,  # also: no server is what the DSN's target_session_attrs asks for
     asyncpg.InvalidSQLStatementNameError,  # a pooler was switched to transaction mode
     asyncpg.DuplicatePreparedStatementError,
 )
+
+#: Whatever can go wrong with a database that is looked at: to be said, and tried again.
+ANY_TROUBLE = (*OUTAGE, asyncpg.PostgresError)
+
+
+def sentence_of(error: BaseException) -> str:
+    """Return what is wrong with the database, and what to do about it, as a sentence."""
+    text = said_by(error)
+    match error:
+        case TimeoutError():
+            return "no answer in time"
+        case asyncpg.TargetServerAttributeNotMatched():
+            return "no server that is named there is what target_session_attrs asks for (a primary, most often)"
+        case asyncpg.TooManyConnectionsError():
+            return f"{text}; raise that limit for all workers, or lower CT_POSTGRES_CONNECTIONS"
+        case ssl.SSLError() if "PEM" in text:
+            return f"sslcert, sslkey or sslrootcert is no PEM file of that kind ({text})"
+        case asyncpg.UndefinedObjectError():
+            return f"{text}; correct the option of that name in the DSN"
+        case ConnectionRefusedError():
+            return f"connection refused ({text})"
+        case asyncpg.UndefinedTableError() | asyncpg.UndefinedFunctionError() | asyncpg.UndefinedColumnError():
+            return f"{text}; run `ct-stream migrate`, and check that the spine outreach.outreach exists"
+        case asyncpg.InsufficientPrivilegeError():
+            return f"{text}; run `ct-stream migrate`, which grants what the gate needs"
+    return text.splitlines()[0][:300]

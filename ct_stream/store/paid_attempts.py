@@ -64,7 +64,7 @@ class PaidAttempts:
         self._provider = provider
         self.limits = limits
         self.take: Batches[Wanted, Taken] = Batches(
-            "take-tier2", self._take, order=lambda wanted: wanted.outreach_id, retrying=database.retrying
+            "take-tier2", self._take, order=lambda wanted: wanted.outreach_id, outages=database
         )
 
     async def store(self, wanted: Wanted, answer: VerifyAnswer, *, halt: str | None = None) -> Stored:

@@ -31,7 +31,7 @@ class ParkedCompanies:
         self._owner = owner
         self._version = worker_version
         self.park: Batches[Parked, None] = Batches(
-            "park", self._park, order=lambda parked: parked.origin.outreach_id, retrying=database.retrying
+            "park", self._park, order=lambda parked: parked.origin.outreach_id, outages=database
         )
 
     async def claim_due(self, limit: int) -> list[Resumed]:

@@ -8,7 +8,7 @@
 SELECT pg_is_in_recovery() AS in_recovery,
     current_setting('transaction_read_only') AS read_only,
     current_setting('synchronous_commit') AS synchronous_commit,
-    session_user AS login,
+    quote_ident(session_user) AS login,
     (SELECT r.rolconnlimit FROM pg_roles AS r WHERE r.rolname = session_user) AS connection_limit,
     clock_timestamp() AS now,
     (SELECT e.epoch FROM outreach.ct_epoch AS e) AS epoch,
@@ -130,7 +130,8 @@ SELECT t.outreach_id, CASE WHEN t.execution_status::text = 'ready' THEN 'PASS' E
 FROM outreach.company_target AS t
 LEFT JOIN LATERAL (
     SELECT x.failure_code, x.blocking_reason, x.created_at FROM outreach.company_target_errors AS x
-    WHERE x.outreach_id = t.outreach_id ORDER BY x.created_at LIMIT 1
+    -- A pair: by created_at alone, a planner without statistics would walk through the index of all failures' times.
+    WHERE x.outreach_id = t.outreach_id ORDER BY (x.created_at, x.failure_code::text) LIMIT 1
 ) AS e ON true
 WHERE t.outreach_id >= $1 AND t.execution_status::text IN ('ready', 'failed', 'blocked')
 ORDER BY t.outreach_id LIMIT $2;
@@ -638,9 +639,8 @@ WHERE e.at > statement_timestamp() - make_interval(secs => $1::float8)
 GROUP BY p.place HAVING count(*) >= $2::integer ORDER BY exits DESC, p.place LIMIT 1;
 
 -- name: spine_control
--- May a missing row count? Only on a primary, without row security, and if the spine holds companies at all.
+-- May a missing row count? Only on a primary, and if the spine holds companies at all.
 SELECT pg_is_in_recovery() AS in_recovery,
-    row_security_active('outreach.outreach') AS row_security,
     EXISTS (SELECT s.outreach_id FROM outreach.outreach AS s) AS has_rows;
 
 -- name: release_owner
@@ -881,7 +881,7 @@ WHERE c.relname = ANY ($1::text[]) AND a.grantee <> s.relowner AND a.privilege_t
 
 -- name: doctor_server
 -- May this login do what the gate does, and nothing more?
-SELECT session_user AS login,
+SELECT quote_ident(session_user) AS login,
     pg_is_in_recovery() AS in_recovery,
     current_setting('transaction_read_only') AS read_only,
     current_setting('autovacuum') = 'on' AND current_setting('track_counts') = 'on' AS autovacuum,
@@ -898,7 +898,6 @@ SELECT session_user AS login,
     coalesce(
         (SELECT has_schema_privilege(n.oid, 'USAGE') FROM pg_namespace AS n WHERE n.nspname = 'cl'), false
     ) AS uses_cl,
-    coalesce(row_security_active(s.oid), false) AS row_security,
     EXISTS (
         SELECT 1 FROM pg_namespace AS n CROSS JOIN LATERAL aclexplode(n.nspacl) AS a
         WHERE n.nspname = 'public' AND a.grantee = 0 AND a.privilege_type = 'CREATE'

@@ -26,7 +26,7 @@ from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy
 from ct_stream.store.fit import check_fit
 from ct_stream.store.ledger import attempt_arguments, record_arguments
-from ct_stream.store.misfit import Misfit, explain
+from ct_stream.store.misfit import KEEP, Misfit, explain, runs_foreign_code
 from ct_stream.store.outage import AGAIN
 from ct_stream.store.queries import query
 
@@ -119,6 +119,7 @@ class OneSelf:
 async def rehearse(connection: Connection, cast: Cast | None = None) -> Rehearsal:
     """Rehearse in a transaction (within another one: a savepoint) that is rolled back. Raises Misfit."""
     actor = cast or OneSelf(connection)
+    why = "others were at work on the same rows each time"
     for _ in range(_TRIES):
         transaction = connection.transaction()
         await transaction.start()
@@ -127,9 +128,13 @@ async def rehearse(connection: Connection, cast: Cast | None = None) -> Rehearsa
             return await _rehearse(connection, actor)
         except _BUSY as error:
             log.debug("The rehearsal met others at work: %s", error)
+            if isinstance(error, asyncpg.PostgresError) and runs_foreign_code(error):
+                why = str(explain(error, "the recording of an outcome"))
+            elif isinstance(error, asyncpg.QueryCanceledError):
+                why = "recording took more than 10 s; look for slow triggers and policies of company_target"
         finally:
             await _undo(connection, transaction)
-    return Rehearsal(not_rehearsed="others were at work on the same rows each time")
+    return Rehearsal(not_rehearsed=why)
 
 
 async def _rehearse(connection: Connection, cast: Cast) -> Rehearsal:
@@ -268,7 +273,7 @@ def _compare(outcome: Outcome, kept: Mapping[str, Any]) -> None:
             if found != value:
                 raise Misfit(
                     f"outreach.{table} does not keep what the gate writes: {column} is {found!r}, not {value!r}",
-                    "let triggers, rules, row security and types leave the gate's columns and rows as they are",
+                    KEEP,
                 )
 
 

@@ -12,18 +12,16 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-import asyncpg
 from aiokafka.errors import KafkaError
 
 from ct_stream.probes.mx import MAX_ASKING
-from ct_stream.problems import said_by
 from ct_stream.process.descriptors import LEAST, raise_limit, room
 from ct_stream.process.health import health_server
 from ct_stream.process.watchdog import MOST_EXITS
-from ct_stream.store.connecting import UnusablePooler
+from ct_stream.store.connecting import UnusablePooler, WrongLogin
 from ct_stream.store.exits import WATCHDOG_RAIL, hung_again
 from ct_stream.store.misfit import Misfit
-from ct_stream.store.outage import UnfitDatabase
+from ct_stream.store.outage import ANY_TROUBLE, UnfitDatabase, sentence_of
 from ct_stream.store.rehearsal import rehearse
 from ct_stream.stream.position import committed_offsets, cut_off
 from ct_stream.stream.refusals import explain
@@ -113,7 +111,7 @@ class ComingUp:
 
         try:
             await self._until_up("postgres", database.open)
-        except UnusablePooler as error:
+        except (UnusablePooler, WrongLogin) as error:
             raise Refused(f"CT_POSTGRES_DSN {error}") from error
         try:
             rehearsal = await self._until_up("postgres", rehearsed)
@@ -202,9 +200,9 @@ class ComingUp:
                 raise Refused(str(error)) from error
             except UnfitDatabase as error:
                 sentence = f"CT_POSTGRES_DSN: {error}"
-            except (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except (*ANY_TROUBLE, KafkaError) as error:
                 if part == "postgres":
-                    sentence = f"CT_POSTGRES_DSN does not answer: {said_by(error)}"
+                    sentence = f"CT_POSTGRES_DSN: {sentence_of(error)}"
                 else:
                     sentence = str(await explain(self._settings, error))
             else:

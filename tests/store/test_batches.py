@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from ct_stream.store import batches as module
-from ct_stream.store.batches import MAX_BATCH, Batches, RowHeld
+from ct_stream.store.batches import MAX_BATCH, Alone, Batches, RowHeld
 from tests.store.parts import running
 
 if TYPE_CHECKING:
@@ -35,12 +35,20 @@ class Server:
             raise asyncpg.DataError("13 cannot be written")
         return [item * 2 for item in items]
 
-    async def retrying(self, _name: str, error: BaseException) -> None:
+    async def retrying(self, _what: str, error: BaseException) -> None:
         self.outages.append(str(error))
+
+    def settled(self, _what: str) -> None:
+        self.outages_over = len(self.outages)
+
+
+def why(error: asyncpg.PostgresError) -> str | None:
+    """Return what others do: hold a row, or run a trigger that fails."""
+    return str(error) if isinstance(error, asyncpg.LockNotAvailableError) or "trigger" in str(error) else None
 
 
 def batches(server: Server) -> Batches[int, int]:
-    return Batches("test", server.run, order=lambda item: item, retrying=server.retrying)
+    return Batches("test", server.run, order=lambda item: item, outages=server)
 
 
 async def test_what_is_queued_goes_in_one_statement_sorted_and_each_gets_its_own_result() -> None:
@@ -61,7 +69,9 @@ async def test_a_held_row_keeps_no_other_waiting() -> None:
             raise asyncpg.LockNotAvailableError("7 is held")
         return await server.run(items)
 
-    queue: Batches[int, int] = Batches("test", run, alone=run, order=lambda item: item, retrying=server.retrying)
+    queue: Batches[int, int] = Batches(
+        "test", run, alone=Alone(run=run, why=why), order=lambda item: item, outages=server
+    )
     async with running(queue):
         waiting = asyncio.ensure_future(queue(7))
         async with asyncio.timeout(5):
@@ -74,6 +84,65 @@ async def test_a_held_row_keeps_no_other_waiting() -> None:
     assert server.outages == []
 
 
+async def test_a_trigger_that_fails_for_one_keeps_no_other_waiting() -> None:
+    """Also one that says what sounds like an outage, or like a conflict to be tried again."""
+    server = Server()
+    said = {
+        7: asyncpg.InsufficientPrivilegeError("trigger: permission denied for table vip"),
+        8: asyncpg.SerializationError("trigger: no"),
+        9: asyncpg.RaiseError("trigger: not this one"),
+    }
+
+    async def run(items: Sequence[int]) -> list[int]:
+        if found := [said[item] for item in items if item in said]:
+            raise found[0]
+        return await server.run(items)
+
+    queue: Batches[int, int] = Batches("test", run, alone=Alone(run=run, why=why), outages=server)
+    async with running(queue), asyncio.timeout(5):
+        results = await asyncio.gather(*(queue(n) for n in (5, 7, 8, 9, 11)), return_exceptions=True)
+        assert await queue(6) == 12
+    assert [results[0], results[4]] == [10, 22]
+    assert [str(one) for one in results[1:4]] == [str(error) for error in said.values()]
+    assert all(isinstance(one, RowHeld) for one in results[1:4])
+    assert server.outages == []
+
+
+async def test_a_batch_that_takes_too_long_comes_again_in_halves_and_grows_again() -> None:
+    server, slow = Server(), True
+
+    async def run(items: Sequence[int]) -> list[int]:
+        if slow and len(items) > 3:
+            raise TimeoutError
+        return await server.run(items)
+
+    queue: Batches[int, int] = Batches("test", run, alone=Alone(run=run, why=why), outages=server)
+    async with running(queue), asyncio.timeout(5):
+        numbers = range(100, 120)
+        assert await asyncio.gather(*map(queue, numbers)) == [n * 2 for n in numbers]
+        assert max(map(len, server.batches)) <= 3
+        slow = False
+        numbers = range(100, 200)
+        assert await asyncio.gather(*map(queue, numbers)) == [n * 2 for n in numbers]
+        assert max(map(len, server.batches)) > 10
+    assert server.outages_over == len(server.outages) > 0
+
+
+async def test_what_takes_too_long_alone_waits() -> None:
+    server = Server()
+
+    async def run(items: Sequence[int]) -> list[int]:
+        if 7 in items:
+            raise TimeoutError
+        return await server.run(items)
+
+    queue: Batches[int, int] = Batches("test", run, alone=Alone(run=run, why=why), outages=server)
+    async with running(queue), asyncio.timeout(5):
+        results = await asyncio.gather(*(queue(n) for n in (5, 7, 9)), return_exceptions=True)
+    assert (results[0], results[2]) == (10, 18)
+    assert "look for slow triggers" in str(results[1])
+
+
 async def test_a_row_that_stays_held_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_HELD_S", 0.2)
     monkeypatch.setattr(module, "_AGAIN_S", 0.01)
@@ -81,7 +150,7 @@ async def test_a_row_that_stays_held_is_given_up(monkeypatch: pytest.MonkeyPatch
     async def run(_items: Sequence[int]) -> list[int]:
         raise asyncpg.LockNotAvailableError("it is held")
 
-    queue: Batches[int, int] = Batches("test", run, alone=run, retrying=Server().retrying)
+    queue: Batches[int, int] = Batches("test", run, alone=Alone(run=run, why=why), outages=Server())
     async with running(queue), asyncio.timeout(5):
         with pytest.raises(RowHeld):
             await queue(7)

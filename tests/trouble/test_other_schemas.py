@@ -182,7 +182,7 @@ KINDS = (
         name="a trigger that rewrites our words",
         target=changed(STATUS, "execution_status text"),
         more=LOUD,
-        refused=r"^outreach\.company_target does not keep what the gate writes: execution_status is 'READY',",
+        refused=r"^outreach\.company_target does not keep what the gate writes: execution_status is 'READY';",
         mended="DROP TRIGGER loud ON outreach.company_target",
     ),
     Kind(

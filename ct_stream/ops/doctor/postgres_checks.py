@@ -12,11 +12,12 @@ from ct_stream.ops.doctor.part import Check, Part, Seen, verdict
 from ct_stream.ops.troubles import postgres_answers
 from ct_stream.settings import variable
 from ct_stream.store.as_migrated import compare, fetching
-from ct_stream.store.connecting import connect
+from ct_stream.store.connecting import connect, refuse_other_logins, sessions_at_once
 from ct_stream.store.migrate import ROLES, latest_migration, missing_part
 from ct_stream.store.misfit import Misfit
 from ct_stream.store.queries import query
 from ct_stream.store.rehearsal import rehearse
+from ct_stream.store.row_security import hides_companies
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -39,6 +40,8 @@ class _Login:
 class _GateLogin(_Login):
     """The gate's connection, with what the server says of it."""
 
+    dsn: str
+    most_connections: int  #: of a worker
     seen: asyncpg.Record  #: the row of the query doctor_server
 
 
@@ -58,10 +61,18 @@ def _login(field: str) -> Callable[[Settings], AbstractAsyncContextManager[_Logi
 
 @asynccontextmanager
 async def _gate_login(settings: Settings) -> AsyncIterator[_GateLogin]:
+    with postgres_answers(variable("postgres_dsn")):
+        await refuse_other_logins(settings.postgres_dsn or "")
     async with _login("postgres_dsn")(settings) as login:
         row = await login.connection.fetchrow(query("doctor_server"))
         assert row is not None
-        yield _GateLogin(setting=login.setting, connection=login.connection, seen=row)
+        yield _GateLogin(
+            setting=login.setting,
+            connection=login.connection,
+            dsn=settings.postgres_dsn or "",
+            most_connections=settings.postgres_connections,
+            seen=row,
+        )
 
 
 # ---------------------------------------------------------------- the gate's login
@@ -75,12 +86,32 @@ async def _version(gate: _GateLogin) -> Check:
 
 
 async def _primary(gate: _GateLogin) -> Check:
+    if gate.seen["in_recovery"] or gate.seen["read_only"] == "off":
+        return verdict(
+            "primary",
+            ok=not gate.seen["in_recovery"],
+            good="the server is a primary",
+            bad="the server is a standby",
+            action=f"name the primary in {gate.setting}",
+        )
+    return Check(
+        name="primary",
+        ok=False,
+        detail="the server, or the login, is read-only: default_transaction_read_only is on",
+        action=f"name the primary in {gate.setting}; if it is the primary, ALTER ROLE {gate.seen['login']} RESET "
+        "default_transaction_read_only, or the same for the database",
+    )
+
+
+async def _connections(gate: _GateLogin) -> Check:
+    """A pooler, or a limit of the login, may give a worker fewer than it opens."""
+    opened = await sessions_at_once(gate.dsn, gate.most_connections)
     return verdict(
-        "primary",
-        ok=not gate.seen["in_recovery"] and gate.seen["read_only"] == "off",
-        good="the server is a primary",
-        bad="the server is a standby or read-only",
-        action=f"name the primary in {gate.setting}",
+        "connections",
+        ok=opened >= gate.most_connections,
+        good=f"{gate.most_connections} at once, as many as a worker opens",
+        bad=f"only {opened} of the {gate.most_connections} that a worker opens could be used at the same time",
+        action="lower CT_POSTGRES_CONNECTIONS, or raise what limits them (of PgBouncer: default_pool_size)",
     )
 
 
@@ -163,14 +194,14 @@ async def _cl_schema(gate: _GateLogin) -> Seen:
 
 
 async def _row_security(gate: _GateLogin) -> Seen:
-    if not gate.seen["spine"]:
+    if not gate.seen["spine"] or not gate.seen["reads_domain"]:
         return ()
     return verdict(
         "row security",
-        ok=not gate.seen["row_security"],
+        ok=not await hides_companies(gate.connection),
         good="hides nothing",
-        bad="hides spine rows from the gate's login",
-        action="exempt the gate's login from it",
+        bad="of the spine, or of a table below it, may hide rows from the gate's login",
+        action="exempt that login, or the view's owner, from it",
     )
 
 
@@ -216,6 +247,7 @@ POSTGRES_GATE = Part(
     checks=(
         _version,
         _primary,
+        _connections,
         _autovacuum,
         _roles,
         _schema,

@@ -274,7 +274,7 @@ DECLARE
     ];
     said record;
     event jsonb;
-    is_true boolean;
+    wrong text;
 BEGIN
     IF NOT outreach.ct_acts_as_gate(
         TG_RELID,
@@ -307,36 +307,46 @@ BEGIN
     IF TG_ARGV[0] = 'company_target' THEN
         event := convert_from(said.value, 'UTF8');
         -- As text, and not as JSON: char(n) has its blanks there.
-        is_true := NEW.execution_status::text = CASE said.outcome WHEN 'PASS' THEN 'ready' ELSE 'failed' END
-            AND (said.outcome <> 'PASS' OR event IS NULL OR (
-                NEW.email_method::text COLLATE "C" = event ->> 'email_method'
-                AND NEW.method_type::text COLLATE "C" = event ->> 'method_type'
-                AND NEW.is_catchall::text = event ->> 'is_catchall'
-                AND abs(NEW.confidence_score::float8 - (event ->> 'confidence_score')::float8) < 0.0001
-            ));
+        wrong := CASE
+            WHEN NEW.execution_status::text IS DISTINCT FROM CASE said.outcome WHEN 'PASS' THEN 'ready' ELSE 'failed' END
+                THEN format('execution_status is %L', NEW.execution_status::text)
+            WHEN said.outcome <> 'PASS' OR event IS NULL THEN NULL
+            WHEN NEW.email_method::text COLLATE "C" IS DISTINCT FROM event ->> 'email_method'
+                THEN format('email_method is %L', NEW.email_method::text)
+            WHEN NEW.method_type::text COLLATE "C" IS DISTINCT FROM event ->> 'method_type'
+                THEN format('method_type is %L', NEW.method_type::text)
+            WHEN NEW.is_catchall::text IS DISTINCT FROM event ->> 'is_catchall'
+                THEN format('is_catchall is %L', NEW.is_catchall::text)
+            WHEN (abs(NEW.confidence_score::float8 - (event ->> 'confidence_score')::float8) < 0.0001) IS NOT TRUE
+                THEN format('confidence_score is %L', NEW.confidence_score::text)
+        END;
     ELSIF TG_ARGV[0] = 'company_target_errors' THEN
-        is_true := NEW.failure_code::text COLLATE "C" = said.failure_code;
+        IF NEW.failure_code::text COLLATE "C" IS DISTINCT FROM said.failure_code THEN
+            wrong := format('failure_code is %L', NEW.failure_code::text);
+        END IF;
     ELSIF NEW.its_table = 'company_target' THEN
-        is_true := NOT EXISTS (
+        IF EXISTS (
             SELECT t.outreach_id FROM outreach.company_target AS t
             WHERE t.outreach_id = NEW.outreach_id AND outreach.ct_written_here(t.xmin)
-        );
-    ELSE
-        is_true := said.failure_code = 'CT-I-NOT-FOUND' AND NOT EXISTS (
-            SELECT e.outreach_id FROM outreach.company_target_errors AS e
-            WHERE e.outreach_id = NEW.outreach_id AND outreach.ct_written_here(e.xmin)
-        );
+        ) THEN
+            wrong := 'it was written';
+        END IF;
+    ELSIF said.failure_code IS DISTINCT FROM 'CT-I-NOT-FOUND' OR EXISTS (
+        SELECT e.outreach_id FROM outreach.company_target_errors AS e
+        WHERE e.outreach_id = NEW.outreach_id AND outreach.ct_written_here(e.xmin)
+    ) THEN
+        wrong := 'it was written, or is to be';
     END IF;
     -- What is written is not noted as left alone, whichever comes first.
     IF TG_ARGV[0] <> 'ct_unwritten' AND EXISTS (
         SELECT u.outreach_id FROM outreach.ct_unwritten AS u
         WHERE u.outreach_id = NEW.outreach_id::uuid AND u.its_table = TG_ARGV[0]
     ) THEN
-        is_true := false;
+        wrong := 'it is noted as left alone';
     END IF;
-    IF is_true IS NOT TRUE THEN
-        RAISE EXCEPTION '%: the row of % contradicts what this transaction records', TG_ARGV[0], NEW.outreach_id
-            USING ERRCODE = 'restrict_violation';
+    IF wrong IS NOT NULL THEN
+        RAISE EXCEPTION '%: the row of % contradicts what this transaction records: %',
+            TG_ARGV[0], NEW.outreach_id, wrong USING ERRCODE = 'restrict_violation';
     END IF;
     RETURN NULL;
 END $$;
