@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from ct_stream.store.database import Database
     from ct_stream.store.ledger import Ledger
     from ct_stream.stream.producer import Producer
+
+log = logging.getLogger(__name__)
 
 _SWEEP_EVERY_S = 2.0
 _SWEEP_MANY = 200
@@ -50,5 +53,15 @@ class Outbox:
         await self._database.wait_up()
         claimed = await self._ledger.claim_unpublished(_SWEEP_MANY)
         # All at once: one after the other, the last claims would run out before their turn.
-        published = await asyncio.gather(*map(self.publish, claimed))
-        self._metrics.swept.inc(sum(published))
+        results = await asyncio.gather(*map(self.publish, claimed), return_exceptions=True)
+        for publication, result in zip(claimed, results, strict=True):
+            if isinstance(result, Exception):  # one row that cannot be sent must not end each worker that meets it
+                log.error(
+                    "The outcome of company %s could not be published: %r",
+                    publication.outreach_id,
+                    result,
+                    extra={"action": "not_published", "outreach_id": str(publication.outreach_id)},
+                )
+            elif isinstance(result, BaseException):
+                raise result
+        self._metrics.swept.inc(sum(result is True for result in results))

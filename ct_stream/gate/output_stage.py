@@ -135,19 +135,36 @@ def _fail_body(verdict: Failed) -> dict[str, Any]:
     }
 
 
-def ce_id(outreach_id: UUID) -> bytes:
-    """Return the id of the event that a company's outcome is, the same at each repeat (CloudEvents 1.0)."""
-    return str(uuid5(_CE_NAMESPACE, f"{outreach_id}/outcome")).encode()
+def are_headers_of(headers: Headers, outreach_id: UUID, topic: str) -> bool:
+    """Return whether headers name this company's event on this topic.
+
+    No name is there twice: of two, readers differ in which they take.
+    """
+    wanted = dict(_ce_headers(outreach_id, passed=topic == PASS_TOPIC))
+    said = dict(headers)
+    names = [name for name, _ in headers]
+    return (
+        all(isinstance(name, str) for name in names)
+        and len({name.lower() for name in names}) == len(names)
+        and all(said.get(name) == value for name, value in wanted.items())
+    )
+
+
+def _ce_headers(outreach_id: UUID, *, passed: bool) -> Headers:
+    """Return the headers that are the same at each repeat of an outcome."""
+    return (
+        ("ce_specversion", b"1.0"),
+        ("ce_id", str(uuid5(_CE_NAMESPACE, f"{outreach_id}/outcome")).encode()),
+        ("ce_type", b"outreach.ct.pass.v1" if passed else b"outreach.ct.fail.v1"),
+        ("ce_source", _CE_SOURCE.encode()),
+        ("ce_subject", str(outreach_id).encode()),
+    )
 
 
 def _headers(origin: Origin, *, passed: bool, decided: str) -> Headers:
     """Return CloudEvents 1.0 headers in Kafka's binary mode. A repeat has the same `ce_id`."""
     headers: list[tuple[str, bytes]] = [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", ce_id(origin.outreach_id)),
-        ("ce_type", b"outreach.ct.pass.v1" if passed else b"outreach.ct.fail.v1"),
-        ("ce_source", _CE_SOURCE.encode()),
-        ("ce_subject", str(origin.outreach_id).encode()),
+        *_ce_headers(origin.outreach_id, passed=passed),
         ("ce_time", decided.encode()),
         ("content-type", b"application/json"),
     ]

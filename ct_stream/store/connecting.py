@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
@@ -83,6 +84,9 @@ async def set_up(
     path = str(await connection.fetchval("SHOW search_path"))
     # First of all: what follows must not call functions of somebody who may set this database's path.
     await connection.execute("SET search_path = pg_catalog, pg_temp")
+    await connection.set_type_codec(
+        "timestamptz", schema="pg_catalog", encoder=_from_moment, decoder=_to_moment, format="tuple"
+    )
     made.setdefault("search_path", without_own_schema(path))
     await connection.execute(
         "SELECT set_config(s.name, s.value, false) FROM unnest($1::text[], $2::text[]) AS s (name, value)"
@@ -90,6 +94,22 @@ async def set_up(
         list(made),
         list(made.values()),
     )
+
+
+_BEGIN = datetime(2000, 1, 1, tzinfo=UTC)  #: from when Postgres counts
+_FIRST, _LAST = -63_082_281_600_000_000, 252_455_615_999_999_999  #: microseconds to the years 1 and 9999
+_ENDLESS = {datetime.max: 2**63 - 1, datetime.min: -(2**63)}
+
+
+def _to_moment(microseconds: tuple[int]) -> datetime:
+    """Return a time, or the nearest one that Python can show: one row must not keep all others from being read."""
+    return _BEGIN + timedelta(microseconds=min(max(microseconds[0], _FIRST), _LAST))
+
+
+def _from_moment(moment: datetime) -> tuple[int]:
+    if moment in _ENDLESS:
+        return (_ENDLESS[moment],)
+    return ((moment - _BEGIN) // timedelta(microseconds=1),)
 
 
 def without_own_schema(path: str) -> str:

@@ -29,8 +29,13 @@ GRANT SELECT, INSERT ON outreach.ct_passes TO ct_gate;
 GRANT UPDATE (state, domain, reason, detail, waits_on, not_before, since, parked_at, answers, pending, spent_ms, asked_at,
     failed_at, event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header,
     looks, exceptions, traceback, worker_version, lease_owner, lease_until) ON outreach.ct_passes TO ct_gate;
-GRANT SELECT, INSERT, UPDATE ON outreach.ct_usage, outreach.ct_rates, outreach.ct_domains,
-    outreach.ct_memory, outreach.ct_workers TO ct_gate;
+GRANT SELECT, INSERT, UPDATE ON outreach.ct_rates, outreach.ct_domains, outreach.ct_memory, outreach.ct_workers
+    TO ct_gate;
+-- That a budget refused a call is said by ct_take_tier2, and told once.
+REVOKE INSERT, UPDATE ON outreach.ct_usage FROM ct_gate;
+GRANT SELECT ON outreach.ct_usage TO ct_gate;
+GRANT INSERT (tool_id, span, begins, used, usd) ON outreach.ct_usage TO ct_gate;
+GRANT UPDATE (used, usd) ON outreach.ct_usage TO ct_gate;
 GRANT SELECT, UPDATE ON outreach.ct_controls TO ct_gate;
 -- The users' own tables may number their rows by a sequence of their own (serial).
 DO $$
@@ -75,7 +80,7 @@ DECLARE
         'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since',
         'ct_count_try', 'ct_lock_try', 'ct_talks_wanted', 'ct_trial_talks', 'ct_set_guardrail', 'ct_end_trial',
         'ct_take_tier2', 'ct_answer_tier2',
-        'ct_take_alerts', 'ct_recorded_here', 'ct_written_here', 'ct_require_fresh', 'ct_opened_at'
+        'ct_take_alerts', 'ct_recorded_here', 'ct_written_here', 'ct_nearest', 'ct_require_fresh', 'ct_opened_at'
     ];
     of_people CONSTANT name[] := ARRAY['resume_guardrail', 'ct_accept_toolbox'];
     -- Triggers of the runbook's tables call them as whoever changes a row there.

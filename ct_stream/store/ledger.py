@@ -15,7 +15,7 @@ import orjson
 
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.memory import FAIL_KEPT, MX_KEPT, PASS_KEPT, is_unpaid, memorable
-from ct_stream.gate.output_stage import ce_id
+from ct_stream.gate.output_stage import are_headers_of
 from ct_stream.gate.records import CLAIM_S, Known, Publication
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Passed
@@ -194,7 +194,7 @@ def _publications(rows: Sequence[asyncpg.Record]) -> Iterator[Publication]:
     for row in rows:
         try:
             headers = headers_from_json(row["headers"])
-            is_ours = dict(headers)["ce_id"] == ce_id(row["outreach_id"])
+            is_ours = are_headers_of(headers, row["outreach_id"], row["topic"])
         except (ValueError, TypeError, KeyError, AttributeError):
             is_ours = False
         if not is_ours:

@@ -938,7 +938,8 @@ FROM (
     SELECT c.outreach_id, c.outcome, c.source, c.failure_code, c.topic,
         CASE WHEN c.source = 'gate' AND c.value IS NOT NULL THEN (
             SELECT jsonb_build_object('email_method', v.told ->> 'email_method', 'method_type', v.told ->> 'method_type',
-                'confidence_score', (v.told ->> 'confidence_score')::numeric(5, 4),
+                'confidence_score', CASE jsonb_typeof(v.told -> 'confidence_score') WHEN 'number'
+                    THEN round((v.told -> 'confidence_score')::numeric, 4)::text ELSE v.told ->> 'confidence_score' END,
                 'is_catchall', v.told ->> 'is_catchall')
             FROM (SELECT convert_from(c.value, 'UTF8')::jsonb AS told) AS v
         ) END AS told,
@@ -961,7 +962,10 @@ FULL JOIN (
 FULL JOIN (
     SELECT r.outreach_id, r.execution_status::text,
         jsonb_build_object('email_method', r.email_method::text, 'method_type', r.method_type::text,
-            'confidence_score', r.confidence_score::numeric(5, 4), 'is_catchall', r.is_catchall::text) AS said
+            -- Of a company decided before the gate came it may be a percentage, or a word.
+            'confidence_score', CASE WHEN r.confidence_score::text ~ '^-?[0-9]{1,9}([.][0-9]{1,20})?$'
+                THEN round(r.confidence_score::text::numeric, 4)::text ELSE r.confidence_score::text END,
+            'is_catchall', r.is_catchall::text) AS said
     FROM outreach.company_target AS r
     WHERE r.outreach_id IS NOT NULL AND ($7::uuid[] IS NULL OR r.outreach_id = ANY ($7::uuid[]))
 ) AS t USING (outreach_id)

@@ -205,3 +205,16 @@ async def state(dsn: str) -> list[Any]:
         ]
     finally:
         await connection.close()
+
+
+async def test_a_confidence_from_before_may_be_a_percentage_or_a_word(tmp_path: Path, database: DatabaseDsns) -> None:
+    """All companies are compared in one statement, and one that cannot be read would end it for good."""
+    await execute(
+        database.admin,
+        "ALTER TABLE outreach.company_target ALTER COLUMN confidence_score TYPE text;"
+        "INSERT INTO outreach.company_target (outreach_id, execution_status, confidence_score)"
+        " SELECT gen_random_uuid(), 'ready', said FROM unnest(ARRAY['high', '85.00', '99999', '']) AS said",
+    )
+    async with a_place(tmp_path, database) as (_, settings):
+        found = (await compare(settings)).found
+    assert found  # they have no outcome

@@ -16,10 +16,10 @@ import asyncpg
 import pytest
 
 from ct_stream.store.guardrails import Guardrails
-from ct_stream.store.ledger import Ledger
+from ct_stream.store.ledger import Ledger, headers_to_json
 from ct_stream.store.migrate import MigrationError, migrate
 from tests.conftest import PASSWORD
-from tests.store.parts import opened, outcome, role, running
+from tests.store.parts import NO_MX, opened, outcome, role, running
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
@@ -302,8 +302,9 @@ async def test_others_write_rows_of_their_own(database: DatabaseDsns) -> None:
 
 async def test_people_are_told_once_that_the_budget_is_spent(database: DatabaseDsns) -> None:
     await run(database.gate, TAKE.format(usd_per_month=0, usd_per_call=0.004))
-    with pytest.raises(asyncpg.RestrictViolationError):
-        await run(database.gate, "UPDATE outreach.ct_usage SET refused_at = NULL WHERE tool_id = 'TOOL-019'")
+    for moment in ("NULL", "now()"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await run(database.gate, f"UPDATE outreach.ct_usage SET refused_at = {moment} WHERE tool_id = 'TOOL-019'")
 
 
 async def test_a_talk_in_the_future_ends_no_trial(database: DatabaseDsns) -> None:
@@ -434,6 +435,11 @@ async def test_a_person_with_a_login_of_her_own_takes_over_nobody_elses(database
         {"value": json.dumps(EVENT | {"failure_code": "CT-M-NO-MX"})}, {"decided_at": "infinity"},
         {"decided_at": "4000-01-01 BC"}, {"outreach_id": str(uuid4())},
         {"outcome": "FAIL", "failure_code": "CT-M-NO-MX"},
+        {"value": f'{{"outreach_id": "{uuid4()}", "outreach_id": "{OTHERS}"}}'},
+        {"value": f'{{"outreach_id": "{OTHERS}", "Outreach_Id": "{uuid4()}"}}'},
+        {"value": json.dumps(EVENT | {"confidence_score": 99999})},
+        {"value": json.dumps(EVENT | {"confidence_score": "x"})},
+        {"value": json.dumps(EVENT | {"note": "x" * 1_000_000})}, {"reason": "x" * 10_000_001},
     ],
 )  # fmt: skip
 async def test_what_is_published_is_the_companys_own_outcome(database: DatabaseDsns, changes: dict[str, Any]) -> None:
@@ -456,6 +462,7 @@ async def test_what_is_published_is_the_companys_own_outcome(database: DatabaseD
 @pytest.mark.parametrize("steps", [1, 2])
 async def test_the_row_says_what_is_published(database: DatabaseDsns, changes: dict[str, Any], steps: int) -> None:
     row = {name: value for name, value in EVENT.items() if name != "outreach_id"} | {"execution_status": "ready"}
+    row["imo_completed_at"] = "now"
     values = {name: "NULL" if one is None else f"'{one}'" for name, one in (row | changes).items()}
     insert = f"INSERT INTO outreach.company_target (outreach_id, {', '.join(values)}) VALUES ('{OTHERS}', {{}})"
     write = insert.format(", ".join(values.values()))
@@ -464,6 +471,60 @@ async def test_the_row_says_what_is_published(database: DatabaseDsns, changes: d
         write = f"UPDATE outreach.company_target SET {', '.join(f'{n} = {v}' for n, v in values.items())}"
     with pytest.raises(asyncpg.RestrictViolationError, match="contradicts what this transaction records"):
         await run(database.gate, f"BEGIN; {published()}; {write}; COMMIT")
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "wrong"),
+    [
+        ("company_target", "imo_completed_at", "infinity"), ("company_target", "imo_completed_at", "2020-01-01"),
+        ("company_target_errors", "retry_allowed", "true"), ("company_target_errors", "created_at", "100000-01-01"),
+    ],
+)  # fmt: skip
+async def test_times_and_words_of_the_gates_rows_are_those_of_the_outcome(
+    database: DatabaseDsns, table: str, column: str, wrong: str
+) -> None:
+    code, value = ("failure_code", "CT-M-NO-MX") if table.endswith("errors") else ("execution_status", "failed")
+    with pytest.raises(asyncpg.RestrictViolationError, match=f"contradicts what this transaction records: {column} is"):
+        await run(
+            database.gate,
+            f"BEGIN; {RECORDED}, failure_code) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-M-NO-MX');"
+            f"INSERT INTO outreach.{table} (outreach_id, {code}, {column}) VALUES ('{OTHERS}', '{value}', '{wrong}');"
+            "COMMIT",
+        )
+
+
+@pytest.mark.parametrize("moment", ["100000-01-01", "4000-01-01 BC"])
+async def test_a_time_that_python_cannot_show_keeps_nothing_from_being_read(
+    database: DatabaseDsns, moment: str
+) -> None:
+    await run(
+        database.gate,
+        f"SELECT outreach.ct_set_guardrail('provider:x.example', 'closed', '{'x' * 2000}', '{moment}');"
+        f"UPDATE outreach.ct_guardrails SET next_try_at = '{moment}';"
+        f"UPDATE outreach.ct_controls SET trouble_from = '{moment}';"
+        "INSERT INTO outreach.ct_passes (outreach_id, state, reason, detail, not_before, since)"
+        f" VALUES ('{OTHERS}', 'waiting', 'drain', 'x', now(), '{moment}')",
+    )
+    async with opened(database.gate) as db:
+        guardrails = Guardrails(db, 60.0)
+        await guardrails.refresh(now=True)
+        assert guardrails.closed == {"x.example"}
+        assert len(await db.fetch("claim_due", "me", 10, 60.0)) == 1
+        assert await db.fetch("control", "smtp")
+
+
+@pytest.mark.parametrize(
+    ("near", "bits", "nearest"),
+    [
+        (10, 12, 12), (10, 9, 9), (2**32 + 5, 7, 2**32 + 7), (2**32 + 5, 2**32 - 3, 2**32 - 3),
+        (2**33 - 2, 1, 2**33 + 1), (5, 2**32 - 1, 0), (3 * 2**32 + 2**31, 0, 3 * 2**32),
+    ],
+)  # fmt: skip
+async def test_a_transaction_is_known_by_its_last_bits(
+    database: DatabaseDsns, near: int, bits: int, nearest: int
+) -> None:
+    """Also one that began after the snapshot, or before the counter's last turn."""
+    assert await value(database.gate, f"SELECT outreach.ct_nearest({near}, {bits})") == nearest
 
 
 async def test_a_row_that_waits_is_not_filled_in_after_its_company_was_decided(database: DatabaseDsns) -> None:
@@ -478,7 +539,25 @@ async def test_a_row_that_waits_is_not_filled_in_after_its_company_was_decided(d
             await run(database.gate, write)
 
 
-@pytest.mark.parametrize("headers", ["[]", "[1]", '[["ce_id", "x"]]', '[["ce_id", {"base64": "!"}]]', '[["ce_id"]]'])
+_ANOTHER = outcome()
+#: Whole headers, as a statement of its own.
+OF_ANOTHER = {
+    "outreach_id": str(_ANOTHER.outreach_id), "key": str(_ANOTHER.outreach_id), "value": _ANOTHER.value.decode(),
+    "headers": headers_to_json(_ANOTHER.headers),
+}  # fmt: skip
+WHOLE = json.loads(headers_to_json(outcome(UUID(OTHERS)).headers))
+FAILS = json.loads(headers_to_json(outcome(UUID(OTHERS), NO_MX).headers))
+ANOTHERS = json.loads(headers_to_json(outcome().headers))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "[]", "[1]", '[["ce_id", "x"]]', '[["ce_id", {"base64": "!"}]]', '[["ce_id"]]',
+        json.dumps([[5, "x"], *WHOLE]), json.dumps([[None, "x"], *WHOLE]), json.dumps([["ce_id", "x"], *WHOLE]),
+        json.dumps([*WHOLE, ["CE_ID", "x"]]), json.dumps(FAILS), json.dumps(ANOTHERS), json.dumps(WHOLE[:3]),
+    ],
+)  # fmt: skip
 async def test_headers_that_are_not_the_gates_are_not_published_and_keep_nothing_waiting(
     database: DatabaseDsns, headers: str
 ) -> None:
@@ -489,8 +568,10 @@ async def test_headers_that_are_not_the_gates_are_not_published_and_keep_nothing
             whole = outcome()
             assert await ledger.record(whole)
             await run(database.gate, published(headers=headers))
+            await run(database.gate, published(**OF_ANOTHER))
             await run(database.admin, "UPDATE outreach.ct_outcomes SET publish_until = now() - interval '1 hour'")
-            assert [one.outreach_id for one in await ledger.claim_unpublished(10)] == [whole.outreach_id]
+            claimed = {one.outreach_id for one in await ledger.claim_unpublished(10)}
+    assert claimed == {whole.outreach_id, UUID(OF_ANOTHER["outreach_id"])}
 
 
 async def test_a_wait_is_given_to_no_other_company(database: DatabaseDsns) -> None:

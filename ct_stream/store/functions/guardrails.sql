@@ -81,14 +81,14 @@ BEGIN
         PERFORM pg_sleep(0.1);
     END LOOP;
     INSERT INTO outreach.ct_guardrails AS g (key, state, reason, next_try_at, first_try_s, changed_by)
-        VALUES (rail, new_state, why, next_try, distance, session_user)
+        VALUES (rail, new_state, left(why, 1000), next_try, distance, session_user)
         ON CONFLICT (key) DO UPDATE SET state = excluded.state, reason = excluded.reason, since = clock_timestamp(),
             next_try_at = excluded.next_try_at, first_try_s = excluded.first_try_s, tries = 0,
             changed_by = excluded.changed_by
         WHERE g.state NOT IN (excluded.state, 'halted') AND NOT (g.state = 'closed' AND excluded.state = 'paused')
         RETURNING true INTO changed;
     IF changed THEN
-        INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, new_state, why);
+        INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, new_state, left(why, 1000));
         IF new_state = 'open' THEN
             PERFORM outreach.ct_wake(rail, outreach.ct_woken_at_once(), clock_timestamp());
         END IF;

@@ -12,8 +12,18 @@ BEGIN
             RETURN NEW;
         END IF;
         -- By the server's clock, which may have been set.
-        IF abs(extract(epoch FROM NEW.decided_at - clock_timestamp())) > 366 * 86400 THEN
+        IF NOT isfinite(NEW.decided_at) OR NEW.decided_at
+            NOT BETWEEN clock_timestamp() - interval '366 days' AND clock_timestamp() + interval '366 days'
+        THEN
             RAISE EXCEPTION 'outcome %: decided at %', NEW.outreach_id, NEW.decided_at USING ERRCODE = 'check_violation';
+        END IF;
+        -- What is larger than a jsonb may be could not be compared at its next update: it would never be published, nor
+        -- what is claimed with it.
+        IF octet_length(concat(NEW.failure_code, NEW.reason, NEW.domain, NEW.rules_version, NEW.event_topic))
+            + coalesce(pg_column_size(NEW.transcript), 0) + coalesce(pg_column_size(NEW.headers), 0) > 10000000
+            OR octet_length(NEW.value) > 1000000
+        THEN
+            RAISE EXCEPTION 'outcome %: it is too large', NEW.outreach_id USING ERRCODE = 'check_violation';
         END IF;
         IF NEW.topic IS NOT NULL OR NEW.value IS NOT NULL THEN
             event := convert_from(NEW.value, 'UTF8');
@@ -22,6 +32,15 @@ BEGIN
                 OR jsonb_typeof(NEW.headers) IS DISTINCT FROM 'array'
                 OR event ->> 'outreach_id' IS DISTINCT FROM NEW.outreach_id::text
                 OR event ->> 'failure_code' IS DISTINCT FROM NEW.failure_code
+                OR NEW.outcome = 'PASS' AND event ? 'confidence_score' AND (
+                    jsonb_typeof(event -> 'confidence_score') <> 'number'
+                    OR (event ->> 'confidence_score')::numeric NOT BETWEEN 0 AND 1
+                )
+                -- Of two with one name, readers differ in which they take.
+                OR (
+                    SELECT count(*) <> count(DISTINCT lower(k.key))
+                    FROM json_object_keys(convert_from(NEW.value, 'UTF8')::json) AS k (key)
+                )
             THEN
                 RAISE EXCEPTION 'outcome %: what is to be published is not its own', NEW.outreach_id
                     USING ERRCODE = 'check_violation';
@@ -93,12 +112,12 @@ BEGIN
     RETURN is_gone;
 END $$;
 
--- The first of these columns that an update changes; NULL: none. By name, because a table that was there before may lack
--- some of them.
-CREATE OR REPLACE FUNCTION outreach.ct_first_change(before jsonb, after jsonb, columns text[]) RETURNS text
+-- The first of these columns whose text an update changes; NULL: none. Column by column, and never the row as JSON: others
+-- may have columns there that are large, or that hold what JSON cannot be read with (\u0000, half a surrogate pair).
+CREATE OR REPLACE FUNCTION outreach.ct_first_change(before text[], after text[], columns text[]) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT c.name FROM unnest(columns) WITH ORDINALITY AS c (name, n)
-    WHERE before -> c.name IS DISTINCT FROM after -> c.name ORDER BY c.n LIMIT 1
+    SELECT c.name FROM unnest(before, after, columns) WITH ORDINALITY AS c (old_text, new_text, name, n)
+    WHERE c.old_text COLLATE "C" IS DISTINCT FROM c.new_text COLLATE "C" ORDER BY c.n LIMIT 1
 $$;
 
 -- Does whoever acts on this table do so by the rights of ct_gate, and not by one of their own? Through a view of ct_gate's
@@ -115,15 +134,19 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         )
 $$;
 
+-- The number nearest to this one whose last 32 bits are these.
+CREATE OR REPLACE FUNCTION outreach.ct_nearest(near bigint, bits bigint) RETURNS bigint
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT greatest(near + (bits - near % 4294967296 + 6442450944) % 4294967296 - 2147483648, 0)
+$$;
+
 -- Was this row version written by the present transaction, or by a savepoint of it? A row of another one that is not
--- committed yet cannot be seen. xmin has the last 32 bits of a transaction's number.
+-- committed yet cannot be seen. xmin has the last 32 bits of a transaction's number, which may be later than the snapshot.
 CREATE OR REPLACE FUNCTION outreach.ct_written_here(row_xmin xid) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce(pg_xact_status((
-        CASE WHEN m.low > n.now % 4294967296 AND n.now >= 4294967296
-            THEN n.now - n.now % 4294967296 - 4294967296 ELSE n.now - n.now % 4294967296 END + m.low
+    SELECT coalesce(pg_xact_status(outreach.ct_nearest(
+        pg_snapshot_xmax(pg_current_snapshot())::text::bigint, row_xmin::text::bigint
     )::text::xid8) = 'in progress', false)
-    FROM (SELECT row_xmin::text::bigint AS low) AS m, (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS now) AS n
 $$;
 
 -- In the row of a decided company the gate's columns are final; the others belong to whoever made them. A row goes with
@@ -135,6 +158,8 @@ DECLARE
         'outreach_id', 'email_method', 'method_type', 'confidence_score', 'is_catchall', 'execution_status',
         'imo_completed_at'
     ];
+    before text[];
+    after text[];
     changed text;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
@@ -151,11 +176,15 @@ BEGIN
         THEN
             RETURN NEW;
         END IF;
-        changed := outreach.ct_first_change(to_jsonb(OLD), to_jsonb(NEW), ours);
+        before := ARRAY[OLD.outreach_id::text, OLD.email_method::text, OLD.method_type::text, OLD.confidence_score::text,
+            OLD.is_catchall::text, OLD.execution_status::text, OLD.imo_completed_at::text];
+        after := ARRAY[NEW.outreach_id::text, NEW.email_method::text, NEW.method_type::text, NEW.confidence_score::text,
+            NEW.is_catchall::text, NEW.execution_status::text, NEW.imo_completed_at::text];
+        changed := outreach.ct_first_change(before, after, ours);
         -- ON DELETE SET NULL: the row stays, and belongs to no company any more. A foreign key has its AFTER triggers run
         -- by the statement that deleted the company.
         IF (pg_trigger_depth() > 1 OR TG_WHEN = 'AFTER') AND NEW.outreach_id IS NULL
-            AND outreach.ct_first_change(to_jsonb(OLD), to_jsonb(NEW), array_remove(ours, 'outreach_id')) IS NULL
+            AND outreach.ct_first_change(before[2:], after[2:], ours[2:]) IS NULL
             AND outreach.ct_left_the_spine(OLD.outreach_id::uuid)
         THEN
             RETURN NEW;
@@ -170,7 +199,10 @@ BEGIN
             RAISE EXCEPTION 'company_target: the gate changes no row that is final or of another company (%, %)',
                 OLD.outreach_id, OLD.execution_status USING ERRCODE = 'restrict_violation';
         END IF;
-    ELSIF pg_trigger_depth() > 1 AND outreach.ct_left_the_spine(OLD.outreach_id::uuid) THEN
+    -- Where rows are replicated from, the cascade has deleted them one by one.
+    ELSIF (pg_trigger_depth() > 1 OR current_setting('session_replication_role') = 'replica')
+        AND outreach.ct_left_the_spine(OLD.outreach_id::uuid)
+    THEN
         RETURN OLD;
     END IF;
     IF OLD.execution_status::text IN ('ready', 'failed', 'blocked') AND outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target')
@@ -188,13 +220,21 @@ CREATE OR REPLACE FUNCTION outreach.ct_guard_errors() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     ours CONSTANT text[] := ARRAY[
-        'error_id', 'outreach_id', 'pipeline_stage', 'failure_code', 'blocking_reason', 'severity', 'imo_stage',
-        'retry_allowed', 'created_at', 'raw_input', 'stack_trace'
+        'outreach_id', 'pipeline_stage', 'failure_code', 'blocking_reason', 'severity', 'imo_stage', 'retry_allowed',
+        'created_at', 'raw_input', 'stack_trace'
     ];
     changed text;
 BEGIN
     IF TG_OP = 'UPDATE' THEN
-        changed := outreach.ct_first_change(to_jsonb(OLD), to_jsonb(NEW), ours);
+        changed := outreach.ct_first_change(
+            ARRAY[OLD.outreach_id::text, OLD.pipeline_stage::text, OLD.failure_code::text, OLD.blocking_reason::text,
+                OLD.severity::text, OLD.imo_stage::text, OLD.retry_allowed::text, OLD.created_at::text,
+                OLD.raw_input::text, OLD.stack_trace::text],
+            ARRAY[NEW.outreach_id::text, NEW.pipeline_stage::text, NEW.failure_code::text, NEW.blocking_reason::text,
+                NEW.severity::text, NEW.imo_stage::text, NEW.retry_allowed::text, NEW.created_at::text,
+                NEW.raw_input::text, NEW.stack_trace::text],
+            ours
+        );
         IF changed IS NULL THEN
             RETURN NEW;
         END IF;
@@ -207,7 +247,8 @@ BEGIN
     IF TG_OP = 'DELETE' AND (
         NOT outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target_errors')
         -- A company that was never there goes with nothing.
-        OR pg_trigger_depth() > 1 AND OLD.failure_code::text <> 'CT-I-NOT-FOUND'
+        OR (pg_trigger_depth() > 1 OR current_setting('session_replication_role') = 'replica')
+            AND OLD.failure_code::text <> 'CT-I-NOT-FOUND'
             AND outreach.ct_left_the_spine(OLD.outreach_id::uuid)
     ) THEN
         RETURN OLD;
@@ -234,9 +275,6 @@ END $$;
 CREATE OR REPLACE FUNCTION outreach.ct_guard_usage() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF TG_OP = 'INSERT' AND NEW.refused_at IS NOT NULL THEN
-        RAISE EXCEPTION 'usage of %: nothing was refused yet', NEW.tool_id USING ERRCODE = 'check_violation';
-    END IF;
     IF NEW.used < 0 OR NEW.usd < 0 OR NEW.usd = 'NaN' THEN
         RAISE EXCEPTION 'usage of % cannot be negative', NEW.tool_id USING ERRCODE = 'check_violation';
     END IF;
@@ -268,13 +306,10 @@ $$;
 CREATE OR REPLACE FUNCTION outreach.ct_guard_new_row() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    ours CONSTANT text[] := ARRAY[
-        'outreach_id', 'email_method', 'method_type', 'confidence_score', 'is_catchall', 'execution_status',
-        'imo_completed_at'
-    ];
     said record;
     event jsonb;
     wrong text;
+    a_day CONSTANT interval := '1 day';
 BEGIN
     IF NOT outreach.ct_acts_as_gate(
         TG_RELID,
@@ -284,25 +319,33 @@ BEGIN
     ) THEN
         RETURN NULL;
     END IF;
+    -- Column by column: others may have columns that are large, or hold what jsonb cannot.
     IF TG_ARGV[0] = 'company_target' THEN  -- of a partition the name is another one
         -- A trigger of others that runs as the gate, and writes their own columns.
         IF TG_OP = 'UPDATE' THEN
-            IF outreach.ct_first_change(to_jsonb(OLD), to_jsonb(NEW), ours) IS NULL THEN
+            IF (NEW.outreach_id, NEW.email_method::text COLLATE "C", NEW.method_type::text COLLATE "C",
+                    NEW.confidence_score, NEW.is_catchall, NEW.execution_status::text COLLATE "C", NEW.imo_completed_at)
+                IS NOT DISTINCT FROM (OLD.outreach_id, OLD.email_method::text COLLATE "C",
+                    OLD.method_type::text COLLATE "C", OLD.confidence_score, OLD.is_catchall, OLD.execution_status::text COLLATE "C", OLD.imo_completed_at)
+            THEN
                 RETURN NULL;
             END IF;
         END IF;
-        -- A company that is not decided yet.
-        IF coalesce(NEW.execution_status::text, '') NOT IN ('ready', 'failed', 'blocked')
-            AND NOT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = NEW.outreach_id::uuid)
-        THEN
-            RETURN NULL;
+        -- A company that is not decided yet, as everybody sees it now.
+        IF coalesce(NEW.execution_status::text, '') NOT IN ('ready', 'failed', 'blocked') THEN
+            IF pg_has_role(current_user, 'ct_gate', 'MEMBER') THEN
+                PERFORM outreach.ct_require_fresh();
+            END IF;
+            IF NOT outreach.ct_is_decided(NEW.outreach_id::uuid, 'company_target') THEN
+                RETURN NULL;
+            END IF;
         END IF;
     END IF;
     IF NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
         RAISE EXCEPTION '%: the outcome of % was not recorded by this transaction', TG_ARGV[0], NEW.outreach_id
             USING ERRCODE = 'restrict_violation';
     END IF;
-    SELECT o.outcome, o.failure_code, o.value INTO said
+    SELECT o.outcome, o.failure_code, o.value, o.decided_at INTO said
         FROM outreach.ct_outcomes AS o WHERE o.outreach_id = NEW.outreach_id::uuid;
     IF TG_ARGV[0] = 'company_target' THEN
         event := convert_from(said.value, 'UTF8');
@@ -310,6 +353,9 @@ BEGIN
         wrong := CASE
             WHEN NEW.execution_status::text IS DISTINCT FROM CASE said.outcome WHEN 'PASS' THEN 'ready' ELSE 'failed' END
                 THEN format('execution_status is %L', NEW.execution_status::text)
+            -- Triggers of others may set it, and it may be a date.
+            WHEN (NEW.imo_completed_at::timestamptz BETWEEN said.decided_at - a_day AND said.decided_at + a_day) IS NOT TRUE
+                THEN format('imo_completed_at is %L', NEW.imo_completed_at::text)
             WHEN said.outcome <> 'PASS' OR event IS NULL THEN NULL
             WHEN NEW.email_method::text COLLATE "C" IS DISTINCT FROM event ->> 'email_method'
                 THEN format('email_method is %L', NEW.email_method::text)
@@ -317,17 +363,23 @@ BEGIN
                 THEN format('method_type is %L', NEW.method_type::text)
             WHEN NEW.is_catchall::text IS DISTINCT FROM event ->> 'is_catchall'
                 THEN format('is_catchall is %L', NEW.is_catchall::text)
-            WHEN (abs(NEW.confidence_score::float8 - (event ->> 'confidence_score')::float8) < 0.0001) IS NOT TRUE
+            WHEN (abs(NEW.confidence_score::numeric - (event ->> 'confidence_score')::numeric) < 0.0001) IS NOT TRUE
                 THEN format('confidence_score is %L', NEW.confidence_score::text)
         END;
     ELSIF TG_ARGV[0] = 'company_target_errors' THEN
         IF NEW.failure_code::text COLLATE "C" IS DISTINCT FROM said.failure_code THEN
             wrong := format('failure_code is %L', NEW.failure_code::text);
+        ELSIF NEW.retry_allowed::text NOT IN ('false', '0') THEN
+            wrong := format('retry_allowed is %L', NEW.retry_allowed::text);
+        ELSIF NEW.created_at::timestamptz NOT BETWEEN said.decided_at - a_day AND said.decided_at + a_day THEN
+            wrong := format('created_at is %L', NEW.created_at::text);
         END IF;
     ELSIF NEW.its_table = 'company_target' THEN
         IF EXISTS (
             SELECT t.outreach_id FROM outreach.company_target AS t
             WHERE t.outreach_id = NEW.outreach_id AND outreach.ct_written_here(t.xmin)
+                -- A trigger of others may have written their own columns here, of a row that was final before.
+                AND t.imo_completed_at::timestamptz BETWEEN said.decided_at - a_day AND said.decided_at + a_day
         ) THEN
             wrong := 'it was written';
         END IF;

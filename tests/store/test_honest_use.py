@@ -1,0 +1,114 @@
+"""What users do with their own tables, that the guards against forged rows must let pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from ct_stream.store.ledger import Ledger
+from tests.store.parts import NO_MX, NOT_FOUND, opened, outcome, role, running
+from tests.store.test_roles import run
+
+if TYPE_CHECKING:
+    from ct_stream.gate.output_stage import Outcome
+    from tests.conftest import DatabaseDsns
+
+
+async def record(database: DatabaseDsns, *outcomes: Outcome) -> None:
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            for one in outcomes:
+                assert await ledger.record(one)
+
+
+async def fetch(dsn: str, sql: str) -> list[tuple[Any, ...]]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return [tuple(row) for row in await connection.fetch(sql)]
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("document", [r'{"page": "a\u0000b"}', '{"n": 1e200000}', r'{"page": "\ud83d"}'])
+async def test_a_column_of_theirs_may_hold_what_jsonb_cannot(database: DatabaseDsns, document: str) -> None:
+    company = outcome()
+    await run(
+        database.admin,
+        role("importer") + "ALTER TABLE outreach.company_target ADD COLUMN page json, ADD COLUMN note text;"
+        "GRANT USAGE ON SCHEMA outreach TO importer;"
+        "GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO importer; SET ROLE importer;"
+        f"INSERT INTO outreach.company_target (outreach_id, page) VALUES ('{company.outreach_id}', '{document}');"
+        "UPDATE outreach.company_target SET note = 'looked at'",
+    )
+    await record(database, company)
+    await run(database.admin, "SET ROLE importer; UPDATE outreach.company_target SET note = 'sold'")
+    assert await fetch(database.admin, "SELECT execution_status, note, page::text FROM outreach.company_target") == [
+        ("ready", "sold", document)
+    ]
+    with pytest.raises(asyncpg.RestrictViolationError, match="a change of email_method is refused"):
+        await run(database.admin, "UPDATE outreach.company_target SET email_method = 'x@a.example'")
+
+
+async def test_people_with_a_right_on_one_column_use_it(database: DatabaseDsns) -> None:
+    failed, missing = outcome(verdict=NO_MX), outcome(verdict=NOT_FOUND)
+    await record(database, failed, missing)
+    resolver = (
+        role("resolver")
+        + "GRANT USAGE ON SCHEMA outreach TO resolver; GRANT SELECT, UPDATE (resolved_at, resolution_note)"
+        " ON outreach.company_target_errors TO resolver;"
+        "GRANT SELECT, INSERT (outreach_id) ON outreach.company_target TO resolver; SET ROLE resolver;"
+    )
+    await run(
+        database.admin,
+        f"{resolver} UPDATE outreach.company_target_errors SET resolved_at = now(), resolution_note = 'new MX';"
+        f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{uuid4()}')",
+    )
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await run(database.admin, "SET ROLE resolver; UPDATE outreach.company_target_errors SET severity = 'none'")
+
+
+@pytest.mark.parametrize("of", ["STATEMENT", "ROW"])
+@pytest.mark.parametrize("completed", ["now() - interval '3 days'", "NULL"])
+async def test_a_hubs_trigger_that_touches_a_row_in_conflict_keeps_no_company_undecided(
+    database: DatabaseDsns, of: str, completed: str
+) -> None:
+    company = outcome()
+    await run(
+        database.admin,
+        "ALTER TABLE outreach.company_target ADD COLUMN hub_rank integer;"
+        "INSERT INTO outreach.company_target (outreach_id, execution_status, imo_completed_at)"
+        f" VALUES ('{company.outreach_id}', 'ready', {completed});"
+        "CREATE FUNCTION public.ranks() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF pg_trigger_depth() = 1 THEN"
+        " UPDATE outreach.company_target SET hub_rank = coalesce(hub_rank, 0) + 1; END IF;"
+        " RETURN NULL; END $$;"
+        "CREATE TRIGGER ranks AFTER INSERT OR UPDATE OF execution_status ON outreach.company_target"
+        f" FOR EACH {of} EXECUTE FUNCTION public.ranks()",
+    )
+    await record(database, company, outcome())
+    assert await fetch(database.admin, "SELECT its_table FROM outreach.ct_unwritten") == [("company_target",)]
+
+
+async def test_a_cascade_is_replicated_row_by_row(database: DatabaseDsns) -> None:
+    gone, stays = outcome(verdict=NO_MX), outcome(verdict=NO_MX)
+    await run(
+        database.admin, f"INSERT INTO outreach.outreach (outreach_id, domain) VALUES ('{stays.outreach_id}', 'x')"
+    )
+    await record(database, gone, stays)
+    apply = "SET session_replication_role = replica; DELETE FROM outreach.{} WHERE outreach_id = '{}'"
+    for table in ("company_target", "company_target_errors"):
+        await run(database.admin, apply.format(table, gone.outreach_id))
+        with pytest.raises(asyncpg.RestrictViolationError, match="is final"):
+            await run(database.admin, apply.format(table, stays.outreach_id))
+
+
+async def test_a_restore_brings_back_what_was_refused(database: DatabaseDsns) -> None:
+    await run(
+        database.admin,
+        "INSERT INTO outreach.ct_usage (tool_id, span, begins, used, usd, refused_at)"
+        " VALUES ('TOOL-019', 'month', '2026-11-01', 12500, 50, now())",
+    )
