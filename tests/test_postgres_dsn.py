@@ -101,3 +101,32 @@ def test_what_cannot_be_read_is_one_line_without_the_password(dsn: str, says: st
         assert SECRET not in text
         assert "\n" not in text
     assert str(error.value).startswith("CT_POSTGRES_OPS_DSN ")
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("db.example:99999/outreach", "has the port 99999, which cannot be; write a port from 1 to 65535"),
+        ("db.example:0/outreach", "has the port 0, which cannot be"),
+        (
+            "db.example/outreach?target_session_attrs=bogus",
+            "has an unknown target_session_attrs; use one of any,",
+        ),
+        (
+            "db.example/outreach?sslmode=verify-full&sslrootcert=/nope",
+            "names a file for sslrootcert that cannot be read",
+        ),
+        ("db.example/outreach?sslmode=require&sslkey=/nope", "names a file for sslkey that cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_it_is_tried(end: str, said: str) -> None:
+    with pytest.raises(ProblemError) as refused:
+        read_dsn(f"postgresql://u:{SECRET}@{end}")
+    assert str(refused.value).startswith(said)
+    assert SECRET not in str(refused.value)
+
+
+def test_the_newest_libpqs_options_are_left_out_too() -> None:
+    assert read_dsn("postgresql://u:p@db.example/outreach?oauth_issuer=https://x&sslmode=require").ignored == (
+        "oauth_issuer",
+    )

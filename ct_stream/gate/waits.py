@@ -35,7 +35,7 @@ class WaitReason(StrEnum):
     OUR_MACHINE = (
         "our_machine"  #: this machine has no descriptors, ports or memory left, or was stopped; it is tried again
     )
-    ROW_HELD = "row_held"  #: it is decided, and somebody else holds its row of company_target
+    ROW_HELD = "row_held"  #: it is decided, and others hold its row, or a trigger of theirs fails or is too slow
     OUR_BUG = "our_bug"  #: an exception in our own code; it is tried again
     DRAIN = "drain"  #: given up by a worker that was told to stop
 

@@ -97,19 +97,23 @@ async def set_up(
 
 
 _BEGIN = datetime(2000, 1, 1, tzinfo=UTC)  #: from when Postgres counts
-_FIRST, _LAST = -63_082_281_600_000_000, 252_455_615_999_999_999  #: microseconds to the years 1 and 9999
-_ENDLESS = {datetime.max: 2**63 - 1, datetime.min: -(2**63)}
+_MOMENT = timedelta(microseconds=1)
+_FIRST, _LAST = (
+    (datetime.min.replace(tzinfo=UTC) - _BEGIN) // _MOMENT,
+    (datetime.max.replace(tzinfo=UTC) - _BEGIN) // _MOMENT,
+)
+#: What `_to_moment` returns for the infinities, and for times near them.
+_ENDLESS = {_FIRST: -(2**63), _LAST: 2**63 - 1}
 
 
 def _to_moment(microseconds: tuple[int]) -> datetime:
     """Return a time, or the nearest one that Python can show: one row must not keep all others from being read."""
-    return _BEGIN + timedelta(microseconds=min(max(microseconds[0], _FIRST), _LAST))
+    return _BEGIN + min(max(microseconds[0], _FIRST), _LAST) * _MOMENT
 
 
 def _from_moment(moment: datetime) -> tuple[int]:
-    if moment in _ENDLESS:
-        return (_ENDLESS[moment],)
-    return ((moment - _BEGIN) // timedelta(microseconds=1),)
+    microseconds = (moment - _BEGIN) // _MOMENT
+    return (_ENDLESS.get(microseconds, microseconds),)
 
 
 def without_own_schema(path: str) -> str:

@@ -6,7 +6,7 @@ Postgres keeps the proofs, their chain and the last stretch of trouble. gate/evi
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.evidence import Way, confirmed, unproven
@@ -37,13 +37,13 @@ class ControlLedger:
         row = (await self._database.persist("control", kind.value))[0]
         self._database.saw_clock(row["now"])
         return Way(
-            ok_begun_at=_utc(row["ok_begun_at"]),
+            ok_begun_at=row["ok_begun_at"],
             ok_detail=row["ok_detail"],
-            failed_at=_utc(row["failed_at"]),
+            failed_at=row["failed_at"],
             failed_detail=row["failed_detail"],
-            trouble_from=_utc(row["trouble_from"]),
-            trouble_until=_utc(row["trouble_until"]),
-            proven_since=_utc(row["proven_since"]),
+            trouble_from=row["trouble_from"],
+            trouble_until=row["trouble_until"],
+            proven_since=row["proven_since"],
         )
 
     async def confirm(
@@ -88,8 +88,3 @@ class ControlLedger:
     def _moment(self, monotonic: float) -> datetime:
         # Computed once, not at each try: an outage of Postgres must not make a session look later than it was.
         return self._database.now() - timedelta(seconds=time.monotonic() - monotonic)
-
-
-def _utc(moment: datetime) -> datetime:
-    """Return a moment that can be compared: asyncpg returns the infinities without a time zone."""
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -81,7 +81,7 @@ def _of_a_trigger(error: asyncpg.PostgresError, function: str, doing: str) -> Mi
 
 
 def _of_a_domain(error: asyncpg.PostgresError, doing: str) -> Misfit:
-    name = f"{_field(error, 'schema_name')}.{_field(error, 'datatype_name')}"
+    name = f"{_field(error, 'schema_name')}.{_field(error, 'data_type_name')}"
     constraint = _field(error, "constraint_name")
     return Misfit(
         f"the domain {name} refuses {doing}: {said(error)}",

@@ -14,6 +14,7 @@ from ct_stream.ops.doctor import examine
 from ct_stream.settings import Settings, SettingsError
 from ct_stream.store.connecting import UnusablePooler
 from ct_stream.store.database import Database
+from ct_stream.store.outage import UnfitDatabase
 from tests.faults.harness import Stack
 from tests.mta.pgbouncer import pgbouncer
 
@@ -79,3 +80,15 @@ async def test_a_pooler_in_session_mode_serves_readers(database: DatabaseDsns) -
         async with gate.connection() as connection:
             assert await connection.fetchval("SHOW synchronous_commit") == "on"
         await gate.close()
+
+
+async def test_a_pooler_with_too_few_sessions_is_told(database: DatabaseDsns) -> None:
+    """One of the worker's pools would hold them all, and the other one wait for ever."""
+    with pgbouncer("session", [database.gate], default_pool_size="3") as through:
+        many = Database(through[database.gate])
+        with pytest.raises(UnfitDatabase, match=r"only [23] of 8 connections .*lower CT_POSTGRES_CONNECTIONS"):
+            await many.open()
+        await many.close()
+        few = Database(through[database.gate], pool_size=3)
+        await few.open()
+        await few.close()

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
+
+from ct_stream.process import ending
+
+if TYPE_CHECKING:
+    import pytest
 
 #: A thread as Faust's consumer has one, that nobody can join any more.
 _HUNG_THREAD = """
@@ -58,3 +65,20 @@ def test_a_worker_that_ends_well_says_nothing() -> None:
         capture_output=True, text=True, timeout=25,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_nobody_needs_to_listen_to_the_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard error may be a pipe that nobody reads any more; what comes after the words is the end of the process."""
+
+    class Broken:
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Broken())
+    ends: list[int] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    ending._leave(7)
+    assert ends == [7]

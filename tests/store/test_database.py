@@ -6,14 +6,16 @@ import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
-from ct_stream.store.connecting import connect
+from ct_stream.store.connecting import WrongLogin, connect
 from ct_stream.store.database import Database
 from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.outage import OUTAGE, UnfitDatabase
+from tests.conftest import PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -173,3 +175,94 @@ async def test_outcomes_are_durable_whatever_the_login_has(database: DatabaseDsn
         await db.close()
     finally:
         await changed(database, "RESET synchronous_commit")
+
+
+async def test_servers_that_are_not_what_the_dsn_asks_for_are_waited_for(database: DatabaseDsns) -> None:
+    """After a failover only standbys may answer for a while."""
+    db = Database(f"{database.gate}&target_session_attrs=standby")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.5):
+            await db.retrying("record", ConnectionRefusedError("refused"))
+    assert db.trouble is not None
+    assert "no server that is named there is what target_session_attrs asks for" in db.trouble
+    await db.close()
+
+
+async def test_a_login_for_people_is_not_the_gates(database: DatabaseDsns) -> None:
+    with pytest.raises(WrongLogin) as refused:
+        await Database(database.ops).open()
+    assert str(refused.value) == "has the login ct_ops, which is for people (ct_ops); name the gate's login, ct_gate"
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (
+            "LOGIN",
+            "has the login {}, which does not have the role ct_gate; name the gate's login, or GRANT",
+        ),
+        ("LOGIN NOINHERIT IN ROLE ct_gate", "has the login {}, which does not inherit the rights of its role ct_gate"),
+    ],
+)
+async def test_a_login_without_the_gates_rights_hears_what_it_lacks(
+    database: DatabaseDsns, made: str, said: str
+) -> None:
+    login = f"login_{uuid4().hex}"
+    admin = await asyncpg.connect(database.admin)
+    await admin.execute(f"CREATE ROLE {login} {made} PASSWORD '{PASSWORD}'")
+    try:
+        with pytest.raises(WrongLogin) as refused:
+            await Database(database.gate.replace("//ct_gate:", f"//{login}:")).open()
+        assert str(refused.value).startswith(said.format(login))
+    finally:
+        await admin.execute(f"DROP ROLE {login}")
+        await admin.close()
+
+
+async def test_a_login_that_is_read_only_hears_which_setting_it_is(database: DatabaseDsns) -> None:
+    await changed(database, "SET default_transaction_read_only = on")
+    try:
+        with pytest.raises(UnfitDatabase, match=r"is read-only: .*ALTER ROLE ct_gate RESET default_trans"):
+            await Database(database.gate).open()
+    finally:
+        await changed(database, "RESET default_transaction_read_only")
+
+
+async def test_a_statement_that_keeps_failing_is_told_while_others_work(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server answers, and yet nothing can be written: that is no "Postgres answers again"."""
+    monkeypatch.setattr("ct_stream.store.database._FAILING_S", 0.5)
+    admin = await asyncpg.connect(database.admin)
+    db = Database(database.gate)
+    await db.open()
+    await admin.execute("REVOKE SELECT ON outreach.ct_guardrails FROM ct_gate")
+    failing = asyncio.create_task(db.persist("guardrails"))
+    told = []
+    for _ in range(20):
+        await asyncio.sleep(0.1)
+        await db.fetch("server")
+        told.append(db.trouble)
+    assert all("permission denied for table ct_guardrails" in (one or "") for one in told[-5:]), told
+    await admin.execute("GRANT SELECT ON outreach.ct_guardrails TO ct_gate")
+    async with asyncio.timeout(10):
+        await failing
+    assert db.trouble is None
+    await db.close()
+    await admin.close()
+
+
+async def test_a_time_is_what_postgres_has_or_the_nearest_that_python_can_show(database: DatabaseDsns) -> None:
+    connection = await connect(database.gate, application_name="test")
+    for text in (
+        "2026-11-30 09:00:00.123456+00",
+        "1999-12-31 23:59:59+00",
+        "infinity",
+        "-infinity",
+    ):
+        moment = await connection.fetchval(f"SELECT timestamptz '{text}'")
+        assert moment.tzinfo is not None
+        assert await connection.fetchval(f"SELECT $1::timestamptz = timestamptz '{text}'", moment) is True
+    assert (await connection.fetchval("SELECT timestamptz '100000-01-01'")).year == 9999
+    assert (await connection.fetchval("SELECT timestamptz '4000-01-01 BC'")).year == 1
+    await connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -14,7 +15,7 @@ from ct_stream.store.migrate import MigrationError, latest_migration, migrate
 from ct_stream.store.outage import UnfitDatabase
 from ct_stream.store.queries import _all
 from ct_stream.store.sql_files import sql_files
-from tests.conftest import PASSWORD
+from tests.conftest import PASSWORD, UPSTREAM
 from tests.store.parts import opened
 
 if TYPE_CHECKING:
@@ -228,3 +229,34 @@ async def test_rows_that_row_security_hides_are_named_and_nothing_is_half_adopte
     await connection.execute("ALTER TABLE outreach.company_target DISABLE ROW LEVEL SECURITY")
     await migrate(dsn)
     await connection.close()
+
+
+async def test_a_dsn_of_the_gate_or_of_people_is_not_the_administrators(database: DatabaseDsns) -> None:
+    """It must not be told to give them the rights of ct_owner."""
+    for dsn, whose in ((database.gate, "ct_gate, which is for workers"), (database.ops, "ct_ops, which is for people")):
+        with pytest.raises(MigrationError) as refused:
+            await migrate(dsn)
+        assert str(refused.value) == (
+            f"CT_POSTGRES_ADMIN_DSN has the login {whose}; it needs the owner of the schema outreach, or a superuser"
+        )
+
+
+async def test_companies_decided_before_are_read_in_time_without_statistics(postgres: EmbeddedPostgres) -> None:
+    """A restored database has none until somebody runs ANALYZE; migrate holds its tables meanwhile."""
+    dsn = await postgres.create_database(f"restored_{uuid4().hex}")
+    connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(dsn)
+    await connection.execute(UPSTREAM)
+    await migrate(dsn)
+    await connection.execute(
+        """
+        SET session_replication_role = replica; DELETE FROM outreach.ct_adoption;
+        INSERT INTO outreach.company_target (outreach_id, execution_status)
+            SELECT md5(n::text)::uuid, 'failed' FROM generate_series(1, 20000) AS n;
+        INSERT INTO outreach.company_target_errors (outreach_id, failure_code, created_at)
+            SELECT md5(n::text)::uuid, 'CT-M-NO-MX', now() - n * interval '1 second'
+            FROM generate_series(1, 20000) AS n;
+        """
+    )
+    await connection.close()
+    async with asyncio.timeout(60):
+        assert (await migrate(dsn)).adopted == 20000

@@ -208,6 +208,31 @@ KINDS = (
         mended="ALTER TABLE outreach.outreach ALTER COLUMN outreach_id TYPE uuid USING outreach_id::uuid",
     ),
     Kind(
+        name="a rule",
+        more="CREATE RULE theirs AS ON UPDATE TO outreach.company_target DO ALSO NOTHING;",
+        refused=r"^Postgres refuses the gate's statement record: .* rules; drop the rules of outreach\.company_",
+        mended="DROP RULE theirs ON outreach.company_target",
+    ),
+    Kind(
+        name="a publication of some rows",
+        more="CREATE PUBLICATION ready FOR TABLE outreach.company_target WHERE (execution_status = 'ready');",
+        refused=r"^a publication refuses .*; ALTER TABLE outreach\.company_target REPLICA IDENTITY FULL, or",
+        mended="DROP PUBLICATION ready",
+    ),
+    Kind(
+        name="a spine whose domain is no text",
+        spine=changed("domain varchar(255)", "domain bytea", SPINE),
+        refused=r"^the domain in the spine outreach\.outreach is of type bytea; have upstream keep it as text$",
+        mended="ALTER TABLE outreach.outreach ALTER COLUMN domain TYPE text USING convert_from(domain, 'UTF8')",
+    ),
+    Kind(
+        name="a domain with a CHECK",
+        target=changed("email_method varchar(100)", "email_method public.method"),
+        spine="CREATE DOMAIN public.method AS text CONSTRAINT odd CHECK (VALUE LIKE '%+%');" + SPINE,
+        refused=r"^the domain public\.method refuses the recording of a PASS: .*; ALTER DOMAIN public\.method DROP CON",
+        mended="ALTER DOMAIN public.method DROP CONSTRAINT odd",
+    ),
+    Kind(
         name="row security",
         more="ALTER TABLE outreach.company_target ENABLE ROW LEVEL SECURITY;",
         refused=r"^what company_target and company_target_errors say cannot be read: .*row-level security",
