@@ -6,7 +6,6 @@ place.
 
 from __future__ import annotations
 
-import os
 import re
 import ssl
 from dataclasses import dataclass
@@ -59,7 +58,6 @@ _AUTHORITIES = (
     "/etc/ssl/cert.pem",
 )
 _SESSION_ATTRIBUTES = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
-_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile", "servicefile")
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
@@ -97,10 +95,6 @@ def read_dsn(raw: str) -> PostgresDsn:
     wanted = parameters.get("target_session_attrs")
     if wanted is not None and wanted not in _SESSION_ATTRIBUTES:
         raise ProblemError("has an unknown target_session_attrs", f"use one of {', '.join(_SESSION_ATTRIBUTES)}")
-    for name in _FILES:
-        file = parameters.get(name)
-        if file is not None and file != "system" and not os.access(file, os.R_OK):
-            raise ProblemError(f"names a file for {name} that cannot be read", "correct its path, or who may read it")
     if parameters.get("sslrootcert") == "system":
         # As libpq: the system's authorities, and nothing less than verify-full.
         if mode not in (None, "verify-full"):

@@ -112,11 +112,6 @@ def test_what_cannot_be_read_is_one_line_without_the_password(dsn: str, says: st
             "db.example/outreach?target_session_attrs=bogus",
             "has an unknown target_session_attrs; use one of any,",
         ),
-        (
-            "db.example/outreach?sslmode=verify-full&sslrootcert=/nope",
-            "names a file for sslrootcert that cannot be read",
-        ),
-        ("db.example/outreach?sslmode=require&sslkey=/nope", "names a file for sslkey that cannot be read"),
     ],
 )
 def test_what_cannot_be_is_refused_before_it_is_tried(end: str, said: str) -> None:

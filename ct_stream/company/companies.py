@@ -13,7 +13,7 @@ import traceback
 from typing import TYPE_CHECKING, assert_never
 
 from ct_stream.gate.output_stage import Origin, Outcome, output_stage
-from ct_stream.gate.records import CLAIM_S, PRODUCE_S, Known, Parked, Publication, Resumed
+from ct_stream.gate.records import CLAIM_S, PRODUCE_S, Known, NotOurs, Parked, Publication, Resumed
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.problems import RUN_OUT, said_by
@@ -209,6 +209,8 @@ class Companies:
         """Wait until a recorded outcome is published and stamped, by us or by whoever holds the claim; return it."""
         while not known.is_done:  # nor where the row is gone: a ledger that lost rows must let no event go
             publication = await self._ledger.claim(outreach_id)
+            if isinstance(publication, NotOurs):
+                break  # nobody publishes it, and the event must not be in hand for ever
             if publication is not None and await self._outbox.publish(publication):
                 break
             await asyncio.sleep(_CLAIM_RETRY_S)

@@ -67,6 +67,13 @@ class Publication:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotOurs:
+    """A recorded outcome whose headers are not the gate's: no worker recorded it, and none publishes it."""
+
+    outreach_id: UUID
+
+
 class FailedAt(StrEnum):
     """When the last failed answer of a parked company came, by the database's clock."""
 

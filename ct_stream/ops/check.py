@@ -161,11 +161,20 @@ async def _permits(settings: Settings, toolbox: Toolbox) -> AsyncIterator[Permit
         yield SoloPermits(toolbox.smtp.domain_pause_s)
         return
     database = Database(settings.postgres_dsn, application_name="ct-stream check", pool_size=2)
-    with postgres_answers("CT_POSTGRES_DSN"):
-        try:
-            await database.open()
-        except UnfitDatabase as error:
-            raise ServiceTrouble(f"CT_POSTGRES_DSN: {error.problem.what}", error.problem.action) from error
+    try:
+        with postgres_answers("CT_POSTGRES_DSN"):
+            try:
+                await database.open()
+            except UnfitDatabase as error:
+                raise ServiceTrouble(f"CT_POSTGRES_DSN: {error.problem.what}", error.problem.action) from error
+        async with _limits(database, toolbox) as permits:
+            yield permits
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def _limits(database: Database, toolbox: Toolbox) -> AsyncIterator[Permits]:
     guardrails = Guardrails(database, toolbox.controls.settle_s)
     await guardrails.refresh(now=True)
     limits = SharedLimits(
@@ -180,7 +189,6 @@ async def _permits(settings: Settings, toolbox: Toolbox) -> AsyncIterator[Permit
     finally:
         for batches in limits.batches:
             await batches.stop()
-        await database.close()
 
 
 class _SharedPermits:

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from ct_stream.store.connecting import without_own_schema
-from ct_stream.store.misfit import Misfit, explain, said
+from ct_stream.store.misfit import OF_REHEARSAL, Misfit, explain, said
 from ct_stream.store.queries import query
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-_PREFIX = "ct_as_gate_"
 _SETTLE = "settle"
 
 #: The search_path that a login as ct_gate gets: triggers may rest on it.
@@ -88,13 +87,13 @@ class AsGate:
         """Run a named statement."""
         places = ", ".join(f"${n}::{kind}" for n, kind in enumerate(self._inputs[name], 1))
         await self._require_untouched()
-        rows = await self._connection.fetch(f"SELECT * FROM outreach.{_PREFIX}{name}({places})", *args)
+        rows = await self._connection.fetch(f"SELECT * FROM outreach.{OF_REHEARSAL}{name}({places})", *args)
         return [dict(row) for row in rows]
 
     async def settle(self) -> None:
         """Check deferred constraints, and run deferred triggers."""
         await self._require_untouched()
-        await self._connection.fetch(f"SELECT * FROM outreach.{_PREFIX}{_SETTLE}()")
+        await self._connection.fetch(f"SELECT * FROM outreach.{OF_REHEARSAL}{_SETTLE}()")
 
     async def _require_untouched(self) -> None:
         """Raise Misfit if code that ran as ct_gate has changed our functions: it owns them, too.
@@ -113,7 +112,7 @@ class AsGate:
         rows = await self._connection.fetch(
             "SELECT p.oid, p.xmin::text, p.ctid::text FROM pg_proc AS p"
             " WHERE p.pronamespace = 'outreach'::regnamespace AND starts_with(p.proname, $1)",
-            _PREFIX,
+            OF_REHEARSAL,
         )
         return {tuple(row) for row in rows}
 
@@ -122,7 +121,7 @@ class AsGate:
         path = without_own_schema(await self._connection.fetchval(_PATH))
         if planted := await self._functions():
             raise Misfit(
-                f"{len(planted)} functions of schema outreach have names that begin with {_PREFIX}",
+                f"{len(planted)} functions of schema outreach have names that begin with {OF_REHEARSAL}",
                 "find out who made them, and drop them: they would be called in the place of the gate's statements",
             )
         try:
@@ -167,14 +166,16 @@ class AsGate:
             text,
         )
         made = _MAKE.format(
-            name=_PREFIX + name,
+            name=OF_REHEARSAL + name,
             inputs=", ".join(given),
             result=f"TABLE ({columns})" if columns else "void",
             body=body,
             row_security=self._row_security,
         )
         await self._connection.execute(made)
-        await self._connection.execute(f"ALTER FUNCTION outreach.{_PREFIX}{name}({', '.join(given)}) OWNER TO ct_gate")
+        await self._connection.execute(
+            f"ALTER FUNCTION outreach.{OF_REHEARSAL}{name}({', '.join(given)}) OWNER TO ct_gate"
+        )
 
 
 @asynccontextmanager

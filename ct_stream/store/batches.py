@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import asyncpg
 
-from ct_stream.store.outage import AGAIN, OUTAGE
+from ct_stream.store.outage import AGAIN, OUTAGE, OWN_TROUBLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -31,10 +31,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_BATCH = 500
-_QUICK_S = 3.0  #: after a full batch that took less, the next one may be larger again
+_QUICK_S = 3.0  #: a full batch that takes less than this doubles the size of the next
+_SLOW_FOR_S = 600.0  #: for so long an item that took too long alone is sent alone again
 _HELD_S = 20.0  #: for so long a row may be held
 _AGAIN_S = 0.5  #: between two tries, where nothing else is to be tried
-_PAUSES_S = (0.0, 0.05, 0.2, 1.0)  #: before a batch runs again that a deadlock or a conflict has ended
+_PAUSES_S = (0.0, 0.05, 0.2, 1.0)  #: before a batch is repeated after a deadlock or a conflict
+_CONFLICTS = 3  #: so many may be chance; after that it is somebody's trigger that raises them
 _SLOW = "recording it takes too long: look for slow triggers of company_target and company_target_errors"
 _UNCLAIMED_S = 1.0  #: how long a cancelled caller waits for a result that it would have to give back
 
@@ -43,11 +45,15 @@ class RowHeld(Exception):
     """Others keep a row of this item from being written; the message says how."""
 
 
+class _TooSlow(RowHeld):
+    """This item takes too long even alone."""
+
+
 class Outages(Protocol):
     """Who waits out the database's trouble."""
 
     async def retrying(self, what: str, error: BaseException) -> None:
-        """Return when the next try of this queue is worth it."""
+        """Return when it is worth trying this queue again."""
         ...
 
     def settled(self, what: str) -> None:
@@ -57,7 +63,7 @@ class Outages(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alone(Generic[Item, Result]):
-    """How an item runs that others keep from being written with its batch."""
+    """How to run one item whose batch others have blocked."""
 
     run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]  #: with one item, and less patience for locked rows
     why: Callable[[asyncpg.PostgresError], str | None]  #: what others do that raised this error, or None
@@ -83,6 +89,7 @@ class Batches(Generic[Item, Result]):
         self._run = run
         self._taken_apart = alone
         self._most = MAX_BATCH  #: in one statement
+        self._slow: dict[object, float] = {}  #: what took too long alone, by its order, with when (monotonic)
         self._apart: deque[tuple[tuple[Item, asyncio.Future[Result]], float]] = deque()  #: with since when (monotonic)
         self._is_apart = asyncio.Event()
         self._alone: asyncio.Task[None] | None = None
@@ -117,8 +124,11 @@ class Batches(Generic[Item, Result]):
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         entry = (item, future)
-        self._queue.append(entry)
-        self._filled.set()
+        if self._was_slow(item):  # it would make its whole batch too slow
+            self._take_apart([entry])
+        else:
+            self._queue.append(entry)
+            self._filled.set()
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -157,8 +167,10 @@ class Batches(Generic[Item, Result]):
                     _resolve(pair[1], error=RowHeld(alone.why(error) or str(error)))
                     continue
                 self._apart.append((pair, held_since))
-                if len(self._apart) == 1:
-                    await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(_AGAIN_S / len(self._apart))
+            except _TooSlow as error:
+                self._slow[self._key(pair[0])] = time.monotonic()
+                _resolve(pair[1], error=error)
             except RowHeld as error:
                 _resolve(pair[1], error=error)
             except asyncio.CancelledError:
@@ -198,7 +210,9 @@ class Batches(Generic[Item, Result]):
                 results = await (alone.run if alone is not None else self._run)(items)
             except asyncpg.PostgresError as error:
                 is_held = isinstance(error, asyncpg.LockNotAvailableError)
-                why = self._taken_apart.why(error) if self._taken_apart is not None else None
+                is_chance = isinstance(error, AGAIN) and again < _CONFLICTS
+                asks_why = self._taken_apart is not None and not is_chance and not isinstance(error, OWN_TROUBLE)
+                why = self._taken_apart.why(error) if self._taken_apart is not None and asks_why else None
                 if why is not None and alone is None:
                     self._take_apart(batch)
                     return
@@ -216,9 +230,12 @@ class Batches(Generic[Item, Result]):
                     await self._charge(batch, error)
                     return
             except TimeoutError as error:
-                await self._outages.retrying(self.name, error)  # the database answers: it is this statement
+                await self._outages.retrying(self.name, error)
+                if error.errno is not None:  # of a connection
+                    continue
+                # The database answers: it is this statement.
                 if alone is not None:
-                    raise RowHeld(_SLOW) from error
+                    raise _TooSlow(_SLOW) from error
                 if self._taken_apart is not None and len(batch) > 1:
                     self._most = max(1, len(batch) // 2)
                     log.warning(
@@ -243,6 +260,16 @@ class Batches(Generic[Item, Result]):
                 for (_, future), result in zip(batch, results, strict=True):
                     _resolve(future, result=result)
                 return
+
+    def _key(self, item: Item) -> object:
+        return item if self._order is None else self._order(item)
+
+    def _was_slow(self, item: Item) -> bool:
+        if not self._slow:
+            return False
+        now = time.monotonic()
+        self._slow = {key: at for key, at in self._slow.items() if now - at < _SLOW_FOR_S}
+        return self._key(item) in self._slow
 
     def _take_apart(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         self._apart.extend((pair, time.monotonic()) for pair in batch)

@@ -183,13 +183,14 @@ async def refuse_other_logins(dsn: str) -> None:
 
 
 async def sessions_at_once(dsn: str, wanted: int) -> int:
-    """Return how many of the wanted sessions answer while all of them are open. Raises what the first error was.
+    """Return how many of the wanted sessions answer while all of them are open. Raises the first error.
 
     A pooler keeps a connection waiting until it has a session for it.
     """
     if wanted <= 0:
         return 0
     opening = [asyncio.create_task(_plain(dsn)) for _ in range(wanted)]
+    answers: list[asyncio.Task[Any]] = []
     try:
         done, _ = await asyncio.wait(opening, timeout=CONNECT_S)
         opened = [task.result() for task in done]
@@ -197,11 +198,11 @@ async def sessions_at_once(dsn: str, wanted: int) -> int:
         answered, waiting = await asyncio.wait(answers, timeout=CONNECT_S) if answers else (set(), set())
         for task in waiting:
             task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
         return sum(task.exception() is None for task in answered)
     finally:
-        for task in opening:
+        for task in (*opening, *answers):
             task.cancel()
+        await asyncio.gather(*answers, return_exceptions=True)
         ends = await asyncio.gather(*opening, return_exceptions=True)
         await asyncio.gather(*(_close(end) for end in ends if not isinstance(end, BaseException)))
 

@@ -49,7 +49,7 @@ _JUMP_S = 20.0  #: a smaller difference may come from a late answer: a statement
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.2, 5.0
 _FAILING_S = 5.0  #: for so long a statement may fail before people are told
 _FORGOTTEN_S = 60.0  #: much longer than a time-out and a pause
-_AGAIN_S = 0.05  #: after a deadlock, which the other side has won
+_AGAIN_S = 0.05  #: after a deadlock that we lost
 POOL_SIZE = 8
 
 
@@ -76,7 +76,7 @@ class Database:
         self._application_name = application_name
         self.most_connections = max(2, pool_size)
         self._pools: dict[bool, _Pool] = {}  #: by whether their sessions meet the users' tables
-        self._has_room = False  #: it was tried that all connections can be used at once
+        self._has_room = False  #: whether we have tried using all connections at once
         self._up = asyncio.Event()
         self._epoch: UUID | None = None
         self._seen_ordinal = 0
@@ -84,6 +84,8 @@ class Database:
         self._jumps: deque[tuple[datetime, float]] = deque(maxlen=100)  # (the time after it, seconds ahead)
         self._watched_since = time.monotonic()
         self._failing: dict[str, _Failing] = {}  #: by query or queue
+        self._retrying = 0  #: how many wait for the database
+        self._is_closed = False
         self._probe_lock = asyncio.Lock()
         self._returning: set[asyncio.Task[None]] = set()
         self.failed_at = -inf  #: when a statement last met an outage, however short (monotonic)
@@ -159,11 +161,15 @@ class Database:
     # ---------------------------------------------------------------- life
 
     async def open(self) -> None:
-        """Connect and check the server. Raises OSError, asyncpg.PostgresError, UnfitDatabase or UnusablePooler."""
+        """Connect and check the server.
+
+        Raises OSError, asyncpg.PostgresError, UnfitDatabase, UnusablePooler or WrongLogin.
+        """
         await self._check()
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, for good."""
+        self._is_closed = True
         pools, self._pools = list(self._pools.values()), {}
         try:
             async with asyncio.timeout(5):
@@ -183,6 +189,16 @@ class Database:
         failing.failed_at, failing.sentence, failing.times = self.failed_at, sentence, min(failing.times + 1, 10)
         self._down = sentence
         self._up.clear()
+        self._retrying += 1
+        try:
+            await self._until_up(pause_s)
+        finally:
+            self._retrying -= 1
+            if not self._retrying and not self._up.is_set():  # cancelled: the next statement finds out
+                self._down = None
+                self._up.set()
+
+    async def _until_up(self, pause_s: float) -> None:
         while True:
             await asyncio.sleep(pause_s)
             async with self._probe_lock:
@@ -202,6 +218,8 @@ class Database:
         self._failing.pop(what, None)
 
     async def _check(self) -> None:
+        if self._is_closed:
+            raise ConnectionError("closed")
         if not self._pools:
             await refuse_transaction_mode(self._dsn)
             await refuse_other_logins(self._dsn)
@@ -306,8 +324,11 @@ class Database:
         pool = self._pools.get(meets_users)
         if pool is None:
             raise ConnectionError("not connected")
-        async with asyncio.timeout(_ACQUIRE_S):  # the pool's own limit would make a task for each statement
-            lent = await pool.acquire()
+        try:
+            async with asyncio.timeout(_ACQUIRE_S):  # the pool's own limit would make a task for each statement
+                lent = await pool.acquire()
+        except TimeoutError as error:  # no statement has run that could be slow
+            raise ConnectionError(f"no connection became free within {_ACQUIRE_S:.0f} s") from error
         try:
             yield lent
         finally:

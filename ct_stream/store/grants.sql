@@ -23,7 +23,7 @@ GRANT INSERT (places, reason, worker, worker_version) ON outreach.ct_watchdog_ex
 GRANT INSERT (provider, domain, kind, host, reason, is_own, address, network) ON outreach.ct_refusals TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
 GRANT SELECT, INSERT ON outreach.company_target_errors TO ct_gate;
--- Whose wait it is stays: the wait of one company could be given to a decided one, and forgotten with it.
+-- A wait stays its company's: it could be given to a decided company, and forgotten with that one.
 REVOKE UPDATE ON outreach.ct_passes FROM ct_gate;
 GRANT SELECT, INSERT ON outreach.ct_passes TO ct_gate;
 GRANT UPDATE (state, domain, reason, detail, waits_on, not_before, since, parked_at, answers, pending, spent_ms, asked_at,
@@ -31,7 +31,7 @@ GRANT UPDATE (state, domain, reason, detail, waits_on, not_before, since, parked
     looks, exceptions, traceback, worker_version, lease_owner, lease_until) ON outreach.ct_passes TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.ct_rates, outreach.ct_domains, outreach.ct_memory, outreach.ct_workers
     TO ct_gate;
--- That a budget refused a call is said by ct_take_tier2, and told once.
+-- ct_take_tier2 notes that a budget refused a call; people are alerted once.
 REVOKE INSERT, UPDATE ON outreach.ct_usage FROM ct_gate;
 GRANT SELECT ON outreach.ct_usage TO ct_gate;
 GRANT INSERT (tool_id, span, begins, used, usd) ON outreach.ct_usage TO ct_gate;

@@ -16,16 +16,16 @@ import orjson
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.memory import FAIL_KEPT, MX_KEPT, PASS_KEPT, is_unpaid, memorable
 from ct_stream.gate.output_stage import are_headers_of
-from ct_stream.gate.records import CLAIM_S, Known, Publication
+from ct_stream.gate.records import CLAIM_S, Known, NotOurs, Publication
 from ct_stream.gate.transcript import to_json
 from ct_stream.gate.verdicts import Passed
 from ct_stream.store.batches import Alone, Batches
 from ct_stream.store.domain_memory import read_memory
-from ct_stream.store.misfit import explain, runs_foreign_code
+from ct_stream.store.misfit import explain, is_of_others
 from ct_stream.store.outage import UnfitDatabase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from ct_stream.gate.output_stage import Headers, Outcome
     from ct_stream.gate.transcript import Exchange
@@ -63,7 +63,7 @@ class Ledger:
             outages=database,
         )
         self.stamp: Batches[UUID, None] = Batches("stamp", self._stamp, order=lambda i: i, outages=database)
-        self.claim: Batches[UUID, Publication | None] = Batches(
+        self.claim: Batches[UUID, Publication | NotOurs | None] = Batches(
             "claim", self._claim, order=lambda i: i, outages=database
         )
 
@@ -81,7 +81,8 @@ class Ledger:
 
     async def claim_unpublished(self, limit: int) -> list[Publication]:
         """Claim outcomes that a crash left unpublished, oldest first."""
-        return list(_publications(await self._database.persist("claim_unpublished", limit, CLAIM_S)))
+        rows = await self._database.persist("claim_unpublished", limit, CLAIM_S)
+        return [one for one in map(_publication, rows) if isinstance(one, Publication)]
 
     async def count_unpublished(self) -> int:
         """Return how many outcomes are recorded and not yet published."""
@@ -156,9 +157,9 @@ class Ledger:
         await self._database.run("stamp", list(ids))
         return [None] * len(ids)
 
-    async def _claim(self, ids: Sequence[UUID]) -> list[Publication | None]:
+    async def _claim(self, ids: Sequence[UUID]) -> list[Publication | NotOurs | None]:
         rows = await self._database.fetch("claim_unpublished_of", list(set(ids)), CLAIM_S)
-        claimed = {publication.outreach_id: publication for publication in _publications(rows)}
+        claimed = {one.outreach_id: one for one in map(_publication, rows)}
         return [claimed.pop(i, None) for i in ids]
 
 
@@ -166,7 +167,7 @@ def _others_do(error: asyncpg.PostgresError) -> str | None:
     """Return what others do that keeps an outcome from being recorded; None: it is trouble of the database, or ours."""
     if isinstance(error, asyncpg.LockNotAvailableError):
         return "an open transaction of somebody else holds its row of company_target"
-    return str(explain(error, "recording it")) if runs_foreign_code(error) else None
+    return str(explain(error, "recording it")) if is_of_others(error) else None
 
 
 def record_arguments(attempts: Sequence[tuple[Outcome, UUID]], patience_ms: int = _PATIENCE_MS) -> tuple[Any, ...]:
@@ -189,24 +190,24 @@ def attempt_arguments(attempts: Sequence[tuple[Outcome, UUID]]) -> tuple[Any, ..
     )
 
 
-def _publications(rows: Sequence[asyncpg.Record]) -> Iterator[Publication]:
-    """Yield what these claimed rows say; a row that no worker of ours recorded is left, and keeps no other waiting."""
-    for row in rows:
-        try:
-            headers = headers_from_json(row["headers"])
-            is_ours = are_headers_of(headers, row["outreach_id"], row["topic"])
-        except (ValueError, TypeError, KeyError, AttributeError):
-            is_ours = False
-        if not is_ours:
-            log.error(
-                "The outcome of company %s is not published: its headers in outreach.ct_outcomes are not the gate's",
-                row["outreach_id"],
-                extra={"action": "not_our_bytes", "outreach_id": str(row["outreach_id"])},
-            )
-            continue
-        yield Publication(
-            outreach_id=row["outreach_id"], topic=row["topic"], key=row["key"], value=row["value"], headers=headers
+def _publication(row: asyncpg.Record) -> Publication | NotOurs:
+    """Return what a claimed row says."""
+    outreach_id = row["outreach_id"]
+    try:
+        headers = headers_from_json(row["headers"])
+        is_ours = are_headers_of(headers, outreach_id, row["topic"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        is_ours = False
+    if is_ours:
+        return Publication(
+            outreach_id=outreach_id, topic=row["topic"], key=row["key"], value=row["value"], headers=headers
         )
+    log.error(
+        "The outcome of company %s is not published: its headers in outreach.ct_outcomes are not the gate's",
+        outreach_id,
+        extra={"action": "not_our_bytes", "outreach_id": str(outreach_id)},
+    )
+    return NotOurs(outreach_id=outreach_id)
 
 
 def headers_to_json(headers: Headers) -> str:

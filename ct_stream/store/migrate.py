@@ -35,7 +35,7 @@ _NOTED = ("ct_migrations", "ct_functions")  #: what this module writes to
 _SAFELY = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL row_security = off"
 #: Who waits for a table keeps all who come after it waiting, too: workers record nothing meanwhile.
 _WAIT_FOR_TABLES = "SET LOCAL lock_timeout = '10s'"
-#: If this process ends, so does what it asked for, and the locks go. Not every system can look after its clients.
+#: If this process ends, so does what it asked for, and the locks go. Not every platform supports this setting.
 _END_WITH_US = """
 DO $$ BEGIN
     PERFORM set_config('client_connection_check_interval', '5s', true);

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from ct_stream.problems import ProblemError
+from ct_stream.store.sql_files import sql_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: In an error's context, the functions that were running, the innermost first.
-_RUNNING = re.compile(r'^(?:PL/\w+|SQL) function "?([\w.]+)"?', re.MULTILINE)
-_OF_THE_GATE = re.compile(r"(?:outreach\.)?ct_\w+")
+#: Functions in an error's context, the innermost first. The words around them are in the server's language.
+_PL = re.compile(r"PL/\w+.*?([\w.]+)\(")
+_SQL = re.compile(r"\bSQL\b.*?[\"»«“”„]\s*([\w.]+)\s*[\"»«“”]")
+#: How the names of the functions begin that a rehearsal makes (as_gate.py).
+OF_REHEARSAL = "ct_as_gate_"
 _DENIED = re.compile(r"permission denied for (\w+) (.+)")
 #: A first migrate that is refused takes its roles back, too.
 _ROLE = " (if there is no such role yet: CREATE ROLE ct_gate NOLOGIN first)"
@@ -47,8 +50,20 @@ def runs_foreign_code(error: asyncpg.PostgresError) -> bool:
     return _foreign(error) is not None
 
 
+def is_of_others(error: asyncpg.PostgresError) -> bool:
+    """Return whether a trigger, a type or a constraint of the users' tables refuses this one row."""
+    if runs_foreign_code(error) or _CONTRADICTS.search(said(error)) is not None:
+        return True
+    is_refused = isinstance(error, asyncpg.IntegrityConstraintViolationError)
+    return is_refused and _field(error, "table_name") in ("company_target", "company_target_errors")
+
+
 def _foreign(error: asyncpg.PostgresError) -> str | None:
-    return next((name for name in _RUNNING.findall(_field(error, "context")) if not _is_ours(name)), None)
+    for line in _field(error, "context").splitlines():
+        found = _PL.search(line) or _SQL.search(line)
+        if found is not None and not _is_ours(found[1]):
+            return found[1]
+    return None
 
 
 def said(error: asyncpg.PostgresError) -> str:
@@ -57,7 +72,8 @@ def said(error: asyncpg.PostgresError) -> str:
 
 
 def _is_ours(name: str) -> bool:
-    return _OF_THE_GATE.fullmatch(name) is not None
+    schema, _, function = name.rpartition(".")
+    return schema in ("", "outreach") and (function in sql_files().made_functions or function.startswith(OF_REHEARSAL))
 
 
 def _field(error: asyncpg.PostgresError, name: str) -> str:

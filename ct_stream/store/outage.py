@@ -38,7 +38,15 @@ OUTAGE = (
     asyncpg.DuplicatePreparedStatementError,
 )
 
-#: Whatever can go wrong with a database that is looked at: to be said, and tried again.
+#: The server's own trouble, wherever it is met: also inside somebody's trigger.
+OWN_TROUBLE = (
+    asyncpg.InsufficientResourcesError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.PostgresSystemError,
+)
+#: Whatever can go wrong while checking the database: report it and try again.
 ANY_TROUBLE = (*OUTAGE, asyncpg.PostgresError)
 
 
@@ -52,6 +60,8 @@ def sentence_of(error: BaseException) -> str:
             return "no server that is named there is what target_session_attrs asks for (a primary, most often)"
         case asyncpg.TooManyConnectionsError():
             return f"{text}; raise that limit for all workers, or lower CT_POSTGRES_CONNECTIONS"
+        case FileNotFoundError() | PermissionError():
+            return f"a file that the DSN names (sslrootcert, sslcert, sslkey) cannot be read: {text}"
         case ssl.SSLError() if "PEM" in text:
             return f"sslcert, sslkey or sslrootcert is no PEM file of that kind ({text})"
         case asyncpg.UndefinedObjectError():

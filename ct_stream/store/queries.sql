@@ -205,9 +205,9 @@ CROSS JOIN LATERAL outreach.ct_recall(i.domain, $2::text, $3::interval, $4::inte
 SELECT outreach.ct_wake('domain:' || d, 1000000, clock_timestamp()) FROM unnest($1::text[]) AS d;
 
 -- name: recorded_attempts
--- What is the outcome of these companies, and is it the attempt $2 with the value $3, the topic $4 and the key $5? A statement, and a
--- session, of its own: one that inserts cannot see another winner's row, and triggers of the users' tables have run in
--- its session.
+-- What is the outcome of these companies, and is it the attempt $2 with the value $3, the topic $4 and the key $5? It needs its
+-- own statement, because an INSERT cannot see another winner's row, and its own session, because users' triggers ran in
+-- the other.
 SELECT o.outreach_id, o.ordinal,
     (o.attempt = i.attempt AND o.topic = i.topic AND o.key = i.key AND o.value = i.value) AS is_it
 FROM unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bytea[]) AS i (outreach_id, attempt, value, topic, key)

@@ -6,6 +6,9 @@ import asyncio
 from pathlib import Path  # noqa: TC003 - pytest reads the annotation
 from typing import TYPE_CHECKING
 
+import asyncpg
+import pytest
+
 from ct_stream.local.broker import EmbeddedBroker
 from ct_stream.local.farm import MailFarm
 from ct_stream.ops.doctor import Check, examine
@@ -155,3 +158,30 @@ async def test_doctor_notes_a_schema_in_which_everybody_may_plant_functions(data
     await execute(database.admin, "GRANT CREATE ON SCHEMA public TO PUBLIC")
     assert await noted() == ["REVOKE CREATE ON SCHEMA public FROM PUBLIC"]
     await execute(database.admin, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+
+
+@pytest.mark.parametrize(
+    ("limit", "others", "ok", "said"),
+    [
+        (8, 0, True, "8 at once, as many as a worker opens"),
+        (5, 0, False, "fewer than 8: too many connections for role"),
+        (9, 1, None, "not tried: this login has 1 other sessions"),
+    ],
+)
+async def test_doctor_tries_whether_a_worker_gets_its_connections(
+    database: DatabaseDsns, limit: int, others: int, ok: bool | None, said: str
+) -> None:
+    admin = await asyncpg.connect(database.admin)
+    await admin.execute(f"ALTER ROLE ct_gate CONNECTION LIMIT {limit}")
+    held = [await asyncpg.connect(database.gate) for _ in range(others)]
+    try:
+        checks = {check.name: check for check in await examine({"CT_POSTGRES_DSN": database.gate})}
+    finally:
+        for connection in held:
+            await connection.close()
+        await admin.execute("ALTER ROLE ct_gate CONNECTION LIMIT -1")
+        await admin.close()
+    assert (checks["connections"].ok, checks["connections"].detail.startswith(said)) == (ok, True), checks[
+        "connections"
+    ]
+    assert checks["schema"].ok, "the other checks go on"

@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from ct_stream.gate.records import NotOurs
 from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.ledger import Ledger, headers_to_json
 from ct_stream.store.migrate import MigrationError, migrate
@@ -570,6 +571,7 @@ async def test_headers_that_are_not_the_gates_are_not_published_and_keep_nothing
             await run(database.gate, published(headers=headers))
             await run(database.gate, published(**OF_ANOTHER))
             await run(database.admin, "UPDATE outreach.ct_outcomes SET publish_until = now() - interval '1 hour'")
+            assert isinstance(await ledger.claim(UUID(OTHERS)), NotOurs), "and its event is not in hand for ever"
             claimed = {one.outreach_id for one in await ledger.claim_unpublished(10)}
     assert claimed == {whole.outreach_id, UUID(OF_ANOTHER["outreach_id"])}
 

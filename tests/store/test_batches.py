@@ -143,6 +143,45 @@ async def test_what_takes_too_long_alone_waits() -> None:
     assert "look for slow triggers" in str(results[1])
 
 
+async def test_what_was_too_slow_alone_is_not_put_into_a_batch_again() -> None:
+    """It comes back after its wait, and would make each batch that it is in too slow, and halve it."""
+    server = Server()
+    slow: set[int] = {7}
+    tried: list[list[int]] = []
+
+    async def run(items: Sequence[int]) -> list[int]:
+        tried.append(list(items))
+        if slow & set(items):
+            raise TimeoutError
+        return await server.run(items)
+
+    queue: Batches[int, int] = Batches("test", run, alone=Alone(run=run, why=why), outages=server)
+    async with running(queue), asyncio.timeout(5):
+        await asyncio.gather(*map(queue, (5, 7, 9)), return_exceptions=True)
+        tried.clear()
+        results = await asyncio.gather(*map(queue, (7, 20, 21, 22)), return_exceptions=True)
+        assert results[1:] == [40, 42, 44]
+        assert [batch for batch in tried if 7 in batch] == [[7]]
+        slow.clear()
+        assert await queue(7) == 14
+
+
+async def test_two_items_whose_rows_are_held_are_tried_with_pauses() -> None:
+    tries = 0
+
+    async def run(_items: Sequence[int]) -> list[int]:
+        nonlocal tries
+        tries += 1
+        raise asyncpg.LockNotAvailableError("held")
+
+    queue: Batches[int, int] = Batches("test", run, alone=Alone(run=run, why=why), outages=Server())
+    async with running(queue):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.2):
+                await asyncio.gather(queue(1), queue(2))
+    assert tries < 12
+
+
 async def test_a_row_that_stays_held_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_HELD_S", 0.2)
     monkeypatch.setattr(module, "_AGAIN_S", 0.01)

@@ -180,11 +180,12 @@ async def test_outcomes_are_durable_whatever_the_login_has(database: DatabaseDsn
 async def test_servers_that_are_not_what_the_dsn_asks_for_are_waited_for(database: DatabaseDsns) -> None:
     """After a failover only standbys may answer for a while."""
     db = Database(f"{database.gate}&target_session_attrs=standby")
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(1.5):
-            await db.retrying("record", ConnectionRefusedError("refused"))
-    assert db.trouble is not None
-    assert "no server that is named there is what target_session_attrs asks for" in db.trouble
+    waiting = asyncio.create_task(db.retrying("record", ConnectionRefusedError("refused")))
+    await asyncio.sleep(1.5)
+    assert "no server that is named there is what target_session_attrs asks for" in (db.trouble or "")
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
     await db.close()
 
 
@@ -266,3 +267,38 @@ async def test_a_time_is_what_postgres_has_or_the_nearest_that_python_can_show(d
     assert (await connection.fetchval("SELECT timestamptz '100000-01-01'")).year == 9999
     assert (await connection.fetchval("SELECT timestamptz '4000-01-01 BC'")).year == 1
     await connection.close()
+
+
+async def test_whoever_waits_for_the_database_may_be_cancelled(database: DatabaseDsns) -> None:
+    """A drain cancels passes; the database must not count as down from then on."""
+    db = Database(database.gate)
+    await db.open()
+    waiting = [asyncio.create_task(db.retrying(what, ConnectionResetError("reset"))) for what in ("one", "two")]
+    await asyncio.sleep(0.05)
+    waiting[0].cancel()
+    await asyncio.sleep(0)
+    states = [db.is_up]
+    waiting[1].cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    states.append(db.is_up)
+    assert states == [False, True], "as long as another one waits, that one finds out"
+    assert db.trouble is None
+    await db.close()
+
+
+async def test_no_free_connection_is_no_slow_statement(narrow: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ct_stream.store.database._ACQUIRE_S", 0.2)
+    holder = asyncio.create_task(sleeping(narrow, 5))
+    await asyncio.sleep(0.1)
+    with pytest.raises(ConnectionError, match="no connection became free"):
+        await narrow.fetch("server")
+    holder.cancel()
+    await asyncio.gather(holder, return_exceptions=True)
+
+
+async def test_a_closed_database_opens_no_new_connections(database: DatabaseDsns) -> None:
+    db = Database(database.gate)
+    await db.open()
+    await db.close()
+    with pytest.raises(ConnectionError):
+        await db.open()

@@ -152,6 +152,36 @@ async def test_a_trigger_that_fails_for_one_company_keeps_no_other_waiting(datab
         assert db.trouble is None
 
 
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (
+            "CREATE FUNCTION public.rewrites() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN NEW.execution_status := 'blocked'; RETURN NEW; END $$;"
+            "CREATE TRIGGER rewrites BEFORE INSERT OR UPDATE ON outreach.company_target FOR EACH ROW"
+            " WHEN (NEW.execution_status = 'failed') EXECUTE FUNCTION public.rewrites()",
+            "does not keep what the gate writes: execution_status is 'blocked'",
+        ),
+        (
+            "ALTER TABLE outreach.company_target ADD CONSTRAINT odd CHECK (execution_status <> 'failed')",
+            "the constraint odd of outreach.company_target refuses",
+        ),
+    ],
+)
+async def test_a_table_that_does_not_take_one_company_makes_it_wait(
+    database: DatabaseDsns, made: str, said: str
+) -> None:
+    """It is no bug of ours, and no other company waits for it."""
+    await run(database.admin, made)
+    async with opened(database.gate) as db, asyncio.timeout(30):
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            one = asyncio.ensure_future(ledger.record(outcome(verdict=NO_MX)))
+            assert all(await asyncio.gather(*(ledger.record(outcome()) for _ in range(20))))
+            with pytest.raises(RowHeld, match=said):
+                await one
+
+
 async def test_a_cascade_is_replicated_row_by_row(database: DatabaseDsns) -> None:
     gone, stays = outcome(verdict=NO_MX), outcome(verdict=NO_MX)
     await run(

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from ct_stream.gate.questions import SpineAnswer
+from ct_stream.gate.records import Publication
 from ct_stream.gate.transcript import Exchange
 from ct_stream.store.ledger import Ledger, headers_from_json, headers_to_json
 from tests.store.parts import NO_MX, NOT_FOUND, PASSED, opened, outcome, running
@@ -125,7 +126,7 @@ async def test_an_outcome_is_published_under_one_claim_and_never_again_once_stam
             assert await ledger.claim_unpublished(10) == []
             await _expire_claims(database)
             claims = await asyncio.gather(*(ledger.claim(company.outreach_id) for _ in range(5)))
-            [publication] = [claim for claim in claims if claim is not None]
+            [publication] = [claim for claim in claims if isinstance(claim, Publication)]
             assert (publication.topic, publication.key) == (company.topic, company.key)
             assert (publication.value, publication.headers) == (company.value, company.headers), "byte for byte"
             await _expire_claims(database)

@@ -25,7 +25,7 @@ $$;
 CREATE OR REPLACE FUNCTION outreach.ct_talks_wanted() RETURNS integer LANGUAGE sql IMMUTABLE AS $$ SELECT 3 $$;
 
 -- When, within the span that evidence counts for, did a person last resume a guardrail, or a normal session open it? What
--- servers said of us before that counts no more. A moment to come is from before the clock was set back.
+-- servers said of us before that counts no more. A time in the future was written before the clock was set back.
 CREATE OR REPLACE FUNCTION outreach.ct_opened_at(rail text) RETURNS timestamptz
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     -- In the order of its index: a max(at) would walk through all guardrails' changes.
@@ -148,8 +148,8 @@ BEGIN
         RAISE EXCEPTION 'a reason is needed to resume %, of at most 1000 characters', rail;
     END IF;
     PERFORM outreach.ct_require_fresh();
-    -- One that is open is not locked: the gate must be able to halt at any moment. Whoever waited here would lock what is
-    -- open by then, although it is not returned: nobody waits, and the error gives such a lock back.
+    -- One that is open is not locked: the gate must be able to halt at any moment. Waiting here would lock a row that has
+    -- meanwhile been opened, even though it is not returned: nobody waits, and the error gives such a lock back.
     BEGIN
         SELECT g.state INTO before FROM outreach.ct_guardrails AS g
             WHERE g.key = rail AND g.state NOT IN ('open', 'trial') FOR UPDATE NOWAIT;

@@ -17,7 +17,7 @@ BEGIN
         THEN
             RAISE EXCEPTION 'outcome %: decided at %', NEW.outreach_id, NEW.decided_at USING ERRCODE = 'check_violation';
         END IF;
-        -- What is larger than a jsonb may be could not be compared at its next update: it would never be published, nor
+        -- A row too large for a jsonb could not be compared when it is updated: it would never be published, nor would
         -- what is claimed with it.
         IF octet_length(concat(NEW.failure_code, NEW.reason, NEW.domain, NEW.rules_version, NEW.event_topic))
             + coalesce(pg_column_size(NEW.transcript), 0) + coalesce(pg_column_size(NEW.headers), 0) > 10000000
@@ -36,7 +36,7 @@ BEGIN
                     jsonb_typeof(event -> 'confidence_score') <> 'number'
                     OR (event ->> 'confidence_score')::numeric NOT BETWEEN 0 AND 1
                 )
-                -- Of two with one name, readers differ in which they take.
+                -- If a name occurs twice, readers disagree on which one counts.
                 OR (
                     SELECT count(*) <> count(DISTINCT lower(k.key))
                     FROM json_object_keys(convert_from(NEW.value, 'UTF8')::json) AS k (key)
@@ -389,7 +389,7 @@ BEGIN
     ) THEN
         wrong := 'it was written, or is to be';
     END IF;
-    -- What is written is not noted as left alone, whichever comes first.
+    -- A row is either written or noted as left alone, never both, in whatever order.
     IF TG_ARGV[0] <> 'ct_unwritten' AND EXISTS (
         SELECT u.outreach_id FROM outreach.ct_unwritten AS u
         WHERE u.outreach_id = NEW.outreach_id::uuid AND u.its_table = TG_ARGV[0]
