@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -23,6 +24,9 @@ _AT_ONCE = 1000  #: companies in one statement
 LEASE_S = 20.0  #: how long a worker that went silent keeps its companies and domains; renewed four times as often
 
 
+log = logging.getLogger(__name__)
+
+
 class ParkedCompanies:
     """The undecided companies in Postgres. Once a wait is stored here, its event may be acked."""
 
@@ -36,7 +40,8 @@ class ParkedCompanies:
 
     async def claim_due(self, limit: int) -> list[Resumed]:
         """Lease up to `limit` companies whose wait is over."""
-        return [_resumed(row) for row in await self._database.persist("claim_due", self._owner, limit, LEASE_S)]
+        rows = await self._database.persist("claim_due", self._owner, limit, LEASE_S)
+        return [resumed for resumed in map(_readable, rows) if resumed is not None]
 
     async def renew_leases(self, ids: Collection[UUID], leases: Mapping[UUID, str]) -> None:
         """Renew the leases of these companies, and these leases of domains and places, if they are still held."""
@@ -129,6 +134,20 @@ def _row(parked: Parked) -> tuple[Any, ...]:
         origin.correlation_header,
         parked.looks,
     )
+
+
+def _readable(row: Any) -> Resumed | None:
+    """Return what waits, or None for a row that no worker of ours wrote: it must not keep others from going on."""
+    try:
+        return _resumed(row)
+    except Exception as error:
+        log.error(
+            "The wait of company %s in outreach.ct_passes cannot be read: %r",
+            row["outreach_id"],
+            error,
+            extra={"action": "wait_unreadable", "outreach_id": str(row["outreach_id"])},
+        )
+        return None
 
 
 def _resumed(row: Any) -> Resumed:

@@ -335,8 +335,8 @@ INSERT INTO outreach.ct_passes AS p (
 )
 VALUES ($1, 'waiting', 'our_bug', $2, clock_timestamp() + interval '5 seconds', $4, $5, $6, $7, $8, $9, $10, 1, $3, $11)
 ON CONFLICT (outreach_id) DO UPDATE SET
-    exceptions = p.exceptions + 1,
-    state = CASE WHEN p.exceptions + 1 >= 3 THEN 'stuck' ELSE p.state END,
+    exceptions = least(p.exceptions, 1000) + 1,
+    state = CASE WHEN p.exceptions >= 2 THEN 'stuck' ELSE p.state END,
     reason = 'our_bug', detail = excluded.detail, traceback = excluded.traceback,
     worker_version = excluded.worker_version, waits_on = NULL,
     not_before = excluded.not_before, lease_owner = NULL, lease_until = NULL
@@ -937,7 +937,8 @@ SELECT uuid_send(outreach_id) AS id, o.outcome, o.source, o.failure_code, o.topi
 FROM (
     SELECT c.outreach_id, c.outcome, c.source, c.failure_code, c.topic,
         CASE WHEN c.source = 'gate' AND c.value IS NOT NULL THEN (
-            SELECT jsonb_build_object('email_method', v.told ->> 'email_method', 'method_type', v.told ->> 'method_type',
+            SELECT jsonb_build_object('email_method', left(v.told ->> 'email_method', 1000),
+                'method_type', left(v.told ->> 'method_type', 1000),
                 'confidence_score', CASE jsonb_typeof(v.told -> 'confidence_score') WHEN 'number'
                     THEN round((v.told -> 'confidence_score')::numeric, 4)::text ELSE v.told ->> 'confidence_score' END,
                 'is_catchall', v.told ->> 'is_catchall')
@@ -961,11 +962,12 @@ FULL JOIN (
 ) AS p USING (outreach_id)
 FULL JOIN (
     SELECT r.outreach_id, r.execution_status::text,
-        jsonb_build_object('email_method', r.email_method::text, 'method_type', r.method_type::text,
+        jsonb_build_object('email_method', left(r.email_method::text, 1000),
+            'method_type', left(r.method_type::text, 1000),
             -- Of a company decided before the gate came it may be a percentage, or a word.
             'confidence_score', CASE WHEN r.confidence_score::text ~ '^-?[0-9]{1,9}([.][0-9]{1,20})?$'
-                THEN round(r.confidence_score::text::numeric, 4)::text ELSE r.confidence_score::text END,
-            'is_catchall', r.is_catchall::text) AS said
+                THEN round(r.confidence_score::text::numeric, 4)::text ELSE left(r.confidence_score::text, 1000) END,
+            'is_catchall', left(r.is_catchall::text, 1000)) AS said
     FROM outreach.company_target AS r
     WHERE r.outreach_id IS NOT NULL AND ($7::uuid[] IS NULL OR r.outreach_id = ANY ($7::uuid[]))
 ) AS t USING (outreach_id)

@@ -576,6 +576,30 @@ async def test_headers_that_are_not_the_gates_are_not_published_and_keep_nothing
     assert claimed == {whole.outreach_id, UUID(OF_ANOTHER["outreach_id"])}
 
 
+async def test_a_note_opens_no_row_to_the_gate(database: DatabaseDsns) -> None:
+    await run(database.gate, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')")
+    await run(
+        database.gate,
+        f"BEGIN; {published()};"
+        f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{OTHERS}', 'company_target'); COMMIT",
+    )
+    with pytest.raises(asyncpg.RestrictViolationError, match="was not recorded by this transaction"):
+        await run(database.gate, "UPDATE outreach.company_target SET email_method = 'evil@a.example'")
+
+
+async def test_what_is_compressed_is_measured_as_it_is(database: DatabaseDsns) -> None:
+    with pytest.raises(asyncpg.CheckViolationError, match="it is too large"):
+        await run(
+            database.gate,
+            "INSERT INTO outreach.ct_passes (outreach_id, state, reason, detail, not_before, answers)"
+            f" VALUES ('{OTHERS}', 'waiting', 'drain', 'x', now(), jsonb_build_array(repeat('x', 11000000)));"
+            "INSERT INTO outreach.ct_outcomes (outreach_id, outcome, decided_at, transcript)"
+            f" SELECT '{OTHERS}', 'PASS', now(), p.answers FROM outreach.ct_passes AS p",
+        )
+    with pytest.raises(asyncpg.CheckViolationError, match="it is too large"):
+        await run(database.gate, published(headers=json.dumps([["x", "y" * 40_000], *WHOLE])))
+
+
 async def test_a_wait_is_given_to_no_other_company(database: DatabaseDsns) -> None:
     """A decided one, with which it would be forgotten."""
     with pytest.raises(asyncpg.InsufficientPrivilegeError):

@@ -17,6 +17,7 @@ from ct_stream.store.parked import ParkedCompanies
 from tests.store.parts import EXCHANGES, LIMITS, opened, outcome, parked, running
 
 if TYPE_CHECKING:
+    from ct_stream.store.database import Database
     from tests.conftest import DatabaseDsns
 
 A_MOMENT = timedelta(seconds=0.1)
@@ -230,3 +231,32 @@ async def test_a_providers_try_goes_to_whoever_has_waited_longest_since_its_last
                 await passes.park(companies[turns[-1]])
         await admin.close()
     assert turns == [0, 1, 2, 0]
+
+
+async def test_a_wait_that_cannot_be_read_keeps_no_other_company_waiting(database: DatabaseDsns) -> None:
+    """It would be claimed with them each time."""
+    company = parked()
+    async with opened(database.gate) as db:
+        passes = ParkedCompanies(db, "a", "test")
+        async with running(passes.park):
+            await passes.park(company)
+            for answers, pending in (("5", None), ("[]", '"x"'), ("[5]", None)):
+                async with db.connection() as connection:
+                    await connection.execute(
+                        "INSERT INTO outreach.ct_passes"
+                        " (outreach_id, state, reason, detail, not_before, answers, pending)"
+                        " VALUES (gen_random_uuid(), 'waiting', 'drain', 'x', '-infinity', $1, $2)", answers, pending
+                    )  # fmt: skip
+            (claimed,) = await passes.claim_due(10)
+            assert claimed.origin == company.origin
+            await run_exceptions(db)
+
+
+async def run_exceptions(db: Database) -> None:
+    """Count one more exception of a company that has had as many as the column holds."""
+    async with db.connection() as connection:
+        await connection.execute("UPDATE outreach.ct_passes SET exceptions = 2147483647")
+        company = await connection.fetchval("SELECT outreach_id FROM outreach.ct_passes LIMIT 1")
+    passes = ParkedCompanies(db, "a", "test")
+    _, state = await passes.count_exception(Origin(outreach_id=company), None, "why", "trace")
+    assert state == "stuck"
