@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from tests.faults.harness import Stack
@@ -19,10 +22,19 @@ if TYPE_CHECKING:
 
 
 async def limit(cluster: KafkaCluster, most_bytes: int, topic: str = "ct.rejected") -> None:
-    """Let a topic take records of so many bytes."""
+    """Let a topic take records of so many bytes. Brokers hear of that from the controller, each in its own time.
+
+    They hear of changes in their order: who leads a partition of a topic that was made later knows the limit.
+    """
     resource = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(most_bytes)})
+    later = f"later-{uuid4().hex}"
     async with cluster.admin() as admin:
         await admin.alter_configs([resource])
+        await admin.create_topics([NewTopic(later, -1, -1, replica_assignments={0: [1], 1: [2], 2: [3]})])
+    async with AIOKafkaProducer(bootstrap_servers=cluster.bootstrap, acks="all") as producer, asyncio.timeout(30):
+        for partition in range(3):
+            await producer.send_and_wait(later, b"x", partition=partition)
+    await asyncio.sleep(0.5)  # a broker takes up its new partitions a moment before new limits of the same news
 
 
 async def test_a_topic_that_takes_little_gets_little_of_the_original(cluster: KafkaCluster, tmp_path: Path) -> None:

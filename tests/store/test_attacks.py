@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -438,6 +438,8 @@ async def test_a_person_with_a_login_of_her_own_takes_over_nobody_elses(database
         {"outcome": "FAIL", "failure_code": "CT-M-NO-MX"},
         {"value": f'{{"outreach_id": "{uuid4()}", "outreach_id": "{OTHERS}"}}'},
         {"value": f'{{"outreach_id": "{OTHERS}", "Outreach_Id": "{uuid4()}"}}'},
+        {"value": json.dumps(EVENT | {"i\u017f_catchall": True}, ensure_ascii=False)},
+        {"value": json.dumps(EVENT | {"is_catchall": "false"})}, {"value": json.dumps(EVENT | {"EMAIL_METHOD": "x"})},
         {"value": json.dumps(EVENT | {"confidence_score": 99999})},
         {"value": json.dumps(EVENT | {"confidence_score": "x"})},
         {"value": json.dumps(EVENT | {"note": "x" * 1_000_000})}, {"reason": "x" * 10_000_001},
@@ -574,6 +576,47 @@ async def test_headers_that_are_not_the_gates_are_not_published_and_keep_nothing
             assert isinstance(await ledger.claim(UUID(OTHERS)), NotOurs), "and its event is not in hand for ever"
             claimed = {one.outreach_id for one in await ledger.claim_unpublished(10)}
     assert claimed == {whole.outreach_id, UUID(OF_ANOTHER["outreach_id"])}
+
+
+async def test_a_pass_has_no_failure_not_even_one_without_a_code(database: DatabaseDsns) -> None:
+    await run(database.admin, "ALTER TABLE outreach.company_target_errors ALTER failure_code DROP NOT NULL")
+    with pytest.raises(asyncpg.RestrictViolationError, match="contradicts what this transaction records"):
+        await run(
+            database.gate,
+            f"BEGIN; {published()}; INSERT INTO outreach.company_target_errors (outreach_id, failure_code)"
+            f" VALUES ('{OTHERS}', NULL); COMMIT",
+        )
+
+
+@pytest.mark.parametrize("change", ["0.71", "0.00007"])
+async def test_a_confidence_is_compared_whatever_the_session_shows_of_it(database: DatabaseDsns, change: str) -> None:
+    await run(
+        database.admin,
+        "ALTER TABLE outreach.company_target ALTER confidence_score TYPE double precision",
+    )
+    whole = outcome()
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            assert await ledger.record(whole)
+    with pytest.raises(asyncpg.RestrictViolationError):
+        await run(
+            database.gate,
+            f"SET extra_float_digits = -15; UPDATE outreach.company_target SET confidence_score = '{change}'",
+        )
+
+
+@pytest.mark.parametrize("zone", ["UTC-160", "UTC+160", "Pacific/Kiritimati"])
+async def test_a_months_money_stays_in_its_month_whatever_the_sessions_time_zone(
+    database: DatabaseDsns, zone: str
+) -> None:
+    """From 18 on, a session's zone may say what UTC is."""
+    take = TAKE.format(usd_per_month=0.01, usd_per_call=0.01)
+    await run(database.gate, take)
+    await run(database.gate, f"SET TimeZone = '{zone}'; {take}; SELECT outreach.ct_utc_day()")
+    spent = "SELECT string_agg(used || ' in ' || begins, ', ') FROM outreach.ct_usage WHERE tool_id = 'TOOL-019'"
+    month = datetime.now(UTC).strftime("%Y-%m-01")
+    assert await value(database.admin, spent) == f"1 in {month}"
 
 
 async def test_a_note_opens_no_row_to_the_gate(database: DatabaseDsns) -> None:

@@ -37,9 +37,11 @@ BEGIN
                     jsonb_typeof(event -> 'confidence_score') <> 'number'
                     OR (event ->> 'confidence_score')::numeric NOT BETWEEN 0 AND 1
                 )
-                -- If a name occurs twice, readers disagree on which one counts.
+                OR event ? 'is_catchall' AND jsonb_typeof(event -> 'is_catchall') <> 'boolean'
+                -- If a name occurs twice, readers disagree on which one counts; some ignore case, and take other letters for
+                -- the same.
                 OR (
-                    SELECT count(*) <> count(DISTINCT lower(k.key))
+                    SELECT count(*) <> count(DISTINCT k.key) OR bool_or(k.key COLLATE "C" !~ '^[a-z0-9_]+$')
                     FROM json_object_keys(convert_from(NEW.value, 'UTF8')::json) AS k (key)
                 )
             THEN
@@ -170,10 +172,11 @@ BEGIN
         -- Most updates are those of others, of many rows at once: compared like this they cost next to nothing. By their
         -- bytes: a column may have a collation by which different words are equal.
         IF (NEW.outreach_id, NEW.email_method::text COLLATE "C", NEW.method_type::text COLLATE "C",
-                NEW.confidence_score, NEW.is_catchall, NEW.execution_status::text COLLATE "C", NEW.imo_completed_at)
-            IS NOT DISTINCT FROM (OLD.outreach_id, OLD.email_method::text COLLATE "C",
-                OLD.method_type::text COLLATE "C", OLD.confidence_score, OLD.is_catchall,
-                OLD.execution_status::text COLLATE "C", OLD.imo_completed_at)
+                NEW.confidence_score, NEW.confidence_score::text COLLATE "C", NEW.is_catchall::text COLLATE "C",
+                NEW.execution_status::text COLLATE "C", NEW.imo_completed_at, NEW.imo_completed_at::text COLLATE "C")
+            IS NOT DISTINCT FROM (OLD.outreach_id, OLD.email_method::text COLLATE "C", OLD.method_type::text COLLATE "C",
+                OLD.confidence_score, OLD.confidence_score::text COLLATE "C", OLD.is_catchall::text COLLATE "C",
+                OLD.execution_status::text COLLATE "C", OLD.imo_completed_at, OLD.imo_completed_at::text COLLATE "C")
         THEN
             RETURN NEW;
         END IF;
@@ -209,7 +212,7 @@ BEGIN
     IF OLD.execution_status::text IN ('ready', 'failed', 'blocked') AND outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target')
     THEN
         RAISE EXCEPTION 'company_target % is final (%): % is refused', OLD.outreach_id, OLD.execution_status,
-            CASE TG_OP WHEN 'UPDATE' THEN 'a change of ' || changed ELSE lower(TG_OP) END
+            CASE TG_OP WHEN 'UPDATE' THEN 'a change of ' || coalesce(changed, 'a value') ELSE lower(TG_OP) END
             USING ERRCODE = 'restrict_violation';
     END IF;
     RETURN CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
@@ -310,7 +313,7 @@ DECLARE
     said record;
     event jsonb;
     wrong text;
-    a_day CONSTANT interval := '1 day';
+    a_day CONSTANT interval := '24 hours';  -- '1 day' may have 25
 BEGIN
     IF NOT outreach.ct_acts_as_gate(
         TG_RELID,
@@ -325,9 +328,11 @@ BEGIN
         -- A trigger of others that runs as the gate, and writes their own columns.
         IF TG_OP = 'UPDATE' THEN
             IF (NEW.outreach_id, NEW.email_method::text COLLATE "C", NEW.method_type::text COLLATE "C",
-                    NEW.confidence_score, NEW.is_catchall, NEW.execution_status::text COLLATE "C", NEW.imo_completed_at)
-                IS NOT DISTINCT FROM (OLD.outreach_id, OLD.email_method::text COLLATE "C",
-                    OLD.method_type::text COLLATE "C", OLD.confidence_score, OLD.is_catchall, OLD.execution_status::text COLLATE "C", OLD.imo_completed_at)
+                    NEW.confidence_score, NEW.confidence_score::text COLLATE "C", NEW.is_catchall::text COLLATE "C",
+                    NEW.execution_status::text COLLATE "C", NEW.imo_completed_at, NEW.imo_completed_at::text COLLATE "C")
+                IS NOT DISTINCT FROM (OLD.outreach_id, OLD.email_method::text COLLATE "C", OLD.method_type::text COLLATE "C",
+                    OLD.confidence_score, OLD.confidence_score::text COLLATE "C", OLD.is_catchall::text COLLATE "C",
+                    OLD.execution_status::text COLLATE "C", OLD.imo_completed_at, OLD.imo_completed_at::text COLLATE "C")
             THEN
                 RETURN NULL;
             END IF;
@@ -369,7 +374,7 @@ BEGIN
                 THEN format('confidence_score is %L', NEW.confidence_score::text)
         END;
     ELSIF TG_ARGV[0] = 'company_target_errors' THEN
-        IF NEW.failure_code::text COLLATE "C" IS DISTINCT FROM said.failure_code THEN
+        IF said.outcome <> 'FAIL' OR NEW.failure_code::text COLLATE "C" IS DISTINCT FROM said.failure_code THEN
             wrong := format('failure_code is %L', NEW.failure_code::text);
         ELSIF NEW.retry_allowed::text NOT IN ('false', '0') THEN
             wrong := format('retry_allowed is %L', NEW.retry_allowed::text);

@@ -4,7 +4,7 @@
 
 -- The UTC day whose caps count now.
 CREATE OR REPLACE FUNCTION outreach.ct_utc_day() RETURNS date LANGUAGE sql STABLE AS
-$$ SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date $$;
+$$ SELECT (clock_timestamp() AT TIME ZONE interval '0')::date $$;
 
 -- Lock a tool's row of ct_rates up to the end of the transaction, and return when the tool may be called next. A row and
 -- no advisory lock: anybody who may log in can hold one of those for ever.
@@ -55,7 +55,7 @@ BEGIN
     IF granted < wanted THEN
         IF already + granted >= per_day THEN
             refusal := 'cap';
-            retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
+            retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE interval '0') - moment);
         ELSE
             refusal := 'rate';
             retry_s := delay_s + granted / per_second;
@@ -169,7 +169,7 @@ BEGIN
             RETURN NEXT; CONTINUE;
         END IF;
         IF already + taken >= per_day THEN
-            answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
+            answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE interval '0') - moment);
             RETURN NEXT; CONTINUE;
         END IF;
         IF NOT item.is_own THEN
@@ -260,7 +260,7 @@ BEGIN
         RETURN NEXT; RETURN;
     END IF;
     IF already >= per_day THEN  -- checked before the provider's one try is used up
-        answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
+        answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE interval '0') - moment);
         RETURN NEXT; RETURN;
     END IF;
     IF NOT is_own THEN
@@ -336,7 +336,7 @@ BEGIN
         END IF;
         IF held.sessions < item.number THEN
             IF already + taken >= per_day THEN
-                answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE 'UTC') - moment);
+                answer := 'cap'; retry_s := extract(epoch FROM ((today + 1)::timestamp AT TIME ZONE interval '0') - moment);
                 RETURN NEXT; CONTINUE;
             END IF;
             taken := taken + 1;

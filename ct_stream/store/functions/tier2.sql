@@ -65,13 +65,13 @@ BEGIN
     -- is the only lock of ct_answer_tier2.
     next_slot := outreach.ct_lock_rate('TOOL-019');
     LOOP
-        month := date_trunc('month', clock_timestamp() AT TIME ZONE 'UTC')::date;
+        month := date_trunc('month', clock_timestamp() AT TIME ZONE interval '0')::date;
         INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-019', 'month', month) ON CONFLICT DO NOTHING;
         SELECT u.used, u.usd, u.refused_at INTO usage FROM outreach.ct_usage AS u
             WHERE u.tool_id = 'TOOL-019' AND u.span = 'month' AND u.begins = month FOR UPDATE;
         moment := clock_timestamp();
         -- A new month may have begun while this waited for the row.
-        EXIT WHEN month = date_trunc('month', moment AT TIME ZONE 'UTC')::date;
+        EXIT WHEN month = date_trunc('month', moment AT TIME ZONE interval '0')::date;
     END LOOP;
     calls := usage.used;
     spent := usage.usd;
@@ -117,7 +117,7 @@ BEGIN
             answer := 'budget';
             detail := format('the Tier-2 budget of %s is spent: %s of %s calls, %s of %s USD', to_char(month, 'YYYY-MM'),
                 calls, per_month, trim_scale(spent), usd_per_month::numeric);
-            retry_s := extract(epoch FROM ((month + interval '1 month')::timestamp AT TIME ZONE 'UTC') - moment);
+            retry_s := extract(epoch FROM ((month + interval '1 month')::timestamp AT TIME ZONE interval '0') - moment);
             IF usage.refused_at IS NULL THEN
                 UPDATE outreach.ct_usage AS u SET refused_at = moment
                     WHERE u.tool_id = 'TOOL-019' AND u.span = 'month' AND u.begins = month
