@@ -211,8 +211,7 @@ class Batches(Generic[Item, Result]):
             except asyncpg.PostgresError as error:
                 is_held = isinstance(error, asyncpg.LockNotAvailableError)
                 is_chance = isinstance(error, AGAIN) and again < _CONFLICTS
-                asks_why = self._taken_apart is not None and not is_chance and not isinstance(error, OWN_TROUBLE)
-                why = self._taken_apart.why(error) if self._taken_apart is not None and asks_why else None
+                why = None if is_chance else self._others_do(error)
                 if why is not None and alone is None:
                     self._take_apart(batch)
                     return
@@ -270,6 +269,12 @@ class Batches(Generic[Item, Result]):
         now = time.monotonic()
         self._slow = {key: at for key, at in self._slow.items() if now - at < _SLOW_FOR_S}
         return self._key(item) in self._slow
+
+    def _others_do(self, error: asyncpg.PostgresError) -> str | None:
+        """Return what others do that raised this; None: nothing, or this queue takes no batch apart."""
+        if self._taken_apart is None or isinstance(error, OWN_TROUBLE):
+            return None
+        return self._taken_apart.why(error)
 
     def _take_apart(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         self._apart.extend((pair, time.monotonic()) for pair in batch)

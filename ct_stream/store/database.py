@@ -21,6 +21,7 @@ import asyncpg
 
 from ct_stream.store.connecting import (
     CONNECT_S,
+    MORE_SESSIONS,
     refuse_other_logins,
     refuse_transaction_mode,
     sessions_at_once,
@@ -247,7 +248,7 @@ class Database:
         if opened < self.most_connections:
             raise UnfitDatabase(
                 f"only {opened} of {self.most_connections} connections could be used at the same time",
-                "lower CT_POSTGRES_CONNECTIONS, or raise what limits them (of PgBouncer: default_pool_size)",
+                MORE_SESSIONS,
             )
         self._has_room = True
 

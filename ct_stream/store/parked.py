@@ -137,7 +137,7 @@ def _row(parked: Parked) -> tuple[Any, ...]:
 
 
 def _readable(row: Any) -> Resumed | None:
-    """Return what waits, or None for a row that no worker of ours wrote: it must not keep others from going on."""
+    """Return what waits, or None for a row that no worker wrote, so that it does not hold up the others."""
     try:
         return _resumed(row)
     except Exception as error:

@@ -15,7 +15,7 @@ def _all() -> dict[str, str]:
     return {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-#: The users' tables. No function of ours meets them in a query that does not name one of them.
+#: The users' tables. Our functions touch them only in queries that name one of them.
 _USERS = re.compile(r"\boutreach\.(outreach|company_target|company_target_errors)\b")
 
 

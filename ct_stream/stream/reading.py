@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
-#: aiokafka does not call these retriable, because the same request would fail again; but a new worker begins anew.
+#: aiokafka does not call these retriable: the same request would fail again. A new worker starts afresh.
 _WELL_THE_NEXT_TIME = (
     BrokerNotAvailableError, CommitFailedError, IllegalGenerationError, KafkaConnectionError, KafkaTimeoutError,
     KafkaUnavailableError, RebalanceInProgressError, ReplicaNotAvailableError, UnknownMemberIdError,

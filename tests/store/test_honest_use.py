@@ -134,7 +134,7 @@ async def test_a_company_that_takes_too_long_keeps_no_other_waiting(
     ["INSERT INTO public.vip VALUES (1)", "RAISE EXCEPTION 'not this one' USING ERRCODE = '40001'", "PERFORM 1 / 0"],
 )
 async def test_a_trigger_that_fails_for_one_company_keeps_no_other_waiting(database: DatabaseDsns, fails: str) -> None:
-    """The rehearsal does not meet it, and it sounds like an outage, a conflict, or a bug of ours."""
+    """The rehearsal does not see it, and its error looks like an outage, a conflict or a bug in the gate."""
     await run(
         database.admin,
         "CREATE TABLE public.vip (n integer);"
@@ -171,7 +171,7 @@ async def test_a_trigger_that_fails_for_one_company_keeps_no_other_waiting(datab
 async def test_a_table_that_does_not_take_one_company_makes_it_wait(
     database: DatabaseDsns, made: str, said: str
 ) -> None:
-    """It is no bug of ours, and no other company waits for it."""
+    """This is not a bug in the gate, and no other company waits for it."""
     await run(database.admin, made)
     async with opened(database.gate) as db, asyncio.timeout(30):
         ledger = Ledger(db)

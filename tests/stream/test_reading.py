@@ -38,7 +38,7 @@ def test_what_passes_by_itself_is_an_outage(error: Exception) -> None:
     "error",
     [
         UnsupportedCodecError("zstd"), UnsupportedVersionError(), TopicAuthorizationFailedError(),
-        GroupAuthorizationFailedError(), ValueError("a bug of ours"), RuntimeError("Faust's"), OSError(28, "disk full"),
+        GroupAuthorizationFailedError(), ValueError("a bug"), RuntimeError("Faust's"), OSError(28, "disk full"),
     ],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip

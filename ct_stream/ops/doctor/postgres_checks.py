@@ -13,7 +13,7 @@ from ct_stream.ops.doctor.part import Check, Part, Seen, verdict
 from ct_stream.ops.troubles import postgres_answers
 from ct_stream.settings import variable
 from ct_stream.store.as_migrated import compare, fetching
-from ct_stream.store.connecting import connect, refuse_other_logins, sessions_at_once
+from ct_stream.store.connecting import MORE_SESSIONS, connect, refuse_other_logins, sessions_at_once
 from ct_stream.store.migrate import ROLES, latest_migration, missing_part
 from ct_stream.store.misfit import Misfit
 from ct_stream.store.queries import query
@@ -113,21 +113,20 @@ async def _connections(gate: _GateLogin) -> Check:
     )
     if others:
         return Check(name=name, ok=None, detail=f"not tried: this login has {others} other sessions")
-    action = "lower CT_POSTGRES_CONNECTIONS, or raise what limits them (of PgBouncer: default_pool_size)"
     for more_tries in (2, 1, 0):
         try:
             opened = 1 + await sessions_at_once(gate.dsn, most - 1)
             break
         except asyncpg.TooManyConnectionsError as error:
             if not more_tries:
-                return Check(name=name, ok=False, detail=f"fewer than {most}: {error}", action=action)
+                return Check(name=name, ok=False, detail=f"fewer than {most}: {error}", action=MORE_SESSIONS)
         await asyncio.sleep(0.5)  # sessions of the checks before may not have ended yet
     return verdict(
         name,
         ok=opened >= most,
         good=f"{most} at once, as many as a worker opens",
         bad=f"only {opened} of the {most} that a worker opens could be used at the same time",
-        action=action,
+        action=MORE_SESSIONS,
     )
 
 
