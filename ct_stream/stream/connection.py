@@ -1,8 +1,11 @@
-"""Makes aiokafka see the error that it expects when a connection to a broker is gone.
+"""A connection of aiokafka's that tells when it is gone, and that goes at once when it is closed.
 
 aiokafka expects OSError. If the transport has just closed, uvloop raises RuntimeError instead (aiokafka issue 1038).
 That silently ends the task that keeps the brokers' addresses up to date. After all brokers have restarted at once, a
 producer then waits for that task for ever, and Faust's commit waits for the producer.
+
+Over TLS, asyncio closes a socket only when the peer has said goodbye too, and gives it 30 s. aiokafka waits for that
+only where it shuts a whole client down; any other connection may still be open when a short command's loop ends.
 """
 
 from __future__ import annotations
@@ -15,7 +18,15 @@ from aiokafka.errors import KafkaConnectionError
 
 
 class Connection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka has no types
-    """A connection that reports itself as broken if its transport is closed."""
+    """A connection that reports itself as broken if its transport is closed, and waits for no peer to close it."""
+
+    def close(self, reason: CloseReason | None = None, exc: BaseException | None = None) -> Any:
+        """Close it, and return the future of its end; only a client that shuts down may have something left to say."""
+        transport = None if self._writer is None else self._writer.transport
+        closed = super().close(reason, exc)
+        if transport is not None and reason is not CloseReason.SHUTDOWN:
+            transport.abort()
+        return closed
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
         """Send a request and return its future response. Raises KafkaError."""

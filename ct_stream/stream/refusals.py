@@ -12,7 +12,6 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaError,
@@ -23,6 +22,7 @@ from aiokafka.protocol.admin import SaslHandShakeRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from ct_stream.problems import Problem, said_by
+from ct_stream.stream.connection import Connection
 from ct_stream.stream.rights import is_denied, login, missing_rights
 from ct_stream.stream.topology import kafka_options
 
@@ -268,10 +268,10 @@ async def _login_mechanisms(settings: Settings, address: _Address) -> list[str] 
     return list(answer.enabled_mechanisms or ())
 
 
-def _connection(settings: Settings, address: _Address, **more: Any) -> AIOKafkaConnection:
+def _connection(settings: Settings, address: _Address, **more: Any) -> Connection:
     options = kafka_options(settings) | {"client_id": "ct-stream-look", "request_timeout_ms": int(_STEP_S * 1000)}
     del options["bootstrap_servers"]
-    return AIOKafkaConnection(address.host, address.port, **(options | more))
+    return Connection(address.host, address.port, **(options | more))
 
 
 def _text(error: BaseException) -> str:

@@ -27,7 +27,7 @@ async def _tier2(settings: Settings) -> Check:
     try:
         async with asyncio.timeout(_CONNECT_S):
             _, writer = await asyncio.open_connection(url.hostname, port, ssl=url.scheme == "https")
-            writer.close()
+            writer.transport.abort()  # a vendor that does not say goodbye is not waited for
     except (OSError, TimeoutError) as error:
         return Check(
             name="Tier-2",
