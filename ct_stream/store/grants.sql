@@ -54,14 +54,17 @@ GRANT SELECT ON outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail
     outreach.ct_migrations, outreach.ct_functions, outreach.ct_toolboxes TO ct_gate;
 -- Only the next try: states change only through functions, which keep a log.
 GRANT UPDATE (tries, next_try_at) ON outreach.ct_guardrails TO ct_gate;
--- Paid attempts change only through two functions, so that the gate can neither invent one nor take one back.
-GRANT SELECT ON outreach.ct_tier2_attempts TO ct_gate;
+-- Paid attempts change only through two functions, so that the gate can neither invent one nor take one back. Who knows a
+-- token has the attempt: it is its caller's alone.
+REVOKE SELECT ON outreach.ct_tier2_attempts FROM ct_gate, ct_ops;
+GRANT SELECT (outreach_id, provider, address, usd, reserved_at, answer_due, status, detail, answered_at)
+    ON outreach.ct_tier2_attempts TO ct_gate, ct_ops;
 
 -- People may read everything of the gate, and call the audited functions.
 GRANT SELECT ON outreach.ct_outcomes, outreach.company_target, outreach.company_target_errors, outreach.ct_passes,
     outreach.ct_usage, outreach.ct_rates, outreach.ct_domains, outreach.ct_refusals, outreach.ct_controls,
     outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail_log, outreach.ct_held, outreach.ct_migrations,
-    outreach.ct_functions, outreach.ct_memory, outreach.ct_alerts, outreach.ct_tier2_attempts,
+    outreach.ct_functions, outreach.ct_memory, outreach.ct_alerts,
     outreach.ct_watchdog_exits, outreach.ct_workers, outreach.ct_toolboxes, outreach.ct_unwritten,
     outreach.ct_adoption TO ct_ops;
 
@@ -80,12 +83,12 @@ DECLARE
         'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since',
         'ct_count_try', 'ct_lock_try', 'ct_talks_wanted', 'ct_trial_talks', 'ct_set_guardrail', 'ct_end_trial',
         'ct_take_tier2', 'ct_answer_tier2',
-        'ct_take_alerts', 'ct_recorded_here', 'ct_written_here', 'ct_nearest', 'ct_require_fresh', 'ct_opened_at'
+        'ct_take_alerts', 'ct_recorded_here', 'ct_written_here', 'ct_nearest', 'ct_opened_at'
     ];
     of_people CONSTANT name[] := ARRAY['resume_guardrail', 'ct_accept_toolbox'];
     -- Triggers of the runbook's tables call them as whoever changes a row there.
     of_everybody CONSTANT name[] := ARRAY[
-        'ct_is_decided', 'ct_left_the_spine', 'ct_first_change', 'ct_acts_as_gate'
+        'ct_is_decided', 'ct_left_the_spine', 'ct_first_change', 'ct_acts_as_gate', 'ct_require_fresh'
     ];
     -- Triggers, and what other functions call.
     of_owner CONSTANT name[] := ARRAY[

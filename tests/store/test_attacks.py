@@ -24,6 +24,7 @@ from tests.store.parts import NO_MX, opened, outcome, role, running
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
+    from ct_stream.local.postgres import EmbeddedPostgres
     from tests.conftest import DatabaseDsns
 
 TAKE = (
@@ -288,6 +289,35 @@ async def test_the_gate_adds_nothing_to_what_another_transaction_decided(
             await gate.execute(f"{statement}; COMMIT")
     finally:
         await gate.close()
+
+
+@pytest.mark.parametrize("operation", ["INSERT INTO outreach.company_target (outreach_id)", "UPDATE"])
+async def test_the_gate_adds_no_row_by_an_old_snapshot_whoever_it_is_at_the_end_of_the_statement(
+    postgres: EmbeddedPostgres, database: DatabaseDsns, operation: str
+) -> None:
+    """A login whose roles are not inherited is checked as the gate, and its triggers run as itself."""
+    other = uuid4()
+    await run(
+        database.admin,
+        role("sly") + f"ALTER ROLE sly LOGIN NOINHERIT PASSWORD '{PASSWORD}'; GRANT ct_gate TO sly;"
+        "GRANT USAGE ON SCHEMA outreach TO sly",
+    )
+    await run(database.gate, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{other}')")
+    sly: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+        postgres.dsn(database.gate.rpartition("/")[2].partition("?")[0], "sly", PASSWORD)
+    )
+    as_itself = f"(SELECT '{OTHERS}'::uuid FROM (SELECT set_config('role', 'none', true) OFFSET 0) AS s)"
+    if operation == "UPDATE":
+        statement = f"UPDATE outreach.company_target SET outreach_id = {as_itself} WHERE outreach_id = '{other}'"
+    else:
+        statement = f"{operation} {as_itself}"
+    try:
+        await sly.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1; SET LOCAL ROLE ct_gate; TABLE pg_am")
+        await run(database.gate, f"{RECORDED}, failure_code) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-I-NOT-FOUND')")
+        with pytest.raises(asyncpg.PostgresError, match=r"READ COMMITTED|changes no row"):
+            await sly.execute(f"{statement}; COMMIT")
+    finally:
+        await sly.close()
 
 
 async def test_others_write_rows_of_their_own(database: DatabaseDsns) -> None:
@@ -719,7 +749,12 @@ async def test_the_failure_of_a_company_that_was_never_there_goes_with_nothing(d
         await run(database.admin, "INSERT INTO public.mine VALUES (1)")
 
 
-async def test_words_that_a_collation_calls_equal_are_not_the_same(database: DatabaseDsns) -> None:
+@pytest.mark.parametrize(
+    ("column", "words", "others"), [("email_method", "'a'", "'A'"), ("confidence_score", "'0.7'", "'\uff10.\uff17'")]
+)
+async def test_words_that_a_collation_calls_equal_are_not_the_same(
+    database: DatabaseDsns, column: str, words: str, others: str
+) -> None:
     try:
         await run(
             database.admin,
@@ -729,10 +764,17 @@ async def test_words_that_a_collation_calls_equal_are_not_the_same(database: Dat
         pytest.skip("this Postgres is built without ICU; Debian's is not (CT_TEST_POSTGRES)")
     await run(
         database.admin,
-        f"ALTER TABLE outreach.company_target ALTER COLUMN email_method TYPE text COLLATE public.loose; {DECIDED}",
+        f"ALTER TABLE outreach.company_target ALTER COLUMN {column} TYPE text COLLATE public.loose; {DECIDED}",
     )
-    with pytest.raises(asyncpg.RestrictViolationError, match="a change of email_method"):
-        await run(database.admin, "UPDATE outreach.company_target SET email_method = 'A'")
+    await run(
+        database.admin,
+        f"ALTER TABLE outreach.company_target DISABLE TRIGGER USER;"
+        f"UPDATE outreach.company_target SET {column} = {words};"
+        "ALTER TABLE outreach.company_target ENABLE TRIGGER USER",
+    )
+    assert await value(database.admin, f"SELECT count(*) FROM outreach.company_target WHERE {column} = {others}") == 1
+    with pytest.raises(asyncpg.RestrictViolationError, match=f"a change of {column}"):
+        await run(database.admin, f"UPDATE outreach.company_target SET {column} = {others}")
 
 
 async def test_rows_that_no_trigger_guards_are_refused(database: DatabaseDsns) -> None:

@@ -108,7 +108,7 @@ async def test_no_function_can_be_misled_or_called_by_everybody(database: Databa
     assert [row["name"] for row in rows if row["owner"] != "ct_owner"] == ["ct_left_the_spine"]
     assert [row["owner"] for row in rows if row["name"] == "ct_left_the_spine"] == ["ct_reader"]
     # The triggers of the tables that others write to call these as whoever writes.
-    public = {"ct_is_decided", "ct_left_the_spine", "ct_first_change", "ct_acts_as_gate"}
+    public = {"ct_is_decided", "ct_left_the_spine", "ct_first_change", "ct_acts_as_gate", "ct_require_fresh"}
     assert {row["name"] for row in rows if row["is_public"]} == public
 
 

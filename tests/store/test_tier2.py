@@ -298,6 +298,37 @@ async def test_answers_of_use_in_between_keep_the_tool_in_order(database: Databa
     assert await admin.fetchval("SELECT count(*) FROM outreach.ct_guardrails") == 0
 
 
+@pytest.mark.parametrize("login", ["gate", "ops"])
+async def test_nobody_reads_the_token_that_has_the_attempt(database: DatabaseDsns, login: str) -> None:
+    async with opened(database.gate) as db:
+        attempts = PaidAttempts(db, "reacher", MANY)
+        async with running(attempts.take):
+            await attempts.take(wanted())
+    connection = await asyncpg.connect(getattr(database, login))
+    try:
+        assert await connection.fetchval("SELECT count(t.outreach_id) FROM outreach.ct_tier2_attempts AS t") == 1
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.fetchval("SELECT t.token FROM outreach.ct_tier2_attempts AS t")
+    finally:
+        await connection.close()
+
+
+async def test_its_token_calls_nobody_any_more_when_the_answer_was_due(database: DatabaseDsns, admin: Admin) -> None:
+    """Others have been told by then that its worker ended."""
+    async with opened(database.gate) as db:
+        attempts = PaidAttempts(db, "reacher", MANY)
+        async with running(attempts.take):
+            one = wanted()
+            assert (await attempts.take(one)).answer == "granted"
+            assert (await attempts.take(one)).answer == "granted"
+            async with admin.transaction():
+                await admin.execute("ALTER TABLE outreach.ct_tier2_attempts DISABLE TRIGGER USER")
+                await admin.execute("UPDATE outreach.ct_tier2_attempts SET answer_due = now() - interval '1 second'")
+                await admin.execute("ALTER TABLE outreach.ct_tier2_attempts ENABLE ALWAYS TRIGGER ct_final")
+            late = await attempts.take(one)
+            assert (late.answer, late.stored and late.stored.status) == ("answered", VerifyStatus.NO_ANSWER)
+
+
 async def test_answers_that_come_together_halt_it_at_the_fifth(database: DatabaseDsns, admin: Admin) -> None:
     async with opened(database.gate) as db:
         attempts = PaidAttempts(db, "reacher", MANY)

@@ -18,9 +18,10 @@ from ct_stream.settings import load_settings
 from ct_stream.stream import refusals
 
 if TYPE_CHECKING:
-    import pytest
     from collections.abc import Iterator
     from pathlib import Path
+
+    import pytest
 
 
 @contextmanager

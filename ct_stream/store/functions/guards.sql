@@ -339,7 +339,10 @@ BEGIN
         END IF;
         -- A company that is not decided yet, as everybody sees it now.
         IF coalesce(NEW.execution_status::text, '') NOT IN ('ready', 'failed', 'blocked') THEN
-            IF pg_has_role(current_user, 'ct_gate', 'USAGE') THEN
+            -- Whoever may become the gate, whatever the role of this moment, or comes by its rights alone.
+            IF pg_has_role(session_user, 'ct_gate', 'MEMBER') OR NOT has_any_column_privilege(
+                current_user, coalesce(pg_partition_root(TG_RELID), TG_RELID)::oid, TG_OP
+            ) THEN
                 PERFORM outreach.ct_require_fresh();
             END IF;
             -- A note that a row was left alone does not count: this one may be that row.

@@ -93,7 +93,7 @@ BEGIN
         is_first := false;
         SELECT t.* INTO attempt FROM outreach.ct_tier2_attempts AS t WHERE t.outreach_id = item.id FOR UPDATE;
         IF FOUND THEN
-            IF attempt.status IS NULL AND attempt.token = item.token THEN
+            IF attempt.status IS NULL AND attempt.token = item.token AND attempt.answer_due > moment THEN
                 answer := 'granted'; -- by a transaction whose COMMIT was not answered; nobody has called yet
                 RETURN NEXT; CONTINUE;
             END IF;
