@@ -16,6 +16,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import asyncpg
@@ -47,6 +48,16 @@ class RowHeld(Exception):
 
 class _TooSlow(RowHeld):
     """This item takes too long even alone."""
+
+
+class _Kind(Enum):
+    """What kind of error ended a statement."""
+
+    CONFLICT = auto()  #: with another statement, by chance: it runs again at once
+    OUTAGE = auto()  #: the database is in trouble
+    TOO_LONG = auto()  #: the database answers, and this statement takes too long
+    BLOCKED = auto()  #: others hold a row, or a trigger of theirs fails
+    OWN = auto()  #: an item's
 
 
 class Outages(Protocol):
@@ -208,50 +219,30 @@ class Batches(Generic[Item, Result]):
             began = time.monotonic()
             try:
                 results = await (alone.run if alone is not None else self._run)(items)
-            except asyncpg.PostgresError as error:
-                is_held = isinstance(error, asyncpg.LockNotAvailableError)
-                is_chance = isinstance(error, AGAIN) and again < _CONFLICTS
-                why = None if is_chance else self._others_do(error)
-                if why is not None and alone is None:
-                    self._take_apart(batch)
-                    return
-                if why is not None and is_held:
-                    raise
-                if why is not None:
-                    raise RowHeld(why) from error
-                if isinstance(error, AGAIN):
-                    log.info("Batch %s runs again: %s", self.name, error, extra={"action": "batch_again"})
-                    await asyncio.sleep(_PAUSES_S[min(again, len(_PAUSES_S) - 1)])
-                    again += 1
-                elif isinstance(error, OUTAGE):
-                    await self._outages.retrying(self.name, error)
-                else:
-                    await self._charge(batch, error)
-                    return
-            except TimeoutError as error:
-                await self._outages.retrying(self.name, error)
-                if error.errno is not None:  # of a connection
-                    continue
-                # The database answers: it is this statement.
-                if alone is not None:
-                    raise _TooSlow(_SLOW) from error
-                if self._taken_apart is not None and len(batch) > 1:
-                    self._most = max(1, len(batch) // 2)
-                    log.warning(
-                        "Batch %s takes too long; it comes again with %d items", self.name, self._most,
-                        extra={"action": "batch_halved"},
-                    )  # fmt: skip
-                    self._queue[:0] = batch
-                    self._filled.set()
-                    return
-                if self._taken_apart is not None:
-                    self._take_apart(batch)
-                    return
-            except OUTAGE as error:
-                await self._outages.retrying(self.name, error)
             except Exception as error:
-                await self._charge(batch, error)
-                return
+                match self._kind_of(error, again):
+                    case _Kind.CONFLICT:
+                        log.info("Batch %s runs again: %s", self.name, error, extra={"action": "batch_again"})
+                        await asyncio.sleep(_PAUSES_S[min(again, len(_PAUSES_S) - 1)])
+                        again += 1
+                    case _Kind.OUTAGE:
+                        await self._outages.retrying(self.name, error)
+                    case _Kind.TOO_LONG:
+                        await self._outages.retrying(self.name, error)  # the database may be gone
+                        if alone is not None:
+                            raise _TooSlow(_SLOW) from error
+                        if self._makes_smaller(batch):
+                            return
+                    case _Kind.BLOCKED if alone is None:
+                        self._take_apart(batch)
+                        return
+                    case _Kind.BLOCKED if isinstance(error, asyncpg.LockNotAvailableError):
+                        raise
+                    case _Kind.BLOCKED:
+                        raise RowHeld(self._others_do(error)) from error
+                    case _Kind.OWN:
+                        await self._charge(batch, error)
+                        return
             else:
                 self._outages.settled(self.name)
                 if len(batch) == self._most and time.monotonic() - began < _QUICK_S:
@@ -259,6 +250,33 @@ class Batches(Generic[Item, Result]):
                 for (_, future), result in zip(batch, results, strict=True):
                     _resolve(future, result=result)
                 return
+
+    def _kind_of(self, error: Exception, again: int) -> _Kind:
+        """Return what kind of error this is, after so many conflicts of the same batch."""
+        is_conflict = isinstance(error, AGAIN)
+        if not (is_conflict and again < _CONFLICTS) and self._others_do(error) is not None:
+            return _Kind.BLOCKED
+        if is_conflict:
+            return _Kind.CONFLICT
+        if isinstance(error, TimeoutError) and error.errno is None:  # with a number it is a connection's
+            return _Kind.TOO_LONG
+        return _Kind.OUTAGE if isinstance(error, OUTAGE) else _Kind.OWN
+
+    def _makes_smaller(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> bool:
+        """Queue again in smaller batches what takes too long; return whether this queue does that."""
+        if self._taken_apart is None:
+            return False
+        if len(batch) == 1:
+            self._take_apart(batch)
+            return True
+        self._most = len(batch) // 2
+        log.warning(
+            "Batch %s takes too long; it comes again with %d items", self.name, self._most,
+            extra={"action": "batch_halved"},
+        )  # fmt: skip
+        self._queue[:0] = batch
+        self._filled.set()
+        return True
 
     def _key(self, item: Item) -> object:
         return item if self._order is None else self._order(item)
@@ -270,9 +288,9 @@ class Batches(Generic[Item, Result]):
         self._slow = {key: at for key, at in self._slow.items() if now - at < _SLOW_FOR_S}
         return self._key(item) in self._slow
 
-    def _others_do(self, error: asyncpg.PostgresError) -> str | None:
+    def _others_do(self, error: Exception) -> str | None:
         """Return what others do that raised this; None: nothing, or this queue takes no batch apart."""
-        if self._taken_apart is None or isinstance(error, OWN_TROUBLE):
+        if self._taken_apart is None or not isinstance(error, asyncpg.PostgresError) or isinstance(error, OWN_TROUBLE):
             return None
         return self._taken_apart.why(error)
 
