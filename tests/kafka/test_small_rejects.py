@@ -24,17 +24,24 @@ if TYPE_CHECKING:
 async def limit(cluster: KafkaCluster, most_bytes: int, topic: str = "ct.rejected") -> None:
     """Let a topic take records of so many bytes. Brokers hear of that from the controller, each in its own time.
 
-    They hear of changes in their order: who leads a partition of a topic that was made later knows the limit.
+    They take up its news one after the other, and of each news the partitions before the limits: who leads a partition
+    that was made after that news was heard knows the limit.
     """
     resource = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(most_bytes)})
-    later = f"later-{uuid4().hex}"
     async with cluster.admin() as admin:
         await admin.alter_configs([resource])
+    for _ in range(2):
+        await _made_on_each_broker(cluster)
+
+
+async def _made_on_each_broker(cluster: KafkaCluster) -> None:
+    """Make a topic, and return when each broker leads its partition of it."""
+    later = f"later-{uuid4().hex}"
+    async with cluster.admin() as admin:
         await admin.create_topics([NewTopic(later, -1, -1, replica_assignments={0: [1], 1: [2], 2: [3]})])
     async with AIOKafkaProducer(bootstrap_servers=cluster.bootstrap, acks="all") as producer, asyncio.timeout(30):
         for partition in range(3):
             await producer.send_and_wait(later, b"x", partition=partition)
-    await asyncio.sleep(0.5)  # a broker takes up its new partitions a moment before new limits of the same news
 
 
 async def test_a_topic_that_takes_little_gets_little_of_the_original(cluster: KafkaCluster, tmp_path: Path) -> None:
