@@ -93,7 +93,8 @@ DECLARE
     -- Triggers, and what other functions call.
     of_owner CONSTANT name[] := ARRAY[
         'ct_adopt', 'ct_alert', 'ct_alert_conflict', 'ct_alert_control', 'ct_alert_guardrail', 'ct_alert_stuck',
-        'ct_guard_attempt', 'ct_end_adoption', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_new_row',
+        'ct_guard_attempt', 'ct_end_adoption', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_final_row',
+        'ct_guard_new_row',
         'ct_guard_outcome', 'ct_guard_usage', 'ct_guard_worker', 'ct_is_adopted', 'ct_tier2_in_a_row'
     ];
     made record;

@@ -284,11 +284,17 @@ async def test_the_gate_adds_nothing_to_what_another_transaction_decided(
         if claims:
             await gate.execute(claims)
         with pytest.raises(
-            asyncpg.RestrictViolationError, match=r"was not recorded by this transaction|changes no row"
+            asyncpg.RestrictViolationError, match=r"was not recorded by this transaction|changes no row|writes no row"
         ):
             await gate.execute(f"{statement}; COMMIT")
     finally:
         await gate.close()
+
+
+async def test_the_gate_writes_no_row_of_an_undecided_company(database: DatabaseDsns) -> None:
+    """It could be committed when its company is decided without one."""
+    with pytest.raises(asyncpg.RestrictViolationError, match="the gate writes no row that is not final"):
+        await run(database.gate, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')")
 
 
 @pytest.mark.parametrize("operation", ["INSERT INTO outreach.company_target (outreach_id)", "UPDATE"])
@@ -302,7 +308,7 @@ async def test_the_gate_adds_no_row_by_an_old_snapshot_whoever_it_is_at_the_end_
         role("sly") + f"ALTER ROLE sly LOGIN NOINHERIT PASSWORD '{PASSWORD}'; GRANT ct_gate TO sly;"
         "GRANT USAGE ON SCHEMA outreach TO sly",
     )
-    await run(database.gate, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{other}')")
+    await run(database.admin, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{other}')")
     sly: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
         postgres.dsn(database.gate.rpartition("/")[2].partition("?")[0], "sly", PASSWORD)
     )
@@ -314,10 +320,33 @@ async def test_the_gate_adds_no_row_by_an_old_snapshot_whoever_it_is_at_the_end_
     try:
         await sly.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1; SET LOCAL ROLE ct_gate; TABLE pg_am")
         await run(database.gate, f"{RECORDED}, failure_code) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-I-NOT-FOUND')")
-        with pytest.raises(asyncpg.PostgresError, match=r"READ COMMITTED|changes no row"):
+        with pytest.raises(asyncpg.PostgresError, match=r"writes no row|changes no row"):
             await sly.execute(f"{statement}; COMMIT")
     finally:
         await sly.close()
+
+
+@pytest.mark.parametrize("change", ["company_unique_id = 'another'", "target_id = gen_random_uuid()", "note = note"])
+async def test_the_gate_writes_no_column_of_others_in_a_final_row(database: DatabaseDsns, change: str) -> None:
+    """Nor, by a foreign key of theirs, in a table on which it has no right."""
+    await run(
+        database.admin,
+        "ALTER TABLE outreach.company_target ADD company_unique_id text, ADD note text,"
+        " ADD target_id uuid DEFAULT gen_random_uuid() UNIQUE;"
+        "CREATE TABLE outreach.hubs (target_id uuid REFERENCES outreach.company_target (target_id) ON UPDATE CASCADE);"
+        f"INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES ('{OTHERS}', 'ready');"
+        "INSERT INTO outreach.hubs SELECT target_id FROM outreach.company_target",
+    )
+    for statement in (
+        f"UPDATE outreach.company_target SET {change}",
+        f"INSERT INTO outreach.company_target AS t (outreach_id) VALUES ('{OTHERS}')"
+        f" ON CONFLICT (outreach_id) DO UPDATE SET {change.replace('= note', '= t.note')}",
+    ):
+        with pytest.raises(asyncpg.RestrictViolationError, match="the gate changes no row that is final"):
+            await run(database.gate, statement)
+    await run(database.admin, role("importer") + "GRANT USAGE ON SCHEMA outreach TO importer;"
+        "GRANT SELECT, UPDATE (note) ON outreach.company_target TO importer;"
+        "SET ROLE importer; UPDATE outreach.company_target SET note = 'theirs'")  # fmt: skip
 
 
 async def test_others_write_rows_of_their_own(database: DatabaseDsns) -> None:
@@ -500,9 +529,10 @@ async def test_the_row_says_what_is_published(database: DatabaseDsns, changes: d
     insert = f"INSERT INTO outreach.company_target (outreach_id, {', '.join(values)}) VALUES ('{OTHERS}', {{}})"
     write = insert.format(", ".join(values.values()))
     if steps == 2:
-        await run(database.gate, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')")
+        await run(database.admin, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')")
         write = f"UPDATE outreach.company_target SET {', '.join(f'{n} = {v}' for n, v in values.items())}"
-    with pytest.raises(asyncpg.RestrictViolationError, match="contradicts what this transaction records"):
+    said = "the gate writes no row that is not final|contradicts what this transaction records"
+    with pytest.raises(asyncpg.RestrictViolationError, match=said):
         await run(database.gate, f"BEGIN; {published()}; {write}; COMMIT")
 
 
@@ -560,15 +590,27 @@ async def test_a_transaction_is_known_by_its_last_bits(
     assert await value(database.gate, f"SELECT outreach.ct_nearest({near}, {bits})") == nearest
 
 
+async def test_a_row_older_than_two_billion_transactions_was_not_written_here(database: DatabaseDsns) -> None:
+    """By its last bits it would be of a transaction that does not exist yet. The transaction's own one does."""
+    mine = "(SELECT outreach.ct_written_here(xmin) FROM outreach.ct_unwritten)"
+    answers = await value(
+        database.admin,
+        "WITH made AS (INSERT INTO outreach.ct_refusals (provider, domain, kind) VALUES ('p', 'd', 'rate')"
+        " RETURNING outreach.ct_written_here(xmin) AS is_here)"
+        f" SELECT ARRAY[outreach.ct_written_here('1900000000'::xid), m.is_here, {mine}] FROM made AS m",
+    )
+    assert answers == [False, True, None]
+
+
 async def test_a_row_that_waits_is_not_filled_in_after_its_company_was_decided(database: DatabaseDsns) -> None:
-    await run(database.gate, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')")
+    await run(database.admin, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')")
     await run(database.gate, published())
     for write in (
         "UPDATE outreach.company_target SET email_method = 'evil@a.example'",
         f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}') ON CONFLICT (outreach_id)"
         " DO UPDATE SET confidence_score = 1",
     ):
-        with pytest.raises(asyncpg.RestrictViolationError, match="was not recorded by this transaction"):
+        with pytest.raises(asyncpg.RestrictViolationError, match="the gate writes no row that is not final"):
             await run(database.gate, write)
 
 
@@ -650,13 +692,13 @@ async def test_a_months_money_stays_in_its_month_whatever_the_sessions_time_zone
 
 
 async def test_a_note_opens_no_row_to_the_gate(database: DatabaseDsns) -> None:
-    await run(database.gate, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')")
+    await run(database.admin, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')")
     await run(
         database.gate,
         f"BEGIN; {published()};"
         f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{OTHERS}', 'company_target'); COMMIT",
     )
-    with pytest.raises(asyncpg.RestrictViolationError, match="was not recorded by this transaction"):
+    with pytest.raises(asyncpg.RestrictViolationError, match="the gate writes no row that is not final"):
         await run(database.gate, "UPDATE outreach.company_target SET email_method = 'evil@a.example'")
 
 

@@ -146,11 +146,15 @@ $$;
 -- Was this row version written by the present transaction, or by a savepoint of it? A row of another one that is not
 -- committed yet cannot be seen. xmin has the last 32 bits of a transaction's number, which may be later than the snapshot.
 CREATE OR REPLACE FUNCTION outreach.ct_written_here(row_xmin xid) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce(pg_xact_status(outreach.ct_nearest(
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN coalesce(pg_xact_status(outreach.ct_nearest(
         pg_snapshot_xmax(pg_current_snapshot())::text::bigint, row_xmin::text::bigint
-    )::text::xid8) = 'in progress', false)
-$$;
+    )::text::xid8) = 'in progress', false);
+EXCEPTION
+    -- There is no such transaction yet: the row is older than two billion of them.
+    WHEN invalid_parameter_value THEN RETURN false;
+END $$;
 
 -- In the row of a decided company the gate's columns are final; the others belong to whoever made them. A row goes with
 -- its company when the spine's row is deleted: the ledger row stays. A pending row may be decided, or removed.
@@ -216,6 +220,20 @@ BEGIN
             USING ERRCODE = 'restrict_violation';
     END IF;
     RETURN CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
+END $$;
+
+-- The gate writes no row that is final, not even columns of others: a foreign key of theirs could carry such a change into
+-- tables on which the gate has no right. What triggers of others do meanwhile is theirs, although it is done as the gate.
+CREATE OR REPLACE FUNCTION outreach.ct_guard_final_row() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF OLD.execution_status::text IN ('ready', 'failed', 'blocked')
+        AND NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'USAGE')
+    THEN
+        RAISE EXCEPTION 'company_target: the gate changes no row that is final (%, %)', OLD.outreach_id,
+            OLD.execution_status USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NEW;
 END $$;
 
 -- The record of a failure never changes; people may note how it was resolved, and columns of their own are theirs. A row
@@ -337,12 +355,16 @@ BEGIN
                 RETURN NULL;
             END IF;
         END IF;
-        -- A company that is not decided yet, as everybody sees it now.
+        -- A company that is not decided yet, as everybody sees it now. The gate has nothing to say of it; triggers of
+        -- others may.
         IF coalesce(NEW.execution_status::text, '') NOT IN ('ready', 'failed', 'blocked') THEN
-            -- Whoever may become the gate, whatever the role of this moment, or comes by its rights alone.
-            IF pg_has_role(session_user, 'ct_gate', 'MEMBER') OR NOT has_any_column_privilege(
+            IF pg_has_role(current_user, 'ct_gate', 'USAGE') OR NOT has_any_column_privilege(
                 current_user, coalesce(pg_partition_root(TG_RELID), TG_RELID)::oid, TG_OP
             ) THEN
+                IF pg_trigger_depth() = 1 THEN
+                    RAISE EXCEPTION 'company_target: the gate writes no row that is not final (%, %)', NEW.outreach_id,
+                        NEW.execution_status USING ERRCODE = 'restrict_violation';
+                END IF;
                 PERFORM outreach.ct_require_fresh();
             END IF;
             -- A note that a row was left alone does not count: this one may be that row.
