@@ -123,9 +123,23 @@ BEGIN
     END LOOP;
 END $$;
 
--- The spine, by column: never sovereign_id (law 4).
+-- The spine, by column: never sovereign_id (law 4), and no copy of it that somebody keeps in the other tables.
 DO $$
+DECLARE
+    its_table regclass;
+    readable text;
 BEGIN
+    FOR its_table IN
+        SELECT a.attrelid::regclass FROM pg_attribute AS a
+        WHERE a.attrelid IN ('outreach.company_target'::regclass, 'outreach.company_target_errors'::regclass)
+            AND a.attname = 'sovereign_id' AND NOT a.attisdropped
+    LOOP
+        SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) INTO readable FROM pg_attribute AS a
+            WHERE a.attrelid = its_table AND NOT a.attisdropped AND a.attname <> 'sovereign_id'
+                AND (a.attnum > 0 OR a.attname = 'xmin');  -- triggers ask who wrote a row
+        EXECUTE format('REVOKE SELECT ON %s FROM ct_gate, ct_ops', its_table);
+        EXECUTE format('GRANT SELECT (%s) ON %s TO ct_gate, ct_ops', readable, its_table);
+    END LOOP;
     IF to_regclass('outreach.outreach') IS NOT NULL THEN
         REVOKE ALL ON outreach.outreach FROM ct_gate, ct_ops;
         GRANT SELECT (outreach_id, domain) ON outreach.outreach TO ct_gate, ct_ops;

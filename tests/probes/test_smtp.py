@@ -120,6 +120,7 @@ async def test_a_banner_that_is_no_welcome_ends_the_session(
         pytest.param(b"220-one\r\n220-two\r\n220 three\r\n", id="multi-line"),
         pytest.param(b"220 gr\xfc\xdfe \xe2\x80\xae\r\n", id="8-bit"),
         pytest.param(b"220\r\n", id="bare code"),
+        pytest.param(b"220 mx\rready\r\r\n", id="CRs that end no line"),
     ],
 )
 async def test_odd_banners_that_are_a_welcome(farm: MailFarm, banner: bytes) -> None:

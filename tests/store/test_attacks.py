@@ -150,6 +150,40 @@ async def test_nobody_acts_by_an_old_snapshot(database: DatabaseDsns, level: str
         await run(getattr(database, role), f"BEGIN ISOLATION LEVEL {level}; SELECT outreach.{call}; COMMIT")
 
 
+async def test_a_persons_key_is_the_one_that_she_named(database: DatabaseDsns) -> None:
+    try:
+        await run(
+            database.admin,
+            "CREATE COLLATION public.loose (provider = icu, locale = 'und-u-ks-level1', deterministic = false)",
+        )
+    except asyncpg.FeatureNotSupportedError:
+        pytest.skip("this Postgres is built without ICU; Debian's is not (CT_TEST_POSTGRES)")
+    await run(database.gate, "SELECT outreach.ct_set_guardrail('spine', 'halted', 'empty', NULL)")
+    resumed = "SELECT outreach.resume_guardrail('SPINE' COLLATE public.loose, 'restored' COLLATE public.loose)"
+    with suppress(asyncpg.PostgresError):  # up to 17, no pattern matches text of such a collation
+        await run(database.ops, resumed)
+    assert await value(database.ops, "SELECT state FROM outreach.ct_guardrails WHERE key = 'spine'") == "halted"
+
+
+async def test_the_gate_takes_no_row_from_its_company_by_a_trigger_of_its_own(database: DatabaseDsns) -> None:
+    """A foreign key may (ON DELETE SET NULL), and it acts as the owner of the table."""
+    await run(
+        database.admin,
+        "ALTER TABLE outreach.company_target DROP CONSTRAINT company_target_pkey, ALTER outreach_id DROP NOT NULL;"
+        f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')",
+    )
+    await run(database.gate, f"{RECORDED}, failure_code) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-I-NOT-FOUND')")
+    with pytest.raises(asyncpg.RestrictViolationError, match="the gate changes no row"):
+        await run(
+            database.gate,
+            "CREATE TEMP TABLE mine (n integer);"
+            "CREATE FUNCTION pg_temp.detach() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " UPDATE outreach.company_target SET outreach_id = NULL; RETURN NEW; END $$;"
+            "CREATE TRIGGER detach BEFORE INSERT ON mine FOR EACH ROW EXECUTE FUNCTION pg_temp.detach();"
+            "INSERT INTO mine VALUES (1)",
+        )
+
+
 async def test_the_log_names_the_login_that_resumed(database: DatabaseDsns) -> None:
     await run(database.gate, "SELECT outreach.ct_set_guardrail('spine', 'halted', 'empty', NULL)")
     await run(database.ops, "SELECT outreach.resume_guardrail('spine', 'restored')")

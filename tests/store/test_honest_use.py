@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from ct_stream.store import ledger as module
 from ct_stream.store.batches import RowHeld
 from ct_stream.store.ledger import Ledger
+from ct_stream.store.migrate import migrate
+from tests.store import users_schema
 from tests.store.parts import NO_MX, NOT_FOUND, opened, outcome, role, running
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
     from ct_stream.gate.output_stage import Outcome
+    from ct_stream.local.postgres import EmbeddedPostgres
     from tests.conftest import DatabaseDsns
+
+STORE = Path(module.__file__).parent
 
 
 async def record(database: DatabaseDsns, *outcomes: Outcome) -> None:
@@ -53,6 +61,32 @@ async def test_a_column_of_theirs_may_hold_what_jsonb_cannot(database: DatabaseD
     ]
     with pytest.raises(asyncpg.RestrictViolationError, match="a change of email_method is refused"):
         await run(database.admin, "UPDATE outreach.company_target SET email_method = 'x@a.example'")
+
+
+async def test_a_column_of_theirs_may_have_any_name(postgres: EmbeddedPostgres) -> None:
+    """Of a variable or an alias of ours, too: rows are recorded, changed, and deleted with their company."""
+    words: set[str] = set()
+    for file in (STORE / "queries.sql", *sorted((STORE / "functions").glob("*.sql"))):
+        words |= set(re.findall(r"[a-z_][a-z0-9_]*", file.read_text()))
+    passes, fails, is_final = outcome(), outcome(verdict=NO_MX), outcome()
+    async with users_schema.made(postgres, users_schema.ddl(errors_cascade=True)) as database:
+        for table in ("outreach", "company_target", "company_target_errors"):
+            there = {name for (name,) in await fetch(database.admin, "SELECT attname FROM pg_attribute"
+                f" WHERE attrelid = 'outreach.{table}'::regclass")}  # fmt: skip
+            more = [f'ADD COLUMN "{word}" text' for word in sorted(words - there - {"created_at"})]
+            await run(database.admin, f"ALTER TABLE outreach.{table} {', '.join(more)}")
+        await migrate(database.admin)
+        for one in (passes, fails, is_final):
+            await run(database.admin, "INSERT INTO outreach.outreach (outreach_id, domain)"
+                f" VALUES ('{one.outreach_id}', 'a.example')")  # fmt: skip
+        await run(database.admin, "INSERT INTO outreach.company_target (outreach_id, execution_status)"
+            f" VALUES ('{is_final.outreach_id}', 'blocked')")  # fmt: skip
+        await record(database, passes, fails, is_final, outcome(verdict=NOT_FOUND))
+        await run(database.admin, 'UPDATE outreach.company_target SET "said" = $$x$$, "id" = $$x$$')
+        with pytest.raises(asyncpg.RestrictViolationError, match="a change of email_method is refused"):
+            await run(database.admin, "UPDATE outreach.company_target SET email_method = 'x@a.example'")
+        await run(database.admin, "DELETE FROM outreach.outreach")
+        assert await fetch(database.admin, "SELECT outreach_id FROM outreach.company_target") == []
 
 
 async def test_people_with_a_right_on_one_column_use_it(database: DatabaseDsns) -> None:
@@ -201,3 +235,22 @@ async def test_a_restore_brings_back_what_was_refused(database: DatabaseDsns) ->
         "INSERT INTO outreach.ct_usage (tool_id, span, begins, used, usd, refused_at)"
         " VALUES ('TOOL-019', 'month', '2026-11-01', 12500, 50, now())",
     )
+
+
+@pytest.mark.parametrize("table", ["company_target", "company_target_errors"])
+async def test_nobody_reads_a_copy_of_sovereign_id(database: DatabaseDsns, table: str) -> None:
+    """And whoever writes there writes as before: also a row that was final, which is looked at more closely."""
+    await run(database.admin, f"ALTER TABLE outreach.{table} ADD COLUMN sovereign_id uuid")
+    for _ in range(2):
+        await migrate(database.admin)
+    for login in (database.gate, database.ops):
+        await run(login, f"SELECT outreach_id, created_at FROM outreach.{table}")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await run(login, f"SELECT sovereign_id FROM outreach.{table}")
+    found = outcome()
+    await run(
+        database.admin,
+        "INSERT INTO outreach.company_target (outreach_id, execution_status)"
+        f" VALUES ('{found.outreach_id}', 'blocked')",
+    )
+    await record(database, found, outcome(), outcome(verdict=NO_MX), outcome(verdict=NOT_FOUND))

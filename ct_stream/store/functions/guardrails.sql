@@ -56,23 +56,24 @@ CREATE OR REPLACE FUNCTION outreach.ct_set_guardrail(rail text, new_state text, 
 RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    its_key CONSTANT text COLLATE "default" := rail;  -- a caller's collation could take other keys for the same
     changed boolean;
     distance double precision := coalesce(greatest(1, extract(epoch FROM next_try - clock_timestamp())), 600);
 BEGIN
-    IF new_state <> 'halted' AND rail NOT LIKE 'provider:%' OR new_state = 'trial' THEN
+    IF new_state <> 'halted' AND its_key NOT LIKE 'provider:%' OR new_state = 'trial' THEN
         RAISE EXCEPTION 'only a person resumes %', rail USING ERRCODE = 'insufficient_privilege';
     END IF;
     -- A provider without a row is open (ct_tidy). A normal session there changes nothing, but may end somebody's wait.
-    IF new_state = 'open' AND NOT EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = rail) THEN
+    IF new_state = 'open' AND NOT EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = its_key) THEN
         PERFORM outreach.ct_wake(rail, outreach.ct_woken_at_once(), clock_timestamp());
         RETURN false;
     END IF;
     FOR n IN 1..20 LOOP
-        PERFORM FROM outreach.ct_guardrails AS g WHERE g.key = rail FOR UPDATE SKIP LOCKED;
-        EXIT WHEN FOUND OR NOT EXISTS (SELECT g.key FROM outreach.ct_guardrails AS g WHERE g.key = rail);
+        PERFORM FROM outreach.ct_guardrails AS g WHERE g.key = its_key FOR UPDATE SKIP LOCKED;
+        EXIT WHEN FOUND OR NOT EXISTS (SELECT g.key FROM outreach.ct_guardrails AS g WHERE g.key = its_key);
         IF n = 20 THEN
             -- An open one is no person's to lock: who holds it is to be waited for.
-            IF EXISTS (SELECT g.key FROM outreach.ct_guardrails AS g WHERE g.key = rail AND g.state IN ('open', 'trial'))
+            IF EXISTS (SELECT g.key FROM outreach.ct_guardrails AS g WHERE g.key = its_key AND g.state IN ('open', 'trial'))
             THEN
                 RAISE EXCEPTION 'somebody holds the guardrail %', rail USING ERRCODE = 'lock_not_available';
             END IF;
@@ -141,8 +142,9 @@ END $$;
 CREATE OR REPLACE FUNCTION outreach.resume_guardrail(rail text, why text) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    its_key CONSTANT text COLLATE "default" := rail;  -- a caller's collation could take other keys for the same
     before text;
-    after text := CASE WHEN rail = 'tool:TOOL-005' THEN 'trial' ELSE 'open' END;
+    after text := CASE WHEN its_key = 'tool:TOOL-005' THEN 'trial' ELSE 'open' END;
 BEGIN
     IF why IS NULL OR why !~ '\S' OR length(why) > 1000 THEN
         RAISE EXCEPTION 'a reason is needed to resume %, of at most 1000 characters', rail;
@@ -152,7 +154,7 @@ BEGIN
     -- meanwhile been opened, even though it is not returned: nobody waits, and the error gives such a lock back.
     BEGIN
         SELECT g.state INTO before FROM outreach.ct_guardrails AS g
-            WHERE g.key = rail AND g.state NOT IN ('open', 'trial') FOR UPDATE NOWAIT;
+            WHERE g.key = its_key AND g.state NOT IN ('open', 'trial') FOR UPDATE NOWAIT;
         IF before IS NULL THEN
             RAISE EXCEPTION USING ERRCODE = 'CT002';
         END IF;
@@ -163,15 +165,15 @@ BEGIN
                 USING ERRCODE = 'lock_not_available';
     END;
     IF before IS NULL THEN
-        SELECT g.state INTO before FROM outreach.ct_guardrails AS g WHERE g.key = rail;
+        SELECT g.state INTO before FROM outreach.ct_guardrails AS g WHERE g.key = its_key;
         -- Opened in the future, before the clock was set back: that opening does not count yet, and this one does.
-        IF EXISTS (SELECT g.key FROM outreach.ct_guardrails AS g WHERE g.key = rail AND g.since > clock_timestamp()) THEN
+        IF EXISTS (SELECT g.key FROM outreach.ct_guardrails AS g WHERE g.key = its_key AND g.since > clock_timestamp()) THEN
             INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, before, why);
         END IF;
         RETURN coalesce(before, 'open') || ' already';
     END IF;
     UPDATE outreach.ct_guardrails SET state = after, reason = why, since = clock_timestamp(), next_try_at = NULL,
-        tries = 0, changed_by = session_user WHERE key = rail;
+        tries = 0, changed_by = session_user WHERE key = its_key;
     INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, after, why);
     RETURN before || ' -> ' || after;
 END $$;

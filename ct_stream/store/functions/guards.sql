@@ -84,6 +84,7 @@ $$;
 -- What such code does is undone, and it may change nothing meanwhile: a role may alter what it owns, this function too.
 CREATE OR REPLACE FUNCTION outreach.ct_left_the_spine(id uuid) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+#variable_conflict use_variable  -- users may have columns of any name
 DECLARE
     is_gone boolean := false;
     said text;
@@ -193,6 +194,8 @@ BEGIN
         -- by the statement that deleted the company.
         IF (pg_trigger_depth() > 1 OR TG_WHEN = 'AFTER') AND NEW.outreach_id IS NULL
             AND outreach.ct_first_change(before[2:], after[2:], ours[2:]) IS NULL
+            -- A foreign key acts as the table's owner.
+            AND NOT outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE')
             AND outreach.ct_left_the_spine(OLD.outreach_id::uuid)
         THEN
             RETURN NEW;
@@ -327,6 +330,7 @@ $$;
 -- outcome.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_new_row() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable  -- users may have columns of any name
 DECLARE
     said record;
     event jsonb;
