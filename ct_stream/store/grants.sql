@@ -21,8 +21,35 @@ GRANT UPDATE (publish_until, published_at) ON outreach.ct_outcomes TO ct_gate;
 GRANT INSERT (outreach_id, its_table) ON outreach.ct_unwritten TO ct_gate;
 GRANT INSERT (places, reason, worker, worker_version) ON outreach.ct_watchdog_exits TO ct_gate;
 GRANT INSERT (provider, domain, kind, host, reason, is_own, address, network) ON outreach.ct_refusals TO ct_gate;
-GRANT SELECT, INSERT, UPDATE ON outreach.company_target TO ct_gate;
-GRANT SELECT, INSERT ON outreach.company_target_errors TO ct_gate;
+-- Of the runbook's tables it writes the columns that it has something to say of: a foreign key on another one would carry
+-- a change into tables on which it has no right. Others may grant it a column of theirs, for a trigger that writes there;
+-- that is kept, and a right to the whole table is not.
+GRANT SELECT ON outreach.company_target, outreach.company_target_errors TO ct_gate;
+DO $$
+DECLARE
+    wide record;
+    granted record;
+BEGIN
+    FOR wide IN
+        SELECT c.oid::regclass AS its_table, a.privilege_type FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
+        WHERE c.oid IN ('outreach.company_target'::regclass, 'outreach.company_target_errors'::regclass)
+            AND a.grantee = 'ct_gate'::regrole AND a.privilege_type IN ('INSERT', 'UPDATE')
+    LOOP
+        -- Takes the column's rights away as well.
+        SELECT string_agg(format('GRANT %s (%I) ON %s TO ct_gate', wide.privilege_type, t.attname, wide.its_table), '; ')
+            AS again INTO granted
+            FROM pg_attribute AS t CROSS JOIN LATERAL aclexplode(t.attacl) AS a
+            WHERE t.attrelid = wide.its_table AND a.grantee = 'ct_gate'::regrole AND a.privilege_type = wide.privilege_type;
+        EXECUTE format('REVOKE %s ON %s FROM ct_gate', wide.privilege_type, wide.its_table);
+        EXECUTE coalesce(granted.again, 'SELECT');
+    END LOOP;
+END $$;
+GRANT INSERT (outreach_id, email_method, method_type, confidence_score, is_catchall, execution_status, imo_completed_at,
+    updated_at) ON outreach.company_target TO ct_gate;
+GRANT UPDATE (email_method, method_type, confidence_score, is_catchall, execution_status, imo_completed_at, updated_at)
+    ON outreach.company_target TO ct_gate;
+GRANT INSERT (outreach_id, pipeline_stage, failure_code, blocking_reason, severity, imo_stage, retry_allowed, created_at,
+    raw_input) ON outreach.company_target_errors TO ct_gate;
 -- A wait stays its company's: it could be given to a decided company, and forgotten with that one.
 REVOKE UPDATE ON outreach.ct_passes FROM ct_gate;
 GRANT SELECT, INSERT ON outreach.ct_passes TO ct_gate;
@@ -93,8 +120,7 @@ DECLARE
     -- Triggers, and what other functions call.
     of_owner CONSTANT name[] := ARRAY[
         'ct_adopt', 'ct_alert', 'ct_alert_conflict', 'ct_alert_control', 'ct_alert_guardrail', 'ct_alert_stuck',
-        'ct_guard_attempt', 'ct_end_adoption', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_final_row',
-        'ct_guard_new_row',
+        'ct_guard_attempt', 'ct_end_adoption', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_new_row',
         'ct_guard_outcome', 'ct_guard_usage', 'ct_guard_worker', 'ct_is_adopted', 'ct_tier2_in_a_row'
     ];
     made record;

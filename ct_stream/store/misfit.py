@@ -91,7 +91,8 @@ def _of_a_trigger(error: asyncpg.PostgresError, function: str, doing: str) -> Mi
         return Misfit(
             what,
             f"it runs with the rights of ct_gate: ALTER FUNCTION {function} SECURITY DEFINER (with a search_path of "
-            "its own), or grant ct_gate what it needs",
+            "its own), or grant ct_gate what it needs, and of outreach.company_target only the columns that it writes: "
+            "GRANT UPDATE (...) ON outreach.company_target TO ct_gate",
         )
     return Misfit(what, "let it accept what the gate writes")
 

@@ -9,14 +9,6 @@ CREATE OR REPLACE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.ct_outco
     FOR EACH STATEMENT EXECUTE FUNCTION outreach.ct_guard_outcome();
 CREATE OR REPLACE TRIGGER ct_final BEFORE UPDATE OR DELETE ON outreach.company_target
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_company_target();
--- By its condition, so that updates of others, of many rows at once, cost nothing more. Whoever has no right of their own
--- comes by a view of the gate's.
-CREATE OR REPLACE TRIGGER ct_final_as_gate BEFORE UPDATE ON outreach.company_target FOR EACH ROW
-    WHEN (pg_trigger_depth() = 0 AND (
-        pg_has_role(current_user, 'ct_gate', 'USAGE')
-        OR NOT has_any_column_privilege(current_user, 'outreach.company_target', 'UPDATE')
-    ))
-    EXECUTE FUNCTION outreach.ct_guard_final_row();
 CREATE OR REPLACE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.company_target
     FOR EACH STATEMENT EXECUTE FUNCTION outreach.ct_guard_company_target();
 CREATE OR REPLACE TRIGGER ct_final BEFORE UPDATE OR DELETE ON outreach.company_target_errors

@@ -61,6 +61,8 @@ async def test_the_gate_loosens_no_provider_but_after_a_normal_session(database:
         assert await value(database.ops, f"SELECT state FROM outreach.ct_guardrails WHERE key = '{rail}'") == "halted"
 
 
+#: Somebody has let the gate do it, for a trigger of theirs.
+MOVES = "GRANT UPDATE (outreach_id) ON outreach.company_target TO ct_gate"
 RECORDED = "INSERT INTO outreach.ct_outcomes (outreach_id, outcome, decided_at"
 
 
@@ -170,7 +172,7 @@ async def test_the_gate_takes_no_row_from_its_company_by_a_trigger_of_its_own(da
     await run(
         database.admin,
         "ALTER TABLE outreach.company_target DROP CONSTRAINT company_target_pkey, ALTER outreach_id DROP NOT NULL;"
-        f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')",
+        f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}'); {MOVES}",
     )
     await run(database.gate, f"{RECORDED}, failure_code) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-I-NOT-FOUND')")
     with pytest.raises(asyncpg.RestrictViolationError, match="the gate changes no row"):
@@ -342,7 +344,7 @@ async def test_the_gate_adds_no_row_by_an_old_snapshot_whoever_it_is_at_the_end_
         role("sly") + f"ALTER ROLE sly LOGIN NOINHERIT PASSWORD '{PASSWORD}'; GRANT ct_gate TO sly;"
         "GRANT USAGE ON SCHEMA outreach TO sly",
     )
-    await run(database.admin, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{other}')")
+    await run(database.admin, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{other}'); {MOVES}")
     sly: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
         postgres.dsn(database.gate.rpartition("/")[2].partition("?")[0], "sly", PASSWORD)
     )
@@ -354,33 +356,68 @@ async def test_the_gate_adds_no_row_by_an_old_snapshot_whoever_it_is_at_the_end_
     try:
         await sly.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1; SET LOCAL ROLE ct_gate; TABLE pg_am")
         await run(database.gate, f"{RECORDED}, failure_code) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-I-NOT-FOUND')")
-        with pytest.raises(asyncpg.PostgresError, match=r"writes no row|changes no row"):
+        with pytest.raises(asyncpg.PostgresError, match=r"writes no row|changes no row|permission denied"):
             await sly.execute(f"{statement}; COMMIT")
     finally:
         await sly.close()
 
 
-@pytest.mark.parametrize("change", ["company_unique_id = 'another'", "target_id = gen_random_uuid()", "note = note"])
-async def test_the_gate_writes_no_column_of_others_in_a_final_row(database: DatabaseDsns, change: str) -> None:
+@pytest.mark.parametrize("change", ["company_unique_id = 'another'", "target_id = gen_random_uuid()", "note = 'x'"])
+@pytest.mark.parametrize("status", ["ready", "pending"])
+async def test_the_gate_writes_no_column_of_others(database: DatabaseDsns, status: str, change: str) -> None:
     """Nor, by a foreign key of theirs, in a table on which it has no right."""
     await run(
         database.admin,
         "ALTER TABLE outreach.company_target ADD company_unique_id text, ADD note text,"
         " ADD target_id uuid DEFAULT gen_random_uuid() UNIQUE;"
         "CREATE TABLE outreach.hubs (target_id uuid REFERENCES outreach.company_target (target_id) ON UPDATE CASCADE);"
-        f"INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES ('{OTHERS}', 'ready');"
+        f"INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES ('{OTHERS}', '{status}');"
         "INSERT INTO outreach.hubs SELECT target_id FROM outreach.company_target",
     )
     for statement in (
         f"UPDATE outreach.company_target SET {change}",
         f"INSERT INTO outreach.company_target AS t (outreach_id) VALUES ('{OTHERS}')"
-        f" ON CONFLICT (outreach_id) DO UPDATE SET {change.replace('= note', '= t.note')}",
+        f" ON CONFLICT (outreach_id) DO UPDATE SET {change}",
+        "INSERT INTO outreach.company_target (outreach_id, note) VALUES (gen_random_uuid(), 'x')",
     ):
-        with pytest.raises(asyncpg.RestrictViolationError, match="the gate changes no row that is final"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await run(database.gate, statement)
-    await run(database.admin, role("importer") + "GRANT USAGE ON SCHEMA outreach TO importer;"
+    await run(
+        database.admin,
+        role("importer") + "GRANT USAGE ON SCHEMA outreach TO importer;"
         "GRANT SELECT, UPDATE (note) ON outreach.company_target TO importer;"
-        "SET ROLE importer; UPDATE outreach.company_target SET note = 'theirs'")  # fmt: skip
+        "SET ROLE importer; UPDATE outreach.company_target SET note = 'theirs'",
+    )
+
+
+@pytest.mark.parametrize("zone", ["XXX+100", "XXX-100"])
+async def test_the_gate_notes_no_row_that_it_wrote_as_left_alone_in_another_zone(
+    database: DatabaseDsns, zone: str
+) -> None:
+    """Where the time of its decision has no zone of its own."""
+    await run(database.admin, "ALTER TABLE outreach.company_target ALTER imo_completed_at TYPE timestamp")
+    with pytest.raises(asyncpg.RestrictViolationError, match="it was written"):
+        await run(
+            database.gate,
+            f"SET TimeZone = 'UTC'; BEGIN; {RECORDED}) VALUES ('{OTHERS}', 'PASS', now());"
+            "INSERT INTO outreach.company_target (outreach_id, execution_status, imo_completed_at)"
+            f" VALUES ('{OTHERS}', 'ready', now()); SET TimeZone = '{zone}';"
+            f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{OTHERS}', 'company_target'); COMMIT",
+        )
+
+
+async def test_the_gate_keeps_a_column_that_others_grant_it_and_loses_the_whole_table(database: DatabaseDsns) -> None:
+    """For a trigger of theirs that writes there as the gate."""
+    await run(
+        database.admin,
+        "ALTER TABLE outreach.company_target ADD note text, ADD other text;"
+        "GRANT UPDATE (note) ON outreach.company_target TO ct_gate; GRANT UPDATE ON outreach.company_target TO ct_gate",
+    )
+    for _ in range(2):
+        await migrate(database.admin)
+        await run(database.gate, "UPDATE outreach.company_target SET note = 'x'")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await run(database.gate, "UPDATE outreach.company_target SET other = 'x'")
 
 
 async def test_others_write_rows_of_their_own(database: DatabaseDsns) -> None:
@@ -451,7 +488,7 @@ async def test_the_gate_rewrites_no_row_that_it_left_as_it_was(database: Databas
     """One that was final before its company was decided is not guarded against its owner, and is none of the gate's."""
     await run(
         database.admin,
-        f"INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES ('{OTHERS}', 'ready')",
+        f"INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES ('{OTHERS}', 'ready'); {MOVES}",
     )
     await run(
         database.gate,
@@ -784,7 +821,7 @@ async def test_the_gate_moves_no_final_row_to_another_partition(database: Databa
     await migrate(database.admin)
     await run(
         database.admin,
-        f"INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES ('{OTHERS}', 'blocked')",
+        f"INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES ('{OTHERS}', 'blocked'); {MOVES}",
     )
     with pytest.raises(asyncpg.RestrictViolationError, match="the gate changes no row"):
         await run(database.gate, f"UPDATE outreach.company_target SET {change}")

@@ -116,6 +116,7 @@ async def test_a_hubs_trigger_that_touches_a_row_in_conflict_keeps_no_company_un
     await run(
         database.admin,
         "ALTER TABLE outreach.company_target ADD COLUMN hub_rank integer;"
+        "GRANT UPDATE (hub_rank) ON outreach.company_target TO ct_gate;"
         "INSERT INTO outreach.company_target (outreach_id, execution_status, imo_completed_at)"
         f" VALUES ('{company.outreach_id}', 'ready', {completed});"
         "CREATE FUNCTION public.ranks() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"

@@ -39,6 +39,14 @@ CREATE FUNCTION outreach.loud() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN NEW.execution_status := upper(NEW.execution_status); RETURN NEW; END $$;
 CREATE TRIGGER loud BEFORE INSERT OR UPDATE ON outreach.company_target FOR EACH ROW EXECUTE FUNCTION outreach.loud();
 """
+RANK = """
+CREATE FUNCTION outreach.rank() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    UPDATE outreach.company_target AS t SET bit_score_snapshot = 1 WHERE t.outreach_id = NEW.outreach_id;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER rank AFTER INSERT OR UPDATE OF execution_status ON outreach.company_target
+    FOR EACH ROW EXECUTE FUNCTION outreach.rank();
+"""
 SWALLOW = """
 CREATE FUNCTION outreach.swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
 CREATE TRIGGER swallow BEFORE INSERT ON outreach.company_target_errors
@@ -177,6 +185,13 @@ KINDS = (
         refused=r"^the recording of a PASS runs the function audit\.note of a trigger or a default, which fails:"
         r" permission denied for schema audit; it runs with the rights of ct_gate: ALTER FUNCTION audit\.note SEC",
         mended="ALTER FUNCTION audit.note SECURITY DEFINER",
+    ),
+    Kind(
+        name="a trigger that writes a column of theirs as who writes",
+        more=RANK,
+        refused=r"^the recording of a PASS runs the function outreach\.rank of a trigger or a default, which fails:"
+        r" permission denied for table company_target; .*GRANT UPDATE \(\.\.\.\) ON outreach\.company_target TO",
+        mended="GRANT UPDATE (bit_score_snapshot) ON outreach.company_target TO ct_gate",
     ),
     Kind(
         name="a trigger that rewrites our words",

@@ -225,20 +225,6 @@ BEGIN
     RETURN CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
 END $$;
 
--- The gate writes no row that is final, not even columns of others: a foreign key of theirs could carry such a change into
--- tables on which the gate has no right. What triggers of others do meanwhile is theirs, although it is done as the gate.
-CREATE OR REPLACE FUNCTION outreach.ct_guard_final_row() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF OLD.execution_status::text IN ('ready', 'failed', 'blocked')
-        AND NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'USAGE')
-    THEN
-        RAISE EXCEPTION 'company_target: the gate changes no row that is final (%, %)', OLD.outreach_id,
-            OLD.execution_status USING ERRCODE = 'restrict_violation';
-    END IF;
-    RETURN NEW;
-END $$;
-
 -- The record of a failure never changes; people may note how it was resolved, and columns of their own are theirs. A row
 -- of a company that is not decided was made by something else, and is not ours to guard.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_errors() RETURNS trigger
@@ -327,9 +313,9 @@ $$;
 -- What the gate says of a company in the users' tables it says together with the outcome, in one statement, and it says
 -- the same. Later it would be another decision: a final row for a company whose row is gone, a further failure, or a guard
 -- taken off a row that is said to be left as it was. Others may write rows of their own; `verify` names those without an
--- outcome.
+-- outcome. A time without a zone is UTC, as in the gate's sessions, whatever the session's zone is when it is compared.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_new_row() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = utc AS $$
 #variable_conflict use_variable  -- users may have columns of any name
 DECLARE
     said record;
@@ -362,10 +348,13 @@ BEGIN
         -- A company that is not decided yet, as everybody sees it now. The gate has nothing to say of it; triggers of
         -- others may.
         IF coalesce(NEW.execution_status::text, '') NOT IN ('ready', 'failed', 'blocked') THEN
-            IF pg_has_role(current_user, 'ct_gate', 'USAGE') OR NOT has_any_column_privilege(
-                current_user, coalesce(pg_partition_root(TG_RELID), TG_RELID)::oid, TG_OP
-            ) THEN
-                IF pg_trigger_depth() = 1 THEN
+            -- Or who may become it, and has no right of its own: a role may be given up inside a statement.
+            IF pg_has_role(current_user, 'ct_gate', 'USAGE') OR pg_has_role(session_user, 'ct_gate', 'MEMBER')
+                AND NOT has_any_column_privilege(
+                    current_user, coalesce(pg_partition_root(TG_RELID), TG_RELID)::oid, TG_OP
+                )
+            THEN
+                IF pg_trigger_depth() = 1 AND NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
                     RAISE EXCEPTION 'company_target: the gate writes no row that is not final (%, %)', NEW.outreach_id,
                         NEW.execution_status USING ERRCODE = 'restrict_violation';
                 END IF;
