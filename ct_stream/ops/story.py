@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -136,6 +136,17 @@ def exchange_lines(values: list[dict[str, Any]]) -> Iterator[str]:
         yield from (f"    {'':{len(_question(exchange))}}  {line}" for line in more)
 
 
+def _method_details(target: dict[str, Any]) -> str:
+    """Return what is known of a method, in brackets. What was decided before the gate came may lack it, or be words."""
+    details = [target["method_type"], target["confidence_score"]]
+    with suppress(TypeError, ValueError):
+        details[1] = f"{float(target['confidence_score']):g}"
+    if str(target["is_catchall"]).lower() in ("true", "t", "yes", "1"):
+        details.append("catch-all")
+    words = ", ".join(str(detail) for detail in details if detail is not None)
+    return f" ({words})" if words else ""
+
+
 def _outcome_lines(told: Story) -> Iterator[str]:
     outcome, target = told["outcome"], told["company_target"]
     word = outcome["outcome"] if outcome["failure_code"] is None else f"{outcome['outcome']} {outcome['failure_code']}"
@@ -148,9 +159,7 @@ def _outcome_lines(told: Story) -> Iterator[str]:
     if outcome["source"] != "gate":
         yield f"source     {outcome['source']}: this gate did not decide it"
     if target is not None and target["email_method"]:
-        catchall = ", catch-all" if target["is_catchall"] else ""
-        confidence = float(target["confidence_score"])
-        yield f"method     {target['email_method']} ({target['method_type']}, {confidence:g}{catchall})"
+        yield f"method     {target['email_method']}{_method_details(target)}"
     if outcome["reason"]:
         yield f"reason     {outcome['reason']}"
     try:

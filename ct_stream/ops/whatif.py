@@ -98,8 +98,11 @@ def recount(row: asyncpg.Record, rules: Rules) -> Recount:
 def _was(row: asyncpg.Record) -> str:
     if row["failure_code"] is not None:
         return f"FAIL {row['failure_code']}"
-    body = orjson.loads(row["value"])
-    return _pass_words(body["method_type"], body["confidence_score"], is_catchall=body["is_catchall"])
+    try:
+        body = orjson.loads(row["value"])
+        return _pass_words(body["method_type"], float(body["confidence_score"]), is_catchall=body["is_catchall"])
+    except (KeyError, ValueError, TypeError):
+        return "PASS"  # nothing was published, or in a form of another version
 
 
 def _words(verdict: Passed | Failed) -> str:

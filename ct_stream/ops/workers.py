@@ -34,4 +34,7 @@ async def accept_toolbox(settings: Settings, toolbox: Toolbox, reason: str) -> l
 
 
 def _told(row: Any) -> Row:
-    return dict(row) | {"toolbox": orjson.loads(row["toolbox"]), "troubles": orjson.loads(row["troubles"])}
+    read = {name: orjson.loads(row[name]) for name in ("toolbox", "troubles")}
+    return dict(row) | {
+        name: value if isinstance(value, dict) else {"unreadable": value} for name, value in read.items()
+    }

@@ -231,3 +231,51 @@ async def test_the_numbers_of_the_json_are_those_of_the_table(world: dict[str, s
         numbers = [value for row in (told if isinstance(told, list) else [told]) for value in row.values()]
         for number in (value for value in numbers if isinstance(value, int | float)):
             assert re.search(rf"\b{re.escape(f'{number:g}')}\b", table), f"{number} of {path} is not in {table}"
+
+
+@pytest.mark.parametrize(
+    ("confidence", "method_type", "catchall", "said"),
+    [
+        (None, None, None, "method     info@acme.example\n"), ("high", "role", "false", " (role, high)"),
+        ("85", "role", "t", " (role, 85, catch-all)"), ("0.7000", None, "no", " (0.7)"), ("NaN", "x", "", " (x, nan)"),
+    ],
+)  # fmt: skip
+async def test_rows_from_before_the_gate_are_shown_whatever_their_columns_hold(
+    database: DatabaseDsns, confidence: str | None, method_type: str | None, catchall: str | None, said: str
+) -> None:
+    settings = {"CT_POSTGRES_OPS_DSN": database.ops}
+    for statement in (
+        "ALTER TABLE outreach.company_target DROP CONSTRAINT company_target_status_check,"
+        " ALTER confidence_score TYPE text, ALTER is_catchall TYPE text, ALTER imo_completed_at TYPE timestamp",
+        "ALTER TABLE outreach.company_target_errors ALTER created_at TYPE timestamp, ALTER retry_allowed TYPE text",
+        f"INSERT INTO outreach.outreach (outreach_id, domain) VALUES ('{ADOPTED}', 'acme.example')",
+        "INSERT INTO outreach.ct_outcomes (outreach_id, outcome, source, decided_at)"
+        f" VALUES ('{ADOPTED}', 'PASS', 'adopted', now())",
+        f"INSERT INTO outreach.company_target_errors (outreach_id, failure_code) VALUES ('{ADOPTED}', 'OLD-CODE')",
+    ):
+        await execute(database.admin, statement)
+    await execute(
+        database.admin,
+        "INSERT INTO outreach.company_target (outreach_id, email_method, method_type, confidence_score, is_catchall,"
+        " execution_status, imo_completed_at) VALUES ($1, 'info@acme.example', $2, $3, $4, 'ready', now())",
+        ADOPTED, method_type, confidence, catchall,
+    )  # fmt: skip
+    await execute(
+        database.gate,
+        "INSERT INTO outreach.ct_outcomes (outreach_id, outcome, decided_at) VALUES ($1, 'PASS', now())",
+        uuid4(),
+    )
+    await execute(
+        database.gate,
+        "INSERT INTO outreach.ct_workers (worker, machine, egress, version, toolbox, troubles, partitions, running) "
+        "VALUES ('a/1/x', 'a', 'default', '1', '[1]', '7', '{1,2}', 3)",
+    )
+    for path, args in (
+        (("show",), (str(ADOPTED),)), (("failures",), ()), (("distribution",), ()), (("pass-rate",), ()),
+        (("whatif",), ()), (("workers",), ()), (("held",), ()),
+    ):  # fmt: skip
+        table, printed = await both(path, *args, settings=settings)
+        assert (table.exit_code, printed.exit_code) == (0, 0), f"{path}: {table.output}{printed.output}"
+        json.loads(printed.stdout)
+        if path == ("show",):
+            assert said in table.stdout
