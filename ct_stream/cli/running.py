@@ -75,7 +75,8 @@ def _worker(main: click.Group) -> None:
         main,
         "worker",
         examples=["ct-stream worker", "ct-stream worker --first-start"],
-        exits="0 told to stop, 64 wrong arguments, input or settings, 70 a bug in ct-stream, 76 it hung, 77 the stream "
+        exits="0 told to stop, 64 wrong arguments, input or settings, 70 a bug in ct-stream, 75 Kafka went away "
+        "before it could read, 76 it hung, 77 the stream "
         "skipped records, 78 it refused to start, or spine.created was given partitions, 130 interrupted before it "
         "began, 143 stopped at once by a second signal",
     )

@@ -37,8 +37,35 @@ _CLAIM_RETRY_S = 1.0
 _LOST_ROW_RETRY_S = 5.0
 _MACHINE_AGAIN_S = 5.0
 _ROW_HELD_S = 60.0  #: until the recording of a company is tried again whose row somebody holds
+_HELD_IN_A_ROW = 5  #: so many, and none recorded between them: it is not about one company
 #: If recording took longer, the claim may have too little time left to publish.
 _FRESH_CLAIM_S = CLAIM_S - PRODUCE_S - 2.0
+
+
+class _Rows:
+    """Tells people when no outcome can be recorded any more, because of what others do with the users' tables."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self._in_a_row = 0
+        self._said = ""
+
+    def are_written(self) -> None:
+        """Note that a company's rows could be written."""
+        if self._in_a_row:
+            self._in_a_row, self._said = 0, ""
+            self._health.set("rows", None)
+
+    def are_held(self, why: str) -> None:
+        """Note that they could not."""
+        self._in_a_row += 1
+        if why != self._said:
+            self._said = why
+            log.warning("A decided company waits to be recorded: %s", why, extra={"action": "row_held"})
+        if self._in_a_row >= _HELD_IN_A_ROW:
+            self._health.set(
+                "rows", f"{self._in_a_row} decided companies in a row could not be recorded, the last: {why}"
+            )
 
 
 class Companies:
@@ -65,6 +92,7 @@ class Companies:
         self._metrics = metrics
         self._health = health
         self._on_stuck = on_stuck
+        self._rows = _Rows(health)
         self._running: dict[UUID, asyncio.Future[None]] = {}
         self._parking: set[asyncio.Task[None]] = set()
 
@@ -183,8 +211,11 @@ class Companies:
                     duration_ms=max(0, round((decided_at - begun_at).total_seconds() * 1000)),
                 )
                 try:
-                    return await self._record(outcome, running)
+                    recorded = await self._record(outcome, running)
+                    self._rows.are_written()
+                    return recorded
                 except RowHeld as error:
+                    self._rows.are_held(str(error))
                     detail = f"it is decided, but not recorded yet: {error}"
                     wait = Wait(reason=WaitReason.ROW_HELD, detail=detail, after_s=_ROW_HELD_S)
                     await self._park(running.parked(origin, event_at, wait))

@@ -82,7 +82,10 @@ async def lag(settings: Settings) -> int:
     async with kafka_answers(settings):
         if not await supports_idempotence(settings):
             raise NotSupported("lag")
-        return await position.lag(settings)
+        try:
+            return await position.lag(settings)
+        except position.LagUnknown as error:
+            raise ServiceTrouble(error.problem.what, error.problem.action) from error
 
 
 def _chosen(topic: str, all_of_it: list[TopicPartition], partition: int | None) -> list[TopicPartition]:

@@ -38,7 +38,10 @@ _HELD_S = 20.0  #: for so long a row may be held
 _AGAIN_S = 0.5  #: between two tries, where nothing else is to be tried
 _PAUSES_S = (0.0, 0.05, 0.2, 1.0)  #: before a batch is repeated after a deadlock or a conflict
 _CONFLICTS = 3  #: so many may be chance; after that it is somebody's trigger that raises them
-_SLOW = "recording it takes too long: look for slow triggers of company_target and company_target_errors"
+_SLOW = (
+    "recording it takes too long: look for slow triggers of company_target and company_target_errors, and for "
+    "somebody who holds a lock on all of one of them (pg_locks)"
+)
 _UNCLAIMED_S = 1.0  #: how long a cancelled caller waits for a result that it would have to give back
 
 

@@ -211,7 +211,9 @@ class Database:
                     self._down = f"Postgres: {sentence_of(again)}"
                     pause_s = min(pause_s * 2, _RETRY_MOST_S)
                 else:
-                    log.info("Postgres answers again", extra={"action": "postgres_up"})
+                    # Where it answers, and refuses one statement again and again, the warning stays the last word.
+                    if all(failing.times <= 1 for failing in self._failing.values()):
+                        log.info("Postgres answers again", extra={"action": "postgres_up"})
                     return
 
     def settled(self, what: str) -> None:

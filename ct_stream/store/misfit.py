@@ -27,6 +27,21 @@ KEEP = "let triggers, rules, row security and types leave the gate's columns and
 _TYPES = re.compile(r'column "(.+)" is of type (.+) but expression is of type')
 
 
+#: No value and no table of ours raises these when an outcome is recorded: a column of the users' tables has another
+#: type or length, or their index, publication or rule is in the way.
+_OF_THEIR_COLUMNS = (
+    asyncpg.StringDataRightTruncationError,
+    asyncpg.NumericValueOutOfRangeError,
+    asyncpg.DatetimeFieldOverflowError,
+    asyncpg.DatatypeMismatchError,
+    asyncpg.CannotCoerceError,
+    asyncpg.GeneratedAlwaysError,
+    asyncpg.InvalidColumnReferenceError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.FeatureNotSupportedError,
+)
+
+
 class Misfit(ProblemError):
     """The users' own tables refuse what the gate writes, or are not what it can read."""
 
@@ -55,7 +70,8 @@ def is_of_others(error: asyncpg.PostgresError) -> bool:
     if runs_foreign_code(error) or _CONTRADICTS.search(said(error)) is not None:
         return True
     is_refused = isinstance(error, asyncpg.IntegrityConstraintViolationError)
-    return is_refused and _field(error, "table_name") in ("company_target", "company_target_errors")
+    is_theirs = _field(error, "table_name") in ("company_target", "company_target_errors")
+    return (is_refused and is_theirs) or isinstance(error, _OF_THEIR_COLUMNS)
 
 
 def _foreign(error: asyncpg.PostgresError) -> str | None:

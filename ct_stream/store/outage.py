@@ -69,7 +69,15 @@ def sentence_of(error: BaseException) -> str:
         case ConnectionRefusedError():
             return f"connection refused ({text})"
         case asyncpg.UndefinedTableError() | asyncpg.UndefinedFunctionError() | asyncpg.UndefinedColumnError():
-            return f"{text}; run `ct-stream migrate`, and check that the spine outreach.outreach exists"
+            return (
+                f"{_first_line(text)}; run `ct-stream migrate`, and check that outreach.outreach has outreach_id and "
+                "domain, and that nobody has renamed a column of company_target or company_target_errors"
+            )
         case asyncpg.InsufficientPrivilegeError():
-            return f"{text}; run `ct-stream migrate`, which grants what the gate needs"
+            return f"{_first_line(text)}; run `ct-stream migrate`, which grants what the gate needs"
+    return _first_line(text)
+
+
+def _first_line(text: str) -> str:
+    """Return it without the server's details and hints, which are for whoever wrote the statement."""
     return text.splitlines()[0][:300]

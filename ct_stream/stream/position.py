@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
+from ct_stream.problems import ProblemError
 from ct_stream.stream.refusals import explain
 from ct_stream.stream.retrying import retried
 from ct_stream.stream.topology import UNPREFIXED, Names, kafka_options, names_of, partition_counts
@@ -167,19 +168,29 @@ async def cut_off(settings: Settings) -> list[CutOff]:
     ]
 
 
+class LagUnknown(ProblemError):
+    """What is not committed cannot be counted: the topic is missing, or ends before the group's offset."""
+
+
 async def lag(settings: Settings) -> int:
-    """Return how many records of spine.created the group has not committed. Raises KafkaError.
+    """Return how many records of spine.created the group has not committed. Raises KafkaError or LagUnknown.
 
     Only for brokers whose end offsets are right; the embedded one's are not. Transaction markers have offsets too:
     after the first record that is not committed they count, but if nothing else is left they do not.
     """
     committed = await committed_offsets(settings)
-    partitions = await partitions_of(settings, names_of(settings).spine_created)
+    names = names_of(settings)
+    partitions = await partitions_of(settings, names.spine_created)
     if not partitions:
-        return 0
+        raise LagUnknown(f"topic {names.spine_created} is missing", "create it with `ct-stream topics`")
     async with outside_consumer(settings) as consumer:
         ends = await consumer.end_offsets(partitions)
         begins = await consumer.beginning_offsets(partitions)
+        for tp in partitions:
+            if ends[tp] < committed.get(tp.partition, 0):
+                raise LagUnknown(
+                    str(CutOff(partition=tp.partition, stands=committed[tp.partition], ends=ends[tp], names=names))
+                )
         starts = {tp: max(committed.get(tp.partition, 0), begins[tp]) for tp in partitions}
         behind = {tp for tp in partitions if starts[tp] < ends[tp]}
         consumer.assign(sorted(behind))

@@ -16,7 +16,7 @@ from ct_stream.problems import said_by
 from ct_stream.process.loops import Loop
 from ct_stream.store.outage import AGAIN, OUTAGE
 from ct_stream.store.worker_record import BEAT_S, Beat
-from ct_stream.stream.position import lag
+from ct_stream.stream.position import LagUnknown, lag
 from ct_stream.stream.refusals import explain
 from ct_stream.stream.rights import Denied, require_rights
 from ct_stream.stream.topology import names_of, partitions_now
@@ -186,9 +186,10 @@ class Heartbeat:
 
 
 class PartitionWatch:
-    """Ends the worker when `spine.created` gets more partitions.
+    """Ends the worker when `spine.created` has more partitions, or fewer, than when it started.
 
-    The dedupe table needs a partition for each of them. Faust would read the new ones and then crash.
+    The dedupe table needs a partition for each of them. Faust would read new ones and then crash. There are fewer where
+    the topic was deleted and made again, often by a broker that makes whatever topic it is asked about.
     """
 
     def __init__(self, settings: Settings, partitions: int, refuse: Callable[[str], None]) -> None:
@@ -208,6 +209,17 @@ class PartitionWatch:
                 now = await partitions_now(self._settings)
             if now is not None and now > self._partitions:
                 self.grown(now)
+            elif now is not None and now < self._partitions:
+                self._shrunk(now)
+
+    def _shrunk(self, now: int) -> None:
+        names = names_of(self._settings)
+        self._refuse(
+            f"{names.spine_created} has {now} partitions, and had {self._partitions} when this worker started: it was "
+            f"deleted and made again, and events that nobody had read are gone. Delete it and {names.changelog}, which "
+            "is only a cache, run `ct-stream topics`, start the workers again, and publish what is missing "
+            "(`ct-stream publish --undecided`)"
+        )
 
     def grown(self, now: int) -> None:
         """End the worker: there are so many now, or at least so many."""
@@ -246,7 +258,7 @@ class LagWatch:
             async with asyncio.timeout(_LAG_TIMEOUT_S):
                 await require_rights(self._settings)  # without them a topic looks as if it were empty
                 self._metrics.lag.set(await lag(self._settings))
-        except Denied as error:
+        except (Denied, LagUnknown) as error:
             trouble = str(error)
         except (KafkaError, OSError, TimeoutError) as error:
             trouble = f"Kafka cannot be read, or does not know our group: {await explain(self._settings, error)}"

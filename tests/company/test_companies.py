@@ -287,6 +287,31 @@ async def test_a_company_whose_row_somebody_holds_waits_with_its_answers(monkeyp
     assert parts.parked[0].wait.after_s == 60.0
 
 
+async def test_people_hear_when_nothing_can_be_recorded_and_when_it_can_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A company that waits alone is its own affair; five in a row are the tables'."""
+    parts, record = Parts(), Parts.record
+
+    async def held(_outcome: Outcome) -> bool:
+        raise RowHeld("the constraint odd of outreach.company_target refuses recording it")
+
+    monkeypatch.setattr(parts, "record", held)
+    for number in range(1, 7):
+        await parts.companies.from_event(origin(), None)
+        assert ("rows" in parts.health.troubles) == (number >= 5)
+    assert (
+        "6 decided companies in a row could not be recorded, the last: the constraint odd"
+        in (parts.health.troubles["rows"])
+    )
+    assert [line.message for line in caplog.records if "waits to be recorded" in line.message] == [
+        "A decided company waits to be recorded: the constraint odd of outreach.company_target refuses recording it"
+    ]
+    monkeypatch.setattr(parts, "record", record.__get__(parts))
+    await parts.companies.from_event(origin(), None)
+    assert "rows" not in parts.health.troubles
+
+
 async def test_a_pass_that_is_given_up_keeps_its_answers() -> None:
     parts = Parts()
     parts.asking.clear()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from aiokafka.admin import NewPartitions
+from aiokafka.admin import NewPartitions, NewTopic
 
 from ct_stream.settings import load_settings
 from ct_stream.stream.topology import TopologyError, check_topics, create_topics
+from tests.brokers import wait_topics
 from tests.faults.harness import Stack
 
 if TYPE_CHECKING:
@@ -58,3 +59,19 @@ async def test_added_partitions_end_the_workers_with_the_command_that_mends_it(
         assert stack.end_worker(worker) == 0
         assert len(await stack.committed()) == 6
         assert sum(max(0, at) for at in (await stack.committed()).values()) == 2 + COMPANIES
+
+
+async def test_a_topic_that_was_made_again_with_fewer_partitions_ends_the_worker(
+    cluster: KafkaCluster, tmp_path: Path
+) -> None:
+    """As a broker does that makes whatever topic it is asked about: the worker would stay ready, and read nothing."""
+    async with Stack(tmp_path, partitions=4) as stack:
+        worker = stack.start_worker(prelude=WE_LOOK)
+        assert await stack.wait_said("Ready", 40), stack.worker_log()
+        async with cluster.admin() as admin:
+            await admin.delete_topics(["spine.created"])
+            await wait_topics(admin, lambda names: "spine.created" not in names)
+            await admin.create_topics([NewTopic("spine.created", 1, 3)])
+        assert await stack.wait_end(worker, 40) == 78, stack.worker_log()
+        assert "has 1 partitions, and had 4 when this worker started: it was deleted" in stack.worker_log()
+        assert "Traceback" not in stack.worker_log()

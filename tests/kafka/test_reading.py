@@ -9,12 +9,16 @@ from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.consumer.fetcher import Fetcher
 
+from ct_stream.ops.doctor.kafka_checks import KAFKA
 from ct_stream.ops.publish import publish, read_events
 from ct_stream.ops.replay import lag, replay
+from ct_stream.ops.troubles import ServiceTrouble
 from ct_stream.stream.producer import supports_idempotence
 from ct_stream.stream.topology import GROUP, SPINE_CREATED, check_topics, create_topics
+from tests.brokers import wait_topics
 from tests.kafka.upstream import send_in_transaction
 
 if TYPE_CHECKING:
@@ -60,6 +64,32 @@ async def test_lag_is_what_the_group_has_not_committed(settings: Settings) -> No
     there = len([record async for record in replay(settings, partition=0)])
     await commit(settings, {first: there - 3})
     assert await lag(settings) == 700 - there + 3
+
+
+async def test_a_lag_that_cannot_be_counted_is_not_none(cluster: KafkaCluster, settings: Settings) -> None:
+    await commit(settings, {TopicPartition(SPINE_CREATED, 3): 33})
+    with pytest.raises(ServiceTrouble, match=r"spine\.created\[3\] ends at 0, but .* has committed up to 33"):
+        await lag(settings)
+    async with cluster.admin() as admin:
+        await admin.delete_topics([SPINE_CREATED])
+        await wait_topics(admin, lambda names: SPINE_CREATED not in names)
+    with pytest.raises(ServiceTrouble, match=r"topic spine\.created is missing; create it with `ct-stream topics`"):
+        await lag(settings)
+
+
+async def test_doctor_lets_no_outcome_be_deleted(cluster: KafkaCluster, settings: Settings) -> None:
+    async def wrong() -> list[str]:
+        return [one.detail for one in await KAFKA.look(settings) if one.name == "topic settings" and one.ok is False]
+
+    assert await wrong() == []
+    both = {"cleanup.policy": "compact,delete", "retention.ms": "3600000"}
+    async with cluster.admin() as admin, asyncio.timeout(20):
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, "ct.pass", both)])
+        for _ in range(100):
+            if said := await wrong():
+                break
+            await asyncio.sleep(0.1)
+    assert said == ["ct.pass has cleanup.policy=compact,delete, not compact"]
 
 
 async def test_transaction_markers_alone_are_no_lag(settings: Settings) -> None:

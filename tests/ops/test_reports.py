@@ -91,7 +91,7 @@ ENDS = {
     WaitReason.OUR_RATE: (None, WaitsOn.provider("bigmail.example"), "another company talks normally with"),
     WaitReason.TIER2: (30.0, WaitsOn.vendor(), "the vendor gives a usable answer, or its turn comes"),
     WaitReason.OUR_MACHINE: (5.0, NOTHING, "a short time passes"),
-    WaitReason.ROW_HELD: (60.0, NOTHING, "a short time passes"),
+    WaitReason.ROW_HELD: (60.0, NOTHING, "its rows can be written: who holds them"),
     WaitReason.OUR_BUG: (5.0, NOTHING, "a short time passes"),
     WaitReason.DRAIN: (0.0, NOTHING, "it is over: the next free worker continues with the company"),
 }

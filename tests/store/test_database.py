@@ -230,10 +230,11 @@ async def test_a_login_that_is_read_only_hears_which_setting_it_is(database: Dat
 
 
 async def test_a_statement_that_keeps_failing_is_told_while_others_work(
-    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The server answers, and yet nothing can be written: that is no "Postgres answers again"."""
     monkeypatch.setattr("ct_stream.store.database._FAILING_S", 0.5)
+    caplog.set_level("INFO")
     admin = await asyncpg.connect(database.admin)
     db = Database(database.gate)
     await db.open()
@@ -245,6 +246,7 @@ async def test_a_statement_that_keeps_failing_is_told_while_others_work(
         await db.fetch("server")
         told.append(db.trouble)
     assert all("permission denied for table ct_guardrails" in (one or "") for one in told[-5:]), told
+    assert [one.message for one in caplog.records].count("Postgres answers again") <= 1
     await admin.execute("GRANT SELECT ON outreach.ct_guardrails TO ct_gate")
     async with asyncio.timeout(10):
         await failing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -16,7 +17,7 @@ from ct_stream.store.batches import RowHeld
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.migrate import migrate
 from tests.store import users_schema
-from tests.store.parts import NO_MX, NOT_FOUND, opened, outcome, role, running
+from tests.store.parts import NO_MX, NOT_FOUND, PASSED, opened, outcome, role, running
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
@@ -201,6 +202,14 @@ async def test_a_trigger_that_fails_for_one_company_keeps_no_other_waiting(datab
             "ALTER TABLE outreach.company_target ADD CONSTRAINT odd CHECK (execution_status <> 'failed')",
             "the constraint odd of outreach.company_target refuses",
         ),
+        (
+            "ALTER TABLE outreach.company_target_errors ALTER blocking_reason TYPE varchar(12)",
+            "a column is too short for recording it: value too long",
+        ),
+        (
+            "ALTER TABLE outreach.company_target_errors ALTER failure_code TYPE varchar(3)",
+            "a column is too short for recording it: value too long",
+        ),
     ],
 )
 async def test_a_table_that_does_not_take_one_company_makes_it_wait(
@@ -215,6 +224,54 @@ async def test_a_table_that_does_not_take_one_company_makes_it_wait(
             assert all(await asyncio.gather(*(ledger.record(outcome()) for _ in range(20))))
             with pytest.raises(RowHeld, match=said):
                 await one
+
+
+@pytest.mark.parametrize(
+    ("broken", "mended", "said"),
+    [
+        (
+            "DROP INDEX outreach.company_target_outreach_id_key;"
+            " ALTER TABLE outreach.company_target DROP CONSTRAINT company_target_pkey",
+            "CREATE UNIQUE INDEX ON outreach.company_target (outreach_id)",
+            "has no unique index over outreach_id alone",
+        ),
+        (
+            "ALTER TABLE outreach.company_target ALTER email_method TYPE varchar(5) USING left(email_method, 5)",
+            "ALTER TABLE outreach.company_target ALTER email_method TYPE text",
+            "a column is too short",
+        ),
+        (
+            "ALTER TABLE outreach.company_target ALTER confidence_score TYPE numeric(4, 4) USING NULL",
+            "ALTER TABLE outreach.company_target ALTER confidence_score TYPE numeric(5, 4)",
+            "numeric field overflow",
+        ),
+        (
+            "ALTER TABLE outreach.company_target ALTER is_catchall TYPE integer USING 0",
+            "ALTER TABLE outreach.company_target ALTER is_catchall TYPE boolean USING false",
+            "is_catchall is of type integer",
+        ),
+        (
+            "ALTER TABLE outreach.company_target DROP updated_at,"
+            " ADD updated_at timestamptz GENERATED ALWAYS AS (imo_completed_at) STORED",
+            "ALTER TABLE outreach.company_target ALTER updated_at DROP EXPRESSION",
+            "a column that Postgres generates",
+        ),
+    ],
+)
+async def test_tables_that_are_changed_under_a_worker_make_companies_wait_until_they_are_mended(
+    database: DatabaseDsns, broken: str, mended: str, said: str
+) -> None:
+    """Never as a bug in the gate, with which a company would be stuck until the next version."""
+    sure = outcome(verdict=replace(PASSED, confidence=1.0))
+    async with opened(database.gate) as db, asyncio.timeout(30):
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            assert await ledger.record(outcome())
+            await run(database.admin, broken)
+            with pytest.raises(RowHeld, match=said):
+                await ledger.record(sure)
+            await run(database.admin, f"{mended}; GRANT INSERT, UPDATE ON outreach.company_target TO ct_gate")
+            assert await ledger.record(sure)
 
 
 async def test_a_cascade_is_replicated_row_by_row(database: DatabaseDsns) -> None:

@@ -56,15 +56,17 @@ CREATE OR REPLACE FUNCTION outreach.ct_set_guardrail(rail text, new_state text, 
 RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    its_key CONSTANT text COLLATE "default" := rail;  -- a caller's collation could take other keys for the same
+    -- A caller's collation could take others for the same.
+    its_key CONSTANT text COLLATE "default" := rail;
+    its_state CONSTANT text COLLATE "default" := new_state;
     changed boolean;
     distance double precision := coalesce(greatest(1, extract(epoch FROM next_try - clock_timestamp())), 600);
 BEGIN
-    IF new_state <> 'halted' AND its_key NOT LIKE 'provider:%' OR new_state = 'trial' THEN
+    IF its_state <> 'halted' AND its_key NOT LIKE 'provider:%' OR its_state = 'trial' THEN
         RAISE EXCEPTION 'only a person resumes %', rail USING ERRCODE = 'insufficient_privilege';
     END IF;
     -- A provider without a row is open (ct_tidy). A normal session there changes nothing, but may end somebody's wait.
-    IF new_state = 'open' AND NOT EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = its_key) THEN
+    IF its_state = 'open' AND NOT EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = its_key) THEN
         PERFORM outreach.ct_wake(rail, outreach.ct_woken_at_once(), clock_timestamp());
         RETURN false;
     END IF;
@@ -82,15 +84,15 @@ BEGIN
         PERFORM pg_sleep(0.1);
     END LOOP;
     INSERT INTO outreach.ct_guardrails AS g (key, state, reason, next_try_at, first_try_s, changed_by)
-        VALUES (rail, new_state, left(why, 1000), next_try, distance, session_user)
+        VALUES (rail, its_state, left(why, 1000), next_try, distance, session_user)
         ON CONFLICT (key) DO UPDATE SET state = excluded.state, reason = excluded.reason, since = clock_timestamp(),
             next_try_at = excluded.next_try_at, first_try_s = excluded.first_try_s, tries = 0,
             changed_by = excluded.changed_by
         WHERE g.state NOT IN (excluded.state, 'halted') AND NOT (g.state = 'closed' AND excluded.state = 'paused')
         RETURNING true INTO changed;
     IF changed THEN
-        INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, new_state, left(why, 1000));
-        IF new_state = 'open' THEN
+        INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, its_state, left(why, 1000));
+        IF its_state = 'open' THEN
             PERFORM outreach.ct_wake(rail, outreach.ct_woken_at_once(), clock_timestamp());
         END IF;
     END IF;

@@ -27,9 +27,9 @@ $$;
 -- without a worker there may be millions of rows, and one statement would take longer than it may. Not removed: a row
 -- that somebody holds, until the next time. statement_timestamp: with a clock that moves during the statement, no index
 -- could be used. tests/store/test_tidy.py says for each table what
--- bounds it.
+-- bounds it. In UTC: in a caller's zone days may have a gap of weeks, and 7 days ago be in the future.
 CREATE OR REPLACE FUNCTION outreach.ct_tidy(most integer, memory_kept interval, talk_kept interval) RETURNS boolean
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET TimeZone = utc AS $$
     WITH domains AS (
         -- Domains whose last session no longer counts.
         DELETE FROM outreach.ct_domains WHERE ctid = ANY (ARRAY(

@@ -405,6 +405,7 @@ SELECT
         WHEN p.reason = 'provider_silent' THEN 'it is known whether the provider is silent for other companies too'
         WHEN p.reason = 'tier2' AND p.waits_on = 'tier2:turn' THEN 'the vendor gives a usable answer, or its turn comes'
         WHEN p.reason = 'tier2' THEN 'its paid call is answered, or the time for an answer is over'
+        WHEN p.reason = 'row_held' THEN 'its rows can be written: who holds them, or what refuses them, is named beside'
         ELSE 'a short time passes'
     END || CASE WHEN p.state = 'waiting' AND p.not_before > now() AND p.not_before < 'infinity'
         AND (p.lease_until IS NULL OR p.lease_until <= now())
