@@ -150,7 +150,7 @@ def _replay(main: click.Group) -> None:
         help="The topic to read, without CT_KAFKA_PREFIX.",
     )
     @click.option("--partition", type=click.IntRange(0), help="Read only this partition.")
-    @click.option("--from-offset", type=click.IntRange(0), help="Start at this offset of each partition.")
+    @click.option("--from-offset", type=click.IntRange(0, 2**63 - 1), help="Start at this offset of each partition.")
     @click.option("--from-time", type=Moment(), help="Start at the first record of this time or later.")
     @click.option("--limit", type=click.IntRange(1), help="Read at most this many records.")
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for machines.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import re
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 _WIDE = 220  #: columns when the output is no terminal: a pipe must get whole lines
+
+
+#: A disk that is full, a file or a folder that we may not use: our own output, or what CT_DATA_DIR names.
+_OF_THIS_MACHINE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+    errno.EISDIR, errno.EEXIST, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
+_LONGEST = timedelta(days=36_500)  #: of a span up to now
 
 
 class Exit(IntEnum):
@@ -81,10 +90,20 @@ class Program(click.Group):
         except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
             say("interrupted")
             return Exit.INTERRUPTED
+        except OSError as error:
+            if error.errno not in _OF_THIS_MACHINE:
+                return _bug(error)
+            where = f"{error.filename}: " if error.filename else ""
+            say(f"this machine does not let us go on: {where}{error.strerror or error}")
+            return Exit.UNAVAILABLE
         except Exception as error:
-            traceback.print_exc()
-            say(f"this is a bug in ct-stream: {type(error).__name__}: {error}")
-            return Exit.BUG
+            return _bug(error)
+
+
+def _bug(error: Exception) -> Exit:
+    traceback.print_exception(error)
+    say(f"this is a bug in ct-stream: {type(error).__name__}: {error}")
+    return Exit.BUG
 
 
 class CommandWithExamples(click.Command):
@@ -137,7 +156,10 @@ class Since(click.ParamType):
         match = re.fullmatch(r"([1-9]\d{0,5})([smhd])", str(value).strip())
         if match is None:
             self.fail(f"{value!r} is not a duration; write 30m, 24h or 7d", param, ctx)
-        return timedelta(**{self._UNITS[match[2]]: int(match[1])})
+        span = timedelta(**{self._UNITS[match[2]]: int(match[1])})
+        if span > _LONGEST:
+            self.fail(f"{value!r} is longer than {_LONGEST.days}d", param, ctx)
+        return span
 
 
 class Moment(click.ParamType):
@@ -155,7 +177,10 @@ class Moment(click.ParamType):
             self.fail(f"{value!r} is not a time; write 2026-01-07T12:00:00Z", param, ctx)
         if moment.tzinfo is None:
             self.fail(f"{value!r} has no zone; add Z or +01:00", param, ctx)
-        return moment.astimezone(UTC)
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError:
+            self.fail(f"{value!r} is before the year 1, or after 9999, in UTC", param, ctx)
 
 
 def settings() -> Settings:

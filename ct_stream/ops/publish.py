@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import orjson
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import InvalidTimestampError, KafkaError
 
@@ -47,7 +47,9 @@ def read_events(lines: Iterable[str], *, ids: bool) -> list[Event]:
         text = line.strip().removeprefix("\ufeff")
         if not text:
             continue
-        value = orjson.dumps({"outreach_id": text}) if ids else text.encode("utf-8", "surrogateescape")
+        # A byte that is no UTF-8 came in as half a surrogate pair; the reader of events says what is wrong with it.
+        as_event = f'{{"outreach_id": {json.dumps(text, ensure_ascii=False)}}}' if ids else text
+        value = as_event.encode("utf-8", "surrogateescape")
         read = read_spine_created(None, value)
         if isinstance(read, Unreadable):
             problems.append(f"line {number}: {read.reason}")

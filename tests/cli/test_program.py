@@ -17,6 +17,7 @@ from ct_stream.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.conftest import DatabaseDsns
 
@@ -112,6 +113,9 @@ def test_all_promised_commands_exist() -> None:
         pytest.param(["publish", "--undecided"], "CT_KAFKA_BOOTSTRAP is not set", id="undecided without Kafka"),
         pytest.param(["verify"], "CT_POSTGRES_OPS_DSN is not set", id="verify without a database"),
         pytest.param(["publish", "/nowhere/at/all"], "No such file", id="no file"),
+        pytest.param(["verify", "--older-than", "999999d"], "is longer than 36500d", id="a span of no calendar"),
+        pytest.param(["replay", "--from-time", "0001-01-01T00:00:00+14:00"], "before the year 1", id="no year"),
+        pytest.param(["replay", "--from-offset", str(2**63)], "is not in the range", id="no offset"),
     ],
 )
 def test_wrong_arguments_exit_with_64_and_say_what_to_do(args: list[str], says: str) -> None:
@@ -134,6 +138,34 @@ def test_a_wrong_input_line_exits_with_64_and_is_named() -> None:
     result = run("publish", stdin='{"outreach_id": "acme"}\n', CT_KAFKA_BOOTSTRAP="127.0.0.1:1")
     assert result.exit_code == 64
     assert "line 1: schema: outreach_id" in result.stderr
+
+
+@pytest.mark.parametrize("args", [[], ["--ids"]], ids=["objects", "ids"])
+def test_a_line_that_is_no_utf_8_is_a_wrong_one(args: list[str], tmp_path: Path) -> None:
+    (tmp_path / "events").write_bytes(b"\xff\xfe\n")
+    result = run("publish", *args, str(tmp_path / "events"), CT_KAFKA_BOOTSTRAP="127.0.0.1:1")
+    assert (result.exit_code, "line 1: not-json" in result.stderr) == (64, True), result.stderr
+
+
+@pytest.mark.parametrize("args", [["--help"], ["classify", "-"], ["local", "status", "--json"]], ids=" ".join)
+def test_a_full_disk_is_no_bug(args: list[str], tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "ct_stream", *args],
+            input=b"stage\tcode\tenhanced\ttext\nrcpt\t550\t5.1.1\tno such user\n",
+            stdout=full, stderr=subprocess.PIPE, check=False, env=os.environ | {"CT_DATA_DIR": str(tmp_path)},
+        )  # fmt: skip
+    assert result.stderr.decode() == "ct-stream: this machine does not let us go on: No space left on device\n"
+    assert result.returncode == 69
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status", "env"])
+def test_a_data_folder_that_cannot_be_used_is_no_bug(command: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("local", command, CT_DATA_DIR=str(tmp_path / "file"))
+    assert result.exit_code == 69, result.stderr
+    assert "Traceback" not in result.stderr
+    assert f"this machine does not let us go on: {tmp_path / 'file'}" in result.stderr
 
 
 @pytest.mark.parametrize(
