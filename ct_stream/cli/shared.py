@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _WIDE = 220  #: columns when the output is no terminal: a pipe must get whole lines
 
 
+_MOST_FOLDED = 1.5  #: a table that is so many times wider than the terminal is not folded into it
 #: A disk that is full, a file or a folder that we may not use: our own output, or what CT_DATA_DIR names.
 _OF_THIS_MACHINE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
@@ -221,15 +222,30 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, no_wrap=number == 0, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
+    cells = [[_cell(value) for value in row] for row in rows]
+    for row in cells:
+        table.add_row(*map(Text, row))
     out = console()
+    needs = out.measure(table, options=out.options.update_width(1_000_000))
+    if out.is_terminal and (needs.minimum > out.width or needs.maximum > _MOST_FOLDED * out.width):
+        _print_rows_below_each_other(columns, cells)
+        return
     if out.is_terminal:
         out.print(table)
         return
     with out.capture() as captured:
         out.print(table)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _print_rows_below_each_other(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a line for each cell, whole, so that a command in it can be copied: a table would cut words."""
+    wide = max(map(len, columns))
+    for number, row in enumerate(rows):
+        if number:
+            click.echo()
+        for column, cell in zip(columns, row, strict=True):
+            click.echo(f"{column:{wide}}  {cell}".rstrip())
 
 
 def moment_text(moment: datetime | None) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from asyncio.subprocess import PIPE
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 
 from ct_stream.cli import main
 from ct_stream.gate.failures import FailureCode
-from ct_stream.gate.waits import WaitReason
+from ct_stream.gate.waits import WaitReason, WaitsOn
 from ct_stream.settings import Settings
 from ct_stream.stream.topology import create_topics
 from tests.brokers import kafka, lend_broker
@@ -212,6 +213,28 @@ async def test_rows_of_every_kind_are_printed_as_a_table_and_as_json(world: dict
         if printed.exit_code != reader.exits or not reader.holds(read(path, printed.stdout)):
             wrong.append(f"{name} --json: exit {printed.exit_code}\n{printed.output[-3000:]}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("wide", [40, 80, 400])
+async def test_a_narrow_terminal_cuts_no_word(database: DatabaseDsns, wide: int) -> None:
+    """The command that ends a wait can be copied from it."""
+    rail = "provider:bigmail.example"
+    company = uuid4()
+    await execute(database.gate, "SELECT outreach.ct_set_guardrail($1, 'closed', 'refused by 3', NULL)", rail)
+    await park(database.gate, company, WaitReason.PROVIDER_CLOSED, "it is closed", after_s=None, waits_on=WaitsOn(rail))
+    ours, theirs = os.openpty()
+    program = (sys.executable, "-m", "ct_stream", "held")
+    settings = {"CT_POSTGRES_OPS_DSN": database.ops, "COLUMNS": str(wide), "TERM": "xterm"}
+    process = await asyncio.create_subprocess_exec(*program, env=os.environ | settings, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    with os.fdopen(ours, "rb", buffering=0) as terminal, suppress(OSError):  # EIO: its other end is closed
+        while part := await asyncio.to_thread(terminal.read, 65536):
+            said += part
+    assert await process.wait() == 0, said
+    words = said.decode().replace("\r", "")
+    assert f"a person resumes it: ct-stream guardrails resume {rail}" in words
+    assert str(company) in words
 
 
 async def test_without_a_row_there_is_a_sentence_and_empty_json(empty_world: dict[str, str]) -> None:
