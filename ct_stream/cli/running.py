@@ -25,8 +25,13 @@ def add_to(main: click.Group) -> None:
 
 def _migrate(main: click.Group) -> None:
     @command(main, "migrate", examples=["CT_POSTGRES_ADMIN_DSN=postgresql://... ct-stream migrate"])
+    @click.option(
+        "--again",
+        is_flag=True,
+        help="Put this version's functions back after an older version was migrated by accident.",
+    )
     @json_option
-    def migrate(as_json: bool) -> None:
+    def migrate(again: bool, as_json: bool) -> None:
         """Bring the database up to date: tables, roles and grants.
 
         Adopts companies that were decided before ct-stream came. Needs CT_POSTGRES_ADMIN_DSN. Never creates or changes
@@ -36,7 +41,7 @@ def _migrate(main: click.Group) -> None:
         chosen.require("postgres_admin_dsn")
         assert chosen.postgres_admin_dsn is not None
         with postgres_answers("CT_POSTGRES_ADMIN_DSN"):
-            report = asyncio.run(migrate_database(chosen.postgres_admin_dsn))
+            report = asyncio.run(migrate_database(chosen.postgres_admin_dsn, again=again))
         if as_json:
             print_json(report)
             return
@@ -56,8 +61,9 @@ def _migrate(main: click.Group) -> None:
             )
         if report.longest_method is not None:
             click.echo(
-                f"length:  email_method takes {report.longest_method} characters; a company with a longer one gets "
-                "stuck. To have room: ALTER TABLE outreach.company_target ALTER COLUMN email_method TYPE text"
+                f"length:  email_method takes {report.longest_method} characters; a company with a longer one "
+                "waits (row_held). To have room: ALTER TABLE outreach.company_target ALTER COLUMN email_method "
+                "TYPE text"
             )
         if report.spine_found:
             click.echo("spine:   outreach.outreach is there")

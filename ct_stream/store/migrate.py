@@ -98,8 +98,11 @@ def missing_part(applied: Collection[str]) -> str | None:
     return None if sql_files().functions_checksum in applied else "functions"
 
 
-async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationReport:
-    """Bring the database of `admin_dsn` up to date. Raises MigrationError, and then nothing has changed."""
+async def migrate(admin_dsn: str, sql: SqlFiles | None = None, *, again: bool = False) -> MigrationReport:
+    """Bring the database of `admin_dsn` up to date. Raises MigrationError, and then nothing has changed.
+
+    `again`: put this version's functions back, although another version has replaced them since.
+    """
     # Others' triggers run in the rehearsal. One could put a statement of its own in the place of a prepared one, to be
     # executed by the administrator.
     connection = await connect(admin_dsn, application_name="ct-stream migrate", keeps_statements=False)
@@ -117,7 +120,7 @@ async def migrate(admin_dsn: str, sql: SqlFiles | None = None) -> MigrationRepor
             await connection.execute(_WAIT_FOR_OTHERS)
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
             await connection.execute(_WAIT_FOR_TABLES)
-            return await _migrate(connection, sql or sql_files())
+            return await _migrate(connection, sql or sql_files(), again=again)
     except asyncpg.LockNotAvailableError as error:
         raise await _in_the_way(connection) from error
     except Misfit as error:
@@ -147,7 +150,7 @@ async def _in_the_way(connection: asyncpg.Connection) -> MigrationError:
     )
 
 
-async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationReport:
+async def _migrate(connection: asyncpg.Connection, sql: SqlFiles, *, again: bool) -> MigrationReport:
     await _make_roles(connection)
     await check_fit(connection)
     if await connection.fetchval("SELECT to_regclass('outreach.ct_migrations') IS NULL"):
@@ -157,7 +160,7 @@ async def _migrate(connection: asyncpg.Connection, sql: SqlFiles) -> MigrationRe
         applied = ["schema.sql"]
     else:
         applied = await _apply_missing(connection, sql)
-    applied += await _replace_functions(connection, sql)
+    applied += await _replace_functions(connection, sql, again=again)
     await _own(connection, sql)
     await _run(connection, "grants.sql", sql.grants)
     await check_arbiter(connection)
@@ -222,7 +225,7 @@ async def _apply_missing(connection: asyncpg.Connection, sql: SqlFiles) -> list[
     return list(missing)
 
 
-async def _replace_functions(connection: asyncpg.Connection, sql: SqlFiles) -> list[str]:
+async def _replace_functions(connection: asyncpg.Connection, sql: SqlFiles, *, again: bool) -> list[str]:
     """Put this version's functions and triggers in place; return what is new.
 
     Workers of the version before may still run, and their start may run that version's `migrate` again. It must not
@@ -232,7 +235,15 @@ async def _replace_functions(connection: asyncpg.Connection, sql: SqlFiles) -> l
     had = [row["checksum"] for row in rows]
     is_new = sql.functions_checksum not in had
     if not is_new and had[-1] != sql.functions_checksum:
-        raise MigrationError("the database has the functions of a newer version", "upgrade ct-stream")
+        if not again:
+            raise MigrationError(
+                "another version has put its functions in place since this one did",
+                "if that is a newer version, upgrade ct-stream; if an older one was migrated by accident, run "
+                "`ct-stream migrate --again`",
+            )
+        # Noted below as the newest.
+        await connection.execute("DELETE FROM outreach.ct_functions WHERE checksum = $1", sql.functions_checksum)
+        is_new = True
     for name, text in sql.functions.items():
         await _run(connection, f"functions/{name}", text)
     # Only when new, or when somebody has changed one: each waits for the writers of its table.
