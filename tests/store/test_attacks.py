@@ -390,18 +390,27 @@ async def test_the_gate_writes_no_column_of_others(database: DatabaseDsns, statu
     )
 
 
-@pytest.mark.parametrize("zone", ["XXX+100", "XXX-100"])
-async def test_the_gate_notes_no_row_that_it_wrote_as_left_alone_in_another_zone(
-    database: DatabaseDsns, zone: str
+@pytest.mark.parametrize(
+    ("kind", "before", "after"),
+    [
+        ("timestamp", "TimeZone = 'UTC'", "TimeZone = 'XXX+100'"),
+        ("timestamp", "TimeZone = 'UTC'", "TimeZone = 'XXX-100'"),
+        ("text", "TimeZone = 'UTC'", "TimeZone = 'XXX+100'"),
+        ("text", "DateStyle = 'sql, dmy'", "DateStyle = 'sql, mdy'"),
+        ("text", "DateStyle = 'sql, mdy'", "DateStyle = 'sql, dmy'"),
+    ],
+)
+async def test_the_gate_notes_no_row_that_it_wrote_as_left_alone_in_another_zone_or_style(
+    database: DatabaseDsns, kind: str, before: str, after: str
 ) -> None:
-    """Where the time of its decision has no zone of its own."""
-    await run(database.admin, "ALTER TABLE outreach.company_target ALTER imo_completed_at TYPE timestamp")
-    with pytest.raises(asyncpg.RestrictViolationError, match="it was written"):
+    """Where the time of its decision has no zone of its own, or is text."""
+    await run(database.admin, f"ALTER TABLE outreach.company_target ALTER imo_completed_at TYPE {kind}")
+    with pytest.raises((asyncpg.RestrictViolationError, asyncpg.DatetimeFieldOverflowError)):
         await run(
             database.gate,
-            f"SET TimeZone = 'UTC'; BEGIN; {RECORDED}) VALUES ('{OTHERS}', 'PASS', now());"
+            f"SET {before}; BEGIN; {RECORDED}) VALUES ('{OTHERS}', 'PASS', now());"
             "INSERT INTO outreach.company_target (outreach_id, execution_status, imo_completed_at)"
-            f" VALUES ('{OTHERS}', 'ready', now()); SET TimeZone = '{zone}';"
+            f" VALUES ('{OTHERS}', 'ready', now()); SET {after};"
             f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{OTHERS}', 'company_target'); COMMIT",
         )
 

@@ -313,9 +313,10 @@ $$;
 -- What the gate says of a company in the users' tables it says together with the outcome, in one statement, and it says
 -- the same. Later it would be another decision: a final row for a company whose row is gone, a further failure, or a guard
 -- taken off a row that is said to be left as it was. Others may write rows of their own; `verify` names those without an
--- outcome. A time without a zone is UTC, as in the gate's sessions, whatever the session's zone is when it is compared.
+-- outcome. Times are compared in the gate's own zone and style, whatever the session has set: a column of theirs may have
+-- no zone, or be text.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_new_row() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = utc AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = utc SET DateStyle = iso, mdy AS $$
 #variable_conflict use_variable  -- users may have columns of any name
 DECLARE
     said record;
