@@ -57,6 +57,25 @@ WHERE n.nspname = 'outreach' AND a.attnum > 0 AND NOT a.attisdropped
     )
 ORDER BY 1
 """
+#: Times that are text: what they say depends on the settings of whoever reads them, and nobody can ask for the last
+#: day.
+_TIMES_AS_TEXT = """
+SELECT 'outreach.' || c.relname AS its_table, a.attname AS name, pg_catalog.format_type(a.atttypid, NULL) AS type
+FROM pg_catalog.pg_attribute AS a
+JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+WHERE n.nspname = 'outreach' AND NOT a.attisdropped
+    AND coalesce(nullif(t.typbasetype, 0), t.oid) NOT IN (
+        'pg_catalog.timestamptz'::pg_catalog.regtype, 'pg_catalog.timestamp'::pg_catalog.regtype,
+        'pg_catalog.date'::pg_catalog.regtype
+    )
+    AND (
+        (c.relname = 'company_target' AND a.attname = 'imo_completed_at')
+        OR (c.relname = 'company_target_errors' AND a.attname = 'created_at')
+    )
+ORDER BY 1
+"""
 #: The longest template, and the longest domain.
 _LONGEST_METHOD = len("{first}.{last}@") + 253
 _METHOD = """
@@ -121,6 +140,12 @@ async def check_fit(connection: Connection) -> None:
         raise Misfit(
             f"{row['child']} inherits from {row['parent']}, whose triggers do not guard its rows",
             f"ALTER TABLE {row['child']} NO INHERIT {row['parent']}",
+        )
+    for row in await connection.fetch(_TIMES_AS_TEXT):
+        raise Misfit(
+            f"{row['its_table']}.{row['name']} is of type {row['type']}, and no time",
+            f"ALTER TABLE {row['its_table']} ALTER COLUMN {row['name']} TYPE timestamptz USING "
+            f"{row['name']}::text::timestamptz",
         )
     for row in await connection.fetch(_FOREIGN_TYPES):
         table, _, column = row["name"].rpartition(".")

@@ -207,6 +207,13 @@ KINDS = (
         mended="DROP TRIGGER swallow ON outreach.company_target_errors",
     ),
     Kind(
+        name="a time kept as text",
+        target=changed("imo_completed_at timestamptz", "imo_completed_at text"),
+        refused=r"^outreach\.company_target\.imo_completed_at is of type text, and no time; ALTER TABLE outreach\.comp",
+        mended="ALTER TABLE outreach.company_target ALTER COLUMN imo_completed_at TYPE timestamptz USING"
+        " imo_completed_at::text::timestamptz",
+    ),
+    Kind(
         name="a text id",
         target=changed(
             "outreach_id uuid NULL REFERENCES outreach.outreach (outreach_id) ON DELETE CASCADE", "outreach_id text"
