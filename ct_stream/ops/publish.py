@@ -48,7 +48,7 @@ def read_events(lines: Iterable[str], *, ids: bool) -> list[Event]:
         if not text:
             continue
         # A byte that is no UTF-8 came in as half a surrogate pair; the reader of events says what is wrong with it.
-        as_event = f'{{"outreach_id": {json.dumps(text, ensure_ascii=False)}}}' if ids else text
+        as_event = f'{{"outreach_id":{json.dumps(text, ensure_ascii=False)}}}' if ids else text
         value = as_event.encode("utf-8", "surrogateescape")
         read = read_spine_created(None, value)
         if isinstance(read, Unreadable):

@@ -40,7 +40,8 @@ BEGIN
         SELECT string_agg(format('GRANT %s (%I) ON %s TO ct_gate', wide.privilege_type, t.attname, wide.its_table), '; ')
             AS again INTO granted
             FROM pg_attribute AS t CROSS JOIN LATERAL aclexplode(t.attacl) AS a
-            WHERE t.attrelid = wide.its_table AND a.grantee = 'ct_gate'::regrole AND a.privilege_type = wide.privilege_type;
+            WHERE t.attrelid = wide.its_table AND NOT t.attisdropped AND a.grantee = 'ct_gate'::regrole
+                AND a.privilege_type = wide.privilege_type;
         EXECUTE format('REVOKE %s ON %s FROM ct_gate', wide.privilege_type, wide.its_table);
         EXECUTE coalesce(granted.again, 'SELECT');
     END LOOP;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -415,16 +416,41 @@ async def test_the_gate_notes_no_row_that_it_wrote_as_left_alone_in_another_zone
         )
 
 
+@pytest.mark.parametrize("change", ["updated_at = 'infinity'", "execution_status = execution_status"])
+async def test_the_gate_touches_no_final_row(database: DatabaseDsns, change: str) -> None:
+    """Triggers of others would run for it, with rights of their own."""
+    await run(
+        database.admin,
+        f"INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES ('{OTHERS}', 'ready')",
+    )
+    with pytest.raises(asyncpg.RestrictViolationError, match="the gate changes no row that is final"):
+        await run(database.gate, f"UPDATE outreach.company_target SET {change}")
+
+
+async def test_a_command_that_people_are_told_to_run_runs_nothing_else(database: DatabaseDsns) -> None:
+    rail = "provider:x''; touch owned #"
+    await run(
+        database.gate,
+        f"SELECT outreach.ct_set_guardrail('{rail}', 'closed', 'refused', now() + interval '1 hour');"
+        "INSERT INTO outreach.ct_passes (outreach_id, state, reason, detail, not_before, waits_on)"
+        f" VALUES ('{OTHERS}', 'waiting', 'provider_closed', 'x', 'infinity', '{rail}')",
+    )
+    said = str(await value(database.ops, "SELECT what_ends_it FROM outreach.ct_held"))
+    command = said.partition("ct-stream ")[2].partition("; looked at")[0]
+    assert shlex.split(command, comments=True) == ["guardrails", "resume", "provider:x; touch owned #"]
+
+
 async def test_the_gate_keeps_a_column_that_others_grant_it_and_loses_the_whole_table(database: DatabaseDsns) -> None:
     """For a trigger of theirs that writes there as the gate."""
     await run(
         database.admin,
-        "ALTER TABLE outreach.company_target ADD note text, ADD other text;"
-        "GRANT UPDATE (note) ON outreach.company_target TO ct_gate; GRANT UPDATE ON outreach.company_target TO ct_gate",
+        'ALTER TABLE outreach.company_target ADD note text, ADD other text, ADD gone text, ADD "A ""b""; --" text;'
+        'GRANT UPDATE (note, gone, "A ""b""; --") ON outreach.company_target TO ct_gate;'
+        "ALTER TABLE outreach.company_target DROP gone; GRANT UPDATE ON outreach.company_target TO ct_gate",
     )
     for _ in range(2):
         await migrate(database.admin)
-        await run(database.gate, "UPDATE outreach.company_target SET note = 'x'")
+        await run(database.gate, """UPDATE outreach.company_target SET note = 'x', "A ""b""; --" = 'x'""")
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await run(database.gate, "UPDATE outreach.company_target SET other = 'x'")
 

@@ -174,6 +174,17 @@ BEGIN
         RAISE EXCEPTION 'company_target is final: truncate is refused' USING ERRCODE = 'restrict_violation';
     END IF;
     IF TG_OP = 'UPDATE' THEN
+        -- The gate by itself touches nothing that is final: not updated_at, and no trigger of others runs for it.
+        IF TG_WHEN = 'BEFORE' AND pg_trigger_depth() = 1 AND OLD.execution_status::text IN ('ready', 'failed', 'blocked')
+            AND to_regrole('ct_gate') IS NOT NULL
+        THEN
+            IF pg_has_role(current_user, 'ct_gate', 'USAGE')
+                AND NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'USAGE')
+            THEN
+                RAISE EXCEPTION 'company_target: the gate changes no row that is final or of another company (%, %)',
+                    OLD.outreach_id, OLD.execution_status USING ERRCODE = 'restrict_violation';
+            END IF;
+        END IF;
         -- Most updates are those of others, of many rows at once: compared like this they cost next to nothing. By their
         -- bytes: a column may have a collation by which different words are equal.
         IF (NEW.outreach_id, NEW.email_method::text COLLATE "C", NEW.method_type::text COLLATE "C",
