@@ -427,6 +427,27 @@ async def test_the_gate_touches_no_final_row(database: DatabaseDsns, change: str
         await run(database.gate, f"UPDATE outreach.company_target SET {change}")
 
 
+async def test_a_number_of_another_servers_transaction_is_not_this_ones(database: DatabaseDsns) -> None:
+    """A ledger that was restored here while a transaction was open, which then got a number that it holds."""
+    gate: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.gate)
+    admin: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.admin)
+    try:
+        await gate.execute("BEGIN; SELECT 1")
+        number = await gate.fetchval("SELECT pg_current_xact_id()::text")
+        await admin.execute(
+            "INSERT INTO outreach.ct_outcomes (outreach_id, outcome, failure_code, decided_at, recorded_in)"
+            f" VALUES ('{OTHERS}', 'FAIL', 'CT-M-NO-MX', now(), '{number}')"
+        )
+        with pytest.raises(asyncpg.RestrictViolationError, match="was not recorded by this transaction"):
+            await gate.execute(
+                "INSERT INTO outreach.company_target_errors (outreach_id, failure_code)"
+                f" VALUES ('{OTHERS}', 'CT-M-NO-MX')"
+            )
+    finally:
+        await gate.close()
+        await admin.close()
+
+
 async def test_a_command_that_people_are_told_to_run_runs_nothing_else(database: DatabaseDsns) -> None:
     rail = "provider:x''; touch owned #"
     await run(

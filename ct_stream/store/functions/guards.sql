@@ -316,8 +316,10 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (
         SELECT o.outreach_id FROM outreach.ct_outcomes AS o
         WHERE o.outreach_id = id AND o.recorded_in = pg_current_xact_id()
-            -- A restored ledger has numbers of another server. A minute, because clocks are set back.
-            AND o.recorded_at >= transaction_timestamp() - interval '1 minute'
+            -- A restored ledger has numbers of another server, and a transaction may have begun before the restore. A
+            -- minute, because clocks are set back.
+            AND outreach.ct_written_here(o.xmin)
+            AND o.recorded_at BETWEEN clock_timestamp() - interval '1 minute' AND clock_timestamp() + interval '1 minute'
     )
 $$;
 
