@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 _WIDE = 220  #: columns when the output is no terminal: a pipe must get whole lines
-
-
 _MOST_FOLDED = 1.5  #: a table that is so many times wider than the terminal is not folded into it
 #: A disk that is full, a file or a folder that we may not use: our own output, or what CT_DATA_DIR names.
 _OF_THIS_MACHINE = {
@@ -226,12 +224,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     for row in cells:
         table.add_row(*map(Text, row))
     out = console()
-    needs = out.measure(table, options=out.options.update_width(1_000_000))
-    if out.is_terminal and (needs.minimum > out.width or needs.maximum > _MOST_FOLDED * out.width):
-        _print_rows_below_each_other(columns, cells)
-        return
     if out.is_terminal:
-        out.print(table)
+        needs = out.measure(table, options=out.options.update_width(1_000_000))
+        if needs.minimum > out.width or needs.maximum > _MOST_FOLDED * out.width:
+            _print_rows_below_each_other(columns, cells)
+        else:
+            out.print(table)
         return
     with out.capture() as captured:
         out.print(table)

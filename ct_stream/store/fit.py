@@ -57,8 +57,7 @@ WHERE n.nspname = 'outreach' AND a.attnum > 0 AND NOT a.attisdropped
     )
 ORDER BY 1
 """
-#: Times that are text: what they say depends on the settings of whoever reads them, and nobody can ask for the last
-#: day.
+#: Times that are kept as text: how they are read depends on a session's settings, and no report can compare them.
 _TIMES_AS_TEXT = """
 SELECT 'outreach.' || c.relname AS its_table, a.attname AS name, pg_catalog.format_type(a.atttypid, NULL) AS type
 FROM pg_catalog.pg_attribute AS a

@@ -27,8 +27,8 @@ KEEP = "let triggers, rules, row security and types leave the gate's columns and
 _TYPES = re.compile(r'column "(.+)" is of type (.+) but expression is of type')
 
 
-#: No value and no table of ours raises these when an outcome is recorded: a column of the users' tables has another
-#: type or length, or their index, publication or rule is in the way.
+#: Errors that only the users' tables can cause when an outcome is recorded: a column has another type or length, or an
+#: index, a publication or a rule is in the way.
 _OF_THEIR_COLUMNS = (
     asyncpg.StringDataRightTruncationError,
     asyncpg.NumericValueOutOfRangeError,

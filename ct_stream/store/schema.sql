@@ -366,7 +366,7 @@ CREATE TABLE outreach.ct_toolboxes (
     by_role text NOT NULL DEFAULT session_user
 );
 
--- Undecided companies, with what ends each wait in a sentence. A command in it is for a shell. `now()`: all rows of one answer speak of one moment.
+-- Undecided companies, with what ends each wait in a sentence. `now()`: all rows of one answer speak of one moment.
 CREATE VIEW outreach.ct_held AS
 SELECT
     p.outreach_id,
@@ -382,11 +382,11 @@ SELECT
         WHEN p.reason = 'halted' AND g.state = 'trial'
             THEN 'its turn comes: companies are tried one at a time until enough providers have talked normally'
         WHEN p.reason IN ('halted', 'spine_control') AND g.state = 'halted'
-            THEN 'a person resumes it: ct-stream guardrails resume ' || CASE WHEN p.waits_on ~ '^[A-Za-z0-9:._/-]+$' THEN p.waits_on ELSE quote_literal(p.waits_on) END
+            THEN 'a person resumes it: ct-stream guardrails resume ' || k.rail
         WHEN p.reason IN ('provider_closed', 'our_rate') AND p.not_before = 'infinity'
             THEN 'another company talks normally with ' || substring(p.waits_on FROM position(':' IN p.waits_on) + 1)
                 || coalesce(' (one is tried at ' || g.next_try_at::timestamptz(0) || ')', '')
-                || ', or a person resumes it: ct-stream guardrails resume ' || CASE WHEN p.waits_on ~ '^[A-Za-z0-9:._/-]+$' THEN p.waits_on ELSE quote_literal(p.waits_on) END
+                || ', or a person resumes it: ct-stream guardrails resume ' || k.rail
         WHEN p.reason = 'control'
             THEN CASE p.waits_on WHEN 'control:dns' THEN 'a control shows that our resolvers work'
                 ELSE 'a control shows that our way out to port 25 works' END
@@ -416,4 +416,8 @@ SELECT
     p.exceptions,
     p.traceback
 FROM outreach.ct_passes AS p
-LEFT JOIN outreach.ct_guardrails AS g ON g.key = p.waits_on;
+LEFT JOIN outreach.ct_guardrails AS g ON g.key = p.waits_on
+CROSS JOIN LATERAL (
+    -- The key as an argument of a command, which people paste into a shell.
+    SELECT CASE WHEN p.waits_on ~ '^[A-Za-z0-9:._/-]+$' THEN p.waits_on ELSE quote_literal(p.waits_on) END AS rail
+) AS k;

@@ -161,10 +161,14 @@ async def cut_off(settings: Settings) -> list[CutOff]:
         return []
     async with outside_consumer(settings) as consumer:
         ends = await consumer.end_offsets([TopicPartition(names.spine_created, partition) for partition in committed])
+    return _cut_off(committed, ends, names)
+
+
+def _cut_off(committed: Mapping[int, int], ends: Mapping[TopicPartition, int], names: Names) -> list[CutOff]:
     return [
         CutOff(partition=tp.partition, stands=committed[tp.partition], ends=end, names=names)
         for tp, end in sorted(ends.items())
-        if end < committed[tp.partition]
+        if end < committed.get(tp.partition, 0)
     ]
 
 
@@ -186,11 +190,8 @@ async def lag(settings: Settings) -> int:
     async with outside_consumer(settings) as consumer:
         ends = await consumer.end_offsets(partitions)
         begins = await consumer.beginning_offsets(partitions)
-        for tp in partitions:
-            if ends[tp] < committed.get(tp.partition, 0):
-                raise LagUnknown(
-                    str(CutOff(partition=tp.partition, stands=committed[tp.partition], ends=ends[tp], names=names))
-                )
+        if cut := _cut_off(committed, ends, names):
+            raise LagUnknown(str(cut[0]))
         starts = {tp: max(committed.get(tp.partition, 0), begins[tp]) for tp in partitions}
         behind = {tp for tp in partitions if starts[tp] < ends[tp]}
         consumer.assign(sorted(behind))

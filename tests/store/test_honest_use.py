@@ -65,7 +65,7 @@ async def test_a_column_of_theirs_may_hold_what_jsonb_cannot(database: DatabaseD
 
 
 async def test_a_column_of_theirs_may_have_any_name(postgres: EmbeddedPostgres) -> None:
-    """Of a variable or an alias of ours, too: rows are recorded, changed, and deleted with their company."""
+    """Even that of a variable or an alias in our SQL. Rows can be recorded, changed, and deleted with their company."""
     words: set[str] = set()
     for file in (STORE / "queries.sql", *sorted((STORE / "functions").glob("*.sql"))):
         words |= set(re.findall(r"[a-z_][a-z0-9_]*", file.read_text()))
