@@ -64,6 +64,11 @@ def test_both_drains_go_through_the_method_that_we_override() -> None:
     assert "_consumer_wait_empty" in vars(GateApp)
 
 
+def test_a_commit_does_nothing_while_another_one_is_under_way() -> None:
+    commit = source(faust.transport.consumer.Consumer.commit)
+    assert "if await self.maybe_wait_for_commit_to_finish():" in commit, "if not, our own wait at the end may go"
+
+
 def test_recovery_sends_rebalance_complete_before_it_resumes_seeks_and_clears() -> None:
     steps = source(faust.tables.recovery.Recovery.on_recovery_completed)
     order = ["on_rebalance_complete.send", "resume_partitions", "perform_seek", "flow_control.resume", "resume_flow"]
