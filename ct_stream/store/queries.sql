@@ -891,9 +891,13 @@ SELECT quote_ident(session_user) AS login,
         (SELECT bool_and(has_column_privilege(a.attrelid, a.attnum, 'SELECT')) FROM pg_attribute AS a
         WHERE a.attrelid = s.oid AND a.attname IN ('outreach_id', 'domain')), false
     ) AS reads_domain,
-    coalesce(
-        (SELECT has_column_privilege(a.attrelid, a.attnum, 'SELECT') FROM pg_attribute AS a
-        WHERE a.attrelid = s.oid AND a.attname = 'sovereign_id' AND NOT a.attisdropped), false
+    ARRAY(
+        SELECT c.relname::text FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
+        WHERE c.relname IN ('outreach', 'company_target', 'company_target_errors')
+            AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
+            AND a.attname = 'sovereign_id' AND NOT a.attisdropped
+            AND has_column_privilege(a.attrelid, a.attnum, 'SELECT')
+        ORDER BY c.relname
     ) AS reads_sovereign_id,
     coalesce(
         (SELECT has_schema_privilege(n.oid, 'USAGE') FROM pg_namespace AS n WHERE n.nspname = 'cl'), false

@@ -13,6 +13,7 @@ from ct_stream.local.broker import EmbeddedBroker
 from ct_stream.local.farm import MailFarm
 from ct_stream.ops.doctor import Check, examine
 from ct_stream.settings import Settings
+from ct_stream.store.migrate import migrate
 from ct_stream.stream.topology import create_topics
 from tests.ops.rows import execute
 from tests.probes.vendors import KEY, Answer, VendorServer
@@ -77,6 +78,17 @@ async def test_a_gate_login_that_sees_too_much_is_a_problem(database: DatabaseDs
     checks = by_name(await examine({"CT_POSTGRES_DSN": database.gate, "CT_DNS_SERVERS": "127.0.0.1:1"}))
     assert checks["sovereign_id"].ok is False
     assert checks["CL schema"].ok is False
+
+
+@pytest.mark.parametrize("table", ["company_target", "company_target_errors"])
+async def test_a_copy_of_sovereign_id_that_was_added_since_migrate_is_named(database: DatabaseDsns, table: str) -> None:
+    await execute(database.admin, f"ALTER TABLE outreach.{table} ADD COLUMN sovereign_id uuid")
+    check = by_name(await examine({"CT_POSTGRES_DSN": database.gate}))["sovereign_id"]
+    assert check.ok is False
+    assert check.detail == f"can be read by the gate's login in outreach.{table}"
+    assert check.action.startswith("run `ct-stream migrate`")
+    await migrate(database.admin)
+    assert by_name(await examine({"CT_POSTGRES_DSN": database.gate}))["sovereign_id"].ok is True
 
 
 async def test_doctor_calls_autovacuum_that_is_off_a_problem(database: DatabaseDsns) -> None:

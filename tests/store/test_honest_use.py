@@ -108,6 +108,85 @@ async def test_people_with_a_right_on_one_column_use_it(database: DatabaseDsns) 
         await run(database.admin, "SET ROLE resolver; UPDATE outreach.company_target_errors SET severity = 'none'")
 
 
+async def test_people_write_through_a_view_without_a_right_on_our_schema(database: DatabaseDsns) -> None:
+    """As a web API does: a schema with views of the owner's, and a login that knows nothing else."""
+    decided, failed, waits, new = outcome(), outcome(verdict=NO_MX), uuid4(), uuid4()
+    await run(
+        database.admin,
+        role("web") + "ALTER TABLE outreach.company_target ADD COLUMN note text;"
+        "ALTER TABLE outreach.company_target_errors ADD COLUMN note text; CREATE SCHEMA api;"
+        "CREATE VIEW api.companies AS SELECT * FROM outreach.company_target;"
+        "CREATE VIEW api.mine AS SELECT outreach_id, note FROM api.companies;"
+        "CREATE VIEW api.failures AS SELECT * FROM outreach.company_target_errors;"
+        "GRANT USAGE ON SCHEMA api TO web;"
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA api TO web;",
+    )
+    as_web = "SET ROLE web;"
+    await run(
+        database.admin,
+        as_web + f"INSERT INTO api.companies (outreach_id) VALUES ('{waits}'), ('{decided.outreach_id}');"
+        f"INSERT INTO api.mine (outreach_id, note) VALUES ('{new}', 'from a list');",
+    )
+    await record(database, decided, failed)
+    await run(
+        database.admin,
+        as_web + "UPDATE api.mine SET note = 'looked at'; UPDATE api.failures SET note = 'looked at';"
+        f"UPDATE api.companies SET execution_status = 'pending', email_method = 'x' WHERE outreach_id = '{waits}';"
+        f"DELETE FROM api.mine WHERE outreach_id = '{new}';"
+        f"INSERT INTO api.mine (outreach_id, note) VALUES ('{failed.outreach_id}', 'looked at')"
+        " ON CONFLICT (outreach_id) DO UPDATE SET note = 'again'",
+    )
+    for forged in (
+        f"UPDATE api.companies SET email_method = 'x' WHERE outreach_id = '{decided.outreach_id}'",
+        "UPDATE api.failures SET failure_code = 'CT-M-NO-MX-2'",
+        f"DELETE FROM api.companies WHERE outreach_id = '{decided.outreach_id}'",
+        "DELETE FROM api.failures",
+    ):
+        with pytest.raises((asyncpg.RestrictViolationError, asyncpg.InsufficientPrivilegeError)):
+            await run(database.admin, as_web + forged)
+    rows = "SELECT outreach_id, execution_status, email_method, note FROM outreach.company_target"
+    assert sorted(await fetch(database.admin, rows)) == sorted(
+        [
+            (decided.outreach_id, "ready", "info@acme.example", "looked at"),
+            (failed.outreach_id, "failed", None, "again"),
+            (waits, "pending", "x", "looked at"),
+        ]
+    )
+
+
+async def test_row_security_with_a_policy_for_the_gate_keeps_no_company_undecided(database: DatabaseDsns) -> None:
+    """Also not one whose row was final before: it is looked at, and noted as left alone."""
+    found, adopted = outcome(), outcome()
+    await run(
+        database.admin,
+        "INSERT INTO outreach.company_target (outreach_id, execution_status)"
+        f" VALUES ('{adopted.outreach_id}', 'blocked');"
+        "ALTER TABLE outreach.company_target ENABLE ROW LEVEL SECURITY;"
+        "CREATE POLICY gate ON outreach.company_target TO ct_gate USING (true);",
+    )
+    await record(database, found, adopted)
+    assert sorted(await fetch(database.admin, "SELECT execution_status FROM outreach.company_target")) == [
+        ("blocked",), ("ready",)
+    ]  # fmt: skip
+    assert await fetch(database.admin, "SELECT outreach_id FROM outreach.ct_unwritten") == [(adopted.outreach_id,)]
+
+
+async def test_an_importer_adds_a_row_of_a_company_that_the_gate_never_found(database: DatabaseDsns) -> None:
+    never_there = outcome(verdict=NOT_FOUND)
+    await record(database, never_there)
+    await run(
+        database.admin,
+        role("importer") + "ALTER TABLE outreach.company_target ADD COLUMN note text;"
+        "GRANT USAGE ON SCHEMA outreach TO importer;"
+        "GRANT INSERT (outreach_id, note), UPDATE (note) ON outreach.company_target TO importer; SET ROLE importer;"
+        f"INSERT INTO outreach.company_target (outreach_id, note) VALUES ('{never_there.outreach_id}', 'a lead');"
+        "UPDATE outreach.company_target SET note = 'sold'",
+    )
+    assert await fetch(database.admin, "SELECT execution_status, note FROM outreach.company_target") == [
+        ("pending", "sold")
+    ]
+
+
 @pytest.mark.parametrize("of", ["STATEMENT", "ROW"])
 @pytest.mark.parametrize("completed", ["now() - interval '3 days'", "NULL"])
 async def test_a_hubs_trigger_that_touches_a_row_in_conflict_keeps_no_company_undecided(

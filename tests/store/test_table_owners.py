@@ -355,8 +355,21 @@ VIEW_OF_THE_GATES = (
 )
 
 
-async def test_nobody_writes_final_rows_through_a_view_of_the_gates(database: DatabaseDsns) -> None:
+@pytest.mark.parametrize(
+    "own",
+    [
+        "SELECT 1",
+        "CREATE VIEW shared.mine AS SELECT outreach_id FROM outreach.company_target;"
+        "GRANT ALL ON shared.mine TO app_owner",
+        "GRANT INSERT (outreach_id) ON outreach.company_target TO app_owner",
+        "CREATE VIEW shared.other AS SELECT 'x' AS execution_status FROM outreach.outreach;"
+        "GRANT ALL ON shared.other TO app_owner",
+    ],
+    ids=["no right of its own", "a narrow view", "one column", "a view of another table"],
+)
+async def test_nobody_writes_final_rows_through_a_view_of_the_gates(database: DatabaseDsns, own: str) -> None:
     await run(database.admin, VIEW_OF_THE_GATES)
+    await run(database.admin, own)
     with pytest.raises(asyncpg.InsufficientPrivilegeError, match="ct_recorded_here"):
         await run(
             database.admin,

@@ -187,12 +187,13 @@ async def _spine(gate: _GateLogin) -> Check:
 async def _sovereign_id(gate: _GateLogin) -> Seen:
     if not gate.seen["spine"]:
         return ()
+    tables = gate.seen["reads_sovereign_id"]
     return verdict(
         "sovereign_id",
-        ok=not gate.seen["reads_sovereign_id"],
+        ok=not tables,
         good="cannot be read by the gate's login",
-        bad="can be read by the gate's login",
-        action="use a login that has ct_gate's rights only, and revoke the others",
+        bad=f"can be read by the gate's login in {', '.join(f'outreach.{table}' for table in tables)}",
+        action="run `ct-stream migrate`; if it stays, use a login that has ct_gate's rights only",
     )
 
 

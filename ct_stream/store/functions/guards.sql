@@ -159,6 +159,8 @@ END $$;
 
 -- In the row of a decided company the gate's columns are final; the others belong to whoever made them. A row goes with
 -- its company when the spine's row is deleted: the ledger row stays. A pending row may be decided, or removed.
+-- Whoever changes a row may have come through a view, without a right on this schema: what is in it is named only where it
+-- is needed.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_company_target() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -168,7 +170,6 @@ DECLARE
     ];
     before text[];
     after text[];
-    changed text;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
         RAISE EXCEPTION 'company_target is final: truncate is refused' USING ERRCODE = 'restrict_violation';
@@ -200,38 +201,42 @@ BEGIN
             OLD.is_catchall::text, OLD.execution_status::text, OLD.imo_completed_at::text];
         after := ARRAY[NEW.outreach_id::text, NEW.email_method::text, NEW.method_type::text, NEW.confidence_score::text,
             NEW.is_catchall::text, NEW.execution_status::text, NEW.imo_completed_at::text];
-        changed := outreach.ct_first_change(before, after, ours);
         -- ON DELETE SET NULL: the row stays, and belongs to no company any more. A foreign key has its AFTER triggers run
         -- by the statement that deleted the company.
-        IF (pg_trigger_depth() > 1 OR TG_WHEN = 'AFTER') AND NEW.outreach_id IS NULL
-            AND outreach.ct_first_change(before[2:], after[2:], ours[2:]) IS NULL
-            -- A foreign key acts as the table's owner.
-            AND NOT outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE')
-            AND outreach.ct_left_the_spine(OLD.outreach_id::uuid)
-        THEN
-            RETURN NEW;
+        IF (pg_trigger_depth() > 1 OR TG_WHEN = 'AFTER') AND NEW.outreach_id IS NULL THEN
+            IF outreach.ct_first_change(before[2:], after[2:], ours[2:]) IS NULL
+                -- A foreign key acts as the table's owner.
+                AND NOT outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE')
+                AND outreach.ct_left_the_spine(OLD.outreach_id::uuid)
+            THEN
+                RETURN NEW;
+            END IF;
         END IF;
         -- The gate decides a row that waits, and gives none to another company. Said here, because a row that moves to
         -- another partition meets AFTER triggers as a new one.
         IF TG_WHEN = 'BEFORE' AND (
-                NEW.outreach_id IS DISTINCT FROM OLD.outreach_id
-                OR OLD.execution_status::text IN ('ready', 'failed', 'blocked')
-            ) AND outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE')
-        THEN
-            RAISE EXCEPTION 'company_target: the gate changes no row that is final or of another company (%, %)',
-                OLD.outreach_id, OLD.execution_status USING ERRCODE = 'restrict_violation';
+            NEW.outreach_id IS DISTINCT FROM OLD.outreach_id OR OLD.execution_status::text IN ('ready', 'failed', 'blocked')
+        ) THEN
+            IF outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE') THEN
+                RAISE EXCEPTION 'company_target: the gate changes no row that is final or of another company (%, %)',
+                    OLD.outreach_id, OLD.execution_status USING ERRCODE = 'restrict_violation';
+            END IF;
         END IF;
     -- Where rows are replicated from, the cascade has deleted them one by one.
-    ELSIF (pg_trigger_depth() > 1 OR current_setting('session_replication_role') = 'replica')
-        AND outreach.ct_left_the_spine(OLD.outreach_id::uuid)
-    THEN
-        RETURN OLD;
+    ELSIF pg_trigger_depth() > 1 OR current_setting('session_replication_role') = 'replica' THEN
+        IF outreach.ct_left_the_spine(OLD.outreach_id::uuid) THEN
+            RETURN OLD;
+        END IF;
     END IF;
-    IF OLD.execution_status::text IN ('ready', 'failed', 'blocked') AND outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target')
-    THEN
-        RAISE EXCEPTION 'company_target % is final (%): % is refused', OLD.outreach_id, OLD.execution_status,
-            CASE TG_OP WHEN 'UPDATE' THEN 'a change of ' || coalesce(changed, 'a value') ELSE lower(TG_OP) END
-            USING ERRCODE = 'restrict_violation';
+    IF OLD.execution_status::text IN ('ready', 'failed', 'blocked') THEN
+        IF outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target') THEN
+            RAISE EXCEPTION 'company_target % is final (%): % is refused', OLD.outreach_id, OLD.execution_status,
+                CASE TG_OP
+                    WHEN 'UPDATE' THEN 'a change of ' || coalesce(outreach.ct_first_change(before, after, ours), 'a value')
+                    ELSE lower(TG_OP)
+                END
+                USING ERRCODE = 'restrict_violation';
+        END IF;
     END IF;
     RETURN CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
 END $$;
@@ -245,26 +250,24 @@ DECLARE
         'outreach_id', 'pipeline_stage', 'failure_code', 'blocking_reason', 'severity', 'imo_stage', 'retry_allowed',
         'created_at', 'raw_input', 'stack_trace'
     ];
-    changed text;
+    before text[];
+    after text[];
 BEGIN
     IF TG_OP = 'UPDATE' THEN
-        changed := outreach.ct_first_change(
-            ARRAY[OLD.outreach_id::text, OLD.pipeline_stage::text, OLD.failure_code::text, OLD.blocking_reason::text,
-                OLD.severity::text, OLD.imo_stage::text, OLD.retry_allowed::text, OLD.created_at::text,
-                OLD.raw_input::text, OLD.stack_trace::text],
-            ARRAY[NEW.outreach_id::text, NEW.pipeline_stage::text, NEW.failure_code::text, NEW.blocking_reason::text,
-                NEW.severity::text, NEW.imo_stage::text, NEW.retry_allowed::text, NEW.created_at::text,
-                NEW.raw_input::text, NEW.stack_trace::text],
-            ours
-        );
-        IF changed IS NULL THEN
+        before := ARRAY[OLD.outreach_id::text, OLD.pipeline_stage::text, OLD.failure_code::text, OLD.blocking_reason::text,
+            OLD.severity::text, OLD.imo_stage::text, OLD.retry_allowed::text, OLD.created_at::text,
+            OLD.raw_input::text, OLD.stack_trace::text];
+        after := ARRAY[NEW.outreach_id::text, NEW.pipeline_stage::text, NEW.failure_code::text, NEW.blocking_reason::text,
+            NEW.severity::text, NEW.imo_stage::text, NEW.retry_allowed::text, NEW.created_at::text,
+            NEW.raw_input::text, NEW.stack_trace::text];
+        IF before COLLATE "C" = after COLLATE "C" THEN
             RETURN NEW;
         END IF;
         IF NOT outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target_errors') THEN
             RETURN NEW;
         END IF;
-        RAISE EXCEPTION 'company_target_errors is final: a change of % is refused', changed
-            USING ERRCODE = 'restrict_violation';
+        RAISE EXCEPTION 'company_target_errors is final: a change of % is refused',
+            outreach.ct_first_change(before, after, ours) USING ERRCODE = 'restrict_violation';
     END IF;
     IF TG_OP = 'DELETE' AND (
         NOT outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target_errors')
@@ -336,17 +339,46 @@ DECLARE
     event jsonb;
     wrong text;
     a_day CONSTANT interval := '24 hours';  -- '1 day' may have 25
+    root CONSTANT oid := coalesce(pg_partition_root(TG_RELID), TG_RELID);
+    its_column CONSTANT text := CASE TG_ARGV[0] WHEN 'company_target' THEN 'execution_status'
+        WHEN 'ct_unwritten' THEN 'its_table' ELSE 'failure_code' END;
+    is_final boolean := true;
 BEGIN
-    IF NOT outreach.ct_acts_as_gate(
-        TG_RELID,
-        CASE TG_ARGV[0] WHEN 'company_target' THEN 'execution_status' WHEN 'ct_unwritten' THEN 'its_table'
-            ELSE 'failure_code' END,
-        TG_OP
-    ) THEN
+    IF TG_ARGV[0] = 'company_target' THEN  -- of a partition the name is another one
+        is_final := coalesce(NEW.execution_status::text, '') IN ('ready', 'failed', 'blocked');
+    END IF;
+    -- Others come by a right of their own, on the table or on a view of its owner's; who has only the view may have no
+    -- right on this schema, so no name in it is used before this is known.
+    IF pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'USAGE') THEN
         RETURN NULL;
     END IF;
+    IF NOT pg_has_role(current_user, 'ct_gate', 'USAGE') THEN
+        IF has_column_privilege(current_user, root, its_column, TG_OP)
+            OR NOT is_final AND has_any_column_privilege(current_user, root, TG_OP)
+        THEN
+            RETURN NULL;
+        END IF;
+        IF EXISTS (
+            WITH RECURSIVE seen_through (rel) AS (
+                SELECT root
+                UNION
+                SELECT r.ev_class FROM seen_through AS s
+                JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = s.rel
+                    AND d.classid = 'pg_rewrite'::regclass
+                JOIN pg_rewrite AS r ON r.oid = d.objid
+                JOIN pg_class AS v ON v.oid = r.ev_class AND v.relkind = 'v'
+                WHERE pg_has_role(v.relowner, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = root), 'USAGE')
+            )
+            SELECT s.rel FROM seen_through AS s
+            JOIN pg_attribute AS a ON a.attrelid = s.rel AND a.attnum > 0 AND NOT a.attisdropped
+            WHERE s.rel <> root AND (a.attname = its_column OR NOT is_final)
+                AND has_column_privilege(current_user, s.rel, a.attnum, TG_OP)
+        ) THEN
+            RETURN NULL;
+        END IF;
+    END IF;
     -- Column by column: others may have columns that are large, or hold what jsonb cannot.
-    IF TG_ARGV[0] = 'company_target' THEN  -- of a partition the name is another one
+    IF TG_ARGV[0] = 'company_target' THEN
         -- A trigger of others that runs as the gate, and writes their own columns.
         IF TG_OP = 'UPDATE' THEN
             IF (NEW.outreach_id, NEW.email_method::text COLLATE "C", NEW.method_type::text COLLATE "C",
@@ -361,13 +393,9 @@ BEGIN
         END IF;
         -- A company that is not decided yet, as everybody sees it now. The gate has nothing to say of it; triggers of
         -- others may.
-        IF coalesce(NEW.execution_status::text, '') NOT IN ('ready', 'failed', 'blocked') THEN
-            -- Or who may become it, and has no right of its own: a role may be given up inside a statement.
-            IF pg_has_role(current_user, 'ct_gate', 'USAGE') OR pg_has_role(session_user, 'ct_gate', 'MEMBER')
-                AND NOT has_any_column_privilege(
-                    current_user, coalesce(pg_partition_root(TG_RELID), TG_RELID)::oid, TG_OP
-                )
-            THEN
+        IF NOT is_final THEN
+            -- Or who may become it: a role may be given up inside a statement.
+            IF pg_has_role(current_user, 'ct_gate', 'USAGE') OR pg_has_role(session_user, 'ct_gate', 'MEMBER') THEN
                 IF pg_trigger_depth() = 1 AND NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
                     RAISE EXCEPTION 'company_target: the gate writes no row that is not final (%, %)', NEW.outreach_id,
                         NEW.execution_status USING ERRCODE = 'restrict_violation';
