@@ -103,7 +103,7 @@ def read_dsn(raw: str) -> PostgresDsn:
     user, colon, password = login.partition(":")
     login = _requoted(user) + (f":{_requoted(password)}" if colon else "")
     made = f"postgresql://{login}{at}{hosts}"
-    if slash:
+    if path:  # asyncpg takes a slash alone for a database whose name is empty, and asks no parameter and no service
         made += f"/{_requoted(path)}"
     if parameters:
         made += f"?{urlencode(parameters)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from typing import TYPE_CHECKING
 
 import pytest
 from asyncpg.connect_utils import _parse_connect_arguments  # type: ignore[attr-defined]
@@ -10,6 +11,9 @@ from asyncpg.connect_utils import _parse_connect_arguments  # type: ignore[attr-
 from ct_stream.postgres_dsn import read_dsn
 from ct_stream.problems import ProblemError
 from ct_stream.settings import SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SECRET = "s3cret"
 
@@ -49,6 +53,17 @@ def test_any_password_arrives_as_it_is(password: str) -> None:
 )
 def test_the_forms_of_libpq_are_read(dsn: str, hosts: object) -> None:
     assert arguments(dsn)[0] == hosts
+
+
+def test_a_database_may_be_named_elsewhere_than_in_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = tmp_path / "services.conf"
+    services.write_text("[outreach]\nhost=db.example\ndbname=of_the_service\nuser=u\npassword=p\nsslmode=disable\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    hosts = [("db.example", 5432)]
+    for dsn in ("postgresql://?service=outreach", "postgresql:///?service=outreach"):
+        assert arguments(dsn) == (hosts, "u", "p", "of_the_service")
+    assert arguments("postgresql:///mine?service=outreach") == (hosts, "u", "p", "mine")
+    assert arguments("postgresql://u:p@db.example/?dbname=mine&sslmode=disable") == (hosts, "u", "p", "mine")
 
 
 def test_what_only_libpq_knows_is_left_out_and_named() -> None:

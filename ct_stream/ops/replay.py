@@ -14,7 +14,7 @@ from aiokafka import TopicPartition
 from ct_stream.gate.events import Unreadable, read_spine_created
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.ops.reader import reader
-from ct_stream.ops.troubles import NotSupported, ServiceTrouble, kafka_answers
+from ct_stream.ops.troubles import NotSupported, ServiceTrouble, WrongInput, kafka_answers
 from ct_stream.stream import position
 from ct_stream.stream.producer import supports_idempotence
 from ct_stream.stream.topology import CT_FAIL, CT_PASS, CT_REJECTED, SPINE_CREATED, names_of
@@ -48,7 +48,7 @@ async def replay(
 
     `topic` is the name without prefix. In order within a partition.
 
-    Raises SettingsError, NotSupported or ServiceTrouble.
+    Raises SettingsError, WrongInput, NotSupported or ServiceTrouble.
     """
     settings.require("kafka_bootstrap")
     async with AsyncExitStack() as stack:
@@ -89,12 +89,12 @@ async def lag(settings: Settings) -> int:
 
 
 def _chosen(topic: str, all_of_it: list[TopicPartition], partition: int | None) -> list[TopicPartition]:
-    """Return the partitions to read. Raises ServiceTrouble when there are none."""
+    """Return the partitions to read. Raises ServiceTrouble when there are none, WrongInput for a number too high."""
     if not all_of_it:
         raise ServiceTrouble(f"topic {topic} is missing", "create it with `ct-stream topics`")
     chosen = [tp for tp in all_of_it if partition in (None, tp.partition)]
     if not chosen:
-        raise ServiceTrouble(f"{topic} has no partition {partition}; it has 0 to {len(all_of_it) - 1}")
+        raise WrongInput([f"--partition {partition}: {topic} has 0 to {len(all_of_it) - 1}"])
     return chosen
 
 

@@ -37,7 +37,12 @@ class WrongLogin(ProblemError):
 
 #: What a DBA may have set for a login, and our statements rest on. A day has 24 hours: asyncpg sends 24 hours as a day,
 #: and Postgres reads a day in the session's time zone. Limits count what others have committed meanwhile.
-_OURS = {"TimeZone": "UTC", "DateStyle": "iso, mdy", "default_transaction_isolation": "read committed"}
+_OURS = {
+    "TimeZone": "UTC",
+    "DateStyle": "iso, mdy",
+    "default_transaction_isolation": "read committed",
+    "standard_conforming_strings": "on",
+}
 #: What to do where sessions_at_once finds too few.
 MORE_SESSIONS = "lower CT_POSTGRES_CONNECTIONS, or raise what limits them (of PgBouncer: default_pool_size)"
 _ROUNDS = 4  #: of looks whether a session stays the same while another one works

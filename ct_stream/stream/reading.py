@@ -119,6 +119,8 @@ class Reading:
         except Exception as error:
             await self._ended("did not start", error)
             return
+        if self._stopping:
+            return
         self._health.set("start", None)
         log.info(
             "Ready: reading %s as group %s", self._names.spine_created, self._names.group, extra={"action": "ready"}

@@ -111,6 +111,16 @@ async def test_a_reason_has_words_and_an_end(database: DatabaseDsns, reason: str
             await run(database.ops, f"SELECT outreach.{call}")
 
 
+async def test_a_reason_is_read_alike_whatever_a_person_has_set_for_backslashes(database: DatabaseDsns) -> None:
+    await run(database.gate, "SELECT outreach.ct_set_guardrail('spine', 'halted', 'empty', NULL)")
+    await run(
+        database.ops,
+        "SET standard_conforming_strings = off; SET escape_string_warning = off;"
+        "SELECT outreach.resume_guardrail('spine', 'restored')",
+    )
+    assert await value(database.ops, "SELECT state FROM outreach.ct_guardrails WHERE key = 'spine'") == "open"
+
+
 async def test_a_persons_transaction_that_is_left_open_keeps_no_worker_waiting(database: DatabaseDsns) -> None:
     """Whatever she resumes, and though she takes every limit off her transaction."""
     company, rail = uuid4(), "provider:p.example"

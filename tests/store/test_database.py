@@ -145,7 +145,10 @@ async def test_a_login_with_fewer_connections_than_a_worker_opens_is_refused_in_
 
 async def test_what_a_dba_has_set_for_a_login_changes_no_day_and_no_rule_of_locks(database: DatabaseDsns) -> None:
     """A day of Europe/Berlin has 23 or 25 hours twice a year; limits are counted in what others have committed."""
-    theirs = ("timezone = 'Europe/Berlin'", "default_transaction_isolation = 'serializable'")
+    theirs = (
+        "timezone = 'Europe/Berlin'", "default_transaction_isolation = 'serializable'",
+        "standard_conforming_strings = off",
+    )  # fmt: skip
     for setting in theirs:
         await changed(database, f"SET {setting}")
     try:
@@ -157,6 +160,7 @@ async def test_what_a_dba_has_set_for_a_login_changes_no_day_and_no_rule_of_lock
                 day = "'2026-10-26 00:00+00'::timestamptz - $1::interval = '2026-10-25 00:00+00'"
                 assert await connection.fetchval(f"SELECT {day}", timedelta(hours=24))
                 assert await connection.fetchval("SHOW transaction_isolation") == "read committed"
+                assert await connection.fetchval("SHOW standard_conforming_strings") == "on"
         await plain.close()
         await db.close()
     finally:

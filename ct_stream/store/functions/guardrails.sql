@@ -148,7 +148,7 @@ DECLARE
     before text;
     after text := CASE WHEN its_key = 'tool:TOOL-005' THEN 'trial' ELSE 'open' END;
 BEGIN
-    IF why IS NULL OR why !~ '\S' OR length(why) > 1000 THEN
+    IF why IS NULL OR why !~ '[^[:space:]]' OR length(why) > 1000 THEN
         RAISE EXCEPTION 'a reason is needed to resume %, of at most 1000 characters', rail;
     END IF;
     PERFORM outreach.ct_require_fresh();
@@ -187,7 +187,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     made bigint;
 BEGIN
-    IF why IS NULL OR why !~ '\S' OR length(why) > 1000 THEN
+    IF why IS NULL OR why !~ '[^[:space:]]' OR length(why) > 1000 THEN
         RAISE EXCEPTION 'a reason is needed to accept a toolbox, of at most 1000 characters';
     END IF;
     IF length(accepted::text) > 100000 THEN
