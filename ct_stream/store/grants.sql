@@ -11,7 +11,7 @@ GRANT SELECT, INSERT ON outreach.ct_migrations, outreach.ct_functions TO ct_owne
 GRANT DELETE ON outreach.ct_functions TO ct_owner;  -- migrate --again
 
 -- The gate inserts outcomes, moves the publish claim and keeps waits. It cannot delete rows by itself.
--- What it inserts is named column by column: numbers, times and sources are the database's own.
+-- What it inserts is named column by column: numbers, times and sources are the database's own (see ct_guard_given).
 REVOKE INSERT ON outreach.ct_outcomes, outreach.ct_unwritten, outreach.ct_watchdog_exits FROM ct_gate;
 REVOKE INSERT, UPDATE ON outreach.ct_refusals FROM ct_gate;
 GRANT SELECT ON outreach.ct_outcomes, outreach.ct_unwritten, outreach.ct_watchdog_exits, outreach.ct_refusals TO ct_gate;
@@ -122,7 +122,7 @@ DECLARE
     -- Triggers, and what other functions call.
     of_owner CONSTANT name[] := ARRAY[
         'ct_adopt', 'ct_alert', 'ct_alert_conflict', 'ct_alert_control', 'ct_alert_guardrail', 'ct_alert_stuck',
-        'ct_guard_attempt', 'ct_end_adoption', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_new_row',
+        'ct_guard_attempt', 'ct_end_adoption', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_given', 'ct_guard_new_row',
         'ct_guard_outcome', 'ct_guard_usage', 'ct_guard_worker', 'ct_is_adopted', 'ct_tier2_in_a_row'
     ];
     made record;

@@ -905,7 +905,13 @@ SELECT quote_ident(session_user) AS login,
     EXISTS (
         SELECT 1 FROM pg_namespace AS n CROSS JOIN LATERAL aclexplode(n.nspacl) AS a
         WHERE n.nspname = 'public' AND a.grantee = 0 AND a.privilege_type = 'CREATE'
-    ) AS public_is_open
+    ) AS public_is_open,
+    ARRAY(
+        SELECT quote_ident(n.nspname) FROM pg_namespace AS n
+        WHERE n.nspname NOT LIKE 'pg\_%' AND has_schema_privilege(n.oid, 'CREATE') ORDER BY n.nspname
+    ) AS creates_in,
+    has_database_privilege(current_database(), 'TEMPORARY') AS creates_temporary,
+    quote_ident(current_database()) AS database
 FROM (SELECT 1) AS one
 LEFT JOIN (
     SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace

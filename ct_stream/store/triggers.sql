@@ -22,6 +22,12 @@ CREATE OR REPLACE TRIGGER ct_final_truncate BEFORE TRUNCATE ON outreach.ct_tier2
 
 CREATE OR REPLACE TRIGGER ct_guard BEFORE INSERT OR UPDATE ON outreach.ct_workers
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_worker();
+CREATE OR REPLACE TRIGGER ct_given BEFORE INSERT ON outreach.ct_unwritten
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_given();
+CREATE OR REPLACE TRIGGER ct_given BEFORE INSERT ON outreach.ct_refusals
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_given();
+CREATE OR REPLACE TRIGGER ct_given BEFORE INSERT ON outreach.ct_watchdog_exits
+    FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_given();
 -- AFTER: at the end of the statement, whose parts may be written in any order.
 CREATE OR REPLACE TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.ct_unwritten
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_new_row('ct_unwritten');

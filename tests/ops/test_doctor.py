@@ -80,6 +80,27 @@ async def test_a_gate_login_that_sees_too_much_is_a_problem(database: DatabaseDs
     assert checks["CL schema"].ok is False
 
 
+async def test_a_gate_login_that_may_create_objects_is_told(database: DatabaseDsns) -> None:
+    async def seen() -> Check | None:
+        return by_name(await examine({"CT_POSTGRES_DSN": database.gate})).get("objects")
+
+    assert await seen() is None
+    await execute(
+        database.admin,
+        'CREATE SCHEMA "our Hubs"; GRANT CREATE, USAGE ON SCHEMA "our Hubs" TO PUBLIC;'
+        "DO $$ BEGIN EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO PUBLIC', current_database()); END $$",
+    )
+    found = await seen()
+    assert found is not None
+    assert found.ok is None
+    assert '(schema "our Hubs", temporary ones)' in found.detail
+    schema, temporary = found.action.split("; ")
+    assert schema == 'REVOKE CREATE ON SCHEMA "our Hubs" FROM PUBLIC, or from the role that has it'
+    await execute(database.admin, schema.partition(", or")[0])
+    await execute(database.admin, temporary)
+    assert await seen() is None
+
+
 @pytest.mark.parametrize("table", ["company_target", "company_target_errors"])
 async def test_a_copy_of_sovereign_id_that_was_added_since_migrate_is_named(database: DatabaseDsns, table: str) -> None:
     await execute(database.admin, f"ALTER TABLE outreach.{table} ADD COLUMN sovereign_id uuid")

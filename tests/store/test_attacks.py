@@ -85,6 +85,51 @@ async def test_numbers_times_and_sources_are_the_databases_own(database: Databas
         await run(database.gate, statement)
 
 
+@pytest.mark.parametrize(
+    ("table", "names", "row", "defaults", "kept"),
+    [
+        (
+            "ct_outcomes", "outreach_id, outcome, decided_at", "gen_random_uuid(), 'PASS', now()",
+            {
+                "source": "'override'", "recorded_in": "'5000'::xid8", "recorded_at": "'infinity'",
+                "published_at": "now()",
+            },
+            "source = 'gate' AND recorded_in::text <> '5000' AND isfinite(recorded_at) AND published_at IS NULL",
+        ),
+        (
+            "ct_refusals", "provider, domain, kind", "'p', 'd', 'refused'", {"at": "'infinity'"}, "isfinite(at)",
+        ),
+        (
+            "ct_watchdog_exits", "places, reason, worker, worker_version", "'{x}', 'x', 'w', 'v'",
+            {"at": "'infinity'"}, "isfinite(at)",
+        ),
+        (
+            "ct_usage", "tool_id, span, begins", "'TOOL-019', 'month', now()", {"refused_at": "now()"},
+            "refused_at IS NULL",
+        ),
+    ],
+)  # fmt: skip
+async def test_nor_does_a_view_of_the_gates_give_them(
+    database: DatabaseDsns, table: str, names: str, row: str, defaults: dict[str, str], kept: str
+) -> None:
+    """Postgres asks for no right on a column whose value is a default of the view."""
+    where = "DO $$ BEGIN EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO ct_gate', current_database()); END $$"
+    await run(database.admin, where)
+    view = f"CREATE TEMP VIEW v AS SELECT * FROM outreach.{table};" + "".join(
+        f"ALTER VIEW v ALTER COLUMN {column} SET DEFAULT {default};" for column, default in defaults.items()
+    )
+    await run(database.gate, f"{view} INSERT INTO v ({names}) VALUES ({row})")
+    assert await value(database.admin, f"SELECT bool_and({kept}) FROM outreach.{table}") is True
+    for column in ("ordinal", "refusal_id", "exit_id"):
+        has_it = f"attrelid = 'outreach.{table}'::regclass AND attname = '{column}'"
+        if await value(database.admin, f"SELECT count(*) FROM pg_attribute WHERE {has_it}"):
+            with pytest.raises(asyncpg.PostgresError):
+                await run(
+                    database.gate,
+                    f"{view} ALTER VIEW v ALTER COLUMN {column} SET DEFAULT 7; INSERT INTO v ({names}) VALUES ({row})",
+                )
+
+
 async def test_an_outcome_is_published_now_whatever_the_gate_says(database: DatabaseDsns) -> None:
     await run(database.gate, f"{RECORDED}) VALUES ('{UUID(int=1)}', 'PASS', now())")
     await run(database.gate, "UPDATE outreach.ct_outcomes SET published_at = '-infinity'")
@@ -342,6 +387,22 @@ async def test_the_gate_writes_no_row_of_an_undecided_company(database: Database
     """It could be committed when its company is decided without one."""
     with pytest.raises(asyncpg.RestrictViolationError, match="the gate writes no row that is not final"):
         await run(database.gate, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')")
+
+
+async def test_nor_by_a_trigger_of_its_own_one_that_says_something(database: DatabaseDsns) -> None:
+    where = "DO $$ BEGIN EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO ct_gate', current_database()); END $$"
+    await run(database.admin, where)
+    for column, word in (("email_method", "'evil@x.example'"), ("imo_completed_at", "now()")):
+        with pytest.raises(asyncpg.RestrictViolationError, match="the gate writes no row that is not final"):
+            await run(
+                database.gate,
+                "CREATE TEMP TABLE mine (id uuid);"
+                "CREATE FUNCTION pg_temp.f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+                f" INSERT INTO outreach.company_target (outreach_id, {column}) VALUES (NEW.id, {word});"
+                " RETURN NEW; END $$;"
+                "CREATE TRIGGER f BEFORE INSERT ON mine FOR EACH ROW EXECUTE FUNCTION pg_temp.f();"
+                f"INSERT INTO mine VALUES ('{OTHERS}')",
+            )
 
 
 @pytest.mark.parametrize("operation", ["INSERT INTO outreach.company_target (outreach_id)", "UPDATE"])
@@ -638,6 +699,7 @@ async def test_a_person_with_a_login_of_her_own_takes_over_nobody_elses(database
         {"value": json.dumps(EVENT | {"is_catchall": "false"})}, {"value": json.dumps(EVENT | {"EMAIL_METHOD": "x"})},
         {"value": json.dumps(EVENT | {"confidence_score": 99999})},
         {"value": json.dumps(EVENT | {"confidence_score": "x"})},
+        {"value": json.dumps(EVENT | {"domain": "a.example"})},
         {"value": json.dumps(EVENT | {"note": "x" * 1_000_000})}, {"reason": "x" * 10_000_001},
     ],
 )  # fmt: skip
@@ -648,6 +710,59 @@ async def test_what_is_published_is_the_companys_own_outcome(database: DatabaseD
     with pytest.raises(asyncpg.DataError):
         await run(database.gate, published(value="no json"))
     await run(database.gate, published())
+
+
+FAILED: dict[str, Any] = {"outreach_id": OTHERS, "failure_code": "CT-M-NO-MX"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"retry_allowed": True}, {"retry_allowed": "false"}, {"blocking_reason": "another one"},
+        {"domain": "a.example"}, {"email_method": "x@a.example"}, {"confidence_score": 0.7},
+    ],
+)  # fmt: skip
+async def test_a_failure_is_published_as_it_is_recorded(database: DatabaseDsns, changes: dict[str, Any]) -> None:
+    row = {
+        "outcome": "FAIL",
+        "failure_code": "CT-M-NO-MX",
+        "topic": "ct.fail",
+        "reason": "no MX",
+        "domain": "b.example",
+    }
+    with pytest.raises(asyncpg.CheckViolationError):
+        await run(database.gate, published(**row, value=json.dumps(FAILED | changes)))
+    said = {"retry_allowed": False, "blocking_reason": "no MX", "domain": "b.example"}
+    await run(database.gate, published(**row, value=json.dumps(FAILED | said)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "wrong"),
+    [
+        ("company_target (outreach_id, execution_status, email_method, imo_completed_at)"
+         f" VALUES ('{OTHERS}', 'failed', 'evil@x.example', now())", "email_method is"),
+        ("company_target_errors (outreach_id, failure_code, blocking_reason)"
+         f" VALUES ('{OTHERS}', 'CT-M-NO-MX', 'one'), ('{OTHERS}', 'CT-M-NO-MX', 'two')", "it has another one"),
+    ],
+    ids=["an address", "two failures"],
+)  # fmt: skip
+async def test_a_failure_has_no_address_and_is_one(database: DatabaseDsns, rows: str, wrong: str) -> None:
+    with pytest.raises(asyncpg.RestrictViolationError, match=f"contradicts what this transaction records: {wrong}"):
+        await run(
+            database.gate,
+            f"BEGIN; {RECORDED}, failure_code) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-M-NO-MX');"
+            f"INSERT INTO outreach.{rows}; COMMIT",
+        )
+
+
+async def test_a_row_of_a_pass_needs_what_is_published_of_it(database: DatabaseDsns) -> None:
+    with pytest.raises(asyncpg.RestrictViolationError, match="nothing is published of it"):
+        await run(
+            database.gate,
+            f"BEGIN; {RECORDED}) VALUES ('{OTHERS}', 'PASS', now());"
+            "INSERT INTO outreach.company_target (outreach_id, execution_status, email_method, imo_completed_at)"
+            f" VALUES ('{OTHERS}', 'ready', 'evil@x.example', now()); COMMIT",
+        )
 
 
 @pytest.mark.parametrize(
@@ -755,7 +870,7 @@ _ANOTHER = outcome()
 #: Whole headers, as a statement of its own.
 OF_ANOTHER = {
     "outreach_id": str(_ANOTHER.outreach_id), "key": str(_ANOTHER.outreach_id), "value": _ANOTHER.value.decode(),
-    "headers": headers_to_json(_ANOTHER.headers),
+    "headers": headers_to_json(_ANOTHER.headers), "domain": _ANOTHER.verdict.domain,
 }  # fmt: skip
 WHOLE = json.loads(headers_to_json(outcome(UUID(OTHERS)).headers))
 FAILS = json.loads(headers_to_json(outcome(UUID(OTHERS), NO_MX).headers))

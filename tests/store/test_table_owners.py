@@ -13,9 +13,10 @@ import pytest
 from ct_stream.ops.reader import reader
 from ct_stream.settings import Settings
 from ct_stream.store import migrate as module
+from ct_stream.store.ledger import Ledger
 from ct_stream.store.migrate import MigrationError, migrate
 from tests.conftest import UPSTREAM
-from tests.store.parts import role
+from tests.store.parts import NOT_FOUND, opened, outcome, role, running
 from tests.store.test_attacks import value
 from tests.store.test_roles import run
 
@@ -364,18 +365,32 @@ VIEW_OF_THE_GATES = (
         "GRANT INSERT (outreach_id) ON outreach.company_target TO app_owner",
         "CREATE VIEW shared.other AS SELECT 'x' AS execution_status FROM outreach.outreach;"
         "GRANT ALL ON shared.other TO app_owner",
+        "CREATE VIEW shared.mine WITH (security_invoker = true) AS SELECT * FROM outreach.company_target;"
+        "GRANT ALL ON shared.mine TO app_owner",
+        "CREATE VIEW shared.mine AS SELECT * FROM outreach.company_target WHERE execution_status = 'pending'"
+        " WITH CHECK OPTION; GRANT ALL ON shared.mine TO app_owner",
+        "CREATE VIEW shared.mine AS SELECT outreach_id, upper(execution_status) AS execution_status"
+        " FROM outreach.company_target; GRANT ALL ON shared.mine TO app_owner",
     ],
-    ids=["no right of its own", "a narrow view", "one column", "a view of another table"],
-)
+    ids=[
+        "no right of its own", "a narrow view", "one column", "a view of another table", "a view of its own rights",
+        "a view of what waits", "a view of other words",
+    ],
+)  # fmt: skip
 async def test_nobody_writes_final_rows_through_a_view_of_the_gates(database: DatabaseDsns, own: str) -> None:
     await run(database.admin, VIEW_OF_THE_GATES)
     await run(database.admin, own)
-    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="ct_recorded_here"):
-        await run(
-            database.admin,
-            "SET ROLE app_owner; INSERT INTO shared.v (outreach_id, execution_status)"
-            " VALUES (gen_random_uuid(), 'ready')",
-        )
+    never_there = outcome(verdict=NOT_FOUND)
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            assert await ledger.record(never_there)
+    for row in (
+        "(outreach_id, execution_status) VALUES (gen_random_uuid(), 'ready')",
+        f"(outreach_id, email_method) VALUES ('{never_there.outreach_id}', 'evil@x.example')",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="app_owner has no right of its own to write"):
+            await run(database.admin, f"SET SESSION AUTHORIZATION app_owner; INSERT INTO shared.v {row}")
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["written first", "noted first"])
@@ -446,5 +461,5 @@ async def test_a_right_on_one_other_column_opens_no_view_of_the_gates(database: 
         "UPDATE shared.v SET execution_status = 'ready'",
         "INSERT INTO shared.v (outreach_id, execution_status) VALUES (gen_random_uuid(), 'ready')",
     ):
-        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="ct_recorded_here"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="app_owner has no right of its own to write"):
             await run(database.admin, f"SET ROLE app_owner; {change}")

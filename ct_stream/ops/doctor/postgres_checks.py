@@ -244,6 +244,29 @@ async def _public(gate: _GateLogin) -> Seen:
     )
 
 
+async def _objects(gate: _GateLogin) -> Seen:
+    """Look whether the gate's login may make views and functions of its own.
+
+    In such a view, a column's default lets it write columns that it has no right on (triggers of our tables know that,
+    but not what others' columns should hold).
+    """
+    schemas = [name for name in gate.seen["creates_in"] if name != "public" or not gate.seen["public_is_open"]]
+    places = [f"schema {name}" for name in schemas]
+    remedies = [f"REVOKE CREATE ON SCHEMA {name} FROM PUBLIC, or from the role that has it" for name in schemas]
+    if gate.seen["creates_temporary"]:
+        places.append("temporary ones")
+        remedies.append(f"REVOKE TEMPORARY ON DATABASE {gate.seen['database']} FROM PUBLIC")
+    if not places:
+        return ()
+    return Check(
+        name="objects",
+        ok=None,
+        detail=f"the gate's login may create views and functions ({', '.join(places)}). It needs none, and by a view "
+        "it could write your own columns of company_target",
+        action="; ".join(remedies),
+    )
+
+
 async def _guards(gate: _GateLogin) -> Seen:
     if (await _schema(gate)).ok is False:
         return ()
@@ -272,6 +295,7 @@ POSTGRES_GATE = Part(
         _cl_schema,
         _row_security,
         _rehearsal,
+        _objects,
         _guards,
         _public,
     ),

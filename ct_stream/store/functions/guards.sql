@@ -11,6 +11,11 @@ BEGIN
         IF NOT outreach.ct_acts_as_gate(TG_RELID, 'topic', 'INSERT') THEN
             RETURN NEW;
         END IF;
+        -- What the database gives, as in ct_guard_given.
+        NEW.source := 'gate';
+        NEW.recorded_at := clock_timestamp();
+        NEW.recorded_in := pg_current_xact_id();
+        NEW.published_at := NULL;
         -- By the server's clock, which may have been set.
         IF NOT isfinite(NEW.decided_at) OR NEW.decided_at
             NOT BETWEEN clock_timestamp() - interval '366 days' AND clock_timestamp() + interval '366 days'
@@ -33,6 +38,10 @@ BEGIN
                 OR jsonb_typeof(NEW.headers) IS DISTINCT FROM 'array'
                 OR event ->> 'outreach_id' IS DISTINCT FROM NEW.outreach_id::text
                 OR event ->> 'failure_code' IS DISTINCT FROM NEW.failure_code
+                OR event ? 'domain' AND event ->> 'domain' IS DISTINCT FROM NEW.domain
+                OR event ? 'blocking_reason' AND event ->> 'blocking_reason' IS DISTINCT FROM left(NEW.reason, 1000)
+                OR event ? 'retry_allowed' AND event -> 'retry_allowed' <> 'false'
+                OR NEW.outcome = 'FAIL' AND event ?| ARRAY['email_method', 'method_type', 'confidence_score', 'is_catchall']
                 OR NEW.outcome = 'PASS' AND event ? 'confidence_score' AND (
                     jsonb_typeof(event -> 'confidence_score') <> 'number'
                     OR (event ->> 'confidence_score')::numeric NOT BETWEEN 0 AND 1
@@ -61,6 +70,18 @@ BEGIN
     END IF;
     IF NEW.published_at IS NOT NULL THEN
         NEW.published_at := clock_timestamp();  -- `verify` looks on the topics for what was published lately
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- What the database gives to a new row, it gives whatever a view says. The rights on columns do not cover that: a view
+-- may have defaults of its own, and Postgres asks for a right only on columns that a statement names.
+CREATE OR REPLACE FUNCTION outreach.ct_guard_given() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- A restore by the owner keeps what was given then.
+    IF NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'USAGE') THEN
+        NEW.at := clock_timestamp();
     END IF;
     RETURN NEW;
 END $$;
@@ -303,7 +324,11 @@ BEGIN
     IF NEW.used < 0 OR NEW.usd < 0 OR NEW.usd = 'NaN' THEN
         RAISE EXCEPTION 'usage of % cannot be negative', NEW.tool_id USING ERRCODE = 'check_violation';
     END IF;
-    IF TG_OP = 'UPDATE' AND (
+    IF TG_OP = 'INSERT' THEN
+        IF NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'USAGE') THEN
+            NEW.refused_at := NULL;  -- as in ct_guard_given
+        END IF;
+    ELSIF (
         (NEW.tool_id, NEW.span, NEW.begins) IS DISTINCT FROM (OLD.tool_id, OLD.span, OLD.begins)
         OR OLD.tool_id = 'TOOL-019' AND (NEW.used < OLD.used OR NEW.usd < OLD.usd)
         OR NEW.refused_at IS DISTINCT FROM OLD.refused_at AND OLD.refused_at IS NOT NULL  -- people are told once
@@ -347,18 +372,23 @@ BEGIN
     IF TG_ARGV[0] = 'company_target' THEN  -- of a partition the name is another one
         is_final := coalesce(NEW.execution_status::text, '') IN ('ready', 'failed', 'blocked');
     END IF;
-    -- Others come by a right of their own, on the table or on a view of its owner's; who has only the view may have no
-    -- right on this schema, so no name in it is used before this is known.
+    -- Others come by a right of their own, on the table or on a view of its owner's. Who has only the view, and no right on
+    -- this schema, could not even ask: no name in it is used before this is known.
     IF pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'USAGE') THEN
         RETURN NULL;
     END IF;
     IF NOT pg_has_role(current_user, 'ct_gate', 'USAGE') THEN
-        IF has_column_privilege(current_user, root, its_column, TG_OP)
-            OR NOT is_final AND has_any_column_privilege(current_user, root, TG_OP)
-        THEN
+        IF has_column_privilege(current_user, root, its_column, TG_OP) THEN
             RETURN NULL;
         END IF;
-        IF EXISTS (
+        -- An importer that names companies, and says nothing of them.
+        IF NOT is_final AND TG_OP = 'INSERT' AND has_any_column_privilege(current_user, root, TG_OP) THEN
+            IF NEW.email_method IS NULL AND NEW.imo_completed_at IS NULL THEN
+                RETURN NULL;
+            END IF;
+        END IF;
+        IF NOT has_schema_privilege(current_user, (SELECT c.relnamespace FROM pg_class AS c WHERE c.oid = root), 'USAGE')
+            AND EXISTS (
             WITH RECURSIVE seen_through (rel) AS (
                 SELECT root
                 UNION
@@ -368,11 +398,16 @@ BEGIN
                 JOIN pg_rewrite AS r ON r.oid = d.objid
                 JOIN pg_class AS v ON v.oid = r.ev_class AND v.relkind = 'v'
                 WHERE pg_has_role(v.relowner, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = root), 'USAGE')
+                    AND NOT EXISTS (
+                        SELECT o.option_name FROM pg_options_to_table(v.reloptions) AS o
+                        WHERE o.option_name = 'security_invoker' AND o.option_value::boolean
+                    )
             )
             SELECT s.rel FROM seen_through AS s
             JOIN pg_attribute AS a ON a.attrelid = s.rel AND a.attnum > 0 AND NOT a.attisdropped
             WHERE s.rel <> root AND (a.attname = its_column OR NOT is_final)
                 AND has_column_privilege(current_user, s.rel, a.attnum, TG_OP)
+                AND pg_column_is_updatable(s.rel, a.attnum, false)
         ) THEN
             RETURN NULL;
         END IF;
@@ -396,9 +431,12 @@ BEGIN
         IF NOT is_final THEN
             -- Or who may become it: a role may be given up inside a statement.
             IF pg_has_role(current_user, 'ct_gate', 'USAGE') OR pg_has_role(session_user, 'ct_gate', 'MEMBER') THEN
-                IF pg_trigger_depth() = 1 AND NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
-                    RAISE EXCEPTION 'company_target: the gate writes no row that is not final (%, %)', NEW.outreach_id,
-                        NEW.execution_status USING ERRCODE = 'restrict_violation';
+                -- A trigger of others, run as the gate, may name a company, and say nothing of it.
+                IF pg_trigger_depth() = 1 OR NEW.email_method IS NOT NULL OR NEW.imo_completed_at IS NOT NULL THEN
+                    IF NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
+                        RAISE EXCEPTION 'company_target: the gate writes no row that is not final (%, %)', NEW.outreach_id,
+                            NEW.execution_status USING ERRCODE = 'restrict_violation';
+                    END IF;
                 END IF;
                 PERFORM outreach.ct_require_fresh();
             END IF;
@@ -407,6 +445,10 @@ BEGIN
                 RETURN NULL;
             END IF;
         END IF;
+    END IF;
+    IF NOT has_function_privilege(current_user, 'outreach.ct_recorded_here(uuid)', 'EXECUTE') THEN
+        RAISE EXCEPTION '%: % has no right of its own to write the row of %, which is decided or would be final',
+            TG_ARGV[0], current_user, NEW.outreach_id USING ERRCODE = 'insufficient_privilege';
     END IF;
     IF NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
         RAISE EXCEPTION '%: the outcome of % was not recorded by this transaction', TG_ARGV[0], NEW.outreach_id
@@ -423,7 +465,9 @@ BEGIN
             -- Triggers of others may set it, and it may be a date.
             WHEN (NEW.imo_completed_at::timestamptz BETWEEN said.decided_at - a_day AND said.decided_at + a_day) IS NOT TRUE
                 THEN format('imo_completed_at is %L', NEW.imo_completed_at::text)
-            WHEN said.outcome <> 'PASS' OR event IS NULL THEN NULL
+            WHEN said.outcome <> 'PASS' THEN
+                CASE WHEN NEW.email_method::text <> '' THEN format('email_method is %L', NEW.email_method::text) END
+            WHEN event IS NULL THEN 'nothing is published of it'
             WHEN NEW.email_method::text COLLATE "C" IS DISTINCT FROM event ->> 'email_method'
                 THEN format('email_method is %L', NEW.email_method::text)
             WHEN NEW.method_type::text COLLATE "C" IS DISTINCT FROM event ->> 'method_type'
@@ -440,6 +484,11 @@ BEGIN
             wrong := format('retry_allowed is %L', NEW.retry_allowed::text);
         ELSIF NEW.created_at::timestamptz NOT BETWEEN said.decided_at - a_day AND said.decided_at + a_day THEN
             wrong := format('created_at is %L', NEW.created_at::text);
+        ELSIF (
+            SELECT count(*) > 1 FROM outreach.company_target_errors AS e
+            WHERE e.outreach_id = NEW.outreach_id AND outreach.ct_written_here(e.xmin)
+        ) THEN
+            wrong := 'it has another one';
         END IF;
     ELSIF NEW.its_table = 'company_target' THEN
         IF EXISTS (
