@@ -77,7 +77,7 @@ class Program(click.Group):
             error.show()
             return Exit.USAGE
         except ToolboxError as error:
-            say(f"CT_TOOLBOX: {error}")
+            say(f"toolbox {error}")
             return Exit.USAGE
         except (SettingsError, WrongInput) as error:
             for problem in error.problems:

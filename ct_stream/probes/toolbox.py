@@ -98,8 +98,10 @@ def load_toolbox(path: Path | str | None = None) -> Toolbox:
         name = str(path)
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ToolboxError(f"{name}: cannot be read as UTF-8 text: {error}") from error
+        except OSError as error:
+            raise ToolboxError(f"{name}: cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise ToolboxError(f"{name}: is not UTF-8 text: {error}") from error
     try:
         tree: object = yaml.safe_load(text)
     except yaml.YAMLError as error:

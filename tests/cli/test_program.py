@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import click
@@ -217,6 +218,21 @@ def test_a_bug_exits_with_70_and_a_traceback(monkeypatch: pytest.MonkeyPatch) ->
 def test_publish_with_dry_run_only_counts() -> None:
     result = run("publish", "--ids", "--dry-run", stdin="4b0c2f5e-6a0b-4f57-9d4e-0f6f3b0c7a11\n")
     assert (result.exit_code, result.stdout) == (0, "1 events would be published to spine.created\n")
+
+
+def test_publish_at_a_terminal_does_not_wait_for_lines_that_nobody_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ct_stream.cli.kafka.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    result = run("publish", "--ids", "--dry-run")
+    assert result.exit_code == 64
+    assert "nothing to read: give a FILE, or - to type the lines here" in result.stderr
+
+
+def test_a_toolbox_is_named_by_its_file_and_not_by_a_setting_that_was_not_used() -> None:
+    result = run("whatif", "--toolbox", "/nowhere/toolbox.yaml", CT_POSTGRES_OPS_DSN=NOWHERE)
+    assert result.exit_code == 64
+    assert result.stderr == "ct-stream: toolbox /nowhere/toolbox.yaml: cannot be read: No such file or directory\n"
 
 
 def test_pass_rate_says_no_decisions_when_there_are_none(database: DatabaseDsns) -> None:

@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ToolboxError, match=r"nowhere\.yaml: cannot be read"):
         load_toolbox(tmp_path / "nowhere.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ToolboxError, match=r"bytes\.yaml: cannot be read"):
+    with pytest.raises(ToolboxError, match=r"bytes\.yaml: is not UTF-8 text"):
         load_toolbox(tmp_path / "bytes.yaml")
 
 
