@@ -123,7 +123,7 @@ def _publish(main: click.Group) -> None:
         else:
             if older_than is not None or of_any_age or limit is not None:
                 raise click.UsageError("--older-than, --all and --limit only go with --undecided")
-            if file is None and sys.stdin.isatty():
+            if file is None and (sys.stdin is None or sys.stdin.isatty()):
                 raise click.UsageError("nothing to read: give a FILE, or - to type the lines here")
             events = publishing.read_events(file or click.get_text_stream("stdin", "utf-8", "surrogateescape"), ids=ids)
             count = len(events) if dry_run else asyncio.run(publishing.publish(settings(), events))

@@ -27,7 +27,7 @@ from ct_stream.probes.toolbox import ToolboxError
 from ct_stream.settings import Settings, SettingsError, load_settings
 from ct_stream.store.migrate import MigrationError
 from ct_stream.stream.topology import TopologyError
-from ct_stream.texts import for_json, for_terminal
+from ct_stream.texts import for_json, for_log, for_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -252,7 +252,8 @@ def moment_text(moment: datetime | None) -> str:
 
 
 def _cell(value: object) -> str:
-    return for_terminal(moment_text(value) if isinstance(value, datetime) else str("" if value is None else value))
+    """Return a cell as one line: a line break in it could look like another row."""
+    return for_log(moment_text(value) if isinstance(value, datetime) else str("" if value is None else value))
 
 
 def _plain(value: object) -> object:

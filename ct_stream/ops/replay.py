@@ -94,7 +94,7 @@ def _chosen(topic: str, all_of_it: list[TopicPartition], partition: int | None) 
         raise ServiceTrouble(f"topic {topic} is missing", "create it with `ct-stream topics`")
     chosen = [tp for tp in all_of_it if partition in (None, tp.partition)]
     if not chosen:
-        raise WrongInput([f"--partition {partition}: {topic} has 0 to {len(all_of_it) - 1}"])
+        raise WrongInput([f"--partition {partition}: {topic} has partitions 0 to {len(all_of_it) - 1}"])
     return chosen
 
 

@@ -35,7 +35,7 @@ def digest_of(package: Path) -> str:
     """Return a digest of the files of a package and of their names, in hexadecimal."""
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*")):
-        if file.suffix in _OURS:
+        if file.suffix in _OURS and not file.name.startswith(".") and file.is_file():
             content = file.read_bytes()
             digest.update(f"{file.relative_to(package).as_posix()}\0{len(content)}\0".encode())
             digest.update(content)

@@ -112,7 +112,7 @@ DECLARE
         'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since',
         'ct_count_try', 'ct_lock_try', 'ct_talks_wanted', 'ct_trial_talks', 'ct_set_guardrail', 'ct_end_trial',
         'ct_take_tier2', 'ct_answer_tier2',
-        'ct_take_alerts', 'ct_recorded_here', 'ct_written_here', 'ct_nearest', 'ct_opened_at'
+        'ct_take_alerts', 'ct_recorded_here', 'ct_written_here', 'ct_nearest', 'ct_next_number', 'ct_opened_at'
     ];
     of_people CONSTANT name[] := ARRAY['resume_guardrail', 'ct_accept_toolbox'];
     -- Triggers of the runbook's tables call them as whoever changes a row there.
@@ -123,7 +123,7 @@ DECLARE
     of_owner CONSTANT name[] := ARRAY[
         'ct_adopt', 'ct_alert', 'ct_alert_conflict', 'ct_alert_control', 'ct_alert_guardrail', 'ct_alert_stuck',
         'ct_guard_attempt', 'ct_end_adoption', 'ct_guard_company_target', 'ct_guard_errors', 'ct_guard_given', 'ct_guard_new_row',
-        'ct_guard_outcome', 'ct_guard_usage', 'ct_guard_worker', 'ct_is_adopted', 'ct_tier2_in_a_row'
+        'ct_guard_outcome', 'ct_guard_usage', 'ct_guard_worker', 'ct_is_adopted', 'ct_require_person', 'ct_tier2_in_a_row'
     ];
     made record;
     caller record;

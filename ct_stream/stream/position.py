@@ -186,7 +186,11 @@ async def lag(settings: Settings) -> int:
     names = names_of(settings)
     partitions = await partitions_of(settings, names.spine_created)
     if not partitions:
-        raise LagUnknown(f"topic {names.spine_created} is missing", "create it with `ct-stream topics`")
+        # Each broker learns of changed rights by itself: the one that is asked now may hide what another one showed.
+        raise LagUnknown(
+            f"topic {names.spine_created} is missing, or our Kafka login may not see it",
+            "create it with `ct-stream topics`",
+        )
     async with outside_consumer(settings) as consumer:
         ends = await consumer.end_offsets(partitions)
         begins = await consumer.beginning_offsets(partitions)

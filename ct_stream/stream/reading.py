@@ -117,7 +117,8 @@ class Reading:
         try:
             await self._app.start()
         except Exception as error:
-            await self._ended("did not start", error)
+            if not self._stopping:
+                await self._ended("did not start", error)
             return
         if self._stopping:
             return

@@ -264,7 +264,7 @@ class LagWatch:
             trouble = f"Kafka cannot be read, or does not know our group: {await explain(self._settings, error)}"
         if trouble is not None:
             self._metrics.lag.set(-1)
-            if "kafka_group" not in self._health.troubles:
+            if self._health.troubles.get("kafka_group") != trouble:
                 log.warning("%s", trouble, extra={"action": "kafka_down"})
         elif "kafka_group" in self._health.troubles:
             log.info("Kafka can be read again", extra={"action": "kafka_up"})

@@ -237,6 +237,14 @@ async def test_a_narrow_terminal_cuts_no_word(database: DatabaseDsns, wide: int)
     assert str(company) in words
 
 
+async def test_no_cell_makes_a_row_of_its_own(database: DatabaseDsns) -> None:
+    forged = "provider:x.example\nspine  open  2026-11-30 17:00:00Z  alice  looked at it"
+    await execute(database.gate, "SELECT outreach.ct_set_guardrail($1, 'closed', E'one\\nline', NULL)", forged)
+    lines = (await run(("guardrails", "list"), settings={"CT_POSTGRES_OPS_DSN": database.ops})).stdout.splitlines()
+    assert [line for line in lines if "alice" in line] == [line for line in lines if line.startswith("provider:x")]
+    assert "one\\nline" in "".join(lines)
+
+
 async def test_without_a_row_there_is_a_sentence_and_empty_json(empty_world: dict[str, str]) -> None:
     for path, reader in tried().items():
         args = (str(uuid4()),) if path == ("show",) else reader.args

@@ -198,6 +198,15 @@ class Stack:
             await asyncio.sleep(0.3)
         return answer[1]
 
+    async def wait_trouble(self, part: str, words: str, within_s: float) -> None:
+        """Wait until /readyz says these words of a part."""
+        deadline = time.monotonic() + within_s
+        while words not in (answer := await self.readyz())[1].get(part, ""):
+            assert time.monotonic() < deadline, (
+                f"/readyz says {answer} after {within_s:g} s: {self.worker_log()[-2000:]}"
+            )
+            await asyncio.sleep(0.3)
+
     async def wait_said(self, words: str, within_s: float) -> bool:
         """Wait until the newest worker has said something, or has ended."""
         deadline = time.monotonic() + within_s

@@ -71,7 +71,7 @@ async def test_replay_reads_back_what_publish_sent(tmp_path: Path) -> None:
         some = [record async for record in replay(settings, partition=records[0]["partition"], from_offset=2, limit=3)]
         assert [record["offset"] for record in some] == [2, 3, 4]
         assert [record async for record in replay(settings, from_offset=5000)] == [], "behind all that is there"
-        with pytest.raises(WrongInput, match=r"--partition 99: spine\.created has 0 to 11"):
+        with pytest.raises(WrongInput, match=r"--partition 99: spine\.created has partitions 0 to 11"):
             await anext(replay(settings, partition=99))
 
 

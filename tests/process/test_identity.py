@@ -23,6 +23,7 @@ def test_any_change_of_a_file_makes_another_version_and_what_python_compiles_doe
     seen = {digest_of(tmp_path)}
     (tmp_path / "__pycache__").mkdir()
     (tmp_path / "__pycache__" / "a.cpython-311.pyc").write_text("compiled")
+    (tmp_path / ".#a.py").symlink_to("somebody@edits")  # an editor's lock
     assert digest_of(tmp_path) in seen
     (tmp_path / "store" / "b.sql").write_text("mended")
     seen.add(digest_of(tmp_path))

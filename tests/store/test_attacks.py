@@ -128,6 +128,12 @@ async def test_nor_does_a_view_of_the_gates_give_them(
                     database.gate,
                     f"{view} ALTER VIEW v ALTER COLUMN {column} SET DEFAULT 7; INSERT INTO v ({names}) VALUES ({row})",
                 )
+            await run(
+                database.gate,
+                f"{view} ALTER VIEW v ALTER COLUMN {column} SET DEFAULT 7000;"
+                f" INSERT INTO v ({names}) OVERRIDING SYSTEM VALUE VALUES ({row})",
+            )
+            assert await value(database.admin, f"SELECT max({column}) < 7000 FROM outreach.{table}") is True
 
 
 async def test_an_outcome_is_published_now_whatever_the_gate_says(database: DatabaseDsns) -> None:
@@ -392,7 +398,10 @@ async def test_the_gate_writes_no_row_of_an_undecided_company(database: Database
 async def test_nor_by_a_trigger_of_its_own_one_that_says_something(database: DatabaseDsns) -> None:
     where = "DO $$ BEGIN EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO ct_gate', current_database()); END $$"
     await run(database.admin, where)
-    for column, word in (("email_method", "'evil@x.example'"), ("imo_completed_at", "now()")):
+    for column, word in (
+        ("email_method", "'evil@x.example'"), ("method_type", "'info'"), ("confidence_score", "0.95"),
+        ("is_catchall", "true"),
+    ):  # fmt: skip
         with pytest.raises(asyncpg.RestrictViolationError, match="the gate writes no row that is not final"):
             await run(
                 database.gate,
@@ -428,7 +437,7 @@ async def test_the_gate_adds_no_row_by_an_old_snapshot_whoever_it_is_at_the_end_
     try:
         await sly.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1; SET LOCAL ROLE ct_gate; TABLE pg_am")
         await run(database.gate, f"{RECORDED}, failure_code) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-I-NOT-FOUND')")
-        with pytest.raises(asyncpg.PostgresError, match=r"writes no row|changes no row|permission denied"):
+        with pytest.raises(asyncpg.PostgresError, match=r"writes no row|changes no row|no right of its own"):
             await sly.execute(f"{statement}; COMMIT")
     finally:
         await sly.close()
@@ -700,6 +709,8 @@ async def test_a_person_with_a_login_of_her_own_takes_over_nobody_elses(database
         {"value": json.dumps(EVENT | {"confidence_score": 99999})},
         {"value": json.dumps(EVENT | {"confidence_score": "x"})},
         {"value": json.dumps(EVENT | {"domain": "a.example"})},
+        {"value": json.dumps(EVENT | {"verified_by": "override"})},
+        {"value": json.dumps(EVENT | {"adr": 7})},
         {"value": json.dumps(EVENT | {"note": "x" * 1_000_000})}, {"reason": "x" * 10_000_001},
     ],
 )  # fmt: skip
@@ -719,7 +730,9 @@ FAILED: dict[str, Any] = {"outreach_id": OTHERS, "failure_code": "CT-M-NO-MX"}
     "changes",
     [
         {"retry_allowed": True}, {"retry_allowed": "false"}, {"blocking_reason": "another one"},
-        {"domain": "a.example"}, {"email_method": "x@a.example"}, {"confidence_score": 0.7},
+        {"domain": "a.example"}, {"email_method": "x@a.example"}, {"confidence_score": 0.7}, {"imo_stage": "I"},
+        {"verified_by": "smtp"}, {"decided_at": "2001-01-01T00:00:00.000Z"}, {"duration_ms": 5}, {"schema_version": 99},
+        {"email": "x@a.example"},
     ],
 )  # fmt: skip
 async def test_a_failure_is_published_as_it_is_recorded(database: DatabaseDsns, changes: dict[str, Any]) -> None:
@@ -732,7 +745,13 @@ async def test_a_failure_is_published_as_it_is_recorded(database: DatabaseDsns, 
     }
     with pytest.raises(asyncpg.CheckViolationError):
         await run(database.gate, published(**row, value=json.dumps(FAILED | changes)))
-    said = {"retry_allowed": False, "blocking_reason": "no MX", "domain": "b.example"}
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    said = {
+        "retry_allowed": False, "blocking_reason": "no MX", "domain": "b.example", "imo_stage": "M",
+        "schema_version": 1, "decided_at": f"{today}T12:00:00.123Z", "duration_ms": 12, "tools_used": ["TOOL-004"],
+        "correlation_id": "c",
+    }  # fmt: skip
+    row |= {"decided_at": f"{today} 12:00:00.123999Z", "duration_ms": "12"}
     await run(database.gate, published(**row, value=json.dumps(FAILED | said)))
 
 
@@ -741,17 +760,67 @@ async def test_a_failure_is_published_as_it_is_recorded(database: DatabaseDsns, 
     [
         ("company_target (outreach_id, execution_status, email_method, imo_completed_at)"
          f" VALUES ('{OTHERS}', 'failed', 'evil@x.example', now())", "email_method is"),
+        ("company_target (outreach_id, execution_status, imo_completed_at, method_type)"
+         f" VALUES ('{OTHERS}', 'failed', now(), 'info')", "method_type is"),
+        ("company_target (outreach_id, execution_status, imo_completed_at, confidence_score)"
+         f" VALUES ('{OTHERS}', 'failed', now(), 0.95)", "confidence_score is"),
+        ("company_target (outreach_id, execution_status, imo_completed_at, is_catchall)"
+         f" VALUES ('{OTHERS}', 'failed', now(), true)", "is_catchall is"),
         ("company_target_errors (outreach_id, failure_code, blocking_reason)"
-         f" VALUES ('{OTHERS}', 'CT-M-NO-MX', 'one'), ('{OTHERS}', 'CT-M-NO-MX', 'two')", "it has another one"),
+         f" VALUES ('{OTHERS}', 'CT-M-NO-MX', 'no MX'), ('{OTHERS}', 'CT-M-NO-MX', 'no MX')", "it has another one"),
+        ("company_target_errors (outreach_id, failure_code, blocking_reason)"
+         f" VALUES ('{OTHERS}', 'CT-M-NO-MX', 'try again')", "blocking_reason is"),
+        ("company_target_errors (outreach_id, failure_code, blocking_reason, imo_stage)"
+         f" VALUES ('{OTHERS}', 'CT-M-NO-MX', 'no MX', 'I')", "imo_stage is"),
+        ("company_target_errors (outreach_id, failure_code, blocking_reason, severity)"
+         f" VALUES ('{OTHERS}', 'CT-M-NO-MX', 'no MX', 'none')", "severity is"),
+        ("company_target_errors (outreach_id, failure_code, blocking_reason, pipeline_stage)"
+         f" VALUES ('{OTHERS}', 'CT-M-NO-MX', 'no MX', 'other')", "pipeline_stage is"),
+        (f"ct_unwritten (outreach_id, its_table) VALUES ('{OTHERS}', 'company_target')", "there is no final row"),
+        (f"ct_unwritten (outreach_id, its_table) VALUES ('{OTHERS}', 'company_target_errors')", "it was written"),
     ],
-    ids=["an address", "two failures"],
 )  # fmt: skip
-async def test_a_failure_has_no_address_and_is_one(database: DatabaseDsns, rows: str, wrong: str) -> None:
+async def test_what_is_said_of_a_failure_agrees(database: DatabaseDsns, rows: str, wrong: str) -> None:
     with pytest.raises(asyncpg.RestrictViolationError, match=f"contradicts what this transaction records: {wrong}"):
         await run(
             database.gate,
-            f"BEGIN; {RECORDED}, failure_code) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-M-NO-MX');"
+            f"BEGIN; {RECORDED}, failure_code, reason) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-M-NO-MX', 'no MX');"
             f"INSERT INTO outreach.{rows}; COMMIT",
+        )
+
+
+async def test_a_not_found_has_its_failure_unless_a_foreign_key_forbids_it(database: DatabaseDsns) -> None:
+    with pytest.raises(asyncpg.RestrictViolationError, match="it was written, or is to be"):
+        await run(
+            database.gate,
+            f"BEGIN; {RECORDED}, failure_code) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-I-NOT-FOUND');"
+            f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{OTHERS}', 'company_target_errors');"
+            "COMMIT",
+        )
+
+
+async def test_nobody_lends_a_persons_right_to_the_gate(database: DatabaseDsns) -> None:
+    """The log would name the gate."""
+    await run(
+        database.admin,
+        "CREATE SCHEMA shared; GRANT CREATE, USAGE ON SCHEMA shared TO PUBLIC; SET ROLE ct_ops;"
+        "CREATE FUNCTION shared.lent() RETURNS text LANGUAGE sql SECURITY DEFINER AS"
+        " $$ SELECT outreach.resume_guardrail('spine', 'restored') $$;"
+        "CREATE FUNCTION shared.lent_too() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS"
+        " $$ SELECT outreach.ct_accept_toolbox('{}', 'because') $$",
+    )
+    await run(database.gate, "SELECT outreach.ct_set_guardrail('spine', 'halted', 'empty', NULL)")
+    for call in ("lent", "lent_too"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="login ct_gate is not one of the people"):
+            await run(database.gate, f"SELECT shared.{call}()")
+        await run(database.ops, f"SELECT shared.{call}()")
+
+
+async def test_an_answer_without_a_word_is_none(database: DatabaseDsns) -> None:
+    with pytest.raises(asyncpg.PostgresError, match="needs its word"):
+        await run(
+            database.gate,
+            f"SELECT outreach.ct_answer_tier2('{uuid4()}', '{uuid4()}', NULL, 'why', NULL, 5, 5)",
         )
 
 
@@ -871,6 +940,7 @@ _ANOTHER = outcome()
 OF_ANOTHER = {
     "outreach_id": str(_ANOTHER.outreach_id), "key": str(_ANOTHER.outreach_id), "value": _ANOTHER.value.decode(),
     "headers": headers_to_json(_ANOTHER.headers), "domain": _ANOTHER.verdict.domain,
+    "decided_at": _ANOTHER.decided_at.isoformat(), "duration_ms": _ANOTHER.duration_ms,
 }  # fmt: skip
 WHOLE = json.loads(headers_to_json(outcome(UUID(OTHERS)).headers))
 FAILS = json.loads(headers_to_json(outcome(UUID(OTHERS), NO_MX).headers))
@@ -899,7 +969,7 @@ async def test_headers_that_are_not_the_gates_are_not_published_and_keep_nothing
             await run(database.admin, "UPDATE outreach.ct_outcomes SET publish_until = now() - interval '1 hour'")
             assert isinstance(await ledger.claim(UUID(OTHERS)), NotOurs), "and its event is not in hand for ever"
             claimed = {one.outreach_id for one in await ledger.claim_unpublished(10)}
-    assert claimed == {whole.outreach_id, UUID(OF_ANOTHER["outreach_id"])}
+    assert claimed == {whole.outreach_id, _ANOTHER.outreach_id}
 
 
 async def test_a_pass_has_no_failure_not_even_one_without_a_code(database: DatabaseDsns) -> None:
@@ -944,12 +1014,17 @@ async def test_a_months_money_stays_in_its_month_whatever_the_sessions_time_zone
 
 
 async def test_a_note_opens_no_row_to_the_gate(database: DatabaseDsns) -> None:
-    await run(database.admin, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')")
-    await run(
-        database.gate,
+    records = (
         f"BEGIN; {published()};"
-        f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{OTHERS}', 'company_target'); COMMIT",
+        f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{OTHERS}', 'company_target'); COMMIT"
     )
+    for row in ("SELECT 1", f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{OTHERS}')"):
+        await run(database.admin, row)
+        with pytest.raises(asyncpg.RestrictViolationError, match="there is no final row to leave alone"):
+            await run(database.gate, records)
+    await run(database.admin, "UPDATE outreach.company_target SET execution_status = 'blocked'")
+    await run(database.gate, records)
+    await run(database.admin, "UPDATE outreach.company_target SET execution_status = 'pending'")
     with pytest.raises(asyncpg.RestrictViolationError, match="the gate writes no row that is not final"):
         await run(database.gate, "UPDATE outreach.company_target SET email_method = 'evil@a.example'")
 

@@ -565,5 +565,8 @@ async def test_three_hangs_at_one_place_in_the_window_are_told_until_a_person_re
         assert await hung_again(db, 600, 3) is None
         await p.admin.execute("UPDATE outreach.ct_guardrails SET since = '-infinity'")
         assert await hung_again(db, 600, 3) == again
-        await p.admin.execute("UPDATE outreach.ct_watchdog_exits SET at = at - interval '11 minutes' WHERE exit_id = 1")
+        await p.admin.execute(
+            "UPDATE outreach.ct_watchdog_exits SET at = at - interval '11 minutes'"
+            " WHERE exit_id = (SELECT min(e.exit_id) FROM outreach.ct_watchdog_exits AS e)"
+        )
         assert await hung_again(db, 600, 3) is None

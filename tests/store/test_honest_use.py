@@ -154,6 +154,89 @@ async def test_people_write_through_a_view_without_a_right_on_our_schema(databas
     )
 
 
+@pytest.mark.parametrize("kind", ["a role that changed in a session", "a trigger in the gate's own statement"])
+async def test_a_hub_uses_its_own_rights_whoever_asked_it(database: DatabaseDsns, kind: str) -> None:
+    """The rights of a hub's role count, not those of the session: it may be the gate's, or an administrator's."""
+    company, sibling = outcome(), uuid4()
+    await run(
+        database.admin,
+        role("hub") + "CREATE SCHEMA hub; GRANT ALL ON SCHEMA hub TO hub; GRANT USAGE ON SCHEMA outreach TO hub;"
+        "GRANT SELECT, INSERT (outreach_id, email_method), UPDATE (email_method) ON outreach.company_target TO hub;"
+        f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{sibling}'); SET ROLE hub;"
+        "CREATE FUNCTION hub.guess() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN"
+        f" IF NEW.outreach_id <> '{sibling}' THEN"
+        f"  UPDATE outreach.company_target SET email_method = 'guess' WHERE outreach_id = '{sibling}'; END IF;"
+        " RETURN NULL; END $$",
+    )
+    if kind.startswith("a role"):
+        await run(database.admin, "SET ROLE hub; UPDATE outreach.company_target SET email_method = 'guess'")
+        await run(
+            database.admin,
+            f"SET ROLE hub; INSERT INTO outreach.company_target (outreach_id, email_method) VALUES ('{uuid4()}', 'x')",
+        )
+    else:
+        await run(
+            database.admin,
+            "CREATE TRIGGER guess AFTER INSERT ON outreach.company_target FOR EACH ROW EXECUTE FUNCTION hub.guess()",
+        )
+    await record(database, company)
+    rows = f"SELECT execution_status, email_method FROM outreach.company_target WHERE outreach_id = '{sibling}'"
+    assert await fetch(database.admin, rows) == [("pending", "guess")]
+
+
+@pytest.mark.parametrize("default", ["email_method SET DEFAULT ''", "imo_completed_at SET DEFAULT now()"])
+async def test_a_hubs_trigger_names_another_company_whatever_their_columns_have_by_default(
+    database: DatabaseDsns, default: str
+) -> None:
+    parent, company = uuid4(), outcome()
+    await run(
+        database.admin,
+        f"ALTER TABLE outreach.company_target ALTER {default};"
+        "CREATE FUNCTION public.parent() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f" IF NEW.outreach_id <> '{parent}' THEN INSERT INTO outreach.company_target (outreach_id) VALUES ('{parent}')"
+        " ON CONFLICT DO NOTHING; END IF; RETURN NEW; END $$;"
+        "CREATE TRIGGER parent AFTER INSERT ON outreach.company_target FOR EACH ROW EXECUTE FUNCTION public.parent()",
+    )
+    await record(database, company)
+    assert len(await fetch(database.admin, "SELECT outreach_id FROM outreach.company_target")) == 2
+
+
+@pytest.mark.parametrize("when", ["BEFORE", "AFTER"])
+async def test_a_trigger_closes_older_failures(database: DatabaseDsns, when: str) -> None:
+    company = outcome(verdict=NO_MX)
+    await run(
+        database.admin,
+        "CREATE FUNCTION public.close_older() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN"
+        " UPDATE outreach.company_target_errors SET resolved_at = now()"
+        " WHERE outreach_id = NEW.outreach_id AND error_id <> NEW.error_id; RETURN NEW; END $$;"
+        f"CREATE TRIGGER close_older {when} INSERT ON outreach.company_target_errors"
+        " FOR EACH ROW EXECUTE FUNCTION public.close_older();"
+        "INSERT INTO outreach.company_target_errors (outreach_id, failure_code, pipeline_stage, blocking_reason)"
+        f" VALUES ('{company.outreach_id}', 'LEGACY', 'x', 'x')",
+    )
+    await record(database, company)
+    rows = "SELECT failure_code, resolved_at IS NULL FROM outreach.company_target_errors"
+    assert sorted(await fetch(database.admin, rows)) == [("CT-M-NO-MX", True), ("LEGACY", False)]
+
+
+async def test_views_may_belong_to_a_role_that_has_grants_only(database: DatabaseDsns) -> None:
+    await run(
+        database.admin,
+        role("api_owner") + role("web") + "CREATE SCHEMA api; GRANT USAGE, CREATE ON SCHEMA api TO api_owner;"
+        "GRANT USAGE ON SCHEMA api TO web; GRANT USAGE ON SCHEMA outreach TO api_owner;"
+        "GRANT ALL ON outreach.company_target TO api_owner; SET ROLE api_owner;"
+        "CREATE VIEW api.companies AS SELECT * FROM outreach.company_target; GRANT ALL ON api.companies TO web",
+    )
+    await run(
+        database.admin,
+        f"SET SESSION AUTHORIZATION web; INSERT INTO api.companies (outreach_id) VALUES ('{uuid4()}');"
+        "UPDATE api.companies SET email_method = 'guess'; UPDATE api.companies SET execution_status = 'blocked'",
+    )
+    assert await fetch(database.admin, "SELECT execution_status, email_method FROM outreach.company_target") == [
+        ("blocked", "guess")
+    ]
+
+
 async def test_row_security_with_a_policy_for_the_gate_keeps_no_company_undecided(database: DatabaseDsns) -> None:
     """Also not one whose row was final before: it is looked at, and noted as left alone."""
     found, adopted = outcome(), outcome()

@@ -27,6 +27,7 @@ CALLS = {
     " 'vendor', 50, 10000, 50, 0.004, 30, 1, 5)",
     "ct_answer_tier2": "SELECT outreach.ct_answer_tier2({id}, {id}, 'no_answer', 'none came', 'a wrong key', 5, 5)",
     "ct_accept_toolbox": "SELECT outreach.ct_accept_toolbox('{{}}', 'because')",
+    "ct_next_number": "SELECT outreach.ct_next_number('ct_refusals')",
     "ct_is_decided": "SELECT outreach.ct_is_decided({id}, 'company_target')",
     "ct_left_the_spine": "SELECT outreach.ct_left_the_spine({id})",
     "resume_guardrail": "SELECT outreach.resume_guardrail('tool:TOOL-005', 'delisted')",

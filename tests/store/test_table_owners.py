@@ -371,15 +371,29 @@ VIEW_OF_THE_GATES = (
         " WITH CHECK OPTION; GRANT ALL ON shared.mine TO app_owner",
         "CREATE VIEW shared.mine AS SELECT outreach_id, upper(execution_status) AS execution_status"
         " FROM outreach.company_target; GRANT ALL ON shared.mine TO app_owner",
+        "CREATE VIEW shared.mine AS SELECT * FROM shared.leads AS l WHERE NOT EXISTS"
+        " (SELECT t.outreach_id FROM outreach.company_target AS t WHERE t.outreach_id = l.outreach_id);"
+        "GRANT ALL ON shared.mine TO app_owner",
+        "CREATE VIEW shared.mine AS SELECT * FROM outreach.company_target; GRANT ALL ON shared.mine TO app_owner;"
+        "CREATE FUNCTION shared.nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;"
+        "CREATE TRIGGER nothing INSTEAD OF INSERT ON shared.mine FOR EACH ROW EXECUTE FUNCTION shared.nothing()",
     ],
     ids=[
         "no right of its own", "a narrow view", "one column", "a view of another table", "a view of its own rights",
-        "a view of what waits", "a view of other words",
+        "a view of what waits", "a view of other words", "a view that only looks", "a view that does nothing",
     ],
 )  # fmt: skip
-async def test_nobody_writes_final_rows_through_a_view_of_the_gates(database: DatabaseDsns, own: str) -> None:
+@pytest.mark.parametrize("knows_the_schema", [True, False])
+async def test_nobody_writes_rows_through_a_view_of_the_gates(
+    database: DatabaseDsns, own: str, knows_the_schema: bool
+) -> None:
     await run(database.admin, VIEW_OF_THE_GATES)
-    await run(database.admin, own)
+    await run(
+        database.admin,
+        "CREATE TABLE shared.leads (outreach_id uuid, email_method text, execution_status text);"
+        f"{'GRANT' if knows_the_schema else 'REVOKE'} USAGE ON SCHEMA outreach"
+        f" {'TO' if knows_the_schema else 'FROM'} app_owner; {own}",
+    )
     never_there = outcome(verdict=NOT_FOUND)
     async with opened(database.gate) as db:
         ledger = Ledger(db)
@@ -389,8 +403,42 @@ async def test_nobody_writes_final_rows_through_a_view_of_the_gates(database: Da
         "(outreach_id, execution_status) VALUES (gen_random_uuid(), 'ready')",
         f"(outreach_id, email_method) VALUES ('{never_there.outreach_id}', 'evil@x.example')",
     ):
-        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="app_owner has no right of its own to write"):
+        refused = "app_owner has no right of its own to write" if knows_the_schema else "permission denied for schema"
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match=refused):
             await run(database.admin, f"SET SESSION AUTHORIZATION app_owner; INSERT INTO shared.v {row}")
+
+
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
+@pytest.mark.parametrize(
+    "own", ["SELECT 1", "GRANT ALL ON shared.mine TO ct_ops"], ids=["", "with a view of the owner's"]
+)
+async def test_no_person_of_the_gates_writes_through_its_view(database: DatabaseDsns, own: str, level: str) -> None:
+    """Nor in a transaction that began before a company was decided."""
+    await run(database.admin, VIEW_OF_THE_GATES)
+    await run(
+        database.admin,
+        "GRANT ALL ON shared.v TO ct_ops; GRANT USAGE ON SCHEMA shared TO ct_ops;"
+        f"CREATE VIEW shared.mine AS SELECT * FROM outreach.company_target; {own}",
+    )
+    never_there = outcome(verdict=NOT_FOUND)
+    await run(database.admin, f"INSERT INTO outreach.company_target (outreach_id) VALUES ('{never_there.outreach_id}')")
+    for statement in (
+        f"INSERT INTO shared.v (outreach_id, email_method) VALUES ('{uuid4()}', 'evil@x.example')",
+        f"INSERT INTO shared.v (outreach_id, method_type, confidence_score) VALUES ('{uuid4()}', 'info', 0.9)",
+        f"INSERT INTO shared.v (outreach_id, execution_status) VALUES ('{uuid4()}', 'ready')",
+        "UPDATE shared.v SET email_method = 'evil@x.example'",
+    ):
+        person: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.ops)
+        try:
+            await person.execute(f"BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM outreach.ct_outcomes")
+            async with opened(database.gate) as db:
+                ledger = Ledger(db)
+                async with running(*ledger.batches):
+                    await ledger.record(never_there)
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="ct_ops has no right of its own to write"):
+                await person.execute(statement)
+        finally:
+            await person.close()
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["written first", "noted first"])

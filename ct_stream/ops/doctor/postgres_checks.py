@@ -247,15 +247,17 @@ async def _public(gate: _GateLogin) -> Seen:
 async def _objects(gate: _GateLogin) -> Seen:
     """Look whether the gate's login may make views and functions of its own.
 
-    In such a view, a column's default lets it write columns that it has no right on (triggers of our tables know that,
-    but not what others' columns should hold).
+    By a column's default in such a view it could write columns that it has no right on. Our own columns are guarded
+    against that by triggers, others' columns are not.
     """
     schemas = [name for name in gate.seen["creates_in"] if name != "public" or not gate.seen["public_is_open"]]
-    places = [f"schema {name}" for name in schemas]
+    places = [f"in schema {name}" for name in schemas]
     remedies = [f"REVOKE CREATE ON SCHEMA {name} FROM PUBLIC, or from the role that has it" for name in schemas]
     if gate.seen["creates_temporary"]:
         places.append("temporary ones")
-        remedies.append(f"REVOKE TEMPORARY ON DATABASE {gate.seen['database']} FROM PUBLIC")
+        remedies.append(
+            f"REVOKE TEMPORARY ON DATABASE {gate.seen['database']} FROM PUBLIC, or from the role that has it"
+        )
     if not places:
         return ()
     return Check(

@@ -139,9 +139,9 @@ def _undecided(row: Recorded, events: Sequence[Event], marks: Marks) -> Iterator
         return
     if not events:
         if row.in_spine and row.is_spine_old:
-            yield _of(row, Kind.SPINE_WITHOUT_OUTCOME, "no readable event of it is on the topic")
+            yield _of(row, Kind.SPINE_WITHOUT_OUTCOME, "no readable event of this company is on the topic")
         elif row.in_spine and row.is_spine_old is None:
-            yield _of(row, Kind.SPINE_OF_UNKNOWN_AGE, "no readable event of it is on the topic")
+            yield _of(row, Kind.SPINE_OF_UNKNOWN_AGE, "no readable event of this company is on the topic")
         return
     for event in events:
         if event.offset < marks.committed.get(event.partition, 0):

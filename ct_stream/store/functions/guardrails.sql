@@ -137,6 +137,16 @@ BEGIN
     END IF;
 END $$;
 
+-- The log names the login of the session. Others could lend it this right, by a function of theirs that it calls.
+CREATE OR REPLACE FUNCTION outreach.ct_require_person() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT pg_has_role(session_user, 'ct_ops', 'MEMBER') AND NOT pg_has_role(session_user, 'ct_owner', 'MEMBER') THEN
+        RAISE EXCEPTION 'login % is not one of the people: grant it ct_ops', session_user
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END $$;
+
 -- For people (ct_ops): open a paused, closed or halted guardrail, with a reason for the log. TOOL-005 goes on trial
 -- first: see ct_begin_probes. The evidence of before is void by its time (ct_opened_at, ct_stream/gate/evidence.py), and
 -- workers wake who waits (ct_wake_sleepers): a person's transaction may stay open for as long as a lunch, so it locks
@@ -151,6 +161,7 @@ BEGIN
     IF why IS NULL OR why !~ '[^[:space:]]' OR length(why) > 1000 THEN
         RAISE EXCEPTION 'a reason is needed to resume %, of at most 1000 characters', rail;
     END IF;
+    PERFORM outreach.ct_require_person();
     PERFORM outreach.ct_require_fresh();
     -- One that is open is not locked: the gate must be able to halt at any moment. Waiting here would lock a row that has
     -- meanwhile been opened, even though it is not returned: nobody waits, and the error gives such a lock back.
@@ -193,6 +204,7 @@ BEGIN
     IF length(accepted::text) > 100000 THEN
         RAISE EXCEPTION 'a toolbox has at most 100000 characters as JSON';
     END IF;
+    PERFORM outreach.ct_require_person();
     INSERT INTO outreach.ct_toolboxes (toolbox, reason) VALUES (accepted, why) RETURNING ordinal INTO made;
     RETURN made;
 END $$;

@@ -12,6 +12,7 @@ BEGIN
             RETURN NEW;
         END IF;
         -- What the database gives, as in ct_guard_given.
+        NEW.ordinal := outreach.ct_next_number('ct_outcomes');
         NEW.source := 'gate';
         NEW.recorded_at := clock_timestamp();
         NEW.recorded_in := pg_current_xact_id();
@@ -41,7 +42,18 @@ BEGIN
                 OR event ? 'domain' AND event ->> 'domain' IS DISTINCT FROM NEW.domain
                 OR event ? 'blocking_reason' AND event ->> 'blocking_reason' IS DISTINCT FROM left(NEW.reason, 1000)
                 OR event ? 'retry_allowed' AND event -> 'retry_allowed' <> 'false'
-                OR NEW.outcome = 'FAIL' AND event ?| ARRAY['email_method', 'method_type', 'confidence_score', 'is_catchall']
+                OR event ? 'imo_stage' AND event ->> 'imo_stage' IS DISTINCT FROM substr(NEW.failure_code, 4, 1)
+                OR event ? 'verified_by' AND event ->> 'verified_by' NOT IN ('smtp', 'catch_all', 'tier2')
+                OR event ? 'duration_ms' AND event ->> 'duration_ms' IS DISTINCT FROM NEW.duration_ms::text
+                OR event ? 'schema_version' AND event -> 'schema_version' <> '1'
+                OR event ? 'decided_at' AND event ->> 'decided_at' IS DISTINCT FROM
+                    to_char(NEW.decided_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
+                -- schemas/ct.pass.v1.json and ct.fail.v1.json
+                OR event - ARRAY['schema_version', 'outreach_id', 'domain', 'tools_used', 'correlation_id', 'decided_at',
+                    'duration_ms'] - (CASE NEW.outcome
+                        WHEN 'PASS' THEN ARRAY['email_method', 'method_type', 'confidence_score', 'is_catchall', 'verified_by']
+                        ELSE ARRAY['failure_code', 'imo_stage', 'blocking_reason', 'retry_allowed']
+                    END) <> '{}'
                 OR NEW.outcome = 'PASS' AND event ? 'confidence_score' AND (
                     jsonb_typeof(event -> 'confidence_score') <> 'number'
                     OR (event ->> 'confidence_score')::numeric NOT BETWEEN 0 AND 1
@@ -74,14 +86,29 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- What the database gives to a new row, it gives whatever a view says. The rights on columns do not cover that: a view
--- may have defaults of its own, and Postgres asks for a right only on columns that a statement names.
+-- The next number of one of our tables. The gate has no right on the sequences, and may name no number.
+CREATE OR REPLACE FUNCTION outreach.ct_next_number(its_table text) RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT nextval(CASE its_table
+        WHEN 'ct_outcomes' THEN pg_get_serial_sequence('outreach.ct_outcomes', 'ordinal')
+        WHEN 'ct_refusals' THEN pg_get_serial_sequence('outreach.ct_refusals', 'refusal_id')
+        WHEN 'ct_watchdog_exits' THEN pg_get_serial_sequence('outreach.ct_watchdog_exits', 'exit_id')
+    END::regclass)
+$$;
+
+-- The database gives these columns their values here. The rights on columns do not cover that: a view of the gate's may
+-- have defaults of its own, and Postgres asks for a right only on columns that a statement names.
 CREATE OR REPLACE FUNCTION outreach.ct_guard_given() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     -- A restore by the owner keeps what was given then.
     IF NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'USAGE') THEN
         NEW.at := clock_timestamp();
+        IF TG_TABLE_NAME = 'ct_refusals' THEN
+            NEW.refusal_id := outreach.ct_next_number('ct_refusals');
+        ELSIF TG_TABLE_NAME = 'ct_watchdog_exits' THEN
+            NEW.exit_id := outreach.ct_next_number('ct_watchdog_exits');
+        END IF;
     END IF;
     RETURN NEW;
 END $$;
@@ -244,7 +271,9 @@ BEGIN
             END IF;
         END IF;
     -- Where rows are replicated from, the cascade has deleted them one by one.
-    ELSIF pg_trigger_depth() > 1 OR current_setting('session_replication_role') = 'replica' THEN
+    ELSIF OLD.execution_status::text IN ('ready', 'failed', 'blocked')
+        AND (pg_trigger_depth() > 1 OR current_setting('session_replication_role') = 'replica')
+    THEN
         IF outreach.ct_left_the_spine(OLD.outreach_id::uuid) THEN
             RETURN OLD;
         END IF;
@@ -365,56 +394,16 @@ DECLARE
     wrong text;
     a_day CONSTANT interval := '24 hours';  -- '1 day' may have 25
     root CONSTANT oid := coalesce(pg_partition_root(TG_RELID), TG_RELID);
-    its_column CONSTANT text := CASE TG_ARGV[0] WHEN 'company_target' THEN 'execution_status'
-        WHEN 'ct_unwritten' THEN 'its_table' ELSE 'failure_code' END;
+    owner CONSTANT oid := (SELECT c.relowner FROM pg_class AS c WHERE c.oid = root);
     is_final boolean := true;
+    says_something boolean := true;
+    -- Who may write this one may write such a row; NULL: any column.
+    its_column text := CASE TG_ARGV[0] WHEN 'company_target' THEN 'execution_status' WHEN 'ct_unwritten' THEN 'its_table'
+        ELSE 'failure_code' END;
 BEGIN
-    IF TG_ARGV[0] = 'company_target' THEN  -- of a partition the name is another one
-        is_final := coalesce(NEW.execution_status::text, '') IN ('ready', 'failed', 'blocked');
-    END IF;
-    -- Others come by a right of their own, on the table or on a view of its owner's. Who has only the view, and no right on
-    -- this schema, could not even ask: no name in it is used before this is known.
-    IF pg_has_role(current_user, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = TG_RELID), 'USAGE') THEN
-        RETURN NULL;
-    END IF;
-    IF NOT pg_has_role(current_user, 'ct_gate', 'USAGE') THEN
-        IF has_column_privilege(current_user, root, its_column, TG_OP) THEN
-            RETURN NULL;
-        END IF;
-        -- An importer that names companies, and says nothing of them.
-        IF NOT is_final AND TG_OP = 'INSERT' AND has_any_column_privilege(current_user, root, TG_OP) THEN
-            IF NEW.email_method IS NULL AND NEW.imo_completed_at IS NULL THEN
-                RETURN NULL;
-            END IF;
-        END IF;
-        IF NOT has_schema_privilege(current_user, (SELECT c.relnamespace FROM pg_class AS c WHERE c.oid = root), 'USAGE')
-            AND EXISTS (
-            WITH RECURSIVE seen_through (rel) AS (
-                SELECT root
-                UNION
-                SELECT r.ev_class FROM seen_through AS s
-                JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = s.rel
-                    AND d.classid = 'pg_rewrite'::regclass
-                JOIN pg_rewrite AS r ON r.oid = d.objid
-                JOIN pg_class AS v ON v.oid = r.ev_class AND v.relkind = 'v'
-                WHERE pg_has_role(v.relowner, (SELECT c.relowner FROM pg_class AS c WHERE c.oid = root), 'USAGE')
-                    AND NOT EXISTS (
-                        SELECT o.option_name FROM pg_options_to_table(v.reloptions) AS o
-                        WHERE o.option_name = 'security_invoker' AND o.option_value::boolean
-                    )
-            )
-            SELECT s.rel FROM seen_through AS s
-            JOIN pg_attribute AS a ON a.attrelid = s.rel AND a.attnum > 0 AND NOT a.attisdropped
-            WHERE s.rel <> root AND (a.attname = its_column OR NOT is_final)
-                AND has_column_privilege(current_user, s.rel, a.attnum, TG_OP)
-                AND pg_column_is_updatable(s.rel, a.attnum, false)
-        ) THEN
-            RETURN NULL;
-        END IF;
-    END IF;
     -- Column by column: others may have columns that are large, or hold what jsonb cannot.
-    IF TG_ARGV[0] = 'company_target' THEN
-        -- A trigger of others that runs as the gate, and writes their own columns.
+    IF TG_ARGV[0] = 'company_target' THEN  -- of a partition the name is another one
+        -- Others write their own columns, and so do triggers of theirs that run as the gate.
         IF TG_OP = 'UPDATE' THEN
             IF (NEW.outreach_id, NEW.email_method::text COLLATE "C", NEW.method_type::text COLLATE "C",
                     NEW.confidence_score, NEW.confidence_score::text COLLATE "C", NEW.is_catchall::text COLLATE "C",
@@ -426,20 +415,78 @@ BEGIN
                 RETURN NULL;
             END IF;
         END IF;
+        is_final := coalesce(NEW.execution_status::text, '') IN ('ready', 'failed', 'blocked');
+        IF NOT is_final THEN
+            -- More than that there is such a company. Their columns may have defaults.
+            says_something := coalesce(NEW.email_method::text, '') <> '' OR coalesce(NEW.method_type::text, '') <> ''
+                OR coalesce(NEW.confidence_score::text, '') !~ '^[0.]*$'
+                OR coalesce(NEW.is_catchall::text, '') IN ('true', '1');
+            its_column := CASE WHEN says_something THEN 'email_method' END;
+        END IF;
+    END IF;
+    -- Others come by a right of their own, on the table or on a view of its owner's. Who has only the view may have no right
+    -- on this schema, and could not even ask: no name in it is used before this is known.
+    IF pg_has_role(current_user, owner, 'USAGE') THEN
+        RETURN NULL;
+    END IF;
+    IF NOT pg_has_role(current_user, 'ct_gate', 'USAGE') THEN
+        IF its_column IS NULL AND has_any_column_privilege(current_user, root, TG_OP)
+            OR has_column_privilege(current_user, root, its_column, TG_OP)
+            OR has_column_privilege(current_user, TG_RELID, its_column, TG_OP)
+        THEN
+            RETURN NULL;
+        END IF;
+        -- Not for the gate's own people: a view of the gate's could be what they come through.
+        IF NOT pg_has_role(current_user, 'ct_ops', 'MEMBER') AND NOT pg_has_role(current_user, 'ct_gate', 'MEMBER') THEN
+            IF EXISTS (
+                WITH RECURSIVE seen_through (rel) AS (
+                    SELECT root
+                    UNION
+                    SELECT r.ev_class FROM seen_through AS s
+                    JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = s.rel
+                        AND d.classid = 'pg_rewrite'::regclass AND (
+                            its_column IS NULL OR d.refobjsubid = (
+                                SELECT a.attnum FROM pg_attribute AS a WHERE a.attrelid = s.rel AND a.attname = its_column
+                            )
+                        )
+                    JOIN pg_rewrite AS r ON r.oid = d.objid
+                    JOIN pg_class AS v ON v.oid = r.ev_class AND v.relkind = 'v' AND NOT v.relhastriggers
+                    WHERE (
+                        pg_has_role(v.relowner, owner, 'USAGE')
+                        OR NOT pg_has_role(v.relowner, 'ct_gate', 'MEMBER')
+                            AND has_any_column_privilege(v.relowner, root, TG_OP)
+                            AND coalesce(has_column_privilege(v.relowner, root, its_column, TG_OP), true)
+                    ) AND NOT EXISTS (
+                        SELECT o.option_name FROM pg_options_to_table(v.reloptions) AS o
+                        WHERE o.option_name = 'check_option' OR o.option_name = 'security_invoker' AND o.option_value::boolean
+                    )
+                )
+                SELECT s.rel FROM seen_through AS s
+                JOIN pg_attribute AS a ON a.attrelid = s.rel AND a.attnum > 0 AND NOT a.attisdropped
+                WHERE s.rel <> root AND a.attname = coalesce(its_column, a.attname)
+                    AND has_column_privilege(current_user, s.rel, a.attnum, TG_OP)
+                    AND pg_column_is_updatable(s.rel, a.attnum, false)
+            ) THEN
+                RETURN NULL;
+            END IF;
+        END IF;
+    END IF;
+    IF TG_ARGV[0] = 'company_target' THEN
         -- A company that is not decided yet, as everybody sees it now. The gate has nothing to say of it; triggers of
         -- others may.
         IF NOT is_final THEN
-            -- Or who may become it: a role may be given up inside a statement.
-            IF pg_has_role(current_user, 'ct_gate', 'USAGE') OR pg_has_role(session_user, 'ct_gate', 'MEMBER') THEN
-                -- A trigger of others, run as the gate, may name a company, and say nothing of it.
-                IF pg_trigger_depth() = 1 OR NEW.email_method IS NOT NULL OR NEW.imo_completed_at IS NOT NULL THEN
-                    IF NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
-                        RAISE EXCEPTION 'company_target: the gate writes no row that is not final (%, %)', NEW.outreach_id,
-                            NEW.execution_status USING ERRCODE = 'restrict_violation';
-                    END IF;
+            -- A trigger of others, run as the gate, may name a company, and say nothing of it.
+            IF pg_trigger_depth() = 1 OR says_something THEN
+                IF NOT has_function_privilege(current_user, 'outreach.ct_recorded_here(uuid)', 'EXECUTE') THEN
+                    RAISE EXCEPTION 'company_target: % has no right of its own to write the row of %', current_user,
+                        NEW.outreach_id USING ERRCODE = 'insufficient_privilege';
                 END IF;
-                PERFORM outreach.ct_require_fresh();
+                IF NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
+                    RAISE EXCEPTION 'company_target: the gate writes no row that is not final (%, %)', NEW.outreach_id,
+                        NEW.execution_status USING ERRCODE = 'restrict_violation';
+                END IF;
             END IF;
+            PERFORM outreach.ct_require_fresh();
             -- A note that a row was left alone does not count: this one may be that row.
             IF NOT outreach.ct_is_decided(NEW.outreach_id::uuid, '') THEN
                 RETURN NULL;
@@ -447,14 +494,14 @@ BEGIN
         END IF;
     END IF;
     IF NOT has_function_privilege(current_user, 'outreach.ct_recorded_here(uuid)', 'EXECUTE') THEN
-        RAISE EXCEPTION '%: % has no right of its own to write the row of %, which is decided or would be final',
-            TG_ARGV[0], current_user, NEW.outreach_id USING ERRCODE = 'insufficient_privilege';
+        RAISE EXCEPTION '%: % has no right of its own to write the row of %', TG_ARGV[0], current_user, NEW.outreach_id
+            USING ERRCODE = 'insufficient_privilege';
     END IF;
     IF NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
         RAISE EXCEPTION '%: the outcome of % was not recorded by this transaction', TG_ARGV[0], NEW.outreach_id
             USING ERRCODE = 'restrict_violation';
     END IF;
-    SELECT o.outcome, o.failure_code, o.value, o.decided_at INTO said
+    SELECT o.outcome, o.failure_code, o.reason, o.value, o.decided_at INTO said
         FROM outreach.ct_outcomes AS o WHERE o.outreach_id = NEW.outreach_id::uuid;
     IF TG_ARGV[0] = 'company_target' THEN
         event := convert_from(said.value, 'UTF8');
@@ -465,8 +512,13 @@ BEGIN
             -- Triggers of others may set it, and it may be a date.
             WHEN (NEW.imo_completed_at::timestamptz BETWEEN said.decided_at - a_day AND said.decided_at + a_day) IS NOT TRUE
                 THEN format('imo_completed_at is %L', NEW.imo_completed_at::text)
-            WHEN said.outcome <> 'PASS' THEN
-                CASE WHEN NEW.email_method::text <> '' THEN format('email_method is %L', NEW.email_method::text) END
+            -- Triggers of others may write nothing in another way.
+            WHEN said.outcome <> 'PASS' THEN CASE
+                WHEN NEW.email_method::text <> '' THEN format('email_method is %L', NEW.email_method::text)
+                WHEN NEW.method_type::text <> '' THEN format('method_type is %L', NEW.method_type::text)
+                WHEN NEW.confidence_score::text !~ '^[0.]*$' THEN format('confidence_score is %L', NEW.confidence_score::text)
+                WHEN NEW.is_catchall::text IN ('true', '1') THEN format('is_catchall is %L', NEW.is_catchall::text)
+            END
             WHEN event IS NULL THEN 'nothing is published of it'
             WHEN NEW.email_method::text COLLATE "C" IS DISTINCT FROM event ->> 'email_method'
                 THEN format('email_method is %L', NEW.email_method::text)
@@ -480,6 +532,16 @@ BEGIN
     ELSIF TG_ARGV[0] = 'company_target_errors' THEN
         IF said.outcome <> 'FAIL' OR NEW.failure_code::text COLLATE "C" IS DISTINCT FROM said.failure_code THEN
             wrong := format('failure_code is %L', NEW.failure_code::text);
+        ELSIF NEW.blocking_reason::text COLLATE "C" IS DISTINCT FROM said.reason THEN
+            wrong := format('blocking_reason is %L', NEW.blocking_reason::text);
+        ELSIF NEW.imo_stage::text <> substr(said.failure_code, 4, 1) THEN
+            wrong := format('imo_stage is %L', NEW.imo_stage::text);
+        ELSIF NEW.pipeline_stage::text <> 'company_target_imo' THEN
+            wrong := format('pipeline_stage is %L', NEW.pipeline_stage::text);
+        ELSIF NEW.severity::text <> 'blocking' THEN
+            wrong := format('severity is %L', NEW.severity::text);
+        ELSIF NEW.stack_trace IS NOT NULL THEN
+            wrong := 'it has a stack_trace';
         ELSIF NEW.retry_allowed::text NOT IN ('false', '0') THEN
             wrong := format('retry_allowed is %L', NEW.retry_allowed::text);
         ELSIF NEW.created_at::timestamptz NOT BETWEEN said.decided_at - a_day AND said.decided_at + a_day THEN
@@ -487,6 +549,9 @@ BEGIN
         ELSIF (
             SELECT count(*) > 1 FROM outreach.company_target_errors AS e
             WHERE e.outreach_id = NEW.outreach_id AND outreach.ct_written_here(e.xmin)
+                -- Triggers of others may note at older ones that they are resolved.
+                AND e.failure_code = NEW.failure_code
+                AND e.created_at::timestamptz BETWEEN said.decided_at - a_day AND said.decided_at + a_day
         ) THEN
             wrong := 'it has another one';
         END IF;
@@ -495,11 +560,19 @@ BEGIN
             SELECT t.outreach_id FROM outreach.company_target AS t
             WHERE t.outreach_id = NEW.outreach_id AND outreach.ct_written_here(t.xmin)
                 -- A trigger of others may have written their own columns here, of a row that was final before.
-                AND t.imo_completed_at::timestamptz BETWEEN said.decided_at - a_day AND said.decided_at + a_day
+                AND (
+                    pg_typeof(t.imo_completed_at) NOT IN ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype)
+                    OR t.imo_completed_at::timestamptz BETWEEN said.decided_at - a_day AND said.decided_at + a_day
+                )
         ) THEN
             wrong := 'it was written';
+        ELSIF NOT EXISTS (
+            SELECT t.outreach_id FROM outreach.company_target AS t
+            WHERE t.outreach_id = NEW.outreach_id AND t.execution_status::text IN ('ready', 'failed', 'blocked')
+        ) THEN
+            wrong := 'there is no final row to leave alone';
         END IF;
-    ELSIF said.failure_code IS DISTINCT FROM 'CT-I-NOT-FOUND' OR EXISTS (
+    ELSIF said.failure_code IS DISTINCT FROM 'CT-I-NOT-FOUND' OR NOT outreach.ct_errors_are_bound() OR EXISTS (
         SELECT e.outreach_id FROM outreach.company_target_errors AS e
         WHERE e.outreach_id = NEW.outreach_id AND outreach.ct_written_here(e.xmin)
     ) THEN

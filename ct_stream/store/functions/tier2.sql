@@ -171,6 +171,9 @@ CREATE OR REPLACE FUNCTION outreach.ct_answer_tier2(
 DECLARE
     reason text := halt_why;
 BEGIN
+    IF said IS NULL THEN
+        RAISE EXCEPTION 'an answer about % needs its word', id USING ERRCODE = 'null_value_not_allowed';
+    END IF;
     -- One after the other: answers that come at the same time would not see each other, and miscount.
     PERFORM outreach.ct_lock_rate('TOOL-019');
     UPDATE outreach.ct_tier2_attempts AS t SET status = said, detail = why, answered_at = clock_timestamp()
