@@ -23,6 +23,7 @@ FAIL_TOPIC = "ct.fail"
 _CE_NAMESPACE = UUID("7d0a4c0e-5b8f-4a53-9d6e-2f1c8e9b7a10")
 _CE_SOURCE = "/outreach/company-target"
 _SCHEMA_VERSION = 1
+_TRACEPARENT, _CORRELATION_ID = "traceparent", "correlation_id"  #: upstream's headers, handed on
 
 #: In order; names may repeat.
 Headers: TypeAlias = tuple[tuple[str, bytes], ...]
@@ -135,41 +136,38 @@ def _fail_body(verdict: Failed) -> dict[str, Any]:
     }
 
 
-def are_headers_of(headers: Headers, outreach_id: UUID, topic: str) -> bool:
-    """Return whether headers name this company's event on this topic.
+def are_headers_of(headers: Headers, outreach_id: UUID, topic: str, value: bytes) -> bool:
+    """Return whether headers are those of this company's event on this topic. Raises if the event cannot be read.
 
     No name is there twice: of two, readers differ in which they take.
     """
-    wanted = dict(_ce_headers(outreach_id, passed=topic == PASS_TOPIC))
+    wanted = dict(_own_headers(outreach_id, passed=topic == PASS_TOPIC, decided=orjson.loads(value)["decided_at"]))
     said = dict(headers)
-    names = [name for name, _ in headers]
     return (
-        all(isinstance(name, str) for name in names)
-        and len({name.lower() for name in names}) == len(names)
+        len(said) == len(headers)
+        and said.keys() <= wanted.keys() | {_TRACEPARENT, _CORRELATION_ID}
         and all(said.get(name) == value for name, value in wanted.items())
     )
 
 
-def _ce_headers(outreach_id: UUID, *, passed: bool) -> Headers:
-    """Return the headers that are the same at each repeat of an outcome."""
+def _own_headers(outreach_id: UUID, *, passed: bool, decided: str) -> Headers:
+    """Return the headers that do not come from upstream."""
     return (
         ("ce_specversion", b"1.0"),
         ("ce_id", str(uuid5(_CE_NAMESPACE, f"{outreach_id}/outcome")).encode()),
         ("ce_type", b"outreach.ct.pass.v1" if passed else b"outreach.ct.fail.v1"),
         ("ce_source", _CE_SOURCE.encode()),
         ("ce_subject", str(outreach_id).encode()),
+        ("ce_time", decided.encode()),
+        ("content-type", b"application/json"),
     )
 
 
 def _headers(origin: Origin, *, passed: bool, decided: str) -> Headers:
     """Return CloudEvents 1.0 headers in Kafka's binary mode. A repeat has the same `ce_id`."""
-    headers: list[tuple[str, bytes]] = [
-        *_ce_headers(origin.outreach_id, passed=passed),
-        ("ce_time", decided.encode()),
-        ("content-type", b"application/json"),
-    ]
+    headers = [*_own_headers(origin.outreach_id, passed=passed, decided=decided)]
     if origin.traceparent is not None:
-        headers.append(("traceparent", origin.traceparent))
+        headers.append((_TRACEPARENT, origin.traceparent))
     if origin.correlation_header is not None:
-        headers.append(("correlation_id", origin.correlation_header))
+        headers.append((_CORRELATION_ID, origin.correlation_header))
     return tuple(headers)

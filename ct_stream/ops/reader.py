@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from ct_stream.ops.troubles import postgres_answers
-from ct_stream.store.connecting import connect
+from ct_stream.store.connecting import OWN_PATH, connect
 from ct_stream.store.queries import query
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ async def reader(settings: Settings, *, read_only: bool = True, command_s: float
             # No path of a DBA's: nothing that a person reads rests on one, and what is found there runs in her name.
             session={
                 "default_transaction_read_only": "on" if read_only else "off",
-                "search_path": "pg_catalog, pg_temp",
+                "search_path": OWN_PATH,
             },
         )
         try:

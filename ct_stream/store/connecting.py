@@ -45,6 +45,12 @@ _OURS = {
 }
 #: What to do where sessions_at_once finds too few.
 MORE_SESSIONS = "lower CT_POSTGRES_CONNECTIONS, or raise what limits them (of PgBouncer: default_pool_size)"
+#: A value of each type of array that our statements use.
+_ARRAYS = "SELECT " + ", ".join(
+    f"'{{}}'::{kind}[]" for kind in ("bigint", "boolean", "bytea", "float8", "integer", "text", "timestamptz", "uuid")
+)
+#: The path on which nobody else's functions are found.
+OWN_PATH = "pg_catalog, pg_temp"
 _ROUNDS = 4  #: of looks whether a session stays the same while another one works
 _TRANSACTION_MODE = UnusablePooler(
     "leads to a pooler in transaction mode, where each statement may meet another session",
@@ -90,10 +96,13 @@ async def set_up(
     made = _OURS | dict(session or {})
     path = str(await connection.fetchval("SHOW search_path"))
     # First of all: what follows must not call functions of somebody who may set this database's path.
-    await connection.execute("SET search_path = pg_catalog, pg_temp")
+    await connection.execute(f"SET search_path = {OWN_PATH}")
     await connection.set_type_codec(
         "timestamptz", schema="pg_catalog", encoder=_from_moment, decoder=_to_moment, format="tuple"
     )
+    # asyncpg asks the catalog about an array type at its first use, and calls functions by the path of then. All else
+    # that we use is built into it.
+    await connection.fetchval(_ARRAYS)
     made.setdefault("search_path", without_own_schema(path))
     await connection.execute(
         "SELECT set_config(s.name, s.value, false) FROM unnest($1::text[], $2::text[]) AS s (name, value)"

@@ -22,10 +22,12 @@ import asyncpg
 from ct_stream.store.connecting import (
     CONNECT_S,
     MORE_SESSIONS,
+    OWN_PATH,
     refuse_other_logins,
     refuse_transaction_mode,
     sessions_at_once,
     set_up,
+    without_own_schema,
 )
 from ct_stream.store.migrate import missing_part
 from ct_stream.store.outage import AGAIN, ANY_TROUBLE, OUTAGE, UnfitDatabase, sentence_of
@@ -227,9 +229,8 @@ class Database:
             await refuse_transaction_mode(self._dsn)
             await refuse_other_logins(self._dsn)
             users_size = self.most_connections // 2
-            # The login's path stays where code of the users' tables runs: triggers may rest on it.
-            beside_users = await self._pool(users_size)
-            own = await self._pool(self.most_connections - users_size, search_path="pg_catalog, pg_temp")
+            beside_users = await self._pool(users_size, keeps_path=True)
+            own = await self._pool(self.most_connections - users_size)
             self._pools = {True: beside_users, False: own}
         async with self.connection() as connection:
             await self._look(connection)
@@ -254,12 +255,22 @@ class Database:
             )
         self._has_room = True
 
-    async def _pool(self, size: int, **settings: str) -> _Pool:
-        """Make a pool whose new connections are ours and durable, have these settings, and are checked."""
+    async def _pool(self, size: int, *, keeps_path: bool = False) -> _Pool:
+        """Make a pool whose new connections are ours and durable, and are checked.
+
+        With `keeps_path` they have the login's own path: the triggers of the users' tables may rest on it. Whoever may
+        create functions there can make one that fits a call better than pg_catalog's, so the statements that run in
+        such a session name pg_catalog's functions in full.
+        """
 
         async def begin(connection: Connection) -> None:
-            await set_up(connection, {"synchronous_commit": "on"} | settings)
+            path = str(await connection.fetchval("SHOW search_path"))
+            await set_up(connection, {"synchronous_commit": "on", "search_path": OWN_PATH})
             await self._look(connection)
+            if keeps_path:
+                await connection.execute(
+                    "SELECT pg_catalog.set_config('search_path', $1, false)", without_own_schema(path)
+                )
 
         return await asyncpg.create_pool(
             self._dsn,

@@ -195,7 +195,7 @@ def _publication(row: asyncpg.Record) -> Publication | NotOurs:
     outreach_id = row["outreach_id"]
     try:
         headers = headers_from_json(row["headers"])
-        is_ours = are_headers_of(headers, outreach_id, row["topic"])
+        is_ours = are_headers_of(headers, outreach_id, row["topic"], row["value"])
     except (ValueError, TypeError, KeyError, AttributeError):
         is_ours = False
     if is_ours:

@@ -1,7 +1,9 @@
 -- The gate's statements, by name. `$n` are asyncpg's parameters. Arrays are parallel, with one element for each
 -- company, sorted by outreach_id by the caller (opposite orders would deadlock). `= ANY (ARRAY(SELECT ... LIMIT))` and no
 -- IN: a plan that was made while the table was empty may run such a SELECT again for each row. Parameters that the gate's
--- functions get have their types: otherwise somebody else's function of the same name could fit better.
+-- functions get have their types: otherwise somebody else's function of the same name could fit better. look_up, record,
+-- spine_control and rehearsal_companies run with the path of the login, on which others may have functions: they name
+-- pg_catalog's in full, and its operators on users' columns (store/database.py).
 
 -- name: server
 -- What server is this, and which ledger does it hold?
@@ -29,23 +31,24 @@ SELECT i.id AS outreach_id,
     p.state AS pass_state,
     (a.outreach_id IS NOT NULL) AS is_paid,
     (s.outreach_id IS NOT NULL) AS in_spine,
-    s.domain,
-    lower(s.domain) AS recalled,
+    s.domain::text,
+    pg_catalog.lower(s.domain::text) AS recalled,
     m.answers, m.answered_at, m.is_current, m.is_mx_current, m.is_busy, m.has_begun
-FROM unnest($1::uuid[]) AS i (id)
+FROM pg_catalog.unnest($1::uuid[]) AS i (id)
 LEFT JOIN outreach.ct_outcomes AS o ON o.outreach_id = i.id
 LEFT JOIN outreach.ct_passes AS p ON p.outreach_id = i.id
 LEFT JOIN outreach.ct_tier2_attempts AS a ON a.outreach_id = i.id
-LEFT JOIN outreach.outreach AS s ON s.outreach_id = i.id
-CROSS JOIN LATERAL outreach.ct_recall(lower(s.domain), $2::text, $3::interval, $4::interval, $5::interval) AS m;
+LEFT JOIN outreach.outreach AS s ON s.outreach_id OPERATOR(pg_catalog.=) i.id
+CROSS JOIN LATERAL outreach.ct_recall(pg_catalog.lower(s.domain::text), $2::text, $3::interval, $4::interval, $5::interval) AS m;
 
 -- name: record
 -- Record outcomes: the first one of an outreach_id wins, and only winners get rows. Returns the winners, with this
 -- worker's claim to publish them for $27 seconds. It waits $28 ms for a row that somebody else holds. A status that is not one of the three final ones waits for the gate,
 -- whatever it says. in_conflict: its row was final already, and was left as it is.
 WITH patience AS MATERIALIZED (
-    SELECT set_config('lock_timeout', $28::text, true)
+    SELECT pg_catalog.set_config('lock_timeout', $28::text, true)
 ), input AS (
+    -- Of several arrays it is always pg_catalog's, and may not be named so.
     SELECT i.* FROM patience, unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
         $9::integer[], $10::text[], $11::integer[], $12::bigint[], $13::text[], $14::bytea[], $15::bytea[],
@@ -64,7 +67,7 @@ WITH patience AS MATERIALIZED (
     )
     SELECT i.outreach_id, i.outcome, i.failure_code, i.reason, i.domain, i.rules_version, i.transcript::jsonb,
         i.decided_at, i.duration_ms, i.event_topic, i.event_partition, i.event_offset, i.topic, i.key, i.value,
-        i.headers::jsonb, clock_timestamp() + $27::float8 * interval '1 second', i.attempt
+        i.headers::jsonb, pg_catalog.clock_timestamp() + $27::float8 * interval '1 second', i.attempt
     FROM input AS i
     ON CONFLICT (outreach_id) DO NOTHING
     RETURNING o.outreach_id, o.ordinal
@@ -74,7 +77,7 @@ WITH patience AS MATERIALIZED (
         updated_at
     )
     SELECT i.outreach_id, i.email_method, i.method_type, i.confidence::numeric(5, 4), i.is_catchall,
-        CASE WHEN i.outcome = 'PASS' THEN 'ready' ELSE 'failed' END, i.decided_at, clock_timestamp()
+        CASE WHEN i.outcome = 'PASS' THEN 'ready' ELSE 'failed' END, i.decided_at, pg_catalog.clock_timestamp()
     FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
     WHERE i.failure_code IS DISTINCT FROM 'CT-I-NOT-FOUND'
     ON CONFLICT (outreach_id) DO UPDATE SET
@@ -97,7 +100,7 @@ WITH patience AS MATERIALIZED (
     INSERT INTO outreach.ct_unwritten (outreach_id, its_table)
     SELECT i.outreach_id, 'company_target' FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
     WHERE i.failure_code IS DISTINCT FROM 'CT-I-NOT-FOUND'
-        AND NOT EXISTS (SELECT t.outreach_id FROM target AS t WHERE t.outreach_id = i.outreach_id)
+        AND NOT EXISTS (SELECT t.outreach_id FROM target AS t WHERE t.outreach_id OPERATOR(pg_catalog.=) i.outreach_id)
     UNION ALL
     SELECT i.outreach_id, 'company_target_errors' FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
     WHERE i.failure_code = 'CT-I-NOT-FOUND' AND outreach.ct_errors_are_bound()
@@ -107,7 +110,7 @@ WITH patience AS MATERIALIZED (
     -- Sorted by domain, because opposite orders deadlock. A clock that runs ahead must not make a memory last longer.
     INSERT INTO outreach.ct_memory AS m (domain, rules_version, outcome, answers, answered_at, mx_at)
     SELECT DISTINCT ON (i.domain, i.rules_version) i.domain, i.rules_version, i.outcome, i.memory::jsonb,
-        least(i.answered_at, clock_timestamp()), least(i.mx_at, clock_timestamp())
+        least(i.answered_at, pg_catalog.clock_timestamp()), least(i.mx_at, pg_catalog.clock_timestamp())
     FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
     WHERE i.memory IS NOT NULL
     ORDER BY i.domain, i.rules_version, i.answered_at DESC
@@ -172,13 +175,16 @@ SELECT s.outreach_id, t.outreach_id IS NOT NULL AS has_row
 FROM (
     SELECT u.outreach_id FROM outreach.outreach AS u
     WHERE u.outreach_id IS NOT NULL
-        AND NOT EXISTS (SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id = u.outreach_id)
         AND NOT EXISTS (
-            SELECT e.outreach_id FROM outreach.company_target_errors AS e WHERE e.outreach_id = u.outreach_id
+            SELECT o.outreach_id FROM outreach.ct_outcomes AS o WHERE o.outreach_id OPERATOR(pg_catalog.=) u.outreach_id
+        )
+        AND NOT EXISTS (
+            SELECT e.outreach_id FROM outreach.company_target_errors AS e
+            WHERE e.outreach_id OPERATOR(pg_catalog.=) u.outreach_id
         )
     LIMIT 1000
 ) AS s
-LEFT JOIN outreach.company_target AS t ON t.outreach_id = s.outreach_id
+LEFT JOIN outreach.company_target AS t ON t.outreach_id OPERATOR(pg_catalog.=) s.outreach_id
 WHERE coalesce(t.execution_status::text, '') NOT IN ('ready', 'failed', 'blocked');
 
 -- name: rehearsed
@@ -640,7 +646,7 @@ GROUP BY p.place HAVING count(*) >= $2::integer ORDER BY exits DESC, p.place LIM
 
 -- name: spine_control
 -- May a missing row count? Only on a primary, and if the spine holds companies at all.
-SELECT pg_is_in_recovery() AS in_recovery,
+SELECT pg_catalog.pg_is_in_recovery() AS in_recovery,
     EXISTS (SELECT s.outreach_id FROM outreach.outreach AS s) AS has_rows;
 
 -- name: release_owner

@@ -8,6 +8,7 @@ move on: a gap in a serial number is all that is left.
 from __future__ import annotations
 
 import logging
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import sample
@@ -24,6 +25,7 @@ from ct_stream.gate.questions import SpineAnswer
 from ct_stream.gate.records import CLAIM_S
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy
+from ct_stream.store.connecting import OWN_PATH, without_own_schema
 from ct_stream.store.fit import check_fit
 from ct_stream.store.ledger import attempt_arguments, record_arguments
 from ct_stream.store.misfit import KEEP, Misfit, explain, runs_foreign_code
@@ -31,7 +33,7 @@ from ct_stream.store.outage import AGAIN
 from ct_stream.store.queries import query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,8 @@ STATEMENTS = (
     "rehearsal_companies", "look_up", "record", "recorded_attempts", "forget", "wake_domains", "claim_unpublished_of",
     "stamp", "rehearsed",
 )  # fmt: skip
+#: Those of them that a worker runs with the path of its login (store/database.py).
+_ON_THEIR_PATH = frozenset({"rehearsal_companies", "look_up", "record"})
 
 
 class Cast(Protocol):
@@ -109,11 +113,26 @@ class OneSelf:
 
     async def fetch(self, name: str, *args: Any) -> Sequence[Mapping[str, Any]]:
         """Run a named statement."""
-        return [dict(row) for row in await self._connection.fetch(query(name), *args)]
+        async with self._path(is_theirs=name in _ON_THEIR_PATH):
+            return [dict(row) for row in await self._connection.fetch(query(name), *args)]
 
     async def settle(self) -> None:
         """Check deferred constraints, and run deferred triggers."""
-        await self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        async with self._path(is_theirs=True):
+            await self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+
+    @asynccontextmanager
+    async def _path(self, *, is_theirs: bool) -> AsyncIterator[None]:
+        """Have the path that a worker has at this step, and then our own again; after an error a rollback does that."""
+        if is_theirs:
+            begun = "SELECT s.reset_val FROM pg_catalog.pg_settings AS s WHERE s.name = 'search_path'"
+            await self._set(without_own_schema(str(await self._connection.fetchval(begun))))
+        yield
+        if is_theirs:
+            await self._set(OWN_PATH)
+
+    async def _set(self, path: str) -> None:
+        await self._connection.execute("SELECT pg_catalog.set_config('search_path', $1, true)", path)
 
 
 async def rehearse(connection: Connection, cast: Cast | None = None) -> Rehearsal:
@@ -124,6 +143,7 @@ async def rehearse(connection: Connection, cast: Cast | None = None) -> Rehearsa
         transaction = connection.transaction()
         await transaction.start()
         try:
+            await connection.execute(f"SET LOCAL search_path = {OWN_PATH}")
             await connection.execute(_LIMITS)
             return await _rehearse(connection, actor)
         except _BUSY as error:

@@ -25,6 +25,7 @@ from tests.store.parts import NO_MX, opened, outcome, role, running
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
+    from ct_stream.gate.output_stage import Outcome
     from ct_stream.local.postgres import EmbeddedPostgres
     from tests.conftest import DatabaseDsns
 
@@ -398,9 +399,10 @@ async def test_the_gate_writes_no_row_of_an_undecided_company(database: Database
 async def test_nor_by_a_trigger_of_its_own_one_that_says_something(database: DatabaseDsns) -> None:
     where = "DO $$ BEGIN EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO ct_gate', current_database()); END $$"
     await run(database.admin, where)
+    await run(database.admin, "ALTER TABLE outreach.company_target DROP CONSTRAINT company_target_status_check")
     for column, word in (
         ("email_method", "'evil@x.example'"), ("method_type", "'info'"), ("confidence_score", "0.95"),
-        ("is_catchall", "true"),
+        ("is_catchall", "true"), ("imo_completed_at", "now()"), ("execution_status", "'READY'"),
     ):  # fmt: skip
         with pytest.raises(asyncpg.RestrictViolationError, match="the gate writes no row that is not final"):
             await run(
@@ -770,6 +772,8 @@ async def test_a_failure_is_published_as_it_is_recorded(database: DatabaseDsns, 
          f" VALUES ('{OTHERS}', 'CT-M-NO-MX', 'no MX'), ('{OTHERS}', 'CT-M-NO-MX', 'no MX')", "it has another one"),
         ("company_target_errors (outreach_id, failure_code, blocking_reason)"
          f" VALUES ('{OTHERS}', 'CT-M-NO-MX', 'try again')", "blocking_reason is"),
+        ("company_target_errors (outreach_id, failure_code, blocking_reason, created_at)"
+         f" VALUES ('{OTHERS}', 'CT-M-NO-MX', 'no MX', NULL)", "created_at is"),
         ("company_target_errors (outreach_id, failure_code, blocking_reason, imo_stage)"
          f" VALUES ('{OTHERS}', 'CT-M-NO-MX', 'no MX', 'I')", "imo_stage is"),
         ("company_target_errors (outreach_id, failure_code, blocking_reason, severity)"
@@ -781,6 +785,7 @@ async def test_a_failure_is_published_as_it_is_recorded(database: DatabaseDsns, 
     ],
 )  # fmt: skip
 async def test_what_is_said_of_a_failure_agrees(database: DatabaseDsns, rows: str, wrong: str) -> None:
+    await run(database.admin, "ALTER TABLE outreach.company_target_errors ALTER created_at DROP NOT NULL")
     with pytest.raises(asyncpg.RestrictViolationError, match=f"contradicts what this transaction records: {wrong}"):
         await run(
             database.gate,
@@ -935,14 +940,17 @@ async def test_a_row_that_waits_is_not_filled_in_after_its_company_was_decided(d
             await run(database.gate, write)
 
 
-_ANOTHER = outcome()
-#: Whole headers, as a statement of its own.
-OF_ANOTHER = {
-    "outreach_id": str(_ANOTHER.outreach_id), "key": str(_ANOTHER.outreach_id), "value": _ANOTHER.value.decode(),
-    "headers": headers_to_json(_ANOTHER.headers), "domain": _ANOTHER.verdict.domain,
-    "decided_at": _ANOTHER.decided_at.isoformat(), "duration_ms": _ANOTHER.duration_ms,
-}  # fmt: skip
-WHOLE = json.loads(headers_to_json(outcome(UUID(OTHERS)).headers))
+def row_of(one: Outcome) -> dict[str, Any]:
+    """Return what `published` takes, to record this outcome as it is."""
+    return {
+        "outreach_id": str(one.outreach_id), "key": str(one.outreach_id), "value": one.value.decode(),
+        "headers": headers_to_json(one.headers), "domain": one.verdict.domain,
+        "decided_at": one.decided_at.isoformat(), "duration_ms": one.duration_ms,
+    }  # fmt: skip
+
+
+_ANOTHER, _THEIRS = outcome(), outcome(UUID(OTHERS))
+WHOLE = json.loads(headers_to_json(_THEIRS.headers))
 FAILS = json.loads(headers_to_json(outcome(UUID(OTHERS), NO_MX).headers))
 ANOTHERS = json.loads(headers_to_json(outcome().headers))
 
@@ -953,6 +961,9 @@ ANOTHERS = json.loads(headers_to_json(outcome().headers))
         "[]", "[1]", '[["ce_id", "x"]]', '[["ce_id", {"base64": "!"}]]', '[["ce_id"]]',
         json.dumps([[5, "x"], *WHOLE]), json.dumps([[None, "x"], *WHOLE]), json.dumps([["ce_id", "x"], *WHOLE]),
         json.dumps([*WHOLE, ["CE_ID", "x"]]), json.dumps(FAILS), json.dumps(ANOTHERS), json.dumps(WHOLE[:3]),
+        json.dumps([*WHOLE, ["verified_by", "override"]]), json.dumps([*WHOLE, ["ce-type", "x"]]),
+        json.dumps([[n, "2001-01-01T00:00:00.000Z" if n == "ce_time" else v] for n, v in WHOLE]),
+        json.dumps([[n, "application/cloudevents+json" if n == "content-type" else v] for n, v in WHOLE]),
     ],
 )  # fmt: skip
 async def test_headers_that_are_not_the_gates_are_not_published_and_keep_nothing_waiting(
@@ -964,8 +975,8 @@ async def test_headers_that_are_not_the_gates_are_not_published_and_keep_nothing
         async with running(*ledger.batches):
             whole = outcome()
             assert await ledger.record(whole)
-            await run(database.gate, published(headers=headers))
-            await run(database.gate, published(**OF_ANOTHER))
+            await run(database.gate, published(**row_of(_THEIRS) | {"headers": headers}))
+            await run(database.gate, published(**row_of(_ANOTHER)))
             await run(database.admin, "UPDATE outreach.ct_outcomes SET publish_until = now() - interval '1 hour'")
             assert isinstance(await ledger.claim(UUID(OTHERS)), NotOurs), "and its event is not in hand for ever"
             claimed = {one.outreach_id for one in await ledger.claim_unpublished(10)}

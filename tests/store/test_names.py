@@ -9,6 +9,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from ct_stream.company.checks import SpineCheck
+from ct_stream.ops.doctor import examine
 from ct_stream.ops.reader import reader
 from ct_stream.settings import Settings
 from ct_stream.store.as_migrated import compare, fetching
@@ -17,9 +19,11 @@ from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.migrate import migrate
 from ct_stream.store.queries import _all
+from ct_stream.store.rehearsal import rehearse
 from ct_stream.store.sql_files import sql_files
 from tests.conftest import PASSWORD, UPSTREAM
-from tests.store.parts import opened, role, running
+from tests.store import users_schema
+from tests.store.parts import opened, outcome, role, running
 from tests.store.test_attacks import TAKE, value
 from tests.store.test_managed import SECRETS, let_log_in
 from tests.store.test_roles import run
@@ -186,6 +190,65 @@ async def test_migrate_calls_nothing_of_the_path_that_a_databases_owner_sets(pos
     await migrate(dsn)
     await migrate(dsn)
     assert {who for who in await ran_as(dsn) if who.startswith("postgres")} == set()
+
+
+#: What a planted function may fit better than pg_catalog's own, which take text, or anything.
+_BETTER = ("character varying", "character", "name", "uuid", "uuid[]", "text[]", "anynonarray", "double precision")
+_SYNTAX = frozenset(
+    {"and", "any", "array", "as", "coalesce", "conflict", "exists", "from", "greatest", "i", "in", "input", "least",
+     "not", "numeric", "on", "or", "then", "values", "when", "where"}
+)  # fmt: skip
+#: What a worker runs with the path of its login.
+ON_THEIR_PATH = ("look_up", "record", "spine_control", "rehearsal_companies")
+
+
+def called(name: str) -> set[str]:
+    """Return the functions that a statement calls without a schema."""
+    text = re.sub(r"--.*", "", _all()[name])
+    return set(re.findall(r"(?<![.\w$])([a-z_]\w*)\s*\(", text)) - _SYNTAX
+
+
+@pytest.mark.parametrize("name", ON_THEIR_PATH)
+def test_statements_on_the_path_of_others_name_functions_in_full(name: str) -> None:
+    tables = set(re.findall(r"outreach\.(\w+)", _all()[name])) | {"t", "m", "o", "i"}
+    assert called(name) - tables - {"target", "won", "errors", "unwritten", "memory"} == (
+        {"unnest"} if name == "record" else set()  # of several arrays: see there
+    )
+
+
+async def test_nothing_that_fits_better_is_called_as_the_gate(postgres: EmbeddedPostgres) -> None:
+    """By a person, where everybody may create functions in public, as in databases from before PostgreSQL 15."""
+    spine = users_schema.ddl()
+    async with users_schema.made(postgres, spine) as database:
+        await migrate(database.admin)
+        await run(database.admin, f"{NOTED} GRANT CREATE ON SCHEMA public TO PUBLIC")
+        company = uuid4()
+        await run(
+            database.admin, f"INSERT INTO outreach.outreach (outreach_id, domain) VALUES ('{company}', 'A.example')"
+        )
+        names = {word for text in _all().values() for word in re.findall(r"\b([a-z]\w*)\(", text)}
+        known = await value(
+            database.admin,
+            "SELECT string_agg(DISTINCT p.proname, ' ') FROM pg_proc AS p"
+            f" WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname = ANY ('{{{','.join(names)}}}')",
+        )
+        planted = [
+            f'CREATE FUNCTION public."{word}"({kind}) RETURNS text {body(word, "RETURN NULL")}'
+            for word in str(known).split()
+            for kind in _BETTER
+        ]
+        assert {"lower", "quote_ident"} <= set(str(known).split())
+        await run(database.ops, "".join(planted))
+        async with opened(database.gate) as db:
+            assert await SpineCheck(db, Guardrails(db, 60.0)).trouble() is None
+            async with db.connection(meets_users=True) as connection:
+                await rehearse(connection)
+            ledger = Ledger(db, "1+test")
+            async with running(*ledger.batches):
+                assert (await ledger.look_up(company)).outcome is None
+                assert await ledger.record(outcome(company))
+        await examine({"CT_POSTGRES_DSN": database.gate, "CT_POSTGRES_OPS_DSN": database.ops})
+        assert await ran_as(database.admin) == set()
 
 
 async def test_who_could_call_a_function_of_ours_before_the_first_migrate_cannot_after_it(

@@ -13,7 +13,7 @@ from ct_stream.ops.doctor.part import Check, Part, Seen, verdict
 from ct_stream.ops.troubles import postgres_answers
 from ct_stream.settings import variable
 from ct_stream.store.as_migrated import compare, fetching
-from ct_stream.store.connecting import MORE_SESSIONS, connect, refuse_other_logins, sessions_at_once
+from ct_stream.store.connecting import MORE_SESSIONS, OWN_PATH, connect, refuse_other_logins, sessions_at_once
 from ct_stream.store.migrate import ROLES, latest_migration, missing_part
 from ct_stream.store.misfit import Misfit
 from ct_stream.store.queries import query
@@ -51,7 +51,9 @@ def _login(field: str) -> Callable[[Settings], AbstractAsyncContextManager[_Logi
     async def connected(settings: Settings) -> AsyncIterator[_Login]:
         setting = variable(field)
         with postgres_answers(setting):
-            connection = await connect(getattr(settings, field), application_name="ct-stream doctor")
+            connection = await connect(
+                getattr(settings, field), application_name="ct-stream doctor", session={"search_path": OWN_PATH}
+            )
             try:
                 yield _Login(setting=setting, connection=connection)
             finally:

@@ -420,7 +420,12 @@ BEGIN
             -- More than that there is such a company. Their columns may have defaults.
             says_something := coalesce(NEW.email_method::text, '') <> '' OR coalesce(NEW.method_type::text, '') <> ''
                 OR coalesce(NEW.confidence_score::text, '') !~ '^[0.]*$'
-                OR coalesce(NEW.is_catchall::text, '') IN ('true', '1');
+                OR coalesce(NEW.is_catchall::text, '') IN ('true', '1')
+                OR lower(NEW.execution_status::text) ~ 'ready|failed|blocked'  -- some do not tell them from the three
+                OR NEW.imo_completed_at IS NOT NULL AND NOT EXISTS (
+                    SELECT a.attnum FROM pg_attribute AS a
+                    WHERE a.attrelid = root AND a.attname = 'imo_completed_at' AND a.atthasdef
+                );
             its_column := CASE WHEN says_something THEN 'email_method' END;
         END IF;
     END IF;
@@ -544,7 +549,7 @@ BEGIN
             wrong := 'it has a stack_trace';
         ELSIF NEW.retry_allowed::text NOT IN ('false', '0') THEN
             wrong := format('retry_allowed is %L', NEW.retry_allowed::text);
-        ELSIF NEW.created_at::timestamptz NOT BETWEEN said.decided_at - a_day AND said.decided_at + a_day THEN
+        ELSIF (NEW.created_at::timestamptz BETWEEN said.decided_at - a_day AND said.decided_at + a_day) IS NOT TRUE THEN
             wrong := format('created_at is %L', NEW.created_at::text);
         ELSIF (
             SELECT count(*) > 1 FROM outreach.company_target_errors AS e
@@ -556,6 +561,7 @@ BEGIN
             wrong := 'it has another one';
         END IF;
     ELSIF NEW.its_table = 'company_target' THEN
+        PERFORM outreach.ct_require_fresh();
         IF EXISTS (
             SELECT t.outreach_id FROM outreach.company_target AS t
             WHERE t.outreach_id = NEW.outreach_id AND outreach.ct_written_here(t.xmin)
