@@ -794,6 +794,21 @@ async def test_what_is_said_of_a_failure_agrees(database: DatabaseDsns, rows: st
         )
 
 
+@pytest.mark.parametrize("word", ["yes", "TRUE", "t", "catch-all"])
+async def test_a_failure_is_no_catch_all_in_whatever_words(database: DatabaseDsns, word: str) -> None:
+    await run(
+        database.admin,
+        "ALTER TABLE outreach.company_target ALTER is_catchall DROP DEFAULT, ALTER is_catchall TYPE text",
+    )
+    with pytest.raises(asyncpg.RestrictViolationError, match="contradicts what this transaction records: is_catchall"):
+        await run(
+            database.gate,
+            f"BEGIN; {RECORDED}, failure_code) VALUES ('{OTHERS}', 'FAIL', now(), 'CT-M-NO-MX');"
+            "INSERT INTO outreach.company_target (outreach_id, execution_status, imo_completed_at, is_catchall)"
+            f" VALUES ('{OTHERS}', 'failed', now(), '{word}'); COMMIT",
+        )
+
+
 async def test_a_not_found_has_its_failure_unless_a_foreign_key_forbids_it(database: DatabaseDsns) -> None:
     with pytest.raises(asyncpg.RestrictViolationError, match="it was written, or is to be"):
         await run(

@@ -420,7 +420,7 @@ BEGIN
             -- More than that there is such a company. Their columns may have defaults.
             says_something := coalesce(NEW.email_method::text, '') <> '' OR coalesce(NEW.method_type::text, '') <> ''
                 OR coalesce(NEW.confidence_score::text, '') !~ '^[0.]*$'
-                OR coalesce(NEW.is_catchall::text, '') IN ('true', '1')
+                OR lower(coalesce(NEW.is_catchall::text, '')) NOT IN ('', 'false', 'f', '0', 'no', 'n', 'off')
                 OR lower(NEW.execution_status::text) ~ 'ready|failed|blocked'  -- some do not tell them from the three
                 OR NEW.imo_completed_at IS NOT NULL AND NOT EXISTS (
                     SELECT a.attnum FROM pg_attribute AS a
@@ -522,7 +522,8 @@ BEGIN
                 WHEN NEW.email_method::text <> '' THEN format('email_method is %L', NEW.email_method::text)
                 WHEN NEW.method_type::text <> '' THEN format('method_type is %L', NEW.method_type::text)
                 WHEN NEW.confidence_score::text !~ '^[0.]*$' THEN format('confidence_score is %L', NEW.confidence_score::text)
-                WHEN NEW.is_catchall::text IN ('true', '1') THEN format('is_catchall is %L', NEW.is_catchall::text)
+                WHEN lower(NEW.is_catchall::text) NOT IN ('', 'false', 'f', '0', 'no', 'n', 'off')
+                    THEN format('is_catchall is %L', NEW.is_catchall::text)
             END
             WHEN event IS NULL THEN 'nothing is published of it'
             WHEN NEW.email_method::text COLLATE "C" IS DISTINCT FROM event ->> 'email_method'
