@@ -135,10 +135,15 @@ def _from_moment(moment: datetime) -> tuple[int]:
 def without_own_schema(path: str) -> str:
     """Return a search_path without `"$user"`: whoever may make schemas could make the one with a login's name.
 
-    Otherwise a DBA's path stays: triggers of the users' tables may rest on it.
+    Nor does it name pg_catalog, which is searched first then. Otherwise a DBA's path stays: triggers of the users'
+    tables may rest on it.
     """
     names = re.findall(r'"(?:[^"]|"")*"|[^",\s]+', path)
-    kept = [name for name in names if name != '"$user"' and name.lower() != "$user"]
+    kept = [
+        name
+        for name in names
+        if name not in ('"$user"', '"pg_catalog"') and name.lower() not in ("$user", "pg_catalog")
+    ]
     return ", ".join(kept) or "pg_catalog"
 
 
@@ -177,8 +182,9 @@ async def refuse_other_logins(dsn: str) -> None:
         row = await connection.fetchrow(
             "SELECT pg_catalog.quote_ident(session_user) AS login,"
             " pg_catalog.pg_has_role(g.oid, 'USAGE') AS is_gate, pg_catalog.pg_has_role(g.oid, 'MEMBER') AS is_member,"
-            " (SELECT pg_catalog.pg_has_role(p.oid, 'USAGE') FROM pg_catalog.pg_roles AS p WHERE p.rolname = 'ct_ops')"
-            " AS is_people FROM pg_catalog.pg_roles AS g WHERE g.rolname = 'ct_gate'"
+            " (SELECT pg_catalog.pg_has_role(p.oid, 'USAGE') FROM pg_catalog.pg_roles AS p"
+            " WHERE p.rolname OPERATOR(pg_catalog.=) 'ct_ops')"
+            " AS is_people FROM pg_catalog.pg_roles AS g WHERE g.rolname OPERATOR(pg_catalog.=) 'ct_gate'"
         )
     finally:
         await _close(connection)

@@ -403,6 +403,7 @@ async def test_nor_by_a_trigger_of_its_own_one_that_says_something(database: Dat
     for column, word in (
         ("email_method", "'evil@x.example'"), ("method_type", "'info'"), ("confidence_score", "0.95"),
         ("is_catchall", "true"), ("imo_completed_at", "now()"), ("execution_status", "'READY'"),
+        ("execution_status", "'done'"),
     ):  # fmt: skip
         with pytest.raises(asyncpg.RestrictViolationError, match="the gate writes no row that is not final"):
             await run(
@@ -754,6 +755,10 @@ async def test_a_failure_is_published_as_it_is_recorded(database: DatabaseDsns, 
         "correlation_id": "c",
     }  # fmt: skip
     row |= {"decided_at": f"{today} 12:00:00.123999Z", "duration_ms": "12"}
+    zone = "SET TimeZone = 'UTC+100'; SET timezone_abbreviations = 'Default';"
+    shifted = f"{datetime.fromisoformat(f'{today}T12:00:00+00:00') - timedelta(hours=100):%Y-%m-%dT%H:%M:%S}.123Z"
+    with pytest.raises(asyncpg.CheckViolationError):
+        await run(database.gate, zone + published(**row, value=json.dumps(FAILED | said | {"decided_at": shifted})))
     await run(database.gate, published(**row, value=json.dumps(FAILED | said)))
 
 

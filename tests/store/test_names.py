@@ -216,7 +216,8 @@ def test_statements_on_the_path_of_others_name_functions_in_full(name: str) -> N
     )
 
 
-async def test_nothing_that_fits_better_is_called_as_the_gate(postgres: EmbeddedPostgres) -> None:
+@pytest.mark.parametrize("path", ["public", "public, pg_catalog"])
+async def test_nothing_that_fits_better_is_called_as_the_gate(postgres: EmbeddedPostgres, path: str) -> None:
     """By a person, where everybody may create functions in public, as in databases from before PostgreSQL 15."""
     spine = users_schema.ddl()
     async with users_schema.made(postgres, spine) as database:
@@ -238,7 +239,22 @@ async def test_nothing_that_fits_better_is_called_as_the_gate(postgres: Embedded
             for kind in _BETTER
         ]
         assert {"lower", "quote_ident"} <= set(str(known).split())
-        await run(database.ops, "".join(planted))
+        kinds = [("oid", "regclass"), ("varchar", "text"), ("varchar", "varchar"), ("name", "text"), ("name", "name")]
+        # What fits as well is taken where pg_catalog is named behind public.
+        kinds += [(kind, kind) for kind in ("uuid", "text", "oid")] if "pg_catalog" in path else []
+        for left, right in kinds:
+            arguments_ = f"{left}, {right}"
+            # It answers as pg_catalog's does, so that all goes on.
+            answer = f"RETURN $1::text OPERATOR(pg_catalog.=) $2::{'oid::' if right == 'regclass' else ''}text"
+            planted.append(
+                f"CREATE FUNCTION public.eq({arguments_}) RETURNS boolean {body(f'{left}={right}', answer)}"
+                f"CREATE OPERATOR public.= (LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = public.eq);"
+            )
+        await run(database.ops, "SET search_path = pg_catalog;" + "".join(planted))
+        await run(
+            database.admin,
+            f"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = {path}', current_database()); END $$",
+        )
         async with opened(database.gate) as db:
             assert await SpineCheck(db, Guardrails(db, 60.0)).trouble() is None
             async with db.connection(meets_users=True) as connection:
@@ -275,6 +291,7 @@ async def test_who_could_call_a_function_of_ours_before_the_first_migrate_cannot
         ("app, public", "app, public"),
         ('"$user"', "pg_catalog"),
         ('"we,ird", "$user",public', '"we,ird", public'),
+        ("app, PG_catalog", "app"),
     ],
 )
 async def test_a_dbas_path_stays_without_the_logins_own_schema(database: DatabaseDsns, given: str, kept: str) -> None:

@@ -37,7 +37,8 @@ $$;
 
 -- Does a foreign key bind the outreach_id of an errors row? Then a NOT-FOUND, which has no company to refer to, cannot
 -- have one. Asked each time, because the table's owner may drop the constraint.
-CREATE OR REPLACE FUNCTION outreach.ct_errors_are_bound() RETURNS boolean LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION outreach.ct_errors_are_bound() RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (
         SELECT c.oid FROM pg_catalog.pg_constraint AS c
         JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)

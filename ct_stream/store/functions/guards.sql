@@ -47,7 +47,8 @@ BEGIN
                 OR event ? 'duration_ms' AND event ->> 'duration_ms' IS DISTINCT FROM NEW.duration_ms::text
                 OR event ? 'schema_version' AND event -> 'schema_version' <> '1'
                 OR event ? 'decided_at' AND event ->> 'decided_at' IS DISTINCT FROM
-                    to_char(NEW.decided_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
+                    -- A session's time zone may say what the word UTC means.
+                    to_char(NEW.decided_at AT TIME ZONE interval '0', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
                 -- schemas/ct.pass.v1.json and ct.fail.v1.json
                 OR event - ARRAY['schema_version', 'outreach_id', 'domain', 'tools_used', 'correlation_id', 'decided_at',
                     'duration_ms'] - (CASE NEW.outcome
@@ -415,13 +416,13 @@ BEGIN
                 RETURN NULL;
             END IF;
         END IF;
-        is_final := coalesce(NEW.execution_status::text, '') IN ('ready', 'failed', 'blocked');
+        is_final := coalesce(NEW.execution_status::text COLLATE "C", '') IN ('ready', 'failed', 'blocked');
         IF NOT is_final THEN
             -- More than that there is such a company. Their columns may have defaults.
-            says_something := coalesce(NEW.email_method::text, '') <> '' OR coalesce(NEW.method_type::text, '') <> ''
-                OR coalesce(NEW.confidence_score::text, '') !~ '^[0.]*$'
-                OR lower(coalesce(NEW.is_catchall::text, '')) NOT IN ('', 'false', 'f', '0', 'no', 'n', 'off')
-                OR lower(NEW.execution_status::text) ~ 'ready|failed|blocked'  -- some do not tell them from the three
+            says_something := coalesce(NEW.email_method::text COLLATE "C", '') <> ''
+                OR coalesce(NEW.method_type::text COLLATE "C", '') <> ''
+                OR coalesce(NEW.confidence_score::text COLLATE "C", '') !~ '^[0.]*$'
+                OR lower(coalesce(NEW.is_catchall::text COLLATE "C", '')) NOT IN ('', 'false', 'f', '0', 'no', 'n', 'off')
                 OR NEW.imo_completed_at IS NOT NULL AND NOT EXISTS (
                     SELECT a.attnum FROM pg_attribute AS a
                     WHERE a.attrelid = root AND a.attname = 'imo_completed_at' AND a.atthasdef
@@ -481,7 +482,15 @@ BEGIN
         -- others may.
         IF NOT is_final THEN
             -- A trigger of others, run as the gate, may name a company, and say nothing of it.
-            IF pg_trigger_depth() = 1 OR says_something THEN
+            IF pg_trigger_depth() = 1 OR says_something
+                -- Some readers do not tell other words from the three final ones.
+                OR coalesce(NEW.execution_status::text COLLATE "C", '') NOT IN ('', 'pending') AND NOT EXISTS (
+                    SELECT d.oid FROM pg_attrdef AS d
+                    JOIN pg_attribute AS a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+                    WHERE d.adrelid = root AND a.attname = 'execution_status'
+                        AND starts_with(pg_get_expr(d.adbin, d.adrelid), quote_literal(NEW.execution_status::text))
+                )
+            THEN
                 IF NOT has_function_privilege(current_user, 'outreach.ct_recorded_here(uuid)', 'EXECUTE') THEN
                     RAISE EXCEPTION 'company_target: % has no right of its own to write the row of %', current_user,
                         NEW.outreach_id USING ERRCODE = 'insufficient_privilege';
@@ -506,23 +515,27 @@ BEGIN
         RAISE EXCEPTION '%: the outcome of % was not recorded by this transaction', TG_ARGV[0], NEW.outreach_id
             USING ERRCODE = 'restrict_violation';
     END IF;
+    IF TG_ARGV[0] = 'ct_unwritten' THEN
+        PERFORM outreach.ct_require_fresh();
+    END IF;
     SELECT o.outcome, o.failure_code, o.reason, o.value, o.decided_at INTO said
         FROM outreach.ct_outcomes AS o WHERE o.outreach_id = NEW.outreach_id::uuid;
     IF TG_ARGV[0] = 'company_target' THEN
         event := convert_from(said.value, 'UTF8');
         -- As text, and not as JSON: char(n) has its blanks there.
         wrong := CASE
-            WHEN NEW.execution_status::text IS DISTINCT FROM CASE said.outcome WHEN 'PASS' THEN 'ready' ELSE 'failed' END
+            WHEN NEW.execution_status::text COLLATE "C" IS DISTINCT FROM CASE said.outcome WHEN 'PASS' THEN 'ready' ELSE 'failed' END
                 THEN format('execution_status is %L', NEW.execution_status::text)
             -- Triggers of others may set it, and it may be a date.
             WHEN (NEW.imo_completed_at::timestamptz BETWEEN said.decided_at - a_day AND said.decided_at + a_day) IS NOT TRUE
                 THEN format('imo_completed_at is %L', NEW.imo_completed_at::text)
             -- Triggers of others may write nothing in another way.
             WHEN said.outcome <> 'PASS' THEN CASE
-                WHEN NEW.email_method::text <> '' THEN format('email_method is %L', NEW.email_method::text)
-                WHEN NEW.method_type::text <> '' THEN format('method_type is %L', NEW.method_type::text)
-                WHEN NEW.confidence_score::text !~ '^[0.]*$' THEN format('confidence_score is %L', NEW.confidence_score::text)
-                WHEN lower(NEW.is_catchall::text) NOT IN ('', 'false', 'f', '0', 'no', 'n', 'off')
+                WHEN NEW.email_method::text COLLATE "C" <> '' THEN format('email_method is %L', NEW.email_method::text)
+                WHEN NEW.method_type::text COLLATE "C" <> '' THEN format('method_type is %L', NEW.method_type::text)
+                WHEN NEW.confidence_score::text COLLATE "C" !~ '^[0.]*$'
+                    THEN format('confidence_score is %L', NEW.confidence_score::text)
+                WHEN lower(NEW.is_catchall::text COLLATE "C") NOT IN ('', 'false', 'f', '0', 'no', 'n', 'off')
                     THEN format('is_catchall is %L', NEW.is_catchall::text)
             END
             WHEN event IS NULL THEN 'nothing is published of it'
@@ -530,7 +543,7 @@ BEGIN
                 THEN format('email_method is %L', NEW.email_method::text)
             WHEN NEW.method_type::text COLLATE "C" IS DISTINCT FROM event ->> 'method_type'
                 THEN format('method_type is %L', NEW.method_type::text)
-            WHEN NEW.is_catchall::text IS DISTINCT FROM event ->> 'is_catchall'
+            WHEN NEW.is_catchall::text COLLATE "C" IS DISTINCT FROM event ->> 'is_catchall'
                 THEN format('is_catchall is %L', NEW.is_catchall::text)
             WHEN (abs(NEW.confidence_score::numeric - (event ->> 'confidence_score')::numeric) < 0.0001) IS NOT TRUE
                 THEN format('confidence_score is %L', NEW.confidence_score::text)
@@ -540,15 +553,15 @@ BEGIN
             wrong := format('failure_code is %L', NEW.failure_code::text);
         ELSIF NEW.blocking_reason::text COLLATE "C" IS DISTINCT FROM said.reason THEN
             wrong := format('blocking_reason is %L', NEW.blocking_reason::text);
-        ELSIF NEW.imo_stage::text <> substr(said.failure_code, 4, 1) THEN
+        ELSIF NEW.imo_stage::text COLLATE "C" <> substr(said.failure_code, 4, 1) THEN
             wrong := format('imo_stage is %L', NEW.imo_stage::text);
-        ELSIF NEW.pipeline_stage::text <> 'company_target_imo' THEN
+        ELSIF NEW.pipeline_stage::text COLLATE "C" <> 'company_target_imo' THEN
             wrong := format('pipeline_stage is %L', NEW.pipeline_stage::text);
-        ELSIF NEW.severity::text <> 'blocking' THEN
+        ELSIF NEW.severity::text COLLATE "C" <> 'blocking' THEN
             wrong := format('severity is %L', NEW.severity::text);
         ELSIF NEW.stack_trace IS NOT NULL THEN
             wrong := 'it has a stack_trace';
-        ELSIF NEW.retry_allowed::text NOT IN ('false', '0') THEN
+        ELSIF NEW.retry_allowed::text COLLATE "C" NOT IN ('false', '0') THEN
             wrong := format('retry_allowed is %L', NEW.retry_allowed::text);
         ELSIF (NEW.created_at::timestamptz BETWEEN said.decided_at - a_day AND said.decided_at + a_day) IS NOT TRUE THEN
             wrong := format('created_at is %L', NEW.created_at::text);
@@ -562,7 +575,6 @@ BEGIN
             wrong := 'it has another one';
         END IF;
     ELSIF NEW.its_table = 'company_target' THEN
-        PERFORM outreach.ct_require_fresh();
         IF EXISTS (
             SELECT t.outreach_id FROM outreach.company_target AS t
             WHERE t.outreach_id = NEW.outreach_id AND outreach.ct_written_here(t.xmin)
