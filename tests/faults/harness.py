@@ -323,6 +323,15 @@ class Stack:
         finally:
             await admin.close()
 
+    async def wait_committed(self, count: int, within_s: float) -> int:
+        """Wait until the gate's group has committed so many records, or time is up; return how many it has."""
+        deadline = time.monotonic() + within_s
+        while True:
+            stands = sum(max(0, at) for at in (await self.committed()).values())
+            if stands >= count or time.monotonic() > deadline:
+                return stands
+            await asyncio.sleep(0.3)
+
 
 _ROOT = Path(__file__).resolve().parents[2]
 

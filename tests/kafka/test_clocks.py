@@ -51,8 +51,8 @@ async def test_a_worker_whose_clock_is_hours_off_still_publishes(cluster: KafkaC
         assert await stack.wait_decided(2, 30) == 2, stack.worker_log()[-3000:]
         assert await stack.wait_published(20) == 0, stack.worker_log()[-3000:]
         await stack.wait_ready(200, 10)
+        assert await stack.wait_committed(4, 20) == 4, stack.worker_log()[-3000:]
         assert stack.end_worker(worker) == 0, stack.worker_log()[-3000:]
-        assert sum(max(0, at) for at in (await stack.committed()).values()) == 4
         records = await stack.records()
         changelog = await stack.records("ct-stream-decided-changelog")
     assert sorted(record.topic for record in records) == ["ct.fail", "ct.pass", "ct.rejected"]
