@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from ct_stream.store.connecting import without_own_schema
+from ct_stream.store.connecting import OWN_PATH, without_own_schema
 from ct_stream.store.misfit import OF_REHEARSAL, Misfit, explain, said
-from ct_stream.store.queries import query
+from ct_stream.store.queries import ON_LOGINS_PATH, query
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -141,7 +141,7 @@ class AsGate:
                     [kind.oid for kind in statement.get_parameters()],
                     [(column.name, column.type.oid) for column in statement.get_attributes()],
                     query(name).rstrip(";"),
-                    path,
+                    path if name in ON_LOGINS_PATH else OWN_PATH,
                 )
             except asyncpg.PostgresError as error:
                 raise explain(error, f"the gate's statement {name}") from error

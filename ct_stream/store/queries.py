@@ -19,6 +19,10 @@ def _all() -> dict[str, str]:
 _USERS = re.compile(r"\boutreach\.(outreach|company_target|company_target_errors)\b")
 
 
+#: The statements that run with the path of the login, on which others may have functions; see the head of queries.sql.
+ON_LOGINS_PATH = frozenset({"look_up", "record", "spine_control", "rehearsal_companies"})
+
+
 @cache
 def meets_users(name: str) -> bool:
     """Return whether the statement called `name` touches a table of the users'. Raises KeyError if there is none."""

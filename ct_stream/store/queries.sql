@@ -51,7 +51,7 @@ WITH patience AS MATERIALIZED (
     -- Of several arrays it is always pg_catalog's, and may not be named so.
     SELECT i.* FROM patience, unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
-        $9::integer[], $10::text[], $11::integer[], $12::bigint[], $13::text[], $14::bytea[], $15::bytea[],
+        $9::bigint[], $10::text[], $11::integer[], $12::bigint[], $13::text[], $14::bytea[], $15::bytea[],
         $16::text[], $17::text[], $18::text[], $19::float8[], $20::boolean[], $21::text[], $22::text[],
         $23::text[], $24::timestamptz[], $25::timestamptz[], $26::uuid[]
     ) AS i (

@@ -30,7 +30,7 @@ from ct_stream.store.fit import check_fit
 from ct_stream.store.ledger import attempt_arguments, record_arguments
 from ct_stream.store.misfit import KEEP, Misfit, explain, runs_foreign_code
 from ct_stream.store.outage import AGAIN
-from ct_stream.store.queries import query
+from ct_stream.store.queries import ON_LOGINS_PATH, query
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -69,8 +69,6 @@ STATEMENTS = (
     "rehearsal_companies", "look_up", "record", "recorded_attempts", "forget", "wake_domains", "claim_unpublished_of",
     "stamp", "rehearsed",
 )  # fmt: skip
-#: Those of them that a worker runs with the path of its login (store/database.py).
-_ON_THEIR_PATH = frozenset({"rehearsal_companies", "look_up", "record"})
 
 
 class Cast(Protocol):
@@ -113,7 +111,7 @@ class OneSelf:
 
     async def fetch(self, name: str, *args: Any) -> Sequence[Mapping[str, Any]]:
         """Run a named statement."""
-        async with self._path(is_theirs=name in _ON_THEIR_PATH):
+        async with self._path(is_theirs=name in ON_LOGINS_PATH):
             return [dict(row) for row in await self._connection.fetch(query(name), *args)]
 
     async def settle(self) -> None:

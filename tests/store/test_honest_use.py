@@ -184,6 +184,22 @@ async def test_a_hub_uses_its_own_rights_whoever_asked_it(database: DatabaseDsns
     assert await fetch(database.admin, rows) == [("pending", "guess")]
 
 
+@pytest.mark.parametrize(
+    ("column", "word"),
+    [("confidence_score", "0.4"), ("imo_completed_at", "now()"), ("execution_status", "'already_known'")],
+)
+async def test_a_role_fills_in_the_one_column_that_it_may(database: DatabaseDsns, column: str, word: str) -> None:
+    await run(
+        database.admin,
+        role("scorer") + "ALTER TABLE outreach.company_target DROP CONSTRAINT company_target_status_check;"
+        f"GRANT SELECT, INSERT (outreach_id, {column}), UPDATE ({column}) ON outreach.company_target TO scorer;"
+        "GRANT USAGE ON SCHEMA outreach TO scorer; SET SESSION AUTHORIZATION scorer;"
+        f"INSERT INTO outreach.company_target (outreach_id, {column}) VALUES ('{uuid4()}', {word});"
+        f"UPDATE outreach.company_target SET {column} = {word}",
+    )
+    assert len(await fetch(database.admin, "SELECT outreach_id FROM outreach.company_target")) == 1
+
+
 @pytest.mark.parametrize("default", ["email_method SET DEFAULT ''", "imo_completed_at SET DEFAULT now()"])
 async def test_a_hubs_trigger_names_another_company_whatever_their_columns_have_by_default(
     database: DatabaseDsns, default: str

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
+from ct_stream.gate.output_stage import output_stage
 from ct_stream.gate.questions import SpineAnswer
 from ct_stream.gate.records import Publication
 from ct_stream.gate.transcript import Exchange
 from ct_stream.store.ledger import Ledger, headers_from_json, headers_to_json
-from tests.store.parts import NO_MX, NOT_FOUND, PASSED, opened, outcome, running
+from tests.store.parts import EXCHANGES, NO_MX, NOT_FOUND, PASSED, opened, origin, outcome, running
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseDsns
@@ -68,6 +70,20 @@ async def test_of_two_workers_with_the_very_same_outcome_one_wins(database: Data
                 return await ledger.record(same)
 
     assert sorted(await asyncio.gather(worker(), worker())) == [False, True]
+
+
+async def test_a_company_that_waited_for_months_is_recorded(database: DatabaseDsns) -> None:
+    """A provider may be closed, or all SMTP halted, for as long as nobody resumes it."""
+    took_ms = 120 * 86_400_000
+    late = output_stage(
+        origin(), NO_MX, EXCHANGES, rules_version="1+test", decided_at=datetime.now(UTC), duration_ms=took_ms
+    )
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            assert await ledger.record(late)
+        async with db.connection() as connection:
+            assert await connection.fetchval("SELECT o.duration_ms FROM outreach.ct_outcomes AS o") == took_ms
 
 
 async def test_a_not_found_has_an_errors_row_and_no_company_target_row(database: DatabaseDsns) -> None:

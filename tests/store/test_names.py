@@ -18,7 +18,7 @@ from ct_stream.store.connecting import connect
 from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.migrate import migrate
-from ct_stream.store.queries import _all
+from ct_stream.store.queries import ON_LOGINS_PATH, _all
 from ct_stream.store.rehearsal import rehearse
 from ct_stream.store.sql_files import sql_files
 from tests.conftest import PASSWORD, UPSTREAM
@@ -198,8 +198,6 @@ _SYNTAX = frozenset(
     {"and", "any", "array", "as", "coalesce", "conflict", "exists", "from", "greatest", "i", "in", "input", "least",
      "not", "numeric", "on", "or", "then", "values", "when", "where"}
 )  # fmt: skip
-#: What a worker runs with the path of its login.
-ON_THEIR_PATH = ("look_up", "record", "spine_control", "rehearsal_companies")
 
 
 def called(name: str) -> set[str]:
@@ -208,7 +206,7 @@ def called(name: str) -> set[str]:
     return set(re.findall(r"(?<![.\w$])([a-z_]\w*)\s*\(", text)) - _SYNTAX
 
 
-@pytest.mark.parametrize("name", ON_THEIR_PATH)
+@pytest.mark.parametrize("name", sorted(ON_LOGINS_PATH))
 def test_statements_on_the_path_of_others_name_functions_in_full(name: str) -> None:
     tables = set(re.findall(r"outreach\.(\w+)", _all()[name])) | {"t", "m", "o", "i"}
     assert called(name) - tables - {"target", "won", "errors", "unwritten", "memory"} == (

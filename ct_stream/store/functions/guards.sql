@@ -442,6 +442,16 @@ BEGIN
         THEN
             RETURN NULL;
         END IF;
+        -- A role that fills in one of the others.
+        IF NOT is_final AND (
+            has_column_privilege(current_user, root, 'method_type', TG_OP)
+            OR has_column_privilege(current_user, root, 'confidence_score', TG_OP)
+            OR has_column_privilege(current_user, root, 'is_catchall', TG_OP)
+            OR has_column_privilege(current_user, root, 'execution_status', TG_OP)
+            OR has_column_privilege(current_user, root, 'imo_completed_at', TG_OP)
+        ) THEN
+            RETURN NULL;
+        END IF;
         -- Not for the gate's own people: a view of the gate's could be what they come through.
         IF NOT pg_has_role(current_user, 'ct_ops', 'MEMBER') AND NOT pg_has_role(current_user, 'ct_gate', 'MEMBER') THEN
             IF EXISTS (
@@ -580,16 +590,19 @@ BEGIN
             WHERE t.outreach_id = NEW.outreach_id AND outreach.ct_written_here(t.xmin)
                 -- A trigger of others may have written their own columns here, of a row that was final before.
                 AND (
-                    pg_typeof(t.imo_completed_at) NOT IN ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype)
+                    (SELECT y.typcategory FROM pg_type AS y WHERE y.oid = pg_typeof(t.imo_completed_at)) <> 'D'
                     OR t.imo_completed_at::timestamptz BETWEEN said.decided_at - a_day AND said.decided_at + a_day
                 )
         ) THEN
             wrong := 'it was written';
-        ELSIF NOT EXISTS (
-            SELECT t.outreach_id FROM outreach.company_target AS t
-            WHERE t.outreach_id = NEW.outreach_id AND t.execution_status::text IN ('ready', 'failed', 'blocked')
-        ) THEN
-            wrong := 'there is no final row to leave alone';
+        ELSE
+            -- Held: an importer may be changing it.
+            PERFORM t.outreach_id FROM outreach.company_target AS t
+                WHERE t.outreach_id = NEW.outreach_id AND t.execution_status::text IN ('ready', 'failed', 'blocked')
+                FOR SHARE;
+            IF NOT FOUND THEN
+                wrong := 'there is no final row to leave alone';
+            END IF;
         END IF;
     ELSIF said.failure_code IS DISTINCT FROM 'CT-I-NOT-FOUND' OR NOT outreach.ct_errors_are_bound() OR EXISTS (
         SELECT e.outreach_id FROM outreach.company_target_errors AS e

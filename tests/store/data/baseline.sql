@@ -87,7 +87,7 @@ CREATE TABLE outreach.ct_outcomes (
     decided_at timestamptz NOT NULL,
     recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     recorded_in xid8 NOT NULL DEFAULT pg_current_xact_id(),  -- only this transaction writes its other rows
-    duration_ms integer,
+    duration_ms bigint,               -- a company may wait for months
     event_topic text,
     event_partition integer,
     event_offset bigint,
