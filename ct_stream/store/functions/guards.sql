@@ -569,8 +569,6 @@ BEGIN
             wrong := format('pipeline_stage is %L', NEW.pipeline_stage::text);
         ELSIF NEW.severity::text COLLATE "C" <> 'blocking' THEN
             wrong := format('severity is %L', NEW.severity::text);
-        ELSIF NEW.stack_trace IS NOT NULL THEN
-            wrong := 'it has a stack_trace';
         ELSIF NEW.retry_allowed::text COLLATE "C" NOT IN ('false', '0') THEN
             wrong := format('retry_allowed is %L', NEW.retry_allowed::text);
         ELSIF (NEW.created_at::timestamptz BETWEEN said.decided_at - a_day AND said.decided_at + a_day) IS NOT TRUE THEN
