@@ -555,7 +555,7 @@ BEGIN
                 THEN format('method_type is %L', NEW.method_type::text)
             WHEN NEW.is_catchall::text COLLATE "C" IS DISTINCT FROM event ->> 'is_catchall'
                 THEN format('is_catchall is %L', NEW.is_catchall::text)
-            WHEN (abs(NEW.confidence_score::numeric - (event ->> 'confidence_score')::numeric) < 0.0001) IS NOT TRUE
+            WHEN (round(NEW.confidence_score::numeric, 4) = round((event ->> 'confidence_score')::numeric, 4)) IS NOT TRUE
                 THEN format('confidence_score is %L', NEW.confidence_score::text)
         END;
     ELSIF TG_ARGV[0] = 'company_target_errors' THEN
