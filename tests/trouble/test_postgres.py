@@ -163,7 +163,10 @@ async def test_a_ledger_that_lost_rows_makes_everything_wait_and_decides_nobody_
         assert await stack.wait_decided(40, 30) == 40
         for table in ("ct_outcomes", "company_target"):
             await stack.admin.execute(f"ALTER TABLE outreach.{table} DISABLE TRIGGER USER")
-        await stack.admin.execute("DELETE FROM outreach.ct_outcomes WHERE ordinal > 20")
+        await stack.admin.execute(
+            "DELETE FROM outreach.ct_outcomes AS o WHERE o.outreach_id IN"
+            " (SELECT n.outreach_id FROM outreach.ct_outcomes AS n ORDER BY n.ordinal DESC LIMIT 20)"
+        )
         await stack.admin.execute(
             "DELETE FROM outreach.company_target AS t WHERE NOT EXISTS"
             " (SELECT 1 FROM outreach.ct_outcomes AS o WHERE o.outreach_id = t.outreach_id)"
