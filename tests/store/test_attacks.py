@@ -863,7 +863,8 @@ async def test_a_row_of_a_pass_needs_what_is_published_of_it(database: DatabaseD
     "changes",
     [
         {"email_method": "evil@a.example"}, {"method_type": "first"}, {"confidence_score": "NaN"},
-        {"confidence_score": 0.9}, {"confidence_score": 0.7001}, {"is_catchall": True}, {"email_method": None}, {"execution_status": "failed"},
+        {"confidence_score": 0.9}, {"confidence_score": 0.7001}, {"is_catchall": True},
+        {"email_method": None}, {"execution_status": "failed"},
         {"execution_status": "pending"},
     ],
 )  # fmt: skip
