@@ -146,7 +146,7 @@ def are_headers_of(headers: Headers, outreach_id: UUID, topic: str, value: bytes
     return (
         len(said) == len(headers)
         and said.keys() <= wanted.keys() | {_TRACEPARENT, _CORRELATION_ID}
-        and all(said.get(name) == value for name, value in wanted.items())
+        and all(said.get(name) == content for name, content in wanted.items())
     )
 
 
