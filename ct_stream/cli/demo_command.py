@@ -6,7 +6,10 @@ import asyncio
 
 import click
 
+from ct_stream.cancelling import until_a_signal
 from ct_stream.cli.shared import command
+
+_STOPS_S = 30.0  #: the stack stops in order within it, its broker and its database too
 
 
 def add_to(main: click.Group) -> None:
@@ -38,4 +41,4 @@ def add_to(main: click.Group) -> None:
 
         if companies < LEAST:
             raise click.UsageError(f"--companies {companies} leaves kinds of companies out; give {LEAST} or more")
-        return asyncio.run(show_demo(companies, keep=keep))
+        return asyncio.run(until_a_signal(show_demo(companies, keep=keep), tidies_s=_STOPS_S))

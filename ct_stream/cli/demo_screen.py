@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -36,7 +35,6 @@ _SHOWN_FAILURES = 5
 
 async def show_demo(companies: int, *, keep: bool) -> int:
     """Run the demo with its display; return the exit code."""
-    _end_by_sigterm_too()
     begun = time.monotonic()
     click.echo("starting a broker, a Postgres, a mail farm and a worker ...")
     async with Demo(make_plan(companies)) as demo:
@@ -60,13 +58,6 @@ async def show_demo(companies: int, *, keep: bool) -> int:
     if not is_good:
         click.echo(f"the logs are in {demo.data_dir}")
     return Exit.OK if is_good else Exit.FOUND
-
-
-def _end_by_sigterm_too() -> None:
-    """Stop the demo in order at SIGTERM, as at Ctrl-C."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def _say_settings(demo: Demo) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ct_stream.cancelling import until_a_signal
 from ct_stream.cli.shared import Exit, Since, command, json_option, print_json, settings
 from ct_stream.texts import for_log
 
@@ -72,15 +72,8 @@ def add_to(main: click.Group) -> None:
         limits = Limits(older_than=older_than, waiting_than=waiting_than, grace=grace, examples=examples)
         chosen = settings()
 
-        async def run() -> Report:
-            task = asyncio.current_task()
-            assert task is not None
-            # As at Ctrl-C: the temporary folder must go.
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-            return await compare(chosen, limits, on_progress)
-
-        with _progress() as on_progress:
-            report = asyncio.run(run())
+        with _progress() as on_progress:  # whatever ends it: the temporary folder must go
+            report = asyncio.run(until_a_signal(compare(chosen, limits, on_progress)))
         if as_json:
             print_json(report.told())
         else:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from prometheus_client import generate_latest
 
+from ct_stream.cancelling import end_all
 from ct_stream.texts import for_json
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ async def health_server(host: str, port: int, health: Health, metrics: Metrics) 
         try:
             yield int(listening[0].getsockname()[1])
         finally:
-            for task in accepting:
-                task.cancel()
-            await asyncio.gather(*accepting, return_exceptions=True)
+            await end_all(accepting)
             for transport in open_ones:
                 _end(transport)
             await runner.cleanup()

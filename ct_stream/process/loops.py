@@ -11,6 +11,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from ct_stream.cancelling import end_all
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -76,8 +78,7 @@ class Loops:
         """End all services, and return when they have ended."""
         for task in self._tasks:
             task.remove_done_callback(self._ended)
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_all(self._tasks)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import asyncpg
 
+from ct_stream.cancelling import end_all
 from ct_stream.store.outage import AGAIN, OUTAGE, OWN_TROUBLE
 
 if TYPE_CHECKING:
@@ -121,10 +122,7 @@ class Batches(Generic[Item, Result]):
 
     async def stop(self) -> None:
         """Stop sending, without waiting for what is at the server."""
-        tasks = [task for task in (self._worker, self._alone) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(task for task in (self._worker, self._alone) if task is not None)
         for _, future in (*self._queue, *(pair for pair, _ in self._apart)):
             future.cancel()
         self._queue.clear()

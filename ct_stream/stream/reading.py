@@ -20,6 +20,7 @@ from aiokafka.errors import (
     UnknownMemberIdError,
 )
 
+from ct_stream.cancelling import end_all
 from ct_stream.stream.delivery import Delivery
 from ct_stream.stream.offset_guard import OffsetGuard
 
@@ -109,8 +110,7 @@ class Reading:
         if self._running is None:
             return
         await self._app.stop()
-        self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
+        await end_all([self._running])
 
     async def _run(self) -> None:
         self._agent.join()

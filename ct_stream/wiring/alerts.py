@@ -20,6 +20,7 @@ import aiohttp
 import asyncpg
 from yarl import URL
 
+from ct_stream.cancelling import end_all
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.problems import said_by
 from ct_stream.process.loops import Loop
@@ -263,5 +264,4 @@ async def alerting(alerts: Alerts) -> AsyncIterator[None]:
                 await alerts.wait_idle()
         except TimeoutError:
             log.warning("The last alerts were not delivered in time", extra={"action": "alert_failed"})
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
+        await end_all([sending])

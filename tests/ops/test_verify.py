@@ -169,7 +169,8 @@ async def test_verify_leaves_no_files_behind_when_it_is_interrupted(
                     break
                 await asyncio.sleep(0.05)
         process.send_signal(how)
-        assert await process.wait() == 130
+        async with asyncio.timeout(60):
+            assert await process.wait() == 130
         assert list(spill.iterdir()) == []
 
 
