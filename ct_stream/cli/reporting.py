@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -217,6 +218,6 @@ def _guardrails(main: click.Group) -> None:
         """
         if not reason.strip():
             raise click.UsageError("--reason is empty; say why it may be used again")
-        if key.upper().startswith("TOOL-"):
+        if re.fullmatch(r"TOOL-[0-9]{3}", key, re.IGNORECASE):
             key = f"tool:{key.upper()}"
         click.echo(for_log(f"{key}: {asyncio.run(reports.resume_guardrail(settings(), key, reason.strip()))}"))

@@ -38,8 +38,10 @@ _ALWAYS = re.compile(r"^ALTER TABLE outreach\.(\w+) ENABLE ALWAYS TRIGGER (\w+);
 _GRANT = re.compile(r"^GRANT ([^;]+?) ON ([^;]+?) TO ([^;]+?);", _FLAGS)
 _CALLERS = re.compile(r"of_(\w+) CONSTANT name\[\] := ARRAY\[(.*?)\]", _FLAGS)
 _ROLE_OF = {"gate": "ct_gate", "people": "ct_ops", "everybody": "PUBLIC", "owner": None}
+_SECRET = ("ct_tier2_attempts", "SELECT")  #: of its column `token`
 _WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER"})  #: who may read is the users' own affair
 _NOT_CT_OWNERS = frozenset({"ct_migrations", "ct_functions"})  #: who migrates owns them
+_OF_USERS = ("company_target", "company_target_errors")
 #: The bits of pg_trigger.tgtype (catalog/pg_trigger.h).
 _BITS = {"ROW": 1, "BEFORE": 2, "INSERT": 4, "DELETE": 8, "UPDATE": 16, "TRUNCATE": 32}
 _MIGRATE = "run `ct-stream migrate`, which puts it back"
@@ -95,7 +97,7 @@ async def compare(fetch: Fetch) -> Comparison:
         *_functions_altered(sql, await fetch("functions_now", list(sql.made_functions), list(OF_READER))),
         *_functions_beside(await fetch("functions_beside", list(sql.made_functions))),
         *_owners_altered(await fetch("owners_now", sorted(set(sql.made) - _NOT_CT_OWNERS))),
-        *_widened(sql, await fetch("rights_now", list(sql.made))),
+        *_widened(sql, [*await fetch("rights_now", list(sql.made)), *await _whole_tables_of_the_gate(fetch)]),
     ]
     return Comparison(altered=altered, is_whole=True)
 
@@ -163,7 +165,8 @@ def _in_partitions(wanted: Sequence[_Trigger], now: Sequence[Any]) -> Iterator[A
     for row in now:
         if (row["its_table"], row["name"]) in ours:
             where = f"the partition {row['partition']} of outreach.{row['its_table']}"
-            how = "is disabled" if row["enabled"] == "D" else "does not fire as it does for the whole table"
+            hows = {"": "is missing", "D": "is disabled"}
+            how = hows.get(row["enabled"], "does not fire as it does for the whole table")
             yield Altered(what=f"the trigger {row['name']} of {where} {how}", action=_MIGRATE)
 
 
@@ -220,17 +223,25 @@ def _owners_altered(now: Sequence[Any]) -> Iterator[Altered]:
             yield Altered(what=f"outreach.{row['name']} belongs to {row['who']}, not to ct_owner", action=_MIGRATE)
 
 
+async def _whole_tables_of_the_gate(fetch: Fetch) -> Sequence[Any]:
+    """Return the gate's rights to users' tables as a whole: `migrate` takes away what their owners granted."""
+    rows = await fetch("rights_now", list(_OF_USERS))
+    return [row for row in rows if row["grantee"] == "ct_gate" and not row["kind"] and row["its_column"] is None]
+
+
 def _widened(sql: SqlFiles, now: Sequence[Any]) -> Iterator[Altered]:
     granted = set(_granted(sql.grants))
-    wide: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
+    wide: defaultdict[tuple[str, str, str, str], list[str]] = defaultdict(list)
     for row in now:
         kind, table, column, who, right = (row[key] for key in ("kind", "its_table", "its_column", "grantee", "right"))
-        if kind or (right in _WRITES and (right, table, column, who) not in granted):
-            wide[who, kind, f"{right} ({column})" if column else right].append(f"outreach.{table}")
-    for (who, kind, right), tables in sorted(wide.items()):
+        is_ours = right in _WRITES or ((table, right) == _SECRET and column in (None, "token"))
+        if kind or (is_ours and (right, table, column, who) not in granted):
+            by = f"as {row['grantor']}: " if row["grantor"] else ""  # who has granted it takes it away
+            wide[who, kind, f"{right} ({column})" if column else right, by].append(f"outreach.{table}")
+    for (who, kind, right, by), tables in sorted(wide.items()):
         yield Altered(
             what=f"{who} may {right} on {kind.lower()}{_some(tables)}",
-            action=f"REVOKE {right} ON {kind}{', '.join(sorted(tables))} FROM {who}",
+            action=f"{by}REVOKE {right} ON {kind}{', '.join(sorted(tables))} FROM {who}",
         )
 
 

@@ -30,7 +30,7 @@ from ct_stream.store.connecting import (
     without_own_schema,
 )
 from ct_stream.store.migrate import missing_part
-from ct_stream.store.outage import AGAIN, ANY_TROUBLE, OUTAGE, UnfitDatabase, sentence_of
+from ct_stream.store.outage import AGAIN, ANY_TROUBLE, OUTAGE, UnfitDatabase, no_triggers, sentence_of
 from ct_stream.store.queries import meets_users, query
 
 if TYPE_CHECKING:
@@ -300,6 +300,8 @@ class Database:
                 f"CT_POSTGRES_DSN must name the primary; if it does, ALTER ROLE {row['login']} RESET "
                 "default_transaction_read_only, or the same for the database",
             )
+        if row["is_replica"]:
+            raise no_triggers(row["login"])
         if row["synchronous_commit"] in ("off", "local"):
             raise UnfitDatabase(
                 f"synchronous_commit is {row['synchronous_commit']}, so a crash of the server could lose outcomes",

@@ -10,10 +10,35 @@ REVOKE CREATE ON SCHEMA outreach FROM PUBLIC, ct_gate, ct_ops, ct_reader;
 GRANT SELECT, INSERT ON outreach.ct_migrations, outreach.ct_functions TO ct_owner;
 GRANT DELETE ON outreach.ct_functions TO ct_owner;  -- migrate --again
 
+-- A table that is made gets the default privileges of whoever migrates, which may name other roles or everybody. Others may
+-- read the gate's tables, as their owner likes, but for the tokens of paid attempts: who knows one answers the attempt.
+DO $$
+DECLARE
+    wide record;
+BEGIN
+    FOR wide IN
+        SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE '' END || c.oid::regclass AS what, a.privilege_type,
+            CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS who
+        FROM pg_class AS c
+        CROSS JOIN LATERAL (
+            SELECT c.relacl AS acl UNION ALL SELECT t.attacl FROM pg_attribute AS t WHERE t.attrelid = c.oid
+        ) AS r
+        CROSS JOIN LATERAL aclexplode(r.acl) AS a
+        WHERE c.relnamespace = 'outreach'::regnamespace
+            AND (c.relowner = 'ct_owner'::regrole OR c.relname ~ '^ct_(migrations|functions)(_ordinal_seq)?$')
+            AND a.grantee NOT IN (c.relowner, 'ct_owner'::regrole)
+            AND CASE
+                WHEN c.relkind = 'S' THEN true
+                WHEN a.privilege_type = 'SELECT' THEN c.relname = 'ct_tier2_attempts'
+                ELSE true
+            END
+    LOOP
+        EXECUTE format('REVOKE %s ON %s FROM %s CASCADE', wide.privilege_type, wide.what, wide.who);
+    END LOOP;
+END $$;
+
 -- The gate inserts outcomes, moves the publish claim and keeps waits. It cannot delete rows by itself.
 -- What it inserts is named column by column: numbers, times and sources are the database's own (see ct_guard_given).
-REVOKE INSERT ON outreach.ct_outcomes, outreach.ct_unwritten, outreach.ct_watchdog_exits FROM ct_gate;
-REVOKE INSERT, UPDATE ON outreach.ct_refusals FROM ct_gate;
 GRANT SELECT ON outreach.ct_outcomes, outreach.ct_unwritten, outreach.ct_watchdog_exits, outreach.ct_refusals TO ct_gate;
 GRANT INSERT (outreach_id, outcome, failure_code, reason, domain, rules_version, transcript, decided_at, duration_ms,
     event_topic, event_partition, event_offset, topic, key, value, headers, publish_until, attempt)
@@ -24,7 +49,7 @@ GRANT INSERT (places, reason, worker, worker_version) ON outreach.ct_watchdog_ex
 GRANT INSERT (provider, domain, kind, host, reason, is_own, address, network) ON outreach.ct_refusals TO ct_gate;
 -- Of the runbook's tables it writes the columns that it has something to say of: a foreign key on another one would carry
 -- a change into tables on which it has no right. Others may grant it a column of theirs, for a trigger that writes there;
--- that is kept, and a right to the whole table is not.
+-- that is kept. A right to the whole table is not, nor one to delete rows or to add a trigger.
 GRANT SELECT ON outreach.company_target, outreach.company_target_errors TO ct_gate;
 DO $$
 DECLARE
@@ -34,7 +59,7 @@ BEGIN
     FOR wide IN
         SELECT c.oid::regclass AS its_table, a.privilege_type FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
         WHERE c.oid IN ('outreach.company_target'::regclass, 'outreach.company_target_errors'::regclass)
-            AND a.grantee = 'ct_gate'::regrole AND a.privilege_type IN ('INSERT', 'UPDATE')
+            AND a.grantee = 'ct_gate'::regrole AND a.privilege_type <> 'SELECT'
     LOOP
         -- Takes the column's rights away as well.
         SELECT string_agg(format('GRANT %s (%I) ON %s TO ct_gate', wide.privilege_type, t.attname, wide.its_table), '; ')
@@ -53,7 +78,6 @@ GRANT UPDATE (email_method, method_type, confidence_score, is_catchall, executio
 GRANT INSERT (outreach_id, pipeline_stage, failure_code, blocking_reason, severity, imo_stage, retry_allowed, created_at,
     raw_input) ON outreach.company_target_errors TO ct_gate;
 -- A wait stays its company's: it could be given to a decided company, and forgotten with that one.
-REVOKE UPDATE ON outreach.ct_passes FROM ct_gate;
 GRANT SELECT, INSERT ON outreach.ct_passes TO ct_gate;
 GRANT UPDATE (state, domain, reason, detail, waits_on, not_before, since, parked_at, answers, pending, spent_ms, asked_at,
     failed_at, event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header,
@@ -61,7 +85,6 @@ GRANT UPDATE (state, domain, reason, detail, waits_on, not_before, since, parked
 GRANT SELECT, INSERT, UPDATE ON outreach.ct_rates, outreach.ct_domains, outreach.ct_memory, outreach.ct_workers
     TO ct_gate;
 -- ct_take_tier2 notes that a budget refused a call; people are alerted once.
-REVOKE INSERT, UPDATE ON outreach.ct_usage FROM ct_gate;
 GRANT SELECT ON outreach.ct_usage TO ct_gate;
 GRANT INSERT (tool_id, span, begins, used, usd) ON outreach.ct_usage TO ct_gate;
 GRANT UPDATE (used, usd) ON outreach.ct_usage TO ct_gate;
@@ -85,7 +108,6 @@ GRANT SELECT ON outreach.ct_epoch, outreach.ct_guardrails, outreach.ct_guardrail
 GRANT UPDATE (tries, next_try_at) ON outreach.ct_guardrails TO ct_gate;
 -- Paid attempts change only through two functions, so that the gate can neither invent one nor take one back. Who knows a
 -- token has the attempt: it is its caller's alone.
-REVOKE SELECT ON outreach.ct_tier2_attempts FROM ct_gate, ct_ops;
 GRANT SELECT (outreach_id, provider, address, usd, reserved_at, answer_due, status, detail, answered_at)
     ON outreach.ct_tier2_attempts TO ct_gate, ct_ops;
 

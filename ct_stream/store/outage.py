@@ -13,6 +13,14 @@ class UnfitDatabase(ProblemError):
     """The server answers, but outcomes must not be written to it."""
 
 
+def no_triggers(login: str) -> UnfitDatabase:
+    """Return what to say if this login's sessions act as those that apply a replication: most triggers rest then."""
+    return UnfitDatabase(
+        f"session_replication_role is replica for {login}, so triggers do not run, the gate's and your own",
+        f"ALTER ROLE {login} RESET session_replication_role, or the same for the database",
+    )
+
+
 #: Run the statement again at once: two batches took locks in opposite orders, or their transactions conflict.
 AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 #: The database is in trouble, whatever the statement: wait and run again. Never charged to a company.

@@ -10,6 +10,7 @@
 SELECT pg_is_in_recovery() AS in_recovery,
     current_setting('transaction_read_only') AS read_only,
     current_setting('synchronous_commit') AS synchronous_commit,
+    current_setting('session_replication_role') = 'replica' AS is_replica,
     quote_ident(session_user) AS login,
     (SELECT r.rolconnlimit FROM pg_roles AS r WHERE r.rolname = session_user) AS connection_limit,
     clock_timestamp() AS now,
@@ -791,7 +792,8 @@ SELECT o.outreach_id, coalesce(o.failure_code, o.outcome) AS outcome, o.reason, 
 FROM outreach.ct_outcomes AS o LEFT JOIN outreach.company_target AS t USING (outreach_id);
 
 -- name: partition_triggers_now
--- Triggers that a partition of these tables has from them, and that fire at other times than those of the table.
+-- Triggers that a partition of these tables has from them, and that fire at other times than those of the table, or that it
+-- should have.
 SELECT c.relname AS its_table, q.relname AS partition, t.tgname AS name, t.tgenabled::text AS enabled
 FROM pg_class AS c
 CROSS JOIN LATERAL pg_partition_tree(c.oid) AS b
@@ -799,6 +801,15 @@ JOIN pg_class AS q ON q.oid = b.relid
 JOIN pg_trigger AS t ON t.tgrelid = q.oid
 JOIN pg_trigger AS w ON w.tgrelid = c.oid AND w.tgname = t.tgname
 WHERE b.level > 0 AND t.tgparentid <> 0 AND t.tgenabled <> w.tgenabled AND c.relname = ANY ($1::text[])
+    AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
+UNION ALL
+SELECT c.relname, q.relname, w.tgname, coalesce(t.tgenabled::text, '')
+FROM pg_class AS c
+CROSS JOIN LATERAL pg_partition_tree(c.oid) AS b
+JOIN pg_class AS q ON q.oid = b.relid AND q.relkind IN ('r', 'p')
+JOIN pg_trigger AS w ON w.tgrelid = c.oid AND w.tgtype & 32 <> 0
+LEFT JOIN pg_trigger AS t ON t.tgrelid = q.oid AND t.tgname = w.tgname AND t.tgfoid = w.tgfoid AND t.tgtype = w.tgtype
+WHERE b.level > 0 AND t.tgenabled IS DISTINCT FROM w.tgenabled AND c.relname = ANY ($1::text[])
     AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
 ORDER BY 1, 2, 3;
 
@@ -864,7 +875,8 @@ WHERE n.nspname = 'outreach' AND a.privilege_type = 'CREATE' AND a.grantee <> n.
 -- name: rights_now
 -- What others than their owner may do with these tables, with one column of them, or with a sequence of theirs.
 SELECT '' AS kind, c.relname AS its_table, r.its_column, a.privilege_type AS right,
-    CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS grantee
+    CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS grantee,
+    CASE WHEN a.grantor <> c.relowner THEN quote_ident(pg_get_userbyid(a.grantor)) END AS grantor
 FROM pg_class AS c
 CROSS JOIN LATERAL (
     SELECT NULL::name AS its_column, c.relacl AS acl
@@ -876,7 +888,8 @@ WHERE c.relname = ANY ($1::text[]) AND a.grantee <> c.relowner
     AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
 UNION ALL
 SELECT 'SEQUENCE ', s.relname, NULL, a.privilege_type,
-    CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+    CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+    CASE WHEN a.grantor <> s.relowner THEN quote_ident(pg_get_userbyid(a.grantor)) END
 FROM pg_class AS c
 JOIN pg_depend AS d ON d.refobjid = c.oid AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_class'::regclass
     AND d.deptype IN ('a', 'i')
@@ -890,6 +903,7 @@ WHERE c.relname = ANY ($1::text[]) AND a.grantee <> s.relowner AND a.privilege_t
 SELECT quote_ident(session_user) AS login,
     pg_is_in_recovery() AS in_recovery,
     current_setting('transaction_read_only') AS read_only,
+    current_setting('session_replication_role') = 'replica' AS is_replica,
     current_setting('autovacuum') = 'on' AND current_setting('track_counts') = 'on' AS autovacuum,
     ARRAY(SELECT r.rolname::text FROM pg_roles AS r WHERE r.rolname LIKE 'ct\_%') AS roles,
     s.oid IS NOT NULL AS spine,

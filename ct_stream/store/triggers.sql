@@ -56,6 +56,32 @@ ALTER TABLE outreach.company_target_errors ENABLE ALWAYS TRIGGER ct_final_trunca
 ALTER TABLE outreach.ct_tier2_attempts ENABLE ALWAYS TRIGGER ct_final;
 ALTER TABLE outreach.ct_tier2_attempts ENABLE ALWAYS TRIGGER ct_final_truncate;
 
+-- Nor does a login for which somebody has set session_replication_role write what it likes.
+ALTER TABLE outreach.ct_unwritten ENABLE ALWAYS TRIGGER ct_guard;
+ALTER TABLE outreach.company_target ENABLE ALWAYS TRIGGER ct_guard;
+ALTER TABLE outreach.company_target_errors ENABLE ALWAYS TRIGGER ct_guard;
+ALTER TABLE outreach.ct_usage ENABLE ALWAYS TRIGGER ct_guard;
+ALTER TABLE outreach.ct_unwritten ENABLE ALWAYS TRIGGER ct_given;
+ALTER TABLE outreach.ct_refusals ENABLE ALWAYS TRIGGER ct_given;
+ALTER TABLE outreach.ct_watchdog_exits ENABLE ALWAYS TRIGGER ct_given;
+
+-- A partition has the triggers of its table that fire for each row, and none that fires for a statement.
+DO $$
+DECLARE
+    part record;
+BEGIN
+    FOR part IN
+        SELECT w.tgfoid::regproc AS guard, q.oid::regclass AS name
+        FROM pg_trigger AS w CROSS JOIN LATERAL pg_partition_tree(w.tgrelid) AS b JOIN pg_class AS q ON q.oid = b.relid
+        WHERE w.tgrelid IN ('outreach.company_target'::regclass, 'outreach.company_target_errors'::regclass)
+            AND w.tgname = 'ct_final_truncate' AND b.level > 0 AND q.relkind IN ('r', 'p')
+    LOOP
+        EXECUTE format('CREATE OR REPLACE TRIGGER ct_final_truncate BEFORE TRUNCATE ON %s '
+            'FOR EACH STATEMENT EXECUTE FUNCTION %s()', part.name, part.guard);
+        EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER ct_final_truncate', part.name);
+    END LOOP;
+END $$;
+
 -- ---------------------------------------------------------------- alerts
 
 CREATE OR REPLACE TRIGGER ct_alert AFTER INSERT ON outreach.ct_guardrail_log

@@ -48,10 +48,15 @@ def origin(outreach_id: UUID | None = None, **fields: Any) -> Origin:
     return Origin(outreach_id=outreach_id or uuid4(), topic="spine.created", partition=3, offset=7, **fields)
 
 
-def outcome(outreach_id: UUID | None = None, verdict: Passed | Failed = PASSED, **fields: Any) -> Outcome:
+def outcome(
+    outreach_id: UUID | None = None,
+    verdict: Passed | Failed = PASSED,
+    decided_at: datetime | None = None,
+    **fields: Any,
+) -> Outcome:
     return output_stage(
-        origin(outreach_id, **fields), verdict, EXCHANGES, rules_version="1+test", decided_at=datetime.now(UTC),
-        duration_ms=12,
+        origin(outreach_id, **fields), verdict, EXCHANGES, rules_version="1+test",
+        decided_at=decided_at or datetime.now(UTC), duration_ms=12,
     )  # fmt: skip
 
 

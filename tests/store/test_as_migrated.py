@@ -12,9 +12,11 @@ from ct_stream.ops.doctor import examine
 from ct_stream.store.as_migrated import compare, fetching
 from ct_stream.store.migrate import migrate
 from ct_stream.store.sql_files import sql_files
+from tests.store import users_schema
 from tests.store.test_attacks import PARTITIONED
 
 if TYPE_CHECKING:
+    from ct_stream.local.postgres import EmbeddedPostgres
     from tests.conftest import DatabaseDsns
 
 TRIGGER = "CREATE OR REPLACE TRIGGER ct_final BEFORE UPDATE ON outreach.ct_outcomes FOR EACH ROW"
@@ -111,16 +113,53 @@ async def told(dsn: str) -> list[str]:
 
 async def execute(dsn: str, *statements: str) -> None:
     connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(dsn)
-    for statement in statements:
-        await connection.execute(statement)
-    await connection.close()
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
 
 
 async def test_a_migrated_database_is_as_it_was_made_and_reading_rights_are_the_users_own_affair(
     database: DatabaseDsns,
 ) -> None:
-    await execute(database.admin, "GRANT SELECT ON ALL TABLES IN SCHEMA outreach TO PUBLIC")
+    await execute(
+        database.admin,
+        "GRANT SELECT ON ALL TABLES IN SCHEMA outreach TO PUBLIC",
+        "REVOKE SELECT ON outreach.ct_tier2_attempts FROM PUBLIC",
+        "GRANT SELECT (outreach_id, status, usd) ON outreach.ct_tier2_attempts TO PUBLIC",
+    )
     assert await told(database.gate) == await told(database.ops) == []
+
+
+@pytest.mark.parametrize("to", ["PUBLIC", "app_role", "ct_ops", "ct_gate"])
+async def test_default_privileges_of_who_migrates_open_none_of_the_gates_tables(
+    postgres: EmbeddedPostgres, to: str
+) -> None:
+    """As guides for the role of an application set them, once and for all tables to come."""
+    async with users_schema.made(postgres, users_schema.ddl()) as database:
+        await execute(
+            database.admin,
+            "DO $$ BEGIN CREATE ROLE app_role; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+            f"ALTER DEFAULT PRIVILEGES IN SCHEMA outreach GRANT ALL ON TABLES TO {to}",
+            f"ALTER DEFAULT PRIVILEGES IN SCHEMA outreach GRANT ALL ON SEQUENCES TO {to}",
+            f"ALTER DEFAULT PRIVILEGES IN SCHEMA outreach GRANT ALL ON FUNCTIONS TO {to}",
+        )
+        await migrate(database.admin)
+        assert await told(database.ops) == []
+        for secret in ("SELECT token FROM outreach.ct_tier2_attempts", "SELECT a FROM outreach.ct_tier2_attempts AS a"):
+            for dsn in (database.gate, database.ops):
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await execute(dsn, secret)
+
+
+async def test_who_may_read_tokens_is_told_and_may_no_more_after_migrate(database: DatabaseDsns) -> None:
+    await execute(database.admin, "GRANT SELECT ON outreach.ct_tier2_attempts TO PUBLIC")
+    assert await told(database.ops) == [
+        "PUBLIC may SELECT on outreach.ct_tier2_attempts -> REVOKE SELECT ON outreach.ct_tier2_attempts FROM PUBLIC"
+    ]
+    await migrate(database.admin)
+    assert await told(database.ops) == []
 
 
 @pytest.mark.parametrize(("statement", "said"), ALTERED.items())
@@ -148,6 +187,8 @@ async def test_what_is_altered_is_told_and_what_the_line_says_mends_it(
         " outreach.company_target is disabled",
         "ALTER TABLE outreach.high ENABLE TRIGGER ct_final": "the trigger ct_final of the partition high of"
         " outreach.company_target does not fire as it does for the whole table",
+        "DROP TRIGGER ct_final_truncate ON outreach.low": "the trigger ct_final_truncate of the partition low of"
+        " outreach.company_target is missing",
     }.items(),
 )
 async def test_a_guard_that_is_off_in_one_partition_is_told_and_put_back(
@@ -159,6 +200,39 @@ async def test_a_guard_that_is_off_in_one_partition_is_told_and_put_back(
     await execute(database.admin, statement)
     assert said in "\n".join(await told(database.ops))
     await migrate(database.admin)
+    assert await told(database.ops) == []
+
+
+async def test_a_partition_that_is_made_later_is_told(database: DatabaseDsns) -> None:
+    await execute(database.admin, PARTITIONED)
+    await migrate(database.admin)
+    await execute(database.admin, "CREATE TABLE outreach.rest PARTITION OF outreach.company_target DEFAULT")
+    (line,) = await told(database.ops)
+    assert line.startswith("the trigger ct_final_truncate of the partition rest of outreach.company_target is missing")
+    await migrate(database.admin)
+    for part in ("low", "high", "rest", "company_target"):
+        with pytest.raises(asyncpg.RestrictViolationError, match="truncate is refused"):
+            await execute(database.admin, f"TRUNCATE outreach.{part}")
+
+
+async def test_a_right_that_its_owner_did_not_grant_is_told(database: DatabaseDsns) -> None:
+    """`migrate` acts as the owner, and takes away what that one has granted."""
+    await execute(
+        database.admin,
+        "CREATE ROLE hub_admin; GRANT USAGE ON SCHEMA outreach TO hub_admin",
+        "GRANT ALL ON outreach.company_target TO hub_admin WITH GRANT OPTION",
+        "SET ROLE hub_admin; GRANT INSERT ON outreach.company_target TO ct_gate",
+    )
+    await migrate(database.admin)
+    said = "as hub_admin: REVOKE INSERT ON outreach.company_target FROM ct_gate"
+    assert await told(database.ops) == [f"ct_gate may INSERT on outreach.company_target -> {said}"]
+    await execute(
+        database.admin,
+        "SET ROLE hub_admin",
+        "REVOKE INSERT ON outreach.company_target FROM ct_gate",
+        "RESET ROLE",
+        "DROP OWNED BY hub_admin; DROP ROLE hub_admin",
+    )
     assert await told(database.ops) == []
 
 
@@ -194,4 +268,4 @@ def test_each_function_and_trigger_of_the_files_is_compared() -> None:
     sql = sql_files()
     found = as_migrated._FUNCTION.findall("\n".join(sql.functions.values()))
     assert [name for name, _, _ in found] == list(sql.made_functions)
-    assert len(list(as_migrated._triggers(sql))) == sql.triggers.count("EXECUTE FUNCTION")
+    assert len(list(as_migrated._triggers(sql))) == sql.triggers.count("EXECUTE FUNCTION outreach.")

@@ -21,7 +21,7 @@ from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.ledger import Ledger, headers_to_json
 from ct_stream.store.migrate import MigrationError, migrate
 from tests.conftest import PASSWORD
-from tests.store.parts import NO_MX, opened, outcome, role, running
+from tests.store.parts import NO_MX, NOT_FOUND, opened, outcome, role, running
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
@@ -559,6 +559,45 @@ async def test_the_gate_keeps_a_column_that_others_grant_it_and_loses_the_whole_
             await run(database.gate, "UPDATE outreach.company_target SET other = 'x'")
 
 
+@pytest.mark.parametrize("table", ["company_target", "company_target_errors"])
+async def test_the_gate_keeps_no_right_but_to_read_and_write_its_columns(database: DatabaseDsns, table: str) -> None:
+    """With TRIGGER, code of its own would run as whoever imports."""
+    await run(database.admin, f"GRANT ALL ON outreach.{table} TO ct_gate")
+    await migrate(database.admin)
+    rights = await value(database.admin, "SELECT array_agg(a.privilege_type::text) FROM pg_class AS c"
+        " CROSS JOIN LATERAL aclexplode(c.relacl) AS a WHERE a.grantee = 'ct_gate'::regrole"
+        f" AND c.oid = 'outreach.{table}'::regclass")  # fmt: skip
+    assert rights == ["SELECT"]
+
+
+async def test_a_time_of_a_failure_is_not_changed_for_one_of_the_same_text(database: DatabaseDsns) -> None:
+    """When a summer ends, an hour comes twice, and a zone may have a summer time of ten hours and one name for both."""
+    last_of_november = datetime.now(UTC).replace(month=11, day=30, hour=12, minute=30)
+    if last_of_november > datetime.now(UTC):
+        last_of_november = last_of_november.replace(year=last_of_november.year - 1)
+    failed = outcome(verdict=NO_MX, decided_at=last_of_november)
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            assert await ledger.record(failed)
+    zone = "SET DateStyle = 'sql'; SET TimeZone = 'XXX0XXX-10,J1/0,J334/17:00:00';"
+    with pytest.raises(asyncpg.RestrictViolationError, match="a change of created_at is refused"):
+        await run(database.admin, zone + "UPDATE outreach.company_target_errors"
+            " SET created_at = created_at - interval '10 hours'")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "key", ["tool-019", "TOOL-019", "TOOL-019 ", "tool:tool-019", "tool:TOOL-019 ", "tool:TOOL-19", "spine ", "", None]
+)
+async def test_no_key_of_a_halt_looks_like_another_one(database: DatabaseDsns, key: str | None) -> None:
+    """A person resumes what `held` and `guardrails list` name, and TOOL-019 is short for tool:TOOL-019."""
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="is no key of a guardrail"):
+        await run(
+            database.gate,
+            f"SELECT outreach.ct_set_guardrail({'NULL' if key is None else repr(key)}, 'halted', 'a test', NULL)",
+        )
+
+
 async def test_others_write_rows_of_their_own(database: DatabaseDsns) -> None:
     """Their archive jobs and imports are not the gate's affair; `verify` names what has no outcome."""
     await run(
@@ -822,6 +861,22 @@ async def test_a_not_found_has_its_failure_unless_a_foreign_key_forbids_it(datab
             f"INSERT INTO outreach.ct_unwritten (outreach_id, its_table) VALUES ('{OTHERS}', 'company_target_errors');"
             "COMMIT",
         )
+
+
+async def test_a_foreign_key_that_is_not_enforced_forbids_no_failure(database: DatabaseDsns) -> None:
+    if await value(database.admin, "SELECT current_setting('server_version_num')::integer < 180000"):
+        pytest.skip("NOT ENFORCED is new in PostgreSQL 18")
+    await run(
+        database.admin,
+        "ALTER TABLE outreach.company_target_errors ADD FOREIGN KEY (outreach_id) REFERENCES outreach.outreach"
+        " NOT ENFORCED",
+    )
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            assert await ledger.record(outcome(verdict=NOT_FOUND))
+    assert await value(database.admin, "SELECT count(*) FROM outreach.company_target_errors") == 1
+    assert await value(database.admin, "SELECT count(*) FROM outreach.ct_unwritten") == 0
 
 
 async def test_nobody_lends_a_persons_right_to_the_gate(database: DatabaseDsns) -> None:

@@ -11,6 +11,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from ct_stream.ops.doctor import examine
 from ct_stream.store.connecting import WrongLogin, connect
 from ct_stream.store.database import Database
 from ct_stream.store.guardrails import Guardrails
@@ -231,6 +232,19 @@ async def test_a_login_that_is_read_only_hears_which_setting_it_is(database: Dat
             await Database(database.gate).open()
     finally:
         await changed(database, "RESET default_transaction_read_only")
+
+
+async def test_a_login_whose_sessions_run_no_triggers_is_refused(database: DatabaseDsns) -> None:
+    """A superuser has it set for a bulk load, and forgets it."""
+    await changed(database, "SET session_replication_role = replica")
+    try:
+        with pytest.raises(UnfitDatabase, match=r"triggers do not run.*ALTER ROLE ct_gate RESET session_replication"):
+            await Database(database.gate).open()
+        (check,) = [each for each in await examine({"CT_POSTGRES_DSN": database.gate}) if each.name == "triggers"]
+        assert not check.ok
+        assert check.action == "ALTER ROLE ct_gate RESET session_replication_role, or the same for the database"
+    finally:
+        await changed(database, "RESET session_replication_role")
 
 
 async def test_a_statement_that_keeps_failing_is_told_while_others_work(

@@ -154,6 +154,99 @@ async def test_people_write_through_a_view_without_a_right_on_our_schema(databas
     )
 
 
+@pytest.mark.parametrize("usage", ["GRANT USAGE ON SCHEMA outreach TO web;", ""], ids=["", "a closed schema"])
+async def test_a_web_login_changes_whatever_the_gate_has_not_decided(database: DatabaseDsns, usage: str) -> None:
+    """Through views that rename columns, or that show and take a part of the rows."""
+    new, other = uuid4(), uuid4()
+    await run(
+        database.admin,
+        role("web") + "ALTER TABLE outreach.company_target ADD COLUMN tenant text; CREATE SCHEMA api;"
+        "CREATE VIEW api.all_of_them AS SELECT * FROM outreach.company_target;"
+        "CREATE VIEW api.renamed AS SELECT outreach_id AS id, email_method AS email, tenant AS whose"
+        " FROM outreach.company_target;"
+        "CREATE VIEW api.of_a AS SELECT * FROM outreach.company_target WHERE tenant = 'a' WITH CHECK OPTION;"
+        "CREATE VIEW api.failures AS SELECT * FROM outreach.company_target_errors;"
+        f"GRANT USAGE ON SCHEMA api TO web; {usage} GRANT ALL ON api.renamed, api.of_a, api.failures TO web",
+    )
+    as_web = "SET ROLE web;"
+    await run(database.admin, as_web + f"INSERT INTO api.renamed (id, email) VALUES ('{new}', 'a@a.example');"
+        "UPDATE api.renamed SET email = 'b@a.example', whose = 'a';"
+        "UPDATE api.of_a SET execution_status = 'blocked';"
+        f"INSERT INTO api.of_a (outreach_id, tenant, confidence_score) VALUES ('{other}', 'a', 0.5)")  # fmt: skip
+    assert sorted(
+        await fetch(database.admin, "SELECT outreach_id, execution_status, email_method FROM outreach.company_target")
+    ) == sorted([(new, "blocked", "b@a.example"), (other, "pending", None)])
+    await run(database.admin, "GRANT ALL ON api.all_of_them TO web")
+    await run(database.admin, as_web + "INSERT INTO api.failures (outreach_id, failure_code, pipeline_stage,"
+        f" blocking_reason, imo_stage) VALUES ('{new}', 'THEIRS', 'import', 'x', 'I')")  # fmt: skip
+    for final in (
+        f"UPDATE api.all_of_them SET email_method = 'c@a.example' WHERE outreach_id = '{new}'",
+        "UPDATE api.failures SET blocking_reason = 'y'",
+        f"UPDATE api.all_of_them SET execution_status = 'pending' WHERE outreach_id = '{new}'",
+        f"DELETE FROM api.of_a WHERE outreach_id = '{new}'",
+        "DELETE FROM api.failures",
+    ):
+        if usage:
+            await run(database.admin, as_web + final)
+        else:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="web may not ask whether the gate") as refused:
+                await run(database.admin, as_web + final)
+            assert refused.value.hint == "GRANT USAGE ON SCHEMA outreach TO web"
+
+
+async def test_a_role_with_a_right_on_some_columns_changes_those(database: DatabaseDsns) -> None:
+    """Whatever the row says, if the gate has not decided its company; also which company it is of."""
+    ready, of_a_list = uuid4(), uuid4()
+    await run(
+        database.admin,
+        role("crm") + role("scorer") + "ALTER TABLE outreach.company_target ADD COLUMN source text;"
+        "ALTER TABLE outreach.company_target DROP CONSTRAINT company_target_pkey;"
+        "ALTER TABLE outreach.company_target ALTER COLUMN outreach_id DROP NOT NULL, ADD UNIQUE (outreach_id);"
+        "GRANT USAGE ON SCHEMA outreach TO crm, scorer; GRANT SELECT ON outreach.company_target TO crm, scorer;"
+        "GRANT UPDATE (outreach_id, source) ON outreach.company_target TO crm;"
+        "GRANT UPDATE (confidence_score, email_method) ON outreach.company_target TO scorer;"
+        "INSERT INTO outreach.company_target (outreach_id, execution_status, source)"
+        f" VALUES (NULL, 'pending', 'csv'), ('{ready}', 'ready', 'x')",
+    )
+    await run(database.admin, f"SET ROLE crm; UPDATE outreach.company_target SET outreach_id = '{of_a_list}'"
+        " WHERE source = 'csv'; SET ROLE scorer;"
+        "UPDATE outreach.company_target SET confidence_score = 0.5, email_method = 'x'")  # fmt: skip
+    assert {row[0] for row in await fetch(database.admin, "SELECT outreach_id FROM outreach.company_target"
+        " WHERE confidence_score = 0.5")} == {ready, of_a_list}  # fmt: skip
+
+
+async def test_a_company_goes_from_a_spine_with_row_security(postgres: EmbeddedPostgres) -> None:
+    """Whether others may see the spine is asked only of companies that the gate has decided."""
+    loose = users_schema.ddl().replace("ON DELETE CASCADE", "ON DELETE SET NULL")
+    async with users_schema.made(postgres, loose) as database:
+        await run(
+            database.admin,
+            "ALTER TABLE outreach.outreach ENABLE ROW LEVEL SECURITY;"
+            "CREATE POLICY people ON outreach.outreach FOR SELECT TO PUBLIC USING (true)",
+        )
+        await migrate(database.admin)
+        waits = await users_schema.mint(database.admin, pending=True)
+        ready = await users_schema.mint(database.admin, pending=True)
+        await run(
+            database.admin,
+            f"UPDATE outreach.company_target SET execution_status = 'ready' WHERE outreach_id = '{ready}';"
+            f"DELETE FROM outreach.outreach WHERE outreach_id IN ('{waits}', '{ready}')",
+        )
+        assert sorted(await fetch(database.admin, "SELECT outreach_id, execution_status FROM outreach.company_target"),
+            key=str) == [(None, "pending"), (None, "ready")]  # fmt: skip
+
+
+async def test_a_statement_that_was_prepared_before_a_deletion_stays(postgres: EmbeddedPostgres) -> None:
+    """Also in one message with it, where all have one time."""
+    async with users_schema.migrated(postgres, users_schema.ddl()) as database:
+        decided = await users_schema.mint(database.admin)
+        await record(database, outcome(decided))
+        await run(
+            database.admin,
+            f"PREPARE mine AS SELECT 1; DELETE FROM outreach.outreach WHERE outreach_id = '{decided}'; EXECUTE mine",
+        )
+
+
 @pytest.mark.parametrize("kind", ["a role that changed in a session", "a trigger in the gate's own statement"])
 async def test_a_hub_uses_its_own_rights_whoever_asked_it(database: DatabaseDsns, kind: str) -> None:
     """The rights of a hub's role count, not those of the session: it may be the gate's, or an administrator's."""

@@ -408,6 +408,39 @@ async def test_nobody_writes_rows_through_a_view_of_the_gates(
             await run(database.admin, f"SET SESSION AUTHORIZATION app_owner; INSERT INTO shared.v {row}")
 
 
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "CREATE VIEW shared.w AS SELECT * FROM outreach.company_target",
+        "CREATE TABLE shared.w (outreach_id uuid, email_method text, execution_status text);"
+        "CREATE RULE w AS ON INSERT TO shared.w DO INSTEAD INSERT INTO outreach.company_target"
+        " (outreach_id, email_method, execution_status)"
+        " VALUES (NEW.outreach_id, NEW.email_method, NEW.execution_status)",
+        "SET ROLE app_owner; CREATE VIEW shared.w AS SELECT * FROM shared.v",
+    ],
+    ids=["a view", "a rule", "a view of its own over it"],
+)
+async def test_what_the_gate_lends_is_seen_however_late_it_is_made(
+    database: DatabaseDsns, how: str, level: str
+) -> None:
+    """A transaction with an old snapshot uses a view that was made after it."""
+    if "shared.v" in how:
+        await run(database.admin, VIEW_OF_THE_GATES)
+    else:
+        await run(database.admin, VIEW_OF_THE_GATES.partition("SET ROLE")[0])
+    other: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(database.admin)
+    try:
+        await other.execute(f"SET SESSION AUTHORIZATION app_owner; BEGIN ISOLATION LEVEL {level};"
+            "SELECT count(*) FROM pg_class")  # fmt: skip
+        await run(database.admin, f"SET ROLE ct_gate; {how}; GRANT ALL ON shared.w TO app_owner")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="app_owner has no right of its own to write"):
+            await other.execute("INSERT INTO shared.w (outreach_id, email_method, execution_status)"
+                f" VALUES ('{uuid4()}', 'evil@x.example', 'ready')")  # fmt: skip
+    finally:
+        await other.close()
+
+
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
 @pytest.mark.parametrize(
     "own", ["SELECT 1", "GRANT ALL ON shared.mine TO ct_ops"], ids=["", "with a view of the owner's"]

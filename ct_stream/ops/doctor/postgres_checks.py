@@ -16,6 +16,7 @@ from ct_stream.store.as_migrated import compare, fetching
 from ct_stream.store.connecting import MORE_SESSIONS, OWN_PATH, connect, refuse_other_logins, sessions_at_once
 from ct_stream.store.migrate import ROLES, latest_migration, missing_part
 from ct_stream.store.misfit import Misfit
+from ct_stream.store.outage import no_triggers
 from ct_stream.store.queries import query
 from ct_stream.store.rehearsal import rehearse
 from ct_stream.store.row_security import hides_companies
@@ -103,6 +104,17 @@ async def _primary(gate: _GateLogin) -> Check:
         detail="the server, or the login, is read-only: default_transaction_read_only is on",
         action=f"name the primary in {gate.setting}; if it is the primary, ALTER ROLE {gate.seen['login']} RESET "
         "default_transaction_read_only, or the same for the database",
+    )
+
+
+async def _triggers(gate: _GateLogin) -> Check:
+    problem = no_triggers(gate.seen["login"]).problem
+    return verdict(
+        "triggers",
+        ok=not gate.seen["is_replica"],
+        good="they run for what the gate's login writes",
+        bad=problem.what,
+        action=problem.action,
     )
 
 
@@ -290,6 +302,7 @@ POSTGRES_GATE = Part(
     checks=(
         _version,
         _primary,
+        _triggers,
         _connections,
         _autovacuum,
         _roles,

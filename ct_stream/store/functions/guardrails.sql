@@ -62,6 +62,11 @@ DECLARE
     changed boolean;
     distance double precision := coalesce(greatest(1, extract(epoch FROM next_try - clock_timestamp())), 600);
 BEGIN
+    -- People resume a guardrail by its key, and TOOL-005 is short for tool:TOOL-005: no key may look like another one.
+    IF (its_key COLLATE "C" ~ '^(provider:.+|tool:TOOL-[0-9]{3}|[a-z_]+)$') IS NOT TRUE THEN
+        RAISE EXCEPTION '% is no key of a guardrail', quote_nullable(its_key)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     IF its_state <> 'halted' AND its_key NOT LIKE 'provider:%' OR its_state = 'trial' THEN
         RAISE EXCEPTION 'only a person resumes %', rail USING ERRCODE = 'insufficient_privilege';
     END IF;

@@ -139,6 +139,8 @@ DECLARE
     said text;
     failed_by text;
     planted text;
+    -- With their times: one of them could be prepared again.
+    prepared text[] := ARRAY(SELECT p.name || p.prepare_time::text FROM pg_prepared_statements AS p WHERE p.from_sql);
 BEGIN
     BEGIN
         PERFORM set_config('transaction_read_only', 'on', true);
@@ -155,7 +157,8 @@ BEGIN
     END;
     -- No rollback undoes a PREPARE: it could stand in the place of a statement that the session's owner has prepared.
     FOR planted IN
-        SELECT p.name FROM pg_prepared_statements AS p WHERE p.from_sql AND p.prepare_time >= statement_timestamp()
+        SELECT p.name FROM pg_prepared_statements AS p
+        WHERE p.from_sql AND p.name || p.prepare_time::text <> ALL (prepared)
     LOOP
         EXECUTE format('DEALLOCATE %I', planted);
     END LOOP;
@@ -219,6 +222,7 @@ DECLARE
     ];
     before text[];
     after text[];
+    is_gates boolean := false;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
         RAISE EXCEPTION 'company_target is final: truncate is refused' USING ERRCODE = 'restrict_violation';
@@ -252,13 +256,22 @@ BEGIN
             NEW.is_catchall::text, NEW.execution_status::text, NEW.imo_completed_at::text];
         -- ON DELETE SET NULL: the row stays, and belongs to no company any more. A foreign key has its AFTER triggers run
         -- by the statement that deleted the company.
-        IF (pg_trigger_depth() > 1 OR TG_WHEN = 'AFTER') AND NEW.outreach_id IS NULL THEN
+        IF (pg_trigger_depth() > 1 OR TG_WHEN = 'AFTER') AND NEW.outreach_id IS NULL
+            AND OLD.execution_status::text IN ('ready', 'failed', 'blocked')
+        THEN
             IF outreach.ct_first_change(before[2:], after[2:], ours[2:]) IS NULL
+                -- Two moments may have one text: when a summer ends.
+                AND (NEW.confidence_score, NEW.imo_completed_at) IS NOT DISTINCT FROM
+                    (OLD.confidence_score, OLD.imo_completed_at)
                 -- A foreign key acts as the table's owner.
                 AND NOT outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE')
-                AND outreach.ct_left_the_spine(OLD.outreach_id::uuid)
             THEN
-                RETURN NEW;
+                -- The spine may have row security: it is asked of those alone who are guarded.
+                IF outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target') THEN
+                    IF outreach.ct_left_the_spine(OLD.outreach_id::uuid) THEN
+                        RETURN NEW;
+                    END IF;
+                END IF;
             END IF;
         END IF;
         -- The gate decides a row that waits, and gives none to another company. Said here, because a row that moves to
@@ -266,7 +279,21 @@ BEGIN
         IF TG_WHEN = 'BEFORE' AND (
             NEW.outreach_id IS DISTINCT FROM OLD.outreach_id OR OLD.execution_status::text IN ('ready', 'failed', 'blocked')
         ) THEN
-            IF outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE') THEN
+            -- As in ct_guard_new_row: who is not one of the gate's, and comes through nothing of theirs.
+            IF pg_has_role(current_user, 'ct_gate', 'MEMBER')
+                OR current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted')
+                OR EXISTS (
+                    SELECT d.objid FROM pg_depend AS d
+                    JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+                    JOIN pg_class AS v ON v.oid = r.ev_class
+                    JOIN pg_class AS t ON t.oid = coalesce(pg_partition_root(TG_RELID), TG_RELID)
+                    WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid IN (TG_RELID, t.oid)
+                        AND pg_has_role(v.relowner, 'ct_gate', 'MEMBER') AND NOT pg_has_role(v.relowner, t.relowner, 'USAGE')
+                )
+            THEN
+                is_gates := outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE');
+            END IF;
+            IF is_gates THEN
                 RAISE EXCEPTION 'company_target: the gate changes no row that is final or of another company (%, %)',
                     OLD.outreach_id, OLD.execution_status USING ERRCODE = 'restrict_violation';
             END IF;
@@ -275,11 +302,19 @@ BEGIN
     ELSIF OLD.execution_status::text IN ('ready', 'failed', 'blocked')
         AND (pg_trigger_depth() > 1 OR current_setting('session_replication_role') = 'replica')
     THEN
-        IF outreach.ct_left_the_spine(OLD.outreach_id::uuid) THEN
-            RETURN OLD;
+        IF outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target') THEN
+            IF outreach.ct_left_the_spine(OLD.outreach_id::uuid) THEN
+                RETURN OLD;
+            END IF;
         END IF;
     END IF;
     IF OLD.execution_status::text IN ('ready', 'failed', 'blocked') THEN
+        IF NOT has_schema_privilege(current_user, 'outreach', 'USAGE') THEN
+            RAISE EXCEPTION 'company_target: % may not ask whether the gate has decided %, whose row is final (%)',
+                current_user, OLD.outreach_id, OLD.execution_status
+                USING ERRCODE = 'insufficient_privilege',
+                    HINT = format('GRANT USAGE ON SCHEMA outreach TO %I', current_user);
+        END IF;
         IF outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target') THEN
             RAISE EXCEPTION 'company_target % is final (%): % is refused', OLD.outreach_id, OLD.execution_status,
                 CASE TG_OP
@@ -311,14 +346,25 @@ BEGIN
         after := ARRAY[NEW.outreach_id::text, NEW.pipeline_stage::text, NEW.failure_code::text, NEW.blocking_reason::text,
             NEW.severity::text, NEW.imo_stage::text, NEW.retry_allowed::text, NEW.created_at::text,
             NEW.raw_input::text, NEW.stack_trace::text];
-        IF before COLLATE "C" = after COLLATE "C" THEN
+        -- Two moments may have one text: when a summer ends.
+        IF before COLLATE "C" = after COLLATE "C" AND NEW.created_at IS NOT DISTINCT FROM OLD.created_at THEN
             RETURN NEW;
         END IF;
+    END IF;
+    IF TG_OP <> 'TRUNCATE' THEN
+        IF NOT has_schema_privilege(current_user, 'outreach', 'USAGE') THEN
+            RAISE EXCEPTION 'company_target_errors: % may not ask whether the gate has decided %', current_user,
+                OLD.outreach_id
+                USING ERRCODE = 'insufficient_privilege',
+                    HINT = format('GRANT USAGE ON SCHEMA outreach TO %I', current_user);
+        END IF;
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
         IF NOT outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target_errors') THEN
             RETURN NEW;
         END IF;
         RAISE EXCEPTION 'company_target_errors is final: a change of % is refused',
-            outreach.ct_first_change(before, after, ours) USING ERRCODE = 'restrict_violation';
+            coalesce(outreach.ct_first_change(before, after, ours), 'created_at') USING ERRCODE = 'restrict_violation';
     END IF;
     IF TG_OP = 'DELETE' AND (
         NOT outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target_errors')
@@ -451,6 +497,21 @@ BEGIN
             OR has_column_privilege(current_user, root, 'imo_completed_at', TG_OP)
         ) THEN
             RETURN NULL;
+        END IF;
+        -- Who is not one of the gate's can write with its rights only through a view or a rule of its own. In READ
+        -- COMMITTED each query sees the catalog as it is: while a statement goes through a view, nobody can take it away.
+        IF NOT pg_has_role(current_user, 'ct_gate', 'MEMBER')
+            AND current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')
+        THEN
+            IF NOT EXISTS (
+                SELECT d.objid FROM pg_depend AS d
+                JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+                JOIN pg_class AS v ON v.oid = r.ev_class
+                WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid IN (TG_RELID, root)
+                    AND pg_has_role(v.relowner, 'ct_gate', 'MEMBER') AND NOT pg_has_role(v.relowner, owner, 'USAGE')
+            ) THEN
+                RETURN NULL;
+            END IF;
         END IF;
         -- Not for the gate's own people: a view of the gate's could be what they come through.
         IF NOT pg_has_role(current_user, 'ct_ops', 'MEMBER') AND NOT pg_has_role(current_user, 'ct_gate', 'MEMBER') THEN
