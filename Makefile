@@ -3,6 +3,8 @@
 .PHONY: help demo farm fuzz test test-mta test-kafka test-trouble setup check fmt lint types imports bench up down lock clean
 .PHONY: soak outages nightly score kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
 unexport PYTHONPATH PYTHONHOME
+# Each test starts programs: compiled once, they start in half the time.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON := .venv/bin/python
 READY := .venv/.ready

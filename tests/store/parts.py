@@ -15,7 +15,7 @@ from ct_stream.gate.toolbox_limits import ProbeLimits
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
-from ct_stream.store.database import Database
+from ct_stream.store.database import POOL_SIZE, Database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -73,8 +73,8 @@ def parked(
 
 @asynccontextmanager
 async def opened(dsn: str) -> AsyncIterator[Database]:
-    """Open a database for the length of a block."""
-    database = Database(dsn)
+    """Open a database for the length of a block, with half the connections of a worker: each one costs time."""
+    database = Database(dsn, pool_size=POOL_SIZE // 2)
     await database.open()
     try:
         yield database
