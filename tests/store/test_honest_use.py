@@ -156,42 +156,71 @@ async def test_people_write_through_a_view_without_a_right_on_our_schema(databas
 
 @pytest.mark.parametrize("usage", ["GRANT USAGE ON SCHEMA outreach TO web;", ""], ids=["", "a closed schema"])
 async def test_a_web_login_changes_whatever_the_gate_has_not_decided(database: DatabaseDsns, usage: str) -> None:
-    """Through views that rename columns, or that show and take a part of the rows."""
     new, other = uuid4(), uuid4()
     await run(
         database.admin,
-        role("web") + "ALTER TABLE outreach.company_target ADD COLUMN tenant text; CREATE SCHEMA api;"
-        "CREATE VIEW api.all_of_them AS SELECT * FROM outreach.company_target;"
-        "CREATE VIEW api.renamed AS SELECT outreach_id AS id, email_method AS email, tenant AS whose"
-        " FROM outreach.company_target;"
-        "CREATE VIEW api.of_a AS SELECT * FROM outreach.company_target WHERE tenant = 'a' WITH CHECK OPTION;"
+        role("web") + "ALTER TABLE outreach.company_target ADD COLUMN tenant text;"
+        "ALTER TABLE outreach.company_target DROP CONSTRAINT company_target_pkey;"
+        "ALTER TABLE outreach.company_target ALTER COLUMN outreach_id DROP NOT NULL, ADD UNIQUE (outreach_id);"
+        "CREATE SCHEMA api; CREATE VIEW api.companies AS SELECT * FROM outreach.company_target;"
         "CREATE VIEW api.failures AS SELECT * FROM outreach.company_target_errors;"
-        f"GRANT USAGE ON SCHEMA api TO web; {usage} GRANT ALL ON api.renamed, api.of_a, api.failures TO web",
+        f"GRANT USAGE ON SCHEMA api TO web; {usage} GRANT ALL ON api.companies, api.failures TO web",
     )
     as_web = "SET ROLE web;"
-    await run(database.admin, as_web + f"INSERT INTO api.renamed (id, email) VALUES ('{new}', 'a@a.example');"
-        "UPDATE api.renamed SET email = 'b@a.example', whose = 'a';"
-        "UPDATE api.of_a SET execution_status = 'blocked';"
-        f"INSERT INTO api.of_a (outreach_id, tenant, confidence_score) VALUES ('{other}', 'a', 0.5)")  # fmt: skip
+    await run(database.admin, as_web + f"INSERT INTO api.companies (outreach_id, email_method)"
+        f" VALUES ('{new}', 'a@a.example'), (NULL, 'of a list');"
+        f"UPDATE api.companies SET outreach_id = '{other}' WHERE email_method = 'of a list';"
+        "UPDATE api.companies SET email_method = 'b@a.example', confidence_score = 0.5;"
+        f"UPDATE api.companies SET execution_status = 'blocked' WHERE outreach_id = '{new}';"
+        "INSERT INTO api.failures (outreach_id, failure_code, pipeline_stage, blocking_reason, imo_stage)"
+        f" VALUES ('{new}', 'THEIRS', 'import', 'x', 'I')")  # fmt: skip
     assert sorted(
         await fetch(database.admin, "SELECT outreach_id, execution_status, email_method FROM outreach.company_target")
-    ) == sorted([(new, "blocked", "b@a.example"), (other, "pending", None)])
-    await run(database.admin, "GRANT ALL ON api.all_of_them TO web")
-    await run(database.admin, as_web + "INSERT INTO api.failures (outreach_id, failure_code, pipeline_stage,"
-        f" blocking_reason, imo_stage) VALUES ('{new}', 'THEIRS', 'import', 'x', 'I')")  # fmt: skip
+    ) == sorted([(new, "blocked", "b@a.example"), (other, "pending", "b@a.example")])
     for final in (
-        f"UPDATE api.all_of_them SET email_method = 'c@a.example' WHERE outreach_id = '{new}'",
+        f"UPDATE api.companies SET email_method = 'c@a.example' WHERE outreach_id = '{new}'",
         "UPDATE api.failures SET blocking_reason = 'y'",
-        f"UPDATE api.all_of_them SET execution_status = 'pending' WHERE outreach_id = '{new}'",
-        f"DELETE FROM api.of_a WHERE outreach_id = '{new}'",
+        f"UPDATE api.companies SET execution_status = 'pending' WHERE outreach_id = '{new}'",
+        f"UPDATE api.companies SET execution_status = 'blocked' WHERE outreach_id = '{new}'",
+        f"DELETE FROM api.companies WHERE outreach_id = '{new}'",
         "DELETE FROM api.failures",
     ):
-        if usage:
+        if usage or final.endswith(f"'blocked' WHERE outreach_id = '{new}'"):
             await run(database.admin, as_web + final)
         else:
             with pytest.raises(asyncpg.InsufficientPrivilegeError, match="web may not ask whether the gate") as refused:
                 await run(database.admin, as_web + final)
             assert refused.value.hint == "GRANT USAGE ON SCHEMA outreach TO web"
+
+
+@pytest.mark.parametrize("usage", ["GRANT USAGE ON SCHEMA outreach TO web;", ""], ids=["", "a closed schema"])
+@pytest.mark.parametrize(
+    ("view", "column"),
+    [
+        ("SELECT outreach_id, email_method AS email, tenant FROM outreach.company_target", "email"),
+        ("SELECT * FROM outreach.company_target WHERE tenant = 'a' WITH CHECK OPTION", "email_method"),
+    ],
+    ids=["renamed", "WITH CHECK OPTION"],
+)
+async def test_a_view_that_does_not_count_needs_a_right_that_the_refusal_names(
+    database: DatabaseDsns, view: str, column: str, usage: str
+) -> None:
+    """Who has a right on the table and none on its schema can do no more with it than through the view."""
+    new = uuid4()
+    await run(
+        database.admin,
+        role("web") + f"ALTER TABLE outreach.company_target ADD COLUMN tenant text; CREATE SCHEMA api; {usage}"
+        f"CREATE VIEW api.v AS {view}; GRANT USAGE ON SCHEMA api TO web; GRANT ALL ON api.v TO web",
+    )
+    insert = f"SET ROLE web; INSERT INTO api.v (outreach_id, {column}, tenant) VALUES ('{new}', 'x', 'a')"
+    for statement in (insert, f"SET ROLE web; UPDATE api.v SET {column} = 'y'"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="web has no right of its own") as refused:
+            await run(database.admin, statement)
+        assert refused.value.hint is not None
+        (grant,) = re.findall(r"GRANT .* TO web", refused.value.hint)
+        await run(database.admin, grant)
+        await run(database.admin, statement)
+    assert await fetch(database.admin, "SELECT outreach_id, email_method FROM outreach.company_target") == [(new, "y")]
 
 
 async def test_a_role_with_a_right_on_some_columns_changes_those(database: DatabaseDsns) -> None:

@@ -222,9 +222,12 @@ DECLARE
     ];
     before text[];
     after text[];
-    is_gates boolean := false;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
+        -- A partition that was detached is not the gate's affair any more.
+        IF pg_partition_root(TG_RELID) IS NULL AND TG_TABLE_NAME <> 'company_target' THEN
+            RETURN NULL;
+        END IF;
         RAISE EXCEPTION 'company_target is final: truncate is refused' USING ERRCODE = 'restrict_violation';
     END IF;
     IF TG_OP = 'UPDATE' THEN
@@ -274,26 +277,12 @@ BEGIN
                 END IF;
             END IF;
         END IF;
-        -- The gate decides a row that waits, and gives none to another company. Said here, because a row that moves to
-        -- another partition meets AFTER triggers as a new one.
-        IF TG_WHEN = 'BEFORE' AND (
+        -- A row that moves to another partition meets AFTER triggers as a new one, so the gate hears here what
+        -- ct_guard_new_row says to it elsewhere.
+        IF TG_WHEN = 'BEFORE' AND pg_partition_root(TG_RELID) IS NOT NULL AND (
             NEW.outreach_id IS DISTINCT FROM OLD.outreach_id OR OLD.execution_status::text IN ('ready', 'failed', 'blocked')
         ) THEN
-            -- As in ct_guard_new_row: who is not one of the gate's, and comes through nothing of theirs.
-            IF pg_has_role(current_user, 'ct_gate', 'MEMBER')
-                OR current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted')
-                OR EXISTS (
-                    SELECT d.objid FROM pg_depend AS d
-                    JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
-                    JOIN pg_class AS v ON v.oid = r.ev_class
-                    JOIN pg_class AS t ON t.oid = coalesce(pg_partition_root(TG_RELID), TG_RELID)
-                    WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid IN (TG_RELID, t.oid)
-                        AND pg_has_role(v.relowner, 'ct_gate', 'MEMBER') AND NOT pg_has_role(v.relowner, t.relowner, 'USAGE')
-                )
-            THEN
-                is_gates := outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE');
-            END IF;
-            IF is_gates THEN
+            IF outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE') THEN
                 RAISE EXCEPTION 'company_target: the gate changes no row that is final or of another company (%, %)',
                     OLD.outreach_id, OLD.execution_status USING ERRCODE = 'restrict_violation';
             END IF;
@@ -351,7 +340,11 @@ BEGIN
             RETURN NEW;
         END IF;
     END IF;
-    IF TG_OP <> 'TRUNCATE' THEN
+    IF TG_OP = 'TRUNCATE' THEN
+        IF pg_partition_root(TG_RELID) IS NULL AND TG_TABLE_NAME <> 'company_target_errors' THEN
+            RETURN NULL;
+        END IF;
+    ELSE
         IF NOT has_schema_privilege(current_user, 'outreach', 'USAGE') THEN
             RAISE EXCEPTION 'company_target_errors: % may not ask whether the gate has decided %', current_user,
                 OLD.outreach_id
@@ -443,6 +436,8 @@ DECLARE
     root CONSTANT oid := coalesce(pg_partition_root(TG_RELID), TG_RELID);
     owner CONSTANT oid := (SELECT c.relowner FROM pg_class AS c WHERE c.oid = root);
     is_final boolean := true;
+    was_final boolean := false;
+    may_record boolean := false;
     says_something boolean := true;
     -- Who may write this one may write such a row; NULL: any column.
     its_column text := CASE TG_ARGV[0] WHEN 'company_target' THEN 'execution_status' WHEN 'ct_unwritten' THEN 'its_table'
@@ -475,6 +470,25 @@ BEGIN
                 );
             its_column := CASE WHEN says_something THEN 'email_method' END;
         END IF;
+        -- Who changes a row may change what is changed: first of all that it is final, or whose it is.
+        IF TG_OP = 'UPDATE' THEN
+            was_final := coalesce(OLD.execution_status::text COLLATE "C", '') IN ('ready', 'failed', 'blocked');
+            IF is_final OR was_final OR NEW.outreach_id IS DISTINCT FROM OLD.outreach_id THEN
+                its_column := CASE
+                    WHEN NEW.execution_status::text COLLATE "C" IS DISTINCT FROM OLD.execution_status::text COLLATE "C"
+                        THEN 'execution_status'
+                    WHEN NEW.outreach_id IS DISTINCT FROM OLD.outreach_id THEN 'outreach_id'
+                    WHEN NEW.email_method::text COLLATE "C" IS DISTINCT FROM OLD.email_method::text COLLATE "C"
+                        THEN 'email_method'
+                    WHEN NEW.method_type::text COLLATE "C" IS DISTINCT FROM OLD.method_type::text COLLATE "C"
+                        THEN 'method_type'
+                    WHEN NEW.is_catchall::text COLLATE "C" IS DISTINCT FROM OLD.is_catchall::text COLLATE "C"
+                        THEN 'is_catchall'
+                    WHEN NEW.confidence_score IS DISTINCT FROM OLD.confidence_score THEN 'confidence_score'
+                    ELSE 'imo_completed_at'
+                END;
+            END IF;
+        END IF;
     END IF;
     -- Others come by a right of their own, on the table or on a view of its owner's. Who has only the view may have no right
     -- on this schema, and could not even ask: no name in it is used before this is known.
@@ -489,7 +503,7 @@ BEGIN
             RETURN NULL;
         END IF;
         -- A role that fills in one of the others.
-        IF NOT is_final AND (
+        IF NOT is_final AND NOT was_final AND its_column IS DISTINCT FROM 'outreach_id' AND (
             has_column_privilege(current_user, root, 'method_type', TG_OP)
             OR has_column_privilege(current_user, root, 'confidence_score', TG_OP)
             OR has_column_privilege(current_user, root, 'is_catchall', TG_OP)
@@ -497,21 +511,6 @@ BEGIN
             OR has_column_privilege(current_user, root, 'imo_completed_at', TG_OP)
         ) THEN
             RETURN NULL;
-        END IF;
-        -- Who is not one of the gate's can write with its rights only through a view or a rule of its own. In READ
-        -- COMMITTED each query sees the catalog as it is: while a statement goes through a view, nobody can take it away.
-        IF NOT pg_has_role(current_user, 'ct_gate', 'MEMBER')
-            AND current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')
-        THEN
-            IF NOT EXISTS (
-                SELECT d.objid FROM pg_depend AS d
-                JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
-                JOIN pg_class AS v ON v.oid = r.ev_class
-                WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid IN (TG_RELID, root)
-                    AND pg_has_role(v.relowner, 'ct_gate', 'MEMBER') AND NOT pg_has_role(v.relowner, owner, 'USAGE')
-            ) THEN
-                RETURN NULL;
-            END IF;
         END IF;
         -- Not for the gate's own people: a view of the gate's could be what they come through.
         IF NOT pg_has_role(current_user, 'ct_ops', 'MEMBER') AND NOT pg_has_role(current_user, 'ct_gate', 'MEMBER') THEN
@@ -548,6 +547,24 @@ BEGIN
             END IF;
         END IF;
     END IF;
+    IF has_schema_privilege(current_user, 'outreach', 'USAGE') THEN
+        may_record := has_function_privilege(current_user, 'outreach.ct_recorded_here(uuid)', 'EXECUTE');
+    END IF;
+    IF NOT may_record THEN
+        RAISE EXCEPTION '%: % has no right of its own to write the row of %', TG_ARGV[0], current_user, NEW.outreach_id
+            USING ERRCODE = 'insufficient_privilege', HINT = format(
+                'A view counts if it belongs to the owner of the table, shows %I under this name, and has no CHECK OPTION. '
+                'Else: GRANT %s (%I) ON %s TO %I, which lets it do no more if it has no right on the schema.',
+                coalesce(its_column, 'outreach_id'), TG_OP, coalesce(its_column, 'outreach_id'), root::regclass, current_user
+            );
+    END IF;
+    -- The gate decides a row that waits, and gives none to another company.
+    IF TG_OP = 'UPDATE' AND TG_ARGV[0] = 'company_target' THEN
+        IF was_final OR NEW.outreach_id IS DISTINCT FROM OLD.outreach_id THEN
+            RAISE EXCEPTION 'company_target: the gate changes no row that is final or of another company (%, %)',
+                OLD.outreach_id, OLD.execution_status USING ERRCODE = 'restrict_violation';
+        END IF;
+    END IF;
     IF TG_ARGV[0] = 'company_target' THEN
         -- A company that is not decided yet, as everybody sees it now. The gate has nothing to say of it; triggers of
         -- others may.
@@ -562,10 +579,6 @@ BEGIN
                         AND starts_with(pg_get_expr(d.adbin, d.adrelid), quote_literal(NEW.execution_status::text))
                 )
             THEN
-                IF NOT has_function_privilege(current_user, 'outreach.ct_recorded_here(uuid)', 'EXECUTE') THEN
-                    RAISE EXCEPTION 'company_target: % has no right of its own to write the row of %', current_user,
-                        NEW.outreach_id USING ERRCODE = 'insufficient_privilege';
-                END IF;
                 IF NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
                     RAISE EXCEPTION 'company_target: the gate writes no row that is not final (%, %)', NEW.outreach_id,
                         NEW.execution_status USING ERRCODE = 'restrict_violation';
@@ -577,10 +590,6 @@ BEGIN
                 RETURN NULL;
             END IF;
         END IF;
-    END IF;
-    IF NOT has_function_privilege(current_user, 'outreach.ct_recorded_here(uuid)', 'EXECUTE') THEN
-        RAISE EXCEPTION '%: % has no right of its own to write the row of %', TG_ARGV[0], current_user, NEW.outreach_id
-            USING ERRCODE = 'insufficient_privilege';
     END IF;
     IF NOT outreach.ct_recorded_here(NEW.outreach_id::uuid) THEN
         RAISE EXCEPTION '%: the outcome of % was not recorded by this transaction', TG_ARGV[0], NEW.outreach_id
