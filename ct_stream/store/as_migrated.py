@@ -97,7 +97,7 @@ async def compare(fetch: Fetch) -> Comparison:
         *_functions_altered(sql, await fetch("functions_now", list(sql.made_functions), list(OF_READER))),
         *_functions_beside(await fetch("functions_beside", list(sql.made_functions))),
         *_owners_altered(await fetch("owners_now", sorted(set(sql.made) - _NOT_CT_OWNERS))),
-        *_widened(sql, [*await fetch("rights_now", list(sql.made)), *await _whole_tables_of_the_gate(fetch)]),
+        *_widened(sql, [*await fetch("rights_now", list(sql.made)), *await _whole_tables(fetch)]),
     ]
     return Comparison(altered=altered, is_whole=True)
 
@@ -223,10 +223,15 @@ def _owners_altered(now: Sequence[Any]) -> Iterator[Altered]:
             yield Altered(what=f"outreach.{row['name']} belongs to {row['who']}, not to ct_owner", action=_MIGRATE)
 
 
-async def _whole_tables_of_the_gate(fetch: Fetch) -> Sequence[Any]:
-    """Return the gate's rights to users' tables as a whole: `migrate` takes away what their owners granted."""
+async def _whole_tables(fetch: Fetch) -> Sequence[Any]:
+    """Return the rights to users' tables as a whole that the gate has, or everybody.
+
+    `migrate` takes away what the gate was granted by their owners.
+    """
     rows = await fetch("rights_now", list(_OF_USERS))
-    return [row for row in rows if row["grantee"] == "ct_gate" and not row["kind"] and row["its_column"] is None]
+    return [
+        row for row in rows if row["grantee"] in ("ct_gate", "PUBLIC") and not row["kind"] and row["its_column"] is None
+    ]
 
 
 def _widened(sql: SqlFiles, now: Sequence[Any]) -> Iterator[Altered]:

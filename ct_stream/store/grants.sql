@@ -71,6 +71,8 @@ BEGIN
         EXECUTE coalesce(granted.again, 'SELECT');
     END LOOP;
 END $$;
+-- What everybody may do, the gate and people may too: code of theirs would run as whoever writes.
+REVOKE TRIGGER, REFERENCES ON outreach.company_target, outreach.company_target_errors FROM PUBLIC, ct_ops;
 GRANT INSERT (outreach_id, email_method, method_type, confidence_score, is_catchall, execution_status, imo_completed_at,
     updated_at) ON outreach.company_target TO ct_gate;
 GRANT UPDATE (email_method, method_type, confidence_score, is_catchall, execution_status, imo_completed_at, updated_at)
@@ -203,4 +205,19 @@ BEGIN
             GRANT SELECT (created_at) ON outreach.outreach TO ct_ops;
         END IF;
     END IF;
+END $$;
+
+-- Who comes through a table needs no right on its partitions.
+DO $$
+DECLARE
+    part regclass;
+BEGIN
+    FOR part IN
+        SELECT b.relid FROM pg_class AS c CROSS JOIN LATERAL pg_partition_tree(c.oid) AS b
+        WHERE c.relnamespace = 'outreach'::regnamespace AND b.level > 0
+            AND c.relname IN ('outreach', 'company_target', 'company_target_errors')
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s FROM ct_gate, ct_ops', part);
+        EXECUTE format('REVOKE TRIGGER, REFERENCES ON %s FROM PUBLIC', part);
+    END LOOP;
 END $$;

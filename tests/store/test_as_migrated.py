@@ -12,6 +12,7 @@ from ct_stream.ops.doctor import examine
 from ct_stream.store.as_migrated import compare, fetching
 from ct_stream.store.migrate import migrate
 from ct_stream.store.sql_files import sql_files
+from tests.conftest import UPSTREAM
 from tests.store import users_schema
 from tests.store.test_attacks import PARTITIONED
 
@@ -137,7 +138,7 @@ async def test_default_privileges_of_who_migrates_open_none_of_the_gates_tables(
     postgres: EmbeddedPostgres, to: str
 ) -> None:
     """As guides for the role of an application set them, once and for all tables to come."""
-    async with users_schema.made(postgres, users_schema.ddl()) as database:
+    async with users_schema.made(postgres, UPSTREAM) as database:
         await execute(
             database.admin,
             "DO $$ BEGIN CREATE ROLE app_role; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
@@ -146,7 +147,17 @@ async def test_default_privileges_of_who_migrates_open_none_of_the_gates_tables(
             f"ALTER DEFAULT PRIVILEGES IN SCHEMA outreach GRANT ALL ON FUNCTIONS TO {to}",
         )
         await migrate(database.admin)
-        assert await told(database.ops) == []
+        both = "outreach.company_target, outreach.company_target_errors"
+        rights = ("DELETE", "INSERT", "TRUNCATE", "UPDATE") if to == "PUBLIC" else ()  # the users' tables are theirs
+        assert await told(database.ops) == [
+            f"PUBLIC may {right} on outreach.company_target and 1 more -> REVOKE {right} ON {both} FROM PUBLIC"
+            for right in rights
+        ]
+        for login in (database.gate, database.ops):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await execute(login, "CREATE TRIGGER aaa AFTER INSERT ON outreach.company_target_errors FOR EACH ROW"
+                    " WHEN (outreach.resume_guardrail('spine', 'x') IS NULL)"
+                    " EXECUTE FUNCTION tsvector_update_trigger()")  # fmt: skip
         for secret in ("SELECT token FROM outreach.ct_tier2_attempts", "SELECT a FROM outreach.ct_tier2_attempts AS a"):
             for dsn in (database.gate, database.ops):
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):

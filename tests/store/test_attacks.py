@@ -570,6 +570,24 @@ async def test_the_gate_keeps_no_right_but_to_read_and_write_its_columns(databas
     assert rights == ["SELECT"]
 
 
+async def test_nobody_of_the_gates_adds_a_trigger_or_comes_through_a_partition(database: DatabaseDsns) -> None:
+    """After the usual answer to "permission denied". What a trigger's WHEN calls runs as whoever writes."""
+    await run(database.admin, PARTITIONED)
+    await run(database.admin, "GRANT ALL ON ALL TABLES IN SCHEMA outreach TO ct_gate, ct_ops, PUBLIC")
+    await migrate(database.admin)
+    for login in (database.gate, database.ops):
+        for table in ("company_target", "company_target_errors", "low"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await run(login, f"CREATE TRIGGER aaa AFTER INSERT ON outreach.{table} FOR EACH ROW"
+                    " WHEN (outreach.resume_guardrail('spine', 'x') IS NULL)"
+                    " EXECUTE FUNCTION tsvector_update_trigger()")  # fmt: skip
+    of_partitions = (
+        "SELECT count(*) FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a WHERE c.relname IN"
+        " ('low', 'high') AND a.grantee IN ('ct_gate'::regrole, 'ct_ops'::regrole)"
+    )
+    assert await value(database.admin, of_partitions) == 0
+
+
 async def test_a_time_of_a_failure_is_not_changed_for_one_of_the_same_text(database: DatabaseDsns) -> None:
     """When a summer ends, an hour comes twice, and a zone may have a summer time of ten hours and one name for both."""
     last_of_november = datetime.now(UTC).replace(month=11, day=30, hour=12, minute=30)

@@ -265,6 +265,30 @@ async def test_a_company_goes_from_a_spine_with_row_security(postgres: EmbeddedP
             key=str) == [(None, "pending"), (None, "ready")]  # fmt: skip
 
 
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
+@pytest.mark.parametrize("status", ["pending", "blocked"])
+async def test_who_has_rights_on_the_spine_alone_deletes_and_renumbers_a_company(
+    postgres: EmbeddedPostgres, status: str, level: str
+) -> None:
+    """Before PostgreSQL 18 the triggers of a foreign key's update run as whoever made it."""
+    loose = users_schema.ddl().replace("ON DELETE CASCADE", "ON DELETE SET NULL ON UPDATE CASCADE")
+    async with users_schema.migrated(postgres, loose) as database:
+        company, renumbered = await users_schema.mint(database.admin, pending=True), uuid4()
+        await run(
+            database.admin,
+            role("spiner") + f"UPDATE outreach.company_target SET execution_status = '{status}';"
+            "GRANT USAGE ON SCHEMA outreach TO spiner;"
+            "GRANT SELECT, UPDATE, DELETE ON outreach.outreach TO spiner",
+        )
+        as_spiner = f"SET ROLE spiner; BEGIN ISOLATION LEVEL {level};"
+        await run(database.admin, f"{as_spiner} UPDATE outreach.outreach SET outreach_id = '{renumbered}'"
+            f" WHERE outreach_id = '{company}'; COMMIT")  # fmt: skip
+        rows = "SELECT outreach_id, execution_status FROM outreach.company_target"
+        assert await fetch(database.admin, rows) == [(renumbered, status)]
+        await run(database.admin, f"{as_spiner} DELETE FROM outreach.outreach; COMMIT")
+        assert await fetch(database.admin, rows) == [(None, status)]
+
+
 async def test_a_statement_that_was_prepared_before_a_deletion_stays(postgres: EmbeddedPostgres) -> None:
     """Also in one message with it, where all have one time."""
     async with users_schema.migrated(postgres, users_schema.ddl()) as database:

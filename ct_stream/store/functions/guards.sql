@@ -253,6 +253,16 @@ BEGIN
         THEN
             RETURN NEW;
         END IF;
+    END IF;
+    IF OLD.execution_status::text IN ('ready', 'failed', 'blocked') THEN
+        IF NOT has_schema_privilege(current_user, 'outreach', 'USAGE') THEN
+            RAISE EXCEPTION 'company_target: % may not ask whether the gate has decided %, whose row is final (%)',
+                current_user, OLD.outreach_id, OLD.execution_status
+                USING ERRCODE = 'insufficient_privilege',
+                    HINT = format('GRANT USAGE ON SCHEMA outreach TO %I', current_user);
+        END IF;
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
         before := ARRAY[OLD.outreach_id::text, OLD.email_method::text, OLD.method_type::text, OLD.confidence_score::text,
             OLD.is_catchall::text, OLD.execution_status::text, OLD.imo_completed_at::text];
         after := ARRAY[NEW.outreach_id::text, NEW.email_method::text, NEW.method_type::text, NEW.confidence_score::text,
@@ -298,12 +308,6 @@ BEGIN
         END IF;
     END IF;
     IF OLD.execution_status::text IN ('ready', 'failed', 'blocked') THEN
-        IF NOT has_schema_privilege(current_user, 'outreach', 'USAGE') THEN
-            RAISE EXCEPTION 'company_target: % may not ask whether the gate has decided %, whose row is final (%)',
-                current_user, OLD.outreach_id, OLD.execution_status
-                USING ERRCODE = 'insufficient_privilege',
-                    HINT = format('GRANT USAGE ON SCHEMA outreach TO %I', current_user);
-        END IF;
         IF outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target') THEN
             RAISE EXCEPTION 'company_target % is final (%): % is refused', OLD.outreach_id, OLD.execution_status,
                 CASE TG_OP
@@ -488,6 +492,18 @@ BEGIN
                     ELSE 'imo_completed_at'
                 END;
             END IF;
+        END IF;
+    END IF;
+    -- Which company a row is of the gate never changes: it has no right to. A foreign key does, and before 18 its AFTER triggers
+    -- run as whoever deleted or renumbered the company.
+    IF its_column = 'outreach_id' AND TG_OP = 'UPDATE' THEN
+        IF (NEW.email_method::text COLLATE "C", NEW.method_type::text COLLATE "C", NEW.confidence_score,
+                NEW.is_catchall::text COLLATE "C", NEW.imo_completed_at)
+            IS NOT DISTINCT FROM (OLD.email_method::text COLLATE "C", OLD.method_type::text COLLATE "C",
+                OLD.confidence_score, OLD.is_catchall::text COLLATE "C", OLD.imo_completed_at)
+            AND NOT has_column_privilege('ct_gate', root, 'outreach_id', 'UPDATE')
+        THEN
+            RETURN NULL;
         END IF;
     END IF;
     -- Others come by a right of their own, on the table or on a view of its owner's. Who has only the view may have no right
