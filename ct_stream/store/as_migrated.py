@@ -39,7 +39,9 @@ _GRANT = re.compile(r"^GRANT ([^;]+?) ON ([^;]+?) TO ([^;]+?);", _FLAGS)
 _CALLERS = re.compile(r"of_(\w+) CONSTANT name\[\] := ARRAY\[(.*?)\]", _FLAGS)
 _ROLE_OF = {"gate": "ct_gate", "people": "ct_ops", "everybody": "PUBLIC", "owner": None}
 _SECRET = ("ct_tier2_attempts", "SELECT")  #: of its column `token`
-_WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER"})  #: who may read is the users' own affair
+_WRITES = frozenset(
+    {"INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER", "REFERENCES"}
+)  #: who may read is the users' own affair
 _NOT_CT_OWNERS = frozenset({"ct_migrations", "ct_functions"})  #: who migrates owns them
 _OF_USERS = ("company_target", "company_target_errors")
 #: The bits of pg_trigger.tgtype (catalog/pg_trigger.h).

@@ -71,7 +71,8 @@ BEGIN
         EXECUTE coalesce(granted.again, 'SELECT');
     END LOOP;
 END $$;
--- What everybody may do, the gate and people may too: code of theirs would run as whoever writes.
+-- What everybody may do, the gate and people may too: a trigger's condition runs as whoever writes, and a foreign key's casts
+-- as the owner of the table that it names.
 REVOKE TRIGGER, REFERENCES ON outreach.company_target, outreach.company_target_errors FROM PUBLIC, ct_ops;
 GRANT INSERT (outreach_id, email_method, method_type, confidence_score, is_catchall, execution_status, imo_completed_at,
     updated_at) ON outreach.company_target TO ct_gate;
@@ -194,6 +195,7 @@ BEGIN
     END LOOP;
     IF to_regclass('outreach.outreach') IS NOT NULL THEN
         REVOKE ALL ON outreach.outreach FROM ct_gate, ct_ops;
+        REVOKE TRIGGER, REFERENCES ON outreach.outreach FROM PUBLIC;  -- as above
         GRANT SELECT (outreach_id, domain) ON outreach.outreach TO ct_gate, ct_ops;
         -- Is a company gone? Asked when a row of a decided one is to go with it.
         GRANT SELECT (outreach_id) ON outreach.outreach TO ct_reader;

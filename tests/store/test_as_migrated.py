@@ -164,6 +164,26 @@ async def test_default_privileges_of_who_migrates_open_none_of_the_gates_tables(
                     await execute(dsn, secret)
 
 
+async def test_a_foreign_key_to_the_gates_tables_is_told_and_may_no_more_be_made_after_migrate(
+    database: DatabaseDsns,
+) -> None:
+    """It casts as the table's owner, with casts of whoever made the key."""
+    await execute(database.admin, "GRANT REFERENCES ON outreach.ct_outcomes TO ct_ops",
+        "GRANT REFERENCES ON outreach.outreach, outreach.company_target TO PUBLIC")  # fmt: skip
+    assert [line.partition(" -> ")[0] for line in await told(database.ops)] == [
+        "PUBLIC may REFERENCES on outreach.company_target", "ct_ops may REFERENCES on outreach.ct_outcomes"
+    ]  # fmt: skip
+    await migrate(database.admin)
+    assert await told(database.ops) == []
+    await execute(
+        database.admin,
+        "DO $$ BEGIN ASSERT NOT (SELECT bool_or(has_any_column_privilege(r, 'outreach.' || t, 'REFERENCES')"
+        " OR has_table_privilege(r, 'outreach.' || t, 'TRIGGER'))"
+        " FROM unnest(ARRAY['ct_gate', 'ct_ops']) AS r, unnest(ARRAY['outreach', 'company_target',"
+        " 'company_target_errors', 'ct_outcomes']) AS t); END $$",
+    )
+
+
 async def test_who_may_read_tokens_is_told_and_may_no_more_after_migrate(database: DatabaseDsns) -> None:
     await execute(database.admin, "GRANT SELECT ON outreach.ct_tier2_attempts TO PUBLIC")
     assert await told(database.ops) == [
