@@ -266,7 +266,7 @@ async def test_a_company_goes_from_a_spine_with_row_security(postgres: EmbeddedP
 
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
-@pytest.mark.parametrize("status", ["pending", "blocked"])
+@pytest.mark.parametrize("status", ["pending", "blocked", "ready"])
 async def test_who_has_rights_on_the_spine_alone_deletes_and_renumbers_a_company(
     postgres: EmbeddedPostgres, status: str, level: str
 ) -> None:
@@ -276,14 +276,17 @@ async def test_who_has_rights_on_the_spine_alone_deletes_and_renumbers_a_company
         company, renumbered = await users_schema.mint(database.admin, pending=True), uuid4()
         await run(
             database.admin,
-            role("spiner") + f"UPDATE outreach.company_target SET execution_status = '{status}';"
-            "GRANT USAGE ON SCHEMA outreach TO spiner;"
+            role("spiner") + f"UPDATE outreach.company_target SET execution_status = '{status}'"
+            f" WHERE '{status}' <> 'ready'; GRANT USAGE ON SCHEMA outreach TO spiner;"
             "GRANT SELECT, UPDATE, DELETE ON outreach.outreach TO spiner",
         )
         as_spiner = f"SET ROLE spiner; BEGIN ISOLATION LEVEL {level};"
+        rows = "SELECT outreach_id, execution_status FROM outreach.company_target"
+        if status == "ready":  # it is final, and goes from its company only with it
+            await record(database, outcome(company))
+            renumbered = company
         await run(database.admin, f"{as_spiner} UPDATE outreach.outreach SET outreach_id = '{renumbered}'"
             f" WHERE outreach_id = '{company}'; COMMIT")  # fmt: skip
-        rows = "SELECT outreach_id, execution_status FROM outreach.company_target"
         assert await fetch(database.admin, rows) == [(renumbered, status)]
         await run(database.admin, f"{as_spiner} DELETE FROM outreach.outreach; COMMIT")
         assert await fetch(database.admin, rows) == [(None, status)]

@@ -276,8 +276,8 @@ BEGIN
                 -- Two moments may have one text: when a summer ends.
                 AND (NEW.confidence_score, NEW.imo_completed_at) IS NOT DISTINCT FROM
                     (OLD.confidence_score, OLD.imo_completed_at)
-                -- A foreign key acts as the table's owner.
-                AND NOT outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE')
+                -- A foreign key acts as the table's owner; before 18, what comes AFTER does so as whoever deleted the company.
+                AND (TG_WHEN = 'AFTER' OR NOT outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE'))
             THEN
                 -- The spine may have row security: it is asked of those alone who are guarded.
                 IF outreach.ct_is_decided(OLD.outreach_id::uuid, 'company_target') THEN
