@@ -568,11 +568,11 @@ BEGIN
     END IF;
     IF NOT may_record THEN
         RAISE EXCEPTION '%: % has no right of its own to write the row of %', TG_ARGV[0], current_user, NEW.outreach_id
-            USING ERRCODE = 'insufficient_privilege', HINT = format(
+            USING ERRCODE = 'insufficient_privilege', HINT = CASE WHEN TG_ARGV[0] = 'ct_unwritten' THEN '' ELSE format(
                 'A view counts if it belongs to the owner of the table, shows %I under this name, and has no CHECK OPTION. '
                 'Else: GRANT %s (%I) ON %s TO %I, which lets it do no more if it has no right on the schema.',
                 coalesce(its_column, 'outreach_id'), TG_OP, coalesce(its_column, 'outreach_id'), root::regclass, current_user
-            );
+            ) END;
     END IF;
     -- The gate decides a row that waits, and gives none to another company.
     IF TG_OP = 'UPDATE' AND TG_ARGV[0] = 'company_target' THEN
