@@ -100,6 +100,7 @@ async def compare(fetch: Fetch) -> Comparison:
         *_functions_beside(await fetch("functions_beside", list(sql.made_functions))),
         *_owners_altered(await fetch("owners_now", sorted(set(sql.made) - _NOT_CT_OWNERS))),
         *_widened(sql, [*await fetch("rights_now", list(sql.made)), *await _whole_tables(fetch)]),
+        *_keys(await fetch("keys_now", list(sql.made), ["outreach", *_OF_USERS])),
     ]
     return Comparison(altered=altered, is_whole=True)
 
@@ -249,6 +250,15 @@ def _widened(sql: SqlFiles, now: Sequence[Any]) -> Iterator[Altered]:
         yield Altered(
             what=f"{who} may {right} on {kind.lower()}{_some(tables)}",
             action=f"{by}REVOKE {right} ON {kind}{', '.join(sorted(tables))} FROM {who}",
+        )
+
+
+def _keys(now: Sequence[Any]) -> Iterator[Altered]:
+    for row in now:
+        yield Altered(
+            what=f"{row['of_table']} of {row['who']} has a foreign key to outreach.{row['its_table']}, {row['name']}, "
+            "which is checked with the rights of that table's owner",
+            action=f"find out who made it: ALTER TABLE {row['of_table']} DROP CONSTRAINT {row['name']}",
         )
 
 

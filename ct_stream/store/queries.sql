@@ -898,6 +898,25 @@ CROSS JOIN LATERAL aclexplode(s.relacl) AS a
 WHERE c.relname = ANY ($1::text[]) AND a.grantee <> s.relowner AND a.privilege_type IN ('USAGE', 'UPDATE')
     AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach');
 
+-- name: keys_now
+-- Foreign keys to these tables ($1), and those that the gate's login or people have to a users' table ($2), where another
+-- than the owner of the table that is named made them. A key is checked as that owner, with casts of whoever made it.
+SELECT quote_ident(k.conname) AS name, k.conrelid::regclass::text AS of_table, c.relname AS its_table,
+    quote_ident(pg_get_userbyid(t.relowner)) AS who
+FROM pg_constraint AS k
+JOIN pg_class AS c ON c.oid = k.confrelid
+JOIN pg_class AS t ON t.oid = k.conrelid
+JOIN pg_roles AS r ON r.oid = t.relowner
+WHERE k.contype = 'f' AND k.conparentid = 0 AND t.relowner <> c.relowner AND NOT r.rolsuper
+    AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
+    AND (
+        c.relname = ANY ($1::text[])
+        OR c.relname = ANY ($2::text[])
+            AND (pg_has_role(r.oid, 'ct_gate', 'MEMBER') OR pg_has_role(r.oid, 'ct_ops', 'MEMBER'))
+            AND NOT pg_has_role(r.oid, c.relowner, 'USAGE')
+    )
+ORDER BY 2, 1;
+
 -- name: doctor_server
 -- May this login do what the gate does, and nothing more?
 SELECT quote_ident(session_user) AS login,

@@ -184,6 +184,31 @@ async def test_a_foreign_key_to_the_gates_tables_is_told_and_may_no_more_be_made
     )
 
 
+async def test_a_foreign_key_that_is_still_there_is_told(database: DatabaseDsns) -> None:
+    """To the gate's tables whose ever it is; to the users' tables if it belongs to one of the gate's people."""
+    await execute(
+        database.admin,
+        "DO $$ BEGIN CREATE ROLE hub; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+        "CREATE SCHEMA theirs; GRANT CREATE, USAGE ON SCHEMA theirs TO ct_ops, hub",
+        "GRANT USAGE ON SCHEMA outreach TO hub",
+        "GRANT REFERENCES ON outreach.ct_outcomes, outreach.company_target TO ct_ops, hub",
+    )
+    for who in ("ct_ops", "hub"):
+        for table in ("ct_outcomes", "company_target"):
+            name = f"theirs.{who}_{table}"
+            key = f"id uuid REFERENCES outreach.{table}"
+            await execute(database.admin, f"SET ROLE {who}; CREATE TABLE {name} ({key})")
+    await migrate(database.admin)
+    found = await told(database.ops)
+    assert [line.partition(", ")[0] for line in found] == [
+        "theirs.ct_ops_company_target of ct_ops has a foreign key to outreach.company_target",
+        "theirs.ct_ops_ct_outcomes of ct_ops has a foreign key to outreach.ct_outcomes",
+        "theirs.hub_ct_outcomes of hub has a foreign key to outreach.ct_outcomes",
+    ]
+    await execute(database.admin, *(line.partition("find out who made it: ")[2] for line in found))
+    assert await told(database.ops) == []
+
+
 async def test_who_may_read_tokens_is_told_and_may_no_more_after_migrate(database: DatabaseDsns) -> None:
     await execute(database.admin, "GRANT SELECT ON outreach.ct_tier2_attempts TO PUBLIC")
     assert await told(database.ops) == [

@@ -292,6 +292,27 @@ async def test_who_has_rights_on_the_spine_alone_deletes_and_renumbers_a_company
         assert await fetch(database.admin, rows) == [(None, status)]
 
 
+async def test_a_copy_without_the_gates_roles_can_be_changed_by_its_owner(postgres: EmbeddedPostgres) -> None:
+    """A dump without owners and rights, restored on a server that knows no gate: no role may be needed by its name."""
+    functions = "".join(
+        re.findall(r"CREATE OR REPLACE FUNCTION.*?^(?:END )?\$\$;", (STORE / "functions" / "guards.sql").read_text(),
+            re.MULTILINE | re.DOTALL)
+    ).replace("'ct_gate'", "'no_gate_here'")  # fmt: skip
+    loose = users_schema.ddl().replace("ON DELETE CASCADE", "ON DELETE SET NULL")
+    async with users_schema.migrated(postgres, loose) as database:
+        await run(database.admin, functions)
+        for status in ("pending", "blocked"):
+            company = await users_schema.mint(database.admin, pending=True)
+            await run(
+                database.admin,
+                f"UPDATE outreach.company_target SET execution_status = '{status}', email_method = 'x';"
+                "UPDATE outreach.company_target SET execution_status = 'pending';"
+                f"UPDATE outreach.company_target SET execution_status = '{status}';"
+                f"DELETE FROM outreach.outreach WHERE outreach_id = '{company}';"
+                "DELETE FROM outreach.company_target",
+            )
+
+
 async def test_a_statement_that_was_prepared_before_a_deletion_stays(postgres: EmbeddedPostgres) -> None:
     """Also in one message with it, where all have one time."""
     async with users_schema.migrated(postgres, users_schema.ddl()) as database:

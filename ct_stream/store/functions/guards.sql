@@ -494,6 +494,10 @@ BEGIN
             END IF;
         END IF;
     END IF;
+    -- First of all: a copy of the database may be on a server without the gate's roles.
+    IF pg_has_role(current_user, owner, 'USAGE') THEN
+        RETURN NULL;
+    END IF;
     -- Which company a row is of the gate never changes: it has no right to. A foreign key does, and before 18 its AFTER triggers
     -- run as whoever deleted or renumbered the company.
     IF its_column = 'outreach_id' AND TG_OP = 'UPDATE' THEN
@@ -508,9 +512,6 @@ BEGIN
     END IF;
     -- Others come by a right of their own, on the table or on a view of its owner's. Who has only the view may have no right
     -- on this schema, and could not even ask: no name in it is used before this is known.
-    IF pg_has_role(current_user, owner, 'USAGE') THEN
-        RETURN NULL;
-    END IF;
     IF NOT pg_has_role(current_user, 'ct_gate', 'USAGE') THEN
         IF its_column IS NULL AND has_any_column_privilege(current_user, root, TG_OP)
             OR has_column_privilege(current_user, root, its_column, TG_OP)
