@@ -25,13 +25,14 @@ async def end_all(tasks: Iterable[asyncio.Task[Any]], tidies_s: float = _TIDIES_
     A task that has not ended `tidies_s` seconds after a request gets another one, so this must be longer than what it
     still does in order.
     """
-    running = {task for task in tasks if not task.done()}
+    all_of_them = set(tasks)
+    running = {task for task in all_of_them if not task.done()}
     while running:
         for task in running:
             task.cancel()
-        ended, running = await asyncio.wait(running, timeout=tidies_s)
-        for task in ended:
-            _ = task.cancelled() or task.exception()  # else the loop logs that nobody has asked
+        _, running = await asyncio.wait(running, timeout=tidies_s)
+    for task in all_of_them:
+        _ = task.cancelled() or task.exception()  # else the loop logs that nobody has asked
 
 
 async def until_a_signal(work: Coroutine[Any, Any, Result], tidies_s: float = _TIDIES_S) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import subprocess
 import sys
@@ -72,11 +73,15 @@ async def test_a_task_that_fails_while_it_ends_says_nothing_later() -> None:
         finally:
             raise RuntimeError("while it ends")
 
+    async def failed_before() -> None:
+        raise RuntimeError("before it is ended")
+
     async with what_the_loop_says() as said:
-        tasks = [asyncio.create_task(fails())]
+        tasks = [asyncio.create_task(fails()), asyncio.create_task(failed_before())]
         await asyncio.sleep(0)
         await end_all(tasks)
         tasks.clear()
+        gc.collect()
     assert said == []
 
 

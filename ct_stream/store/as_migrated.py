@@ -227,13 +227,16 @@ def _owners_altered(now: Sequence[Any]) -> Iterator[Altered]:
 
 
 async def _whole_tables(fetch: Fetch) -> Sequence[Any]:
-    """Return the rights to users' tables as a whole that the gate has, or everybody.
+    """Return the rights to users' tables as a whole that the gate has, or everybody; foreign keys need only a column.
 
     `migrate` takes away what the gate was granted by their owners.
     """
-    rows = await fetch("rights_now", list(_OF_USERS))
     return [
-        row for row in rows if row["grantee"] in ("ct_gate", "PUBLIC") and not row["kind"] and row["its_column"] is None
+        row
+        for row in await fetch("rights_now", list(_OF_USERS))
+        if row["grantee"] in ("ct_gate", "PUBLIC")
+        and not row["kind"]
+        and (row["its_column"] is None or row["right"] == "REFERENCES")
     ]
 
 

@@ -17,11 +17,15 @@ DECLARE
     wide record;
 BEGIN
     FOR wide IN
-        SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE '' END || c.oid::regclass AS what, a.privilege_type,
+        SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE '' END || c.oid::regclass AS what,
+            a.privilege_type || CASE WHEN a.privilege_type = 'SELECT' AND r.its_column IS NOT NULL THEN ' (token)' ELSE '' END
+                AS its_right,
             CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS who
         FROM pg_class AS c
         CROSS JOIN LATERAL (
-            SELECT c.relacl AS acl UNION ALL SELECT t.attacl FROM pg_attribute AS t WHERE t.attrelid = c.oid
+            SELECT c.relacl AS acl, NULL::name AS its_column
+            UNION ALL
+            SELECT t.attacl, t.attname FROM pg_attribute AS t WHERE t.attrelid = c.oid
         ) AS r
         CROSS JOIN LATERAL aclexplode(r.acl) AS a
         WHERE c.relnamespace = 'outreach'::regnamespace
@@ -29,11 +33,11 @@ BEGIN
             AND a.grantee NOT IN (c.relowner, 'ct_owner'::regrole)
             AND CASE
                 WHEN c.relkind = 'S' THEN true
-                WHEN a.privilege_type = 'SELECT' THEN c.relname = 'ct_tier2_attempts'
+                WHEN a.privilege_type = 'SELECT' THEN c.relname = 'ct_tier2_attempts' AND coalesce(r.its_column, 'token') = 'token'
                 ELSE true
             END
     LOOP
-        EXECUTE format('REVOKE %s ON %s FROM %s CASCADE', wide.privilege_type, wide.what, wide.who);
+        EXECUTE format('REVOKE %s ON %s FROM %s CASCADE', wide.its_right, wide.what, wide.who);
     END LOOP;
 END $$;
 
@@ -73,7 +77,7 @@ BEGIN
 END $$;
 -- What everybody may do, the gate and people may too: a trigger's condition runs as whoever writes, and a foreign key's casts
 -- as the owner of the table that it names.
-REVOKE TRIGGER, REFERENCES ON outreach.company_target, outreach.company_target_errors FROM PUBLIC, ct_ops;
+REVOKE TRIGGER, REFERENCES ON outreach.company_target, outreach.company_target_errors FROM PUBLIC, ct_ops, ct_gate;
 GRANT INSERT (outreach_id, email_method, method_type, confidence_score, is_catchall, execution_status, imo_completed_at,
     updated_at) ON outreach.company_target TO ct_gate;
 GRANT UPDATE (email_method, method_type, confidence_score, is_catchall, execution_status, imo_completed_at, updated_at)
@@ -209,15 +213,16 @@ BEGIN
     END IF;
 END $$;
 
--- Who comes through a table needs no right on its partitions.
+-- Who comes through a table needs no right on its partitions. Those of another owner `doctor` names.
 DO $$
 DECLARE
     part regclass;
 BEGIN
     FOR part IN
-        SELECT b.relid FROM pg_class AS c CROSS JOIN LATERAL pg_partition_tree(c.oid) AS b
+        SELECT q.oid FROM pg_class AS c CROSS JOIN LATERAL pg_partition_tree(c.oid) AS b JOIN pg_class AS q ON q.oid = b.relid
         WHERE c.relnamespace = 'outreach'::regnamespace AND b.level > 0
             AND c.relname IN ('outreach', 'company_target', 'company_target_errors')
+            AND pg_has_role(q.relowner, 'USAGE')
     LOOP
         EXECUTE format('REVOKE ALL ON %s FROM ct_gate, ct_ops', part);
         EXECUTE format('REVOKE TRIGGER, REFERENCES ON %s FROM PUBLIC', part);

@@ -16,7 +16,7 @@ class UnfitDatabase(ProblemError):
 def no_triggers(login: str) -> UnfitDatabase:
     """Return what to say if this login's sessions act as those that apply a replication: most triggers rest then."""
     return UnfitDatabase(
-        f"session_replication_role is replica for {login}, so triggers do not run, the gate's and your own",
+        f"session_replication_role is replica for {login}, so neither your own triggers run nor those that send alerts",
         f"ALTER ROLE {login} RESET session_replication_role, or the same for the database",
     )
 

@@ -884,7 +884,10 @@ CROSS JOIN LATERAL (
     SELECT t.attname, t.attacl FROM pg_attribute AS t WHERE t.attrelid = c.oid AND NOT t.attisdropped
 ) AS r
 CROSS JOIN LATERAL aclexplode(r.acl) AS a
-WHERE c.relname = ANY ($1::text[]) AND a.grantee <> c.relowner
+WHERE coalesce(
+        (SELECT p.relname FROM pg_class AS p WHERE p.oid = pg_partition_root(c.oid) AND c.relispartition), c.relname
+    ) = ANY ($1::text[])
+    AND a.grantee <> c.relowner
     AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
 UNION ALL
 SELECT 'SEQUENCE ', s.relname, NULL, a.privilege_type,

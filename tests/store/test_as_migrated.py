@@ -169,10 +169,13 @@ async def test_a_foreign_key_to_the_gates_tables_is_told_and_may_no_more_be_made
 ) -> None:
     """It casts as the table's owner, with casts of whoever made the key."""
     await execute(database.admin, "GRANT REFERENCES ON outreach.ct_outcomes TO ct_ops",
-        "GRANT REFERENCES ON outreach.outreach, outreach.company_target TO PUBLIC")  # fmt: skip
+        "GRANT REFERENCES ON outreach.outreach, outreach.company_target TO PUBLIC",
+        "GRANT ALL (outreach_id) ON outreach.company_target TO ct_gate")  # fmt: skip
     assert [line.partition(" -> ")[0] for line in await told(database.ops)] == [
-        "PUBLIC may REFERENCES on outreach.company_target", "ct_ops may REFERENCES on outreach.ct_outcomes"
-    ]  # fmt: skip
+        "PUBLIC may REFERENCES on outreach.company_target",
+        "ct_gate may REFERENCES (outreach_id) on outreach.company_target",
+        "ct_ops may REFERENCES on outreach.ct_outcomes",
+    ]
     await migrate(database.admin)
     assert await told(database.ops) == []
     await execute(
@@ -207,6 +210,22 @@ async def test_a_foreign_key_that_is_still_there_is_told(database: DatabaseDsns)
     ]
     await execute(database.admin, *(line.partition("find out who made it: ")[2] for line in found))
     assert await told(database.ops) == []
+
+
+async def test_who_reads_columns_of_the_paid_attempts_keeps_them(database: DatabaseDsns) -> None:
+    """All but the token."""
+    await execute(
+        database.admin,
+        "DO $$ BEGIN CREATE ROLE fin; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+        "GRANT USAGE ON SCHEMA outreach TO fin; GRANT SELECT (usd, token) ON outreach.ct_tier2_attempts TO fin",
+    )
+    (line,) = await told(database.ops)
+    assert line.startswith("fin may SELECT (token) on outreach.ct_tier2_attempts")
+    await migrate(database.admin)
+    assert await told(database.ops) == []
+    await execute(database.admin, "SET ROLE fin", "SELECT usd FROM outreach.ct_tier2_attempts")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await execute(database.admin, "SET ROLE fin", "SELECT token FROM outreach.ct_tier2_attempts")
 
 
 async def test_who_may_read_tokens_is_told_and_may_no_more_after_migrate(database: DatabaseDsns) -> None:

@@ -588,6 +588,40 @@ async def test_nobody_of_the_gates_adds_a_trigger_or_comes_through_a_partition(d
     assert await value(database.admin, of_partitions) == 0
 
 
+@pytest.mark.parametrize("how", ["at once", "in a trigger of its own", "through a view of its own, by another"])
+async def test_the_gate_gives_no_row_to_a_company_though_it_may_write_to_a_view(
+    database: DatabaseDsns, how: str
+) -> None:
+    """Of the owner's, over the whole table: so it has a right to the column that it has not on the table."""
+    missing = outcome(verdict=NOT_FOUND)
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            assert await ledger.record(missing)
+    change = f"UPDATE shared.companies SET outreach_id = '{missing.outreach_id}'"
+    await run(
+        database.admin,
+        "CREATE SCHEMA shared; GRANT USAGE, CREATE ON SCHEMA shared TO ct_gate, ct_ops;"
+        "CREATE VIEW shared.companies AS SELECT * FROM outreach.company_target;"
+        "GRANT ALL ON shared.companies TO ct_gate;"
+        "INSERT INTO outreach.company_target (outreach_id, execution_status, email_method)"
+        " VALUES (gen_random_uuid(), 'ready', 'x@x.example'); SET ROLE ct_gate;"
+        "CREATE VIEW shared.lent AS SELECT * FROM shared.companies; GRANT ALL ON shared.lent TO ct_ops;"
+        "CREATE TABLE shared.own (a integer);"
+        "CREATE FUNCTION shared.moves() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN {change}; RETURN NEW; END $$;"
+        "CREATE TRIGGER moves BEFORE INSERT ON shared.own FOR EACH ROW EXECUTE FUNCTION shared.moves()",
+    )
+    login, statement = {
+        "at once": (database.gate, change),
+        "in a trigger of its own": (database.gate, "INSERT INTO shared.own VALUES (1)"),
+        "through a view of its own, by another": (database.ops, change.replace("shared.companies", "shared.lent")),
+    }[how]
+    with pytest.raises((asyncpg.RestrictViolationError, asyncpg.InsufficientPrivilegeError)):
+        await run(login, statement)
+    assert await value(database.admin, "SELECT outreach_id FROM outreach.company_target") != missing.outreach_id
+
+
 async def test_a_time_of_a_failure_is_not_changed_for_one_of_the_same_text(database: DatabaseDsns) -> None:
     """When a summer ends, an hour comes twice, and a zone may have a summer time of ten hours and one name for both."""
     last_of_november = datetime.now(UTC).replace(month=11, day=30, hour=12, minute=30)

@@ -238,7 +238,9 @@ async def test_a_login_whose_sessions_run_no_triggers_is_refused(database: Datab
     """A superuser has it set for a bulk load, and forgets it."""
     await changed(database, "SET session_replication_role = replica")
     try:
-        with pytest.raises(UnfitDatabase, match=r"triggers do not run.*ALTER ROLE ct_gate RESET session_replication"):
+        with pytest.raises(
+            UnfitDatabase, match=r"neither your own triggers run.*ALTER ROLE ct_gate RESET session_replication"
+        ):
             await Database(database.gate).open()
         (check,) = [each for each in await examine({"CT_POSTGRES_DSN": database.gate}) if each.name == "triggers"]
         assert not check.ok

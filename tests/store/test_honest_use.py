@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -18,6 +18,7 @@ from ct_stream.store.ledger import Ledger
 from ct_stream.store.migrate import migrate
 from tests.store import users_schema
 from tests.store.parts import NO_MX, NOT_FOUND, PASSED, opened, outcome, role, running
+from tests.store.test_attacks import PARTITIONED
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
@@ -263,6 +264,27 @@ async def test_a_company_goes_from_a_spine_with_row_security(postgres: EmbeddedP
         )
         assert sorted(await fetch(database.admin, "SELECT outreach_id, execution_status FROM outreach.company_target"),
             key=str) == [(None, "pending"), (None, "ready")]  # fmt: skip
+
+
+async def test_a_role_with_a_right_on_some_columns_changes_those_of_a_partition_too(database: DatabaseDsns) -> None:
+    low, high = UUID(int=1), UUID(int=2**127 + 1)
+    await run(database.admin, PARTITIONED)
+    await migrate(database.admin)
+    await run(
+        database.admin,
+        role("crm") + role("scorer") + "GRANT USAGE ON SCHEMA outreach TO crm, scorer;"
+        "GRANT SELECT ON outreach.company_target TO crm, scorer;"
+        "GRANT UPDATE (outreach_id), INSERT (outreach_id) ON outreach.company_target TO crm;"
+        "GRANT UPDATE (confidence_score, email_method) ON outreach.company_target TO scorer;"
+        "INSERT INTO outreach.company_target (outreach_id, execution_status)"
+        f" VALUES ('{uuid4()}', 'ready'), ('{low}', 'pending'); SET ROLE crm;"
+        f"UPDATE outreach.company_target SET outreach_id = '{high}' WHERE outreach_id = '{low}'; SET ROLE scorer;"
+        "UPDATE outreach.company_target SET confidence_score = 0.5, email_method = 'x'",
+    )
+    assert await fetch(database.admin, "SELECT count(*) FROM outreach.company_target WHERE email_method = 'x'") == [
+        (2,)
+    ]
+    assert await fetch(database.admin, f"SELECT 1 FROM outreach.high WHERE outreach_id = '{high}'") == [(1,)]
 
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])

@@ -72,6 +72,26 @@ def is_ready(report: MigrationReport) -> bool:
     return report.rehearsal == REHEARSED and report.temp_revoked
 
 
+async def test_partitions_of_the_spine_may_belong_to_somebody_else(server: EmbeddedPostgres) -> None:
+    """Who migrates has then no right on them, and takes none away."""
+    await as_superuser(
+        server, f"CREATE ROLE cloud LOGIN PASSWORD '{PASSWORD}' CREATEROLE INHERIT", "CREATE ROLE hub_owner"
+    )
+    owner_dsn = await owned(server, "one", "cloud")
+    connection = await asyncpg.connect(server.dsn("one"))
+    await connection.execute(
+        "DROP TABLE outreach.outreach; GRANT USAGE, CREATE ON SCHEMA outreach TO hub_owner; SET ROLE hub_owner;"
+        "CREATE TABLE outreach.outreach (outreach_id uuid PRIMARY KEY, domain text, sovereign_id uuid,"
+        " created_at timestamptz DEFAULT now()) PARTITION BY HASH (outreach_id);"
+        "CREATE TABLE outreach.s0 PARTITION OF outreach.outreach FOR VALUES WITH (MODULUS 1, REMAINDER 0);"
+        "INSERT INTO outreach.outreach VALUES (gen_random_uuid(), 'acme.example');"
+        "GRANT ALL ON outreach.outreach TO cloud WITH GRANT OPTION"
+    )
+    await connection.close()
+    for _ in range(2):
+        assert (await migrate(owner_dsn)).rehearsal == REHEARSED
+
+
 @pytest.mark.parametrize("inherits", ["INHERIT", "NOINHERIT"])
 async def test_an_owner_with_createrole_sets_up_two_databases_and_their_logins(
     server: EmbeddedPostgres, tmp_path: Path, inherits: str

@@ -289,10 +289,10 @@ BEGIN
         END IF;
         -- A row that moves to another partition meets AFTER triggers as a new one, so the gate hears here what
         -- ct_guard_new_row says to it elsewhere.
-        IF TG_WHEN = 'BEFORE' AND pg_partition_root(TG_RELID) IS NOT NULL AND (
-            NEW.outreach_id IS DISTINCT FROM OLD.outreach_id OR OLD.execution_status::text IN ('ready', 'failed', 'blocked')
-        ) THEN
-            IF outreach.ct_acts_as_gate(TG_RELID, 'execution_status', 'UPDATE') THEN
+        IF TG_WHEN = 'BEFORE' AND pg_partition_root(TG_RELID) IS NOT NULL
+            AND NEW.outreach_id IS DISTINCT FROM OLD.outreach_id
+        THEN
+            IF outreach.ct_acts_as_gate(TG_RELID, 'outreach_id', 'UPDATE') THEN
                 RAISE EXCEPTION 'company_target: the gate changes no row that is final or of another company (%, %)',
                     OLD.outreach_id, OLD.execution_status USING ERRCODE = 'restrict_violation';
             END IF;
@@ -498,16 +498,24 @@ BEGIN
     IF pg_has_role(current_user, owner, 'USAGE') THEN
         RETURN NULL;
     END IF;
-    -- Which company a row is of the gate never changes: it has no right to. A foreign key does, and before 18 its AFTER triggers
-    -- run as whoever deleted or renumbered the company.
-    IF its_column = 'outreach_id' AND TG_OP = 'UPDATE' THEN
+    -- A foreign key takes a row from its company, or renumbers it with the company; before 18 its AFTER triggers run as whoever
+    -- changed the spine. Not for the gate and its people, and never to a company that is decided.
+    IF its_column = 'outreach_id' AND TG_OP = 'UPDATE' AND NOT pg_has_role(current_user, 'ct_gate', 'MEMBER')
+        AND NOT pg_has_role(current_user, 'ct_ops', 'MEMBER')
+    THEN
         IF (NEW.email_method::text COLLATE "C", NEW.method_type::text COLLATE "C", NEW.confidence_score,
                 NEW.is_catchall::text COLLATE "C", NEW.imo_completed_at)
             IS NOT DISTINCT FROM (OLD.email_method::text COLLATE "C", OLD.method_type::text COLLATE "C",
                 OLD.confidence_score, OLD.is_catchall::text COLLATE "C", OLD.imo_completed_at)
-            AND NOT has_column_privilege('ct_gate', root, 'outreach_id', 'UPDATE')
         THEN
-            RETURN NULL;
+            IF NEW.outreach_id IS NULL THEN
+                RETURN NULL;
+            END IF;
+            IF has_schema_privilege(current_user, 'outreach', 'USAGE') THEN
+                IF NOT outreach.ct_is_decided(NEW.outreach_id::uuid, '') THEN
+                    RETURN NULL;
+                END IF;
+            END IF;
         END IF;
     END IF;
     -- Others come by a right of their own, on the table or on a view of its owner's. Who has only the view may have no right
@@ -569,11 +577,17 @@ BEGIN
     END IF;
     IF NOT may_record THEN
         RAISE EXCEPTION '%: % has no right of its own to write the row of %', TG_ARGV[0], current_user, NEW.outreach_id
-            USING ERRCODE = 'insufficient_privilege', HINT = CASE WHEN TG_ARGV[0] = 'ct_unwritten' THEN '' ELSE format(
-                'A view counts if it belongs to the owner of the table, shows %I under this name, and has no CHECK OPTION. '
-                'Else: GRANT %s (%I) ON %s TO %I, which lets it do no more if it has no right on the schema.',
-                coalesce(its_column, 'outreach_id'), TG_OP, coalesce(its_column, 'outreach_id'), root::regclass, current_user
-            ) END;
+            USING ERRCODE = 'insufficient_privilege', HINT = CASE
+                WHEN TG_ARGV[0] = 'ct_unwritten' THEN 'Only the gate writes there.'
+                ELSE format(
+                    CASE WHEN pg_has_role(current_user, 'ct_ops', 'MEMBER') OR pg_has_role(current_user, 'ct_gate', 'MEMBER')
+                        THEN 'Who has ct_ops or ct_gate comes through no view: GRANT %2$s (%1$I) ON %3$s TO %4$I'
+                        ELSE 'A view counts if it belongs to the owner of the table, shows %1$I under this name, and has no '
+                            'CHECK OPTION. Else: GRANT %2$s (%1$I) ON %3$s TO %4$I, which lets it do no more if it has no '
+                            'right on the schema.'
+                    END, coalesce(its_column, 'outreach_id'), TG_OP, root::regclass, current_user
+                )
+            END;
     END IF;
     -- The gate decides a row that waits, and gives none to another company.
     IF TG_OP = 'UPDATE' AND TG_ARGV[0] = 'company_target' THEN
