@@ -38,7 +38,8 @@ async def end_all(tasks: Iterable[asyncio.Task[Any]], tidies_s: float = _TIDIES_
 async def until_a_signal(work: Coroutine[Any, Any, Result], tidies_s: float = _TIDIES_S) -> Result:
     """Return what `work` returns; SIGTERM ends it in order, as Ctrl-C does. To be the main task of asyncio.run.
 
-    Raises asyncio.CancelledError after SIGTERM; asyncio.run turns it into KeyboardInterrupt after Ctrl-C.
+    Raises what `work` raises, also while it ends. Else asyncio.CancelledError after SIGTERM; asyncio.run turns it into
+    KeyboardInterrupt after Ctrl-C.
     """
     main = asyncio.current_task()
     assert main is not None
@@ -46,6 +47,9 @@ async def until_a_signal(work: Coroutine[Any, Any, Result], tidies_s: float = _T
     task = asyncio.create_task(work)
     try:
         await asyncio.wait({task})
-    finally:
+    except asyncio.CancelledError:
         await end_all([task], tidies_s)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error from None
+        raise
     return task.result()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ct_stream.cancelling import end_all
+from ct_stream.cancelling import end_all, until_a_signal
 from ct_stream.process.loops import Loops
 
 if TYPE_CHECKING:
@@ -129,3 +129,20 @@ def test_a_command_ends_in_order_though_its_cancellation_is_lost(how: signal.Sig
         process.send_signal(how)
         assert process.stdout.read() == "tidied\ninterrupted\n"
         assert process.wait() == 0
+
+
+async def test_an_error_while_a_command_ends_in_order_is_raised() -> None:
+    async def work() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            raise OSError("cannot tidy: the disk is full")
+
+    main = asyncio.create_task(until_a_signal(work()))
+    await asyncio.sleep(0.01)
+    main.cancel()
+    try:
+        with pytest.raises(OSError, match="cannot tidy"):
+            await main
+    finally:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)

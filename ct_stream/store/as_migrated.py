@@ -227,8 +227,9 @@ def _owners_altered(now: Sequence[Any]) -> Iterator[Altered]:
 
 
 async def _whole_tables(fetch: Fetch) -> Sequence[Any]:
-    """Return the rights to users' tables as a whole that the gate has, or everybody; foreign keys need only a column.
+    """Return the rights to users' tables as a whole that the gate has, and those of everybody, down to a column.
 
+    For a foreign key a column is enough.
     `migrate` takes away what the gate was granted by their owners.
     """
     return [
@@ -236,7 +237,7 @@ async def _whole_tables(fetch: Fetch) -> Sequence[Any]:
         for row in await fetch("rights_now", list(_OF_USERS))
         if row["grantee"] in ("ct_gate", "PUBLIC")
         and not row["kind"]
-        and (row["its_column"] is None or row["right"] == "REFERENCES")
+        and (row["its_column"] is None or row["right"] == "REFERENCES" or row["grantee"] == "PUBLIC")
     ]
 
 

@@ -903,18 +903,30 @@ WHERE c.relname = ANY ($1::text[]) AND a.grantee <> s.relowner AND a.privilege_t
 
 -- name: keys_now
 -- Foreign keys to these tables ($1), and those that the gate's login or people have to a users' table ($2), where another
--- than the owner of the table that is named made them. A key is checked as that owner, with casts of whoever made it.
-SELECT quote_ident(k.conname) AS name, k.conrelid::regclass::text AS of_table, c.relname AS its_table,
+-- than the owner of the table that is named made them. A key is checked as that owner, and what is compared is cast where its
+-- type is another one: by a cast of whoever made the type.
+SELECT quote_ident(k.conname) AS name, k.conrelid::regclass::text AS of_table, i.its_name AS its_table,
     quote_ident(pg_get_userbyid(t.relowner)) AS who
 FROM pg_constraint AS k
 JOIN pg_class AS c ON c.oid = k.confrelid
+CROSS JOIN LATERAL (
+    SELECT coalesce(
+        (SELECT p.relname FROM pg_class AS p WHERE p.oid = pg_partition_root(c.oid) AND c.relispartition), c.relname
+    ) AS its_name
+) AS i
 JOIN pg_class AS t ON t.oid = k.conrelid
 JOIN pg_roles AS r ON r.oid = t.relowner
 WHERE k.contype = 'f' AND k.conparentid = 0 AND t.relowner <> c.relowner AND NOT r.rolsuper
     AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
+    AND EXISTS (
+        SELECT 1 FROM unnest(k.conkey, k.confkey) AS pair (theirs, ours)
+        JOIN pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = pair.theirs
+        JOIN pg_attribute AS b ON b.attrelid = k.confrelid AND b.attnum = pair.ours
+        WHERE a.atttypid <> b.atttypid
+    )
     AND (
-        c.relname = ANY ($1::text[])
-        OR c.relname = ANY ($2::text[])
+        i.its_name = ANY ($1::text[])
+        OR i.its_name = ANY ($2::text[])
             AND (pg_has_role(r.oid, 'ct_gate', 'MEMBER') OR pg_has_role(r.oid, 'ct_ops', 'MEMBER'))
             AND NOT pg_has_role(r.oid, c.relowner, 'USAGE')
     )

@@ -33,7 +33,7 @@ CREATE OR REPLACE TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.ct_unwritt
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_new_row('ct_unwritten');
 CREATE OR REPLACE TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.company_target
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_new_row('company_target');
-CREATE OR REPLACE TRIGGER ct_guard AFTER INSERT ON outreach.company_target_errors
+CREATE OR REPLACE TRIGGER ct_guard AFTER INSERT OR UPDATE ON outreach.company_target_errors
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_new_row('company_target_errors');
 CREATE OR REPLACE TRIGGER ct_guard BEFORE INSERT OR UPDATE ON outreach.ct_usage
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_guard_usage();

@@ -187,25 +187,38 @@ async def test_a_foreign_key_to_the_gates_tables_is_told_and_may_no_more_be_made
     )
 
 
+async def test_a_column_that_everybody_may_write_is_told(database: DatabaseDsns) -> None:
+    await execute(database.admin, "GRANT INSERT (outreach_id, execution_status) ON outreach.company_target TO PUBLIC")
+    assert [line.partition(" -> ")[0] for line in await told(database.ops)] == [
+        "PUBLIC may INSERT (execution_status) on outreach.company_target",
+        "PUBLIC may INSERT (outreach_id) on outreach.company_target",
+    ]
+
+
 async def test_a_foreign_key_that_is_still_there_is_told(database: DatabaseDsns) -> None:
-    """To the gate's tables whose ever it is; to the users' tables if it belongs to one of the gate's people."""
+    """If what it compares is cast: whose ever it is, and to the users' tables if it is one of the gate's people's."""
     await execute(
         database.admin,
+        PARTITIONED,
         "DO $$ BEGIN CREATE ROLE hub; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
         "CREATE SCHEMA theirs; GRANT CREATE, USAGE ON SCHEMA theirs TO ct_ops, hub",
+        "CREATE TYPE theirs.kind AS (x uuid)",
+        "CREATE FUNCTION theirs.bare(theirs.kind) RETURNS uuid LANGUAGE sql AS 'SELECT ($1).x'",
+        "CREATE CAST (theirs.kind AS uuid) WITH FUNCTION theirs.bare(theirs.kind) AS IMPLICIT",
         "GRANT USAGE ON SCHEMA outreach TO hub",
-        "GRANT REFERENCES ON outreach.ct_outcomes, outreach.company_target TO ct_ops, hub",
+        "GRANT REFERENCES ON outreach.ct_outcomes, outreach.company_target, outreach.low TO ct_ops, hub",
     )
     for who in ("ct_ops", "hub"):
-        for table in ("ct_outcomes", "company_target"):
-            name = f"theirs.{who}_{table}"
-            key = f"id uuid REFERENCES outreach.{table}"
-            await execute(database.admin, f"SET ROLE {who}; CREATE TABLE {name} ({key})")
+        for table in ("ct_outcomes", "company_target", "low"):
+            for kind, suffix in (("theirs.kind", ""), ("uuid", "_plain")):
+                name, key = f"theirs.{who}_{table}{suffix}", f"id {kind} REFERENCES outreach.{table} (outreach_id)"
+                await execute(database.admin, f"SET ROLE {who}", f"CREATE TABLE {name} ({key})")
     await migrate(database.admin)
     found = await told(database.ops)
     assert [line.partition(", ")[0] for line in found] == [
         "theirs.ct_ops_company_target of ct_ops has a foreign key to outreach.company_target",
         "theirs.ct_ops_ct_outcomes of ct_ops has a foreign key to outreach.ct_outcomes",
+        "theirs.ct_ops_low of ct_ops has a foreign key to outreach.company_target",
         "theirs.hub_ct_outcomes of hub has a foreign key to outreach.ct_outcomes",
     ]
     await execute(database.admin, *(line.partition("find out who made it: ")[2] for line in found))

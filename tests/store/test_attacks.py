@@ -588,6 +588,37 @@ async def test_nobody_of_the_gates_adds_a_trigger_or_comes_through_a_partition(d
     assert await value(database.admin, of_partitions) == 0
 
 
+async def test_the_gate_makes_no_failure_of_others_into_one_of_a_decided_company(database: DatabaseDsns) -> None:
+    """Through a view of the owner's, or one of its own over that one."""
+    passed, missing, theirs = outcome(), outcome(verdict=NOT_FOUND), uuid4()
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            assert await ledger.record(passed)
+            assert await ledger.record(missing)
+    await run(
+        database.admin,
+        role("resolver") + "CREATE SCHEMA shared; GRANT USAGE, CREATE ON SCHEMA shared TO ct_gate, ct_ops;"
+        "CREATE VIEW shared.failures AS SELECT * FROM outreach.company_target_errors;"
+        "GRANT ALL ON shared.failures TO ct_gate; INSERT INTO outreach.company_target_errors"
+        " (outreach_id, pipeline_stage, failure_code, blocking_reason, imo_stage)"
+        f" VALUES ('{theirs}', 'x', 'THEIRS', 'x', 'I'); SET ROLE ct_gate;"
+        "CREATE VIEW shared.lent AS SELECT * FROM shared.failures; GRANT ALL ON shared.lent TO ct_ops;"
+        "RESET ROLE; GRANT USAGE ON SCHEMA outreach TO resolver;"
+        "GRANT SELECT, UPDATE (blocking_reason, resolution_note) ON outreach.company_target_errors TO resolver",
+    )
+    for login, view in ((database.gate, "failures"), (database.ops, "lent")):
+        for change in (
+            f"outreach_id = '{passed.outreach_id}'",
+            f"outreach_id = '{missing.outreach_id}', failure_code = 'CT-OTHER', blocking_reason = 'retry'",
+            "blocking_reason = 'y'", "retry_allowed = NOT retry_allowed", "outreach_id = gen_random_uuid()",
+        ):  # fmt: skip
+            with pytest.raises((asyncpg.RestrictViolationError, asyncpg.InsufficientPrivilegeError)):
+                await run(login, f"UPDATE shared.{view} SET {change} WHERE outreach_id = '{theirs}'")
+    theirs_too = f"UPDATE outreach.company_target_errors SET blocking_reason = 'y' WHERE outreach_id = '{theirs}'"
+    await run(database.admin, f"SET ROLE resolver; {theirs_too}")
+
+
 @pytest.mark.parametrize("how", ["at once", "in a trigger of its own", "through a view of its own, by another"])
 async def test_the_gate_gives_no_row_to_a_company_though_it_may_write_to_a_view(
     database: DatabaseDsns, how: str

@@ -266,6 +266,22 @@ async def test_a_company_goes_from_a_spine_with_row_security(postgres: EmbeddedP
             key=str) == [(None, "pending"), (None, "ready")]  # fmt: skip
 
 
+async def test_a_trigger_of_theirs_changes_more_of_a_final_row_than_its_role_may(database: DatabaseDsns) -> None:
+    """Who may say that a row is final may have the rest of it filled in."""
+    await run(
+        database.admin,
+        role("blocker") + "ALTER TABLE outreach.company_target ADD COLUMN note text;"
+        "CREATE FUNCTION outreach.fill() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.email_method := NEW.note; RETURN NEW; END $$;"
+        "CREATE TRIGGER fill BEFORE UPDATE ON outreach.company_target FOR EACH ROW EXECUTE FUNCTION outreach.fill();"
+        "GRANT USAGE ON SCHEMA outreach TO blocker; GRANT SELECT ON outreach.company_target TO blocker;"
+        "GRANT UPDATE (execution_status, note) ON outreach.company_target TO blocker;"
+        f"INSERT INTO outreach.company_target (outreach_id, execution_status) VALUES ('{uuid4()}', 'blocked');"
+        "SET ROLE blocker; UPDATE outreach.company_target SET note = 'asked'",
+    )
+    assert await fetch(database.admin, "SELECT email_method FROM outreach.company_target") == [("asked",)]
+
+
 async def test_a_role_with_a_right_on_some_columns_changes_those_of_a_partition_too(database: DatabaseDsns) -> None:
     low, high = UUID(int=1), UUID(int=2**127 + 1)
     await run(database.admin, PARTITIONED)

@@ -292,6 +292,12 @@ BEGIN
         IF TG_WHEN = 'BEFORE' AND pg_partition_root(TG_RELID) IS NOT NULL
             AND NEW.outreach_id IS DISTINCT FROM OLD.outreach_id
         THEN
+            IF NOT has_schema_privilege(current_user, 'outreach', 'USAGE') THEN
+                RAISE EXCEPTION 'company_target: % may not ask by whose right the row of % goes to another partition',
+                    current_user, OLD.outreach_id
+                    USING ERRCODE = 'insufficient_privilege',
+                        HINT = format('GRANT USAGE ON SCHEMA outreach TO %I', current_user);
+            END IF;
             IF outreach.ct_acts_as_gate(TG_RELID, 'outreach_id', 'UPDATE') THEN
                 RAISE EXCEPTION 'company_target: the gate changes no row that is final or of another company (%, %)',
                     OLD.outreach_id, OLD.execution_status USING ERRCODE = 'restrict_violation';
@@ -442,6 +448,7 @@ DECLARE
     is_final boolean := true;
     was_final boolean := false;
     may_record boolean := false;
+    only_its_id boolean := false;
     says_something boolean := true;
     -- Who may write this one may write such a row; NULL: any column.
     its_column text := CASE TG_ARGV[0] WHEN 'company_target' THEN 'execution_status' WHEN 'ct_unwritten' THEN 'its_table'
@@ -491,8 +498,34 @@ BEGIN
                     WHEN NEW.confidence_score IS DISTINCT FROM OLD.confidence_score THEN 'confidence_score'
                     ELSE 'imo_completed_at'
                 END;
+                only_its_id := its_column = 'outreach_id'
+                    AND (NEW.email_method::text COLLATE "C", NEW.method_type::text COLLATE "C", NEW.confidence_score,
+                        NEW.is_catchall::text COLLATE "C", NEW.imo_completed_at)
+                    IS NOT DISTINCT FROM (OLD.email_method::text COLLATE "C", OLD.method_type::text COLLATE "C",
+                        OLD.confidence_score, OLD.is_catchall::text COLLATE "C", OLD.imo_completed_at);
             END IF;
         END IF;
+    END IF;
+    -- The same of a failure: first of all whose it is, and what it says.
+    IF TG_ARGV[0] = 'company_target_errors' AND TG_OP = 'UPDATE' THEN
+        its_column := CASE
+            WHEN NEW.outreach_id IS DISTINCT FROM OLD.outreach_id THEN 'outreach_id'
+            WHEN NEW.failure_code::text COLLATE "C" IS DISTINCT FROM OLD.failure_code::text COLLATE "C" THEN 'failure_code'
+            WHEN NEW.blocking_reason::text COLLATE "C" IS DISTINCT FROM OLD.blocking_reason::text COLLATE "C"
+                THEN 'blocking_reason'
+            WHEN NEW.retry_allowed::text COLLATE "C" IS DISTINCT FROM OLD.retry_allowed::text COLLATE "C" THEN 'retry_allowed'
+            WHEN NEW.pipeline_stage::text COLLATE "C" IS DISTINCT FROM OLD.pipeline_stage::text COLLATE "C"
+                THEN 'pipeline_stage'
+            WHEN NEW.severity::text COLLATE "C" IS DISTINCT FROM OLD.severity::text COLLATE "C" THEN 'severity'
+            WHEN NEW.imo_stage::text COLLATE "C" IS DISTINCT FROM OLD.imo_stage::text COLLATE "C" THEN 'imo_stage'
+            WHEN NEW.created_at IS DISTINCT FROM OLD.created_at THEN 'created_at'
+            WHEN NEW.raw_input::text COLLATE "C" IS DISTINCT FROM OLD.raw_input::text COLLATE "C" THEN 'raw_input'
+        END;
+        IF its_column IS NULL THEN
+            RETURN NULL;
+        END IF;
+        only_its_id := its_column = 'outreach_id' AND NEW.failure_code::text COLLATE "C" = OLD.failure_code::text COLLATE "C"
+            AND NEW.blocking_reason::text COLLATE "C" = OLD.blocking_reason::text COLLATE "C";
     END IF;
     -- First of all: a copy of the database may be on a server without the gate's roles.
     IF pg_has_role(current_user, owner, 'USAGE') THEN
@@ -500,21 +533,14 @@ BEGIN
     END IF;
     -- A foreign key takes a row from its company, or renumbers it with the company; before 18 its AFTER triggers run as whoever
     -- changed the spine. Not for the gate and its people, and never to a company that is decided.
-    IF its_column = 'outreach_id' AND TG_OP = 'UPDATE' AND NOT pg_has_role(current_user, 'ct_gate', 'MEMBER')
-        AND NOT pg_has_role(current_user, 'ct_ops', 'MEMBER')
+    IF only_its_id AND NOT pg_has_role(current_user, 'ct_gate', 'MEMBER') AND NOT pg_has_role(current_user, 'ct_ops', 'MEMBER')
     THEN
-        IF (NEW.email_method::text COLLATE "C", NEW.method_type::text COLLATE "C", NEW.confidence_score,
-                NEW.is_catchall::text COLLATE "C", NEW.imo_completed_at)
-            IS NOT DISTINCT FROM (OLD.email_method::text COLLATE "C", OLD.method_type::text COLLATE "C",
-                OLD.confidence_score, OLD.is_catchall::text COLLATE "C", OLD.imo_completed_at)
-        THEN
-            IF NEW.outreach_id IS NULL THEN
+        IF NEW.outreach_id IS NULL THEN
+            RETURN NULL;
+        END IF;
+        IF has_schema_privilege(current_user, 'outreach', 'USAGE') THEN
+            IF NOT outreach.ct_is_decided(NEW.outreach_id::uuid, '') THEN
                 RETURN NULL;
-            END IF;
-            IF has_schema_privilege(current_user, 'outreach', 'USAGE') THEN
-                IF NOT outreach.ct_is_decided(NEW.outreach_id::uuid, '') THEN
-                    RETURN NULL;
-                END IF;
             END IF;
         END IF;
     END IF;
@@ -524,6 +550,9 @@ BEGIN
         IF its_column IS NULL AND has_any_column_privilege(current_user, root, TG_OP)
             OR has_column_privilege(current_user, root, its_column, TG_OP)
             OR has_column_privilege(current_user, TG_RELID, its_column, TG_OP)
+            -- Triggers of others may change more than the statement does.
+            OR TG_ARGV[0] = 'company_target' AND (is_final OR was_final)
+                AND has_column_privilege(current_user, root, 'execution_status', TG_OP)
         THEN
             RETURN NULL;
         END IF;
@@ -595,6 +624,10 @@ BEGIN
             RAISE EXCEPTION 'company_target: the gate changes no row that is final or of another company (%, %)',
                 OLD.outreach_id, OLD.execution_status USING ERRCODE = 'restrict_violation';
         END IF;
+    END IF;
+    IF TG_OP = 'UPDATE' AND TG_ARGV[0] = 'company_target_errors' THEN
+        RAISE EXCEPTION 'company_target_errors: the gate changes no failure (%)', OLD.outreach_id
+            USING ERRCODE = 'restrict_violation';
     END IF;
     IF TG_ARGV[0] = 'company_target' THEN
         -- A company that is not decided yet, as everybody sees it now. The gate has nothing to say of it; triggers of
