@@ -39,7 +39,7 @@ async def until_a_signal(work: Coroutine[Any, Any, Result], tidies_s: float = _T
     """Return what `work` returns; SIGTERM ends it in order, as Ctrl-C does. To be the main task of asyncio.run.
 
     Raises what `work` raises, also while it ends. Else asyncio.CancelledError after SIGTERM; asyncio.run turns it into
-    KeyboardInterrupt after Ctrl-C.
+    KeyboardInterrupt after Ctrl-C. A second signal does not wait for `work` to end.
     """
     main = asyncio.current_task()
     assert main is not None

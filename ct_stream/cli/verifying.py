@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ct_stream.ops.verify import Found, Kind, Report
 
 
+_CLOSES_S = 10.0  #: its connections are closed in order within it, if the servers answer
+
+
 def add_to(main: click.Group) -> None:
     """Add this command to the program."""
 
@@ -73,7 +76,7 @@ def add_to(main: click.Group) -> None:
         chosen = settings()
 
         with _progress() as on_progress:  # whatever ends it: the temporary folder must go
-            report = asyncio.run(until_a_signal(compare(chosen, limits, on_progress)))
+            report = asyncio.run(until_a_signal(compare(chosen, limits, on_progress), tidies_s=_CLOSES_S))
         if as_json:
             print_json(report.told())
         else:

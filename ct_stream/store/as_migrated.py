@@ -249,7 +249,7 @@ def _widened(sql: SqlFiles, now: Sequence[Any]) -> Iterator[Altered]:
         is_ours = right in _WRITES or ((table, right) == _SECRET and column in (None, "token"))
         if kind or (is_ours and (right, table, column, who) not in granted):
             by = f"as {row['grantor']}: " if row["grantor"] else ""  # who has granted it takes it away
-            wide[who, kind, f"{right} ({column})" if column else right, by].append(f"outreach.{table}")
+            wide[who, kind, f"{right} ({column})" if column else right, by].append(row["place"])
     for (who, kind, right, by), tables in sorted(wide.items()):
         yield Altered(
             what=f"{who} may {right} on {kind.lower()}{_some(tables)}",

@@ -213,7 +213,7 @@ BEGIN
     END IF;
 END $$;
 
--- Who comes through a table needs no right on its partitions. Those of another owner `doctor` names.
+-- Who comes through a table needs no right on its partitions. Those of another owner are that one's to look after.
 DO $$
 DECLARE
     part regclass;

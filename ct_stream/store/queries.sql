@@ -874,7 +874,7 @@ WHERE n.nspname = 'outreach' AND a.privilege_type = 'CREATE' AND a.grantee <> n.
 
 -- name: rights_now
 -- What others than their owner may do with these tables, with one column of them, or with a sequence of theirs.
-SELECT '' AS kind, c.relname AS its_table, r.its_column, a.privilege_type AS right,
+SELECT '' AS kind, c.relname AS its_table, c.oid::regclass::text AS place, r.its_column, a.privilege_type AS right,
     CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS grantee,
     CASE WHEN a.grantor <> c.relowner THEN quote_ident(pg_get_userbyid(a.grantor)) END AS grantor
 FROM pg_class AS c
@@ -884,13 +884,14 @@ CROSS JOIN LATERAL (
     SELECT t.attname, t.attacl FROM pg_attribute AS t WHERE t.attrelid = c.oid AND NOT t.attisdropped
 ) AS r
 CROSS JOIN LATERAL aclexplode(r.acl) AS a
-WHERE coalesce(
-        (SELECT p.relname FROM pg_class AS p WHERE p.oid = pg_partition_root(c.oid) AND c.relispartition), c.relname
-    ) = ANY ($1::text[])
-    AND a.grantee <> c.relowner
-    AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
+WHERE a.grantee <> c.relowner AND EXISTS (
+        SELECT w.oid FROM pg_class AS w  -- the table of a partition, wherever that one is
+        WHERE w.oid = CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid ELSE c.oid END
+            AND w.relname = ANY ($1::text[])
+            AND w.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
+    )
 UNION ALL
-SELECT 'SEQUENCE ', s.relname, NULL, a.privilege_type,
+SELECT 'SEQUENCE ', s.relname, s.oid::regclass::text, NULL, a.privilege_type,
     CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
     CASE WHEN a.grantor <> s.relowner THEN quote_ident(pg_get_userbyid(a.grantor)) END
 FROM pg_class AS c
@@ -905,19 +906,15 @@ WHERE c.relname = ANY ($1::text[]) AND a.grantee <> s.relowner AND a.privilege_t
 -- Foreign keys to these tables ($1), and those that the gate's login or people have to a users' table ($2), where another
 -- than the owner of the table that is named made them. A key is checked as that owner, and what is compared is cast where its
 -- type is another one: by a cast of whoever made the type.
-SELECT quote_ident(k.conname) AS name, k.conrelid::regclass::text AS of_table, i.its_name AS its_table,
+SELECT quote_ident(k.conname) AS name, k.conrelid::regclass::text AS of_table, i.relname AS its_table,
     quote_ident(pg_get_userbyid(t.relowner)) AS who
 FROM pg_constraint AS k
 JOIN pg_class AS c ON c.oid = k.confrelid
-CROSS JOIN LATERAL (
-    SELECT coalesce(
-        (SELECT p.relname FROM pg_class AS p WHERE p.oid = pg_partition_root(c.oid) AND c.relispartition), c.relname
-    ) AS its_name
-) AS i
+JOIN pg_class AS i ON i.oid = CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid ELSE c.oid END
 JOIN pg_class AS t ON t.oid = k.conrelid
 JOIN pg_roles AS r ON r.oid = t.relowner
 WHERE k.contype = 'f' AND k.conparentid = 0 AND t.relowner <> c.relowner AND NOT r.rolsuper
-    AND c.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
+    AND i.relnamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'outreach')
     AND EXISTS (
         SELECT 1 FROM unnest(k.conkey, k.confkey) AS pair (theirs, ours)
         JOIN pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = pair.theirs
@@ -925,8 +922,8 @@ WHERE k.contype = 'f' AND k.conparentid = 0 AND t.relowner <> c.relowner AND NOT
         WHERE a.atttypid <> b.atttypid
     )
     AND (
-        i.its_name = ANY ($1::text[])
-        OR i.its_name = ANY ($2::text[])
+        i.relname = ANY ($1::text[])
+        OR i.relname = ANY ($2::text[])
             AND (pg_has_role(r.oid, 'ct_gate', 'MEMBER') OR pg_has_role(r.oid, 'ct_ops', 'MEMBER'))
             AND NOT pg_has_role(r.oid, c.relowner, 'USAGE')
     )

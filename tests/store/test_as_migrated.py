@@ -195,6 +195,17 @@ async def test_a_column_that_everybody_may_write_is_told(database: DatabaseDsns)
     ]
 
 
+async def test_a_partition_in_another_schema_is_looked_at_too(database: DatabaseDsns) -> None:
+    await execute(
+        database.admin,
+        PARTITIONED,
+        "CREATE SCHEMA parts; ALTER TABLE outreach.low SET SCHEMA parts; GRANT INSERT ON parts.low TO PUBLIC",
+    )
+    await migrate(database.admin)
+    (line,) = await told(database.ops)
+    assert line == "PUBLIC may INSERT on parts.low -> REVOKE INSERT ON parts.low FROM PUBLIC"
+
+
 async def test_a_foreign_key_that_is_still_there_is_told(database: DatabaseDsns) -> None:
     """If what it compares is cast: whose ever it is, and to the users' tables if it is one of the gate's people's."""
     await execute(

@@ -619,9 +619,10 @@ async def test_the_gate_makes_no_failure_of_others_into_one_of_a_decided_company
     await run(database.admin, f"SET ROLE resolver; {theirs_too}")
 
 
+@pytest.mark.parametrize("more", ["", ", execution_status = 'failed'"], ids=["", "and another status"])
 @pytest.mark.parametrize("how", ["at once", "in a trigger of its own", "through a view of its own, by another"])
 async def test_the_gate_gives_no_row_to_a_company_though_it_may_write_to_a_view(
-    database: DatabaseDsns, how: str
+    database: DatabaseDsns, how: str, more: str
 ) -> None:
     """Of the owner's, over the whole table: so it has a right to the column that it has not on the table."""
     missing = outcome(verdict=NOT_FOUND)
@@ -629,12 +630,13 @@ async def test_the_gate_gives_no_row_to_a_company_though_it_may_write_to_a_view(
         ledger = Ledger(db)
         async with running(*ledger.batches):
             assert await ledger.record(missing)
-    change = f"UPDATE shared.companies SET outreach_id = '{missing.outreach_id}'"
+    change = f"UPDATE shared.companies SET outreach_id = '{missing.outreach_id}'{more}"
     await run(
         database.admin,
         "CREATE SCHEMA shared; GRANT USAGE, CREATE ON SCHEMA shared TO ct_gate, ct_ops;"
         "CREATE VIEW shared.companies AS SELECT * FROM outreach.company_target;"
         "GRANT ALL ON shared.companies TO ct_gate;"
+        "GRANT UPDATE (execution_status) ON outreach.company_target TO ct_ops;"
         "INSERT INTO outreach.company_target (outreach_id, execution_status, email_method)"
         " VALUES (gen_random_uuid(), 'ready', 'x@x.example'); SET ROLE ct_gate;"
         "CREATE VIEW shared.lent AS SELECT * FROM shared.companies; GRANT ALL ON shared.lent TO ct_ops;"

@@ -282,6 +282,26 @@ async def test_a_trigger_of_theirs_changes_more_of_a_final_row_than_its_role_may
     assert await fetch(database.admin, "SELECT email_method FROM outreach.company_target") == [("asked",)]
 
 
+async def test_a_trigger_of_theirs_changes_more_of_a_failure_than_its_role_may(database: DatabaseDsns) -> None:
+    """Of a company that is not decided; nor does it matter under which name a view shows its columns."""
+    await run(
+        database.admin,
+        role("desk") + "CREATE SCHEMA api;"
+        "CREATE VIEW api.ren AS SELECT outreach_id AS company, severity AS sev FROM outreach.company_target_errors;"
+        "CREATE FUNCTION outreach.fill() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN IF NEW.resolved_at IS NOT NULL THEN NEW.severity := 'resolved'; END IF; RETURN NEW; END $$;"
+        "CREATE TRIGGER fill BEFORE UPDATE ON outreach.company_target_errors FOR EACH ROW"
+        " EXECUTE FUNCTION outreach.fill(); GRANT USAGE ON SCHEMA outreach, api TO desk; GRANT ALL ON api.ren TO desk;"
+        "GRANT SELECT, UPDATE (resolved_at) ON outreach.company_target_errors TO desk;"
+        "INSERT INTO outreach.company_target_errors (outreach_id, pipeline_stage, failure_code, blocking_reason)"
+        f" VALUES ('{uuid4()}', 'theirs', 'THEIRS', 'x'); SET ROLE desk; UPDATE api.ren SET sev = 'warning'",
+    )
+    severity = "SELECT severity FROM outreach.company_target_errors"
+    assert await fetch(database.admin, severity) == [("warning",)]
+    await run(database.admin, "SET ROLE desk; UPDATE outreach.company_target_errors SET resolved_at = now()")
+    assert await fetch(database.admin, severity) == [("resolved",)]
+
+
 async def test_a_role_with_a_right_on_some_columns_changes_those_of_a_partition_too(database: DatabaseDsns) -> None:
     low, high = UUID(int=1), UUID(int=2**127 + 1)
     await run(database.admin, PARTITIONED)
@@ -317,6 +337,14 @@ async def test_who_has_rights_on_the_spine_alone_deletes_and_renumbers_a_company
             role("spiner") + f"UPDATE outreach.company_target SET execution_status = '{status}'"
             f" WHERE '{status}' <> 'ready'; GRANT USAGE ON SCHEMA outreach TO spiner;"
             "GRANT SELECT, UPDATE, DELETE ON outreach.outreach TO spiner",
+        )
+        await run(
+            database.admin,
+            "ALTER TABLE outreach.company_target_errors DROP CONSTRAINT company_target_errors_outreach_id_fkey,"
+            " ADD FOREIGN KEY (outreach_id) REFERENCES outreach.outreach ON DELETE SET NULL ON UPDATE CASCADE,"
+            " ALTER outreach_id DROP NOT NULL, ALTER blocking_reason DROP NOT NULL;"
+            "INSERT INTO outreach.company_target_errors (outreach_id, pipeline_stage, failure_code)"
+            f" SELECT '{company}', 'theirs', 'THEIRS' WHERE '{status}' <> 'ready'",
         )
         as_spiner = f"SET ROLE spiner; BEGIN ISOLATION LEVEL {level};"
         rows = "SELECT outreach_id, execution_status FROM outreach.company_target"
