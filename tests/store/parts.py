@@ -16,11 +16,13 @@ from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.store.database import POOL_SIZE, Database
+from ct_stream.store.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ct_stream.store.batches import Batches
+    from tests.conftest import DatabaseDsns
 
 
 def role(name: str) -> str:
@@ -92,3 +94,12 @@ async def running(*queues: Batches[Any, Any]) -> AsyncIterator[None]:
     finally:
         for queue in queues:
             await queue.stop()
+
+
+async def record(database: DatabaseDsns, *outcomes: Outcome) -> None:
+    """Record these outcomes, as a worker does."""
+    async with opened(database.gate) as db:
+        ledger = Ledger(db)
+        async with running(*ledger.batches):
+            for one in outcomes:
+                assert await ledger.record(one)

@@ -21,7 +21,7 @@ from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.ledger import Ledger, headers_to_json
 from ct_stream.store.migrate import MigrationError, migrate
 from tests.conftest import PASSWORD
-from tests.store.parts import NO_MX, NOT_FOUND, opened, outcome, role, running
+from tests.store.parts import NO_MX, NOT_FOUND, opened, outcome, record, role, running
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
@@ -591,11 +591,7 @@ async def test_nobody_of_the_gates_adds_a_trigger_or_comes_through_a_partition(d
 async def test_the_gate_makes_no_failure_of_others_into_one_of_a_decided_company(database: DatabaseDsns) -> None:
     """Through a view of the owner's, or one of its own over that one."""
     passed, missing, theirs = outcome(), outcome(verdict=NOT_FOUND), uuid4()
-    async with opened(database.gate) as db:
-        ledger = Ledger(db)
-        async with running(*ledger.batches):
-            assert await ledger.record(passed)
-            assert await ledger.record(missing)
+    await record(database, passed, missing)
     await run(
         database.admin,
         role("resolver") + "CREATE SCHEMA shared; GRANT USAGE, CREATE ON SCHEMA shared TO ct_gate, ct_ops;"
@@ -626,10 +622,7 @@ async def test_the_gate_gives_no_row_to_a_company_though_it_may_write_to_a_view(
 ) -> None:
     """Of the owner's, over the whole table: so it has a right to the column that it has not on the table."""
     missing = outcome(verdict=NOT_FOUND)
-    async with opened(database.gate) as db:
-        ledger = Ledger(db)
-        async with running(*ledger.batches):
-            assert await ledger.record(missing)
+    await record(database, missing)
     change = f"UPDATE shared.companies SET outreach_id = '{missing.outreach_id}'{more}"
     await run(
         database.admin,
@@ -661,10 +654,7 @@ async def test_a_time_of_a_failure_is_not_changed_for_one_of_the_same_text(datab
     if last_of_november > datetime.now(UTC):
         last_of_november = last_of_november.replace(year=last_of_november.year - 1)
     failed = outcome(verdict=NO_MX, decided_at=last_of_november)
-    async with opened(database.gate) as db:
-        ledger = Ledger(db)
-        async with running(*ledger.batches):
-            assert await ledger.record(failed)
+    await record(database, failed)
     zone = "SET DateStyle = 'sql'; SET TimeZone = 'XXX0XXX-10,J1/0,J334/17:00:00';"
     with pytest.raises(asyncpg.RestrictViolationError, match="a change of created_at is refused"):
         await run(database.admin, zone + "UPDATE outreach.company_target_errors"
@@ -956,10 +946,7 @@ async def test_a_foreign_key_that_is_not_enforced_forbids_no_failure(database: D
         "ALTER TABLE outreach.company_target_errors ADD FOREIGN KEY (outreach_id) REFERENCES outreach.outreach"
         " NOT ENFORCED",
     )
-    async with opened(database.gate) as db:
-        ledger = Ledger(db)
-        async with running(*ledger.batches):
-            assert await ledger.record(outcome(verdict=NOT_FOUND))
+    await record(database, outcome(verdict=NOT_FOUND))
     assert await value(database.admin, "SELECT count(*) FROM outreach.company_target_errors") == 1
     assert await value(database.admin, "SELECT count(*) FROM outreach.ct_unwritten") == 0
 
@@ -1161,10 +1148,7 @@ async def test_a_confidence_is_compared_whatever_the_session_shows_of_it(databas
         "ALTER TABLE outreach.company_target ALTER confidence_score TYPE double precision",
     )
     whole = outcome()
-    async with opened(database.gate) as db:
-        ledger = Ledger(db)
-        async with running(*ledger.batches):
-            assert await ledger.record(whole)
+    await record(database, whole)
     with pytest.raises(asyncpg.RestrictViolationError):
         await run(
             database.gate,

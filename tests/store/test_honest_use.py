@@ -17,24 +17,15 @@ from ct_stream.store.batches import RowHeld
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.migrate import migrate
 from tests.store import users_schema
-from tests.store.parts import NO_MX, NOT_FOUND, PASSED, opened, outcome, role, running
+from tests.store.parts import NO_MX, NOT_FOUND, PASSED, opened, outcome, record, role, running
 from tests.store.test_attacks import PARTITIONED
 from tests.store.test_roles import run
 
 if TYPE_CHECKING:
-    from ct_stream.gate.output_stage import Outcome
     from ct_stream.local.postgres import EmbeddedPostgres
     from tests.conftest import DatabaseDsns
 
 STORE = Path(module.__file__).parent
-
-
-async def record(database: DatabaseDsns, *outcomes: Outcome) -> None:
-    async with opened(database.gate) as db:
-        ledger = Ledger(db)
-        async with running(*ledger.batches):
-            for one in outcomes:
-                assert await ledger.record(one)
 
 
 async def fetch(dsn: str, sql: str) -> list[tuple[Any, ...]]:

@@ -16,7 +16,7 @@ from ct_stream.store import migrate as module
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.migrate import MigrationError, migrate
 from tests.conftest import UPSTREAM
-from tests.store.parts import NO_MX, NOT_FOUND, opened, outcome, role, running
+from tests.store.parts import NO_MX, NOT_FOUND, opened, outcome, record, role, running
 from tests.store.test_attacks import value
 from tests.store.test_roles import run
 
@@ -395,10 +395,7 @@ async def test_nobody_writes_rows_through_a_view_of_the_gates(
         f" {'TO' if knows_the_schema else 'FROM'} app_owner; {own}",
     )
     never_there = outcome(verdict=NOT_FOUND)
-    async with opened(database.gate) as db:
-        ledger = Ledger(db)
-        async with running(*ledger.batches):
-            assert await ledger.record(never_there)
+    await record(database, never_there)
     for row in (
         "(outreach_id, execution_status) VALUES (gen_random_uuid(), 'ready')",
         f"(outreach_id, email_method) VALUES ('{never_there.outreach_id}', 'evil@x.example')",
@@ -417,10 +414,7 @@ async def test_a_view_of_the_gates_that_is_gone_before_its_statement_ends_lends_
 ) -> None:
     """Its owner's function takes it away, in the middle of the statement that goes through it."""
     failed = outcome(verdict=NO_MX)
-    async with opened(database.gate) as db:
-        ledger = Ledger(db)
-        async with running(*ledger.batches):
-            assert await ledger.record(failed)
+    await record(database, failed)
     await run(
         database.admin,
         "CREATE SCHEMA shared; GRANT USAGE, CREATE ON SCHEMA shared TO ct_gate, ct_ops; SET ROLE ct_gate;"
@@ -443,10 +437,7 @@ async def test_a_view_of_the_gates_that_is_gone_before_its_statement_ends_lends_
 async def test_who_is_the_gate_and_somebody_else_writes_as_the_gate(database: DatabaseDsns) -> None:
     """One login for the worker and for people changes its role in the middle of a statement."""
     failed = outcome(verdict=NO_MX)
-    async with opened(database.gate) as db:
-        ledger = Ledger(db)
-        async with running(*ledger.batches):
-            assert await ledger.record(failed)
+    await record(database, failed)
     both = role("two_hats") + "GRANT ct_gate, ct_ops TO two_hats; SET SESSION AUTHORIZATION two_hats; SET ROLE ct_gate;"
     turn = "WITH r AS MATERIALIZED (SELECT set_config('role', 'ct_ops', false))"
     for statement in (
