@@ -99,7 +99,7 @@ async def compare(fetch: Fetch) -> Comparison:
         *_functions_altered(sql, await fetch("functions_now", list(sql.made_functions), list(OF_READER))),
         *_functions_beside(await fetch("functions_beside", list(sql.made_functions))),
         *_owners_altered(await fetch("owners_now", sorted(set(sql.made) - _NOT_CT_OWNERS))),
-        *_widened(sql, [*await fetch("rights_now", list(sql.made)), *await _whole_tables(fetch)]),
+        *_widened(sql, [*await fetch("rights_now", list(sql.made)), *await _beyond_columns(fetch)]),
         *_keys(await fetch("keys_now", list(sql.made), ["outreach", *_OF_USERS])),
     ]
     return Comparison(altered=altered, is_whole=True)
@@ -226,18 +226,19 @@ def _owners_altered(now: Sequence[Any]) -> Iterator[Altered]:
             yield Altered(what=f"outreach.{row['name']} belongs to {row['who']}, not to ct_owner", action=_MIGRATE)
 
 
-async def _whole_tables(fetch: Fetch) -> Sequence[Any]:
-    """Return the rights to users' tables as a whole that the gate has, and those of everybody, down to a column.
+async def _beyond_columns(fetch: Fetch) -> Sequence[Any]:
+    """Return what everybody may do with the users' tables, and what the gate may do beyond its columns.
 
-    For a foreign key a column is enough.
-    `migrate` takes away what the gate was granted by their owners.
+    For a foreign key a column is enough. `migrate` takes away what the gate was granted by their owners.
     """
     return [
         row
         for row in await fetch("rights_now", list(_OF_USERS))
-        if row["grantee"] in ("ct_gate", "PUBLIC")
-        and not row["kind"]
-        and (row["its_column"] is None or row["right"] == "REFERENCES" or row["grantee"] == "PUBLIC")
+        if not row["kind"]
+        and (
+            row["grantee"] == "PUBLIC"
+            or (row["grantee"] == "ct_gate" and (row["its_column"] is None or row["right"] == "REFERENCES"))
+        )
     ]
 
 
