@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 class Admission:
     """Answers the agent, which asks before each event.
 
-    No event is taken while the database is away, or while a person must look at the input. While our own way is broken,
-    companies are parked before anything is asked; once as many wait as may be in flight, no more events are taken.
-    Until then companies that need no network (NOT-FOUND, NO-DOMAIN) are still decided.
+    No event is taken while the database is away, or while a person must look at the input. While this worker's own way
+    is not proven, companies are put away before anything is asked, and other workers take them. Once as many wait for
+    that as may be in flight, no more events are taken. Until then companies that need no network (NOT-FOUND, NO-DOMAIN)
+    are still decided.
     """
 
     def __init__(
@@ -27,13 +28,12 @@ class Admission:
         self._own_way = own_way
         self._scheduler = scheduler
         self._in_flight = in_flight
-        self.undecided = 0  #: companies that wait or are stuck, over all workers, at the last count
 
     def may_pull(self, running: int) -> bool:
         """Return whether there is room beside so many running events, and nothing is in the way."""
         return (
             running + self._scheduler.running < self._in_flight  # resumed companies count as well
             and self._database.is_up
-            and (self._own_way.trouble is None or self.undecided < self._in_flight)
+            and (self._own_way.trouble is None or self._own_way.put_away < self._in_flight)
             and not self._input_check.is_halted
         )

@@ -61,7 +61,7 @@ class Permits:
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit."""
-        wait = self._own_way.trouble or await self._limits.mx_lookup()
+        wait = self._put_away() or await self._limits.mx_lookup()
         if wait is None:
             self._tellings.metrics.tool_calls.labels(tool="TOOL-004").inc()
         return wait
@@ -80,11 +80,17 @@ class Permits:
 
     async def begin_probe(self, domain: str, provider: str) -> Lease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit."""
-        granted = self._own_way.trouble or await self._limits.begin_probe(domain, provider, self._recall.looked)
+        granted = self._put_away() or await self._limits.begin_probe(domain, provider, self._recall.looked)
         if isinstance(granted, Wait):
             return granted
         self._tellings.metrics.tool_calls.labels(tool="TOOL-005").inc()
         return Lease(self._tellings, granted, domain, provider, self._waited_s(), self.provider_at)
+
+    def _put_away(self) -> Wait | None:
+        """Return the wait while this worker may ask nothing, and count it until the next look at the database."""
+        if self._own_way.trouble is not None:
+            self._own_way.put_away += 1
+        return self._own_way.trouble
 
 
 class Lease:

@@ -15,7 +15,7 @@ from ct_stream.company.recall import Askers, Recall
 from ct_stream.gate.domains import canonical_domain
 from ct_stream.gate.evidence import Kept, Moments, spent_s
 from ct_stream.gate.questions import SpineAnswer
-from ct_stream.gate.records import Parked
+from ct_stream.gate.records import FailedAt, Parked
 from ct_stream.gate.waits import WaitReason
 from ct_stream.probes.answer import PassDriver, Waiting, World
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ct_stream.company.own_way import OwnWay
     from ct_stream.company.paid_calls import PaidCalls
     from ct_stream.gate.output_stage import Origin
-    from ct_stream.gate.records import FailedAt, Known, Resumed
+    from ct_stream.gate.records import Known, Resumed
     from ct_stream.gate.rules import Rules
     from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Failed, Passed
@@ -119,9 +119,11 @@ class WorkerGate:
             answered=kept.answered,
             see_off=parts.farewells.take,
             stalled_since=parts.stalled_since,
+            by=parts.controls.worker,
+            now=parts.now,
         )
         proofs.moments = Moments.of(resumed, kept, taken=len(driver.exchanges))
-        return CompanyPass(driver, recall, proofs.moments, kept, resumed, now=parts.now)
+        return CompanyPass(driver, recall, proofs.moments, kept, resumed, astray=parts.own_way.astray, now=parts.now)
 
 
 class CompanyPass:
@@ -135,6 +137,7 @@ class CompanyPass:
         kept: Kept,
         resumed: Resumed | None,
         *,
+        astray: Callable[[Sequence[Exchange]], Wait | None],
         now: Callable[[], datetime],
     ) -> None:
         self._driver = driver
@@ -142,6 +145,7 @@ class CompanyPass:
         self._moments = moments
         self._kept = kept
         self._resumed = resumed
+        self._astray = astray
         self._now = now
         self._begun_at = time.monotonic()
         self._ended: Waiting | None = None
@@ -159,6 +163,10 @@ class CompanyPass:
         if isinstance(result, Waiting):
             self._ended = result
             return result.wait
+        wait = self._astray(self.exchanges)
+        if wait is not None:
+            self.leave()
+            return wait
         return result
 
     def leave(self) -> None:
@@ -172,6 +180,7 @@ class CompanyPass:
 
     def parked(self, origin: Origin, event_at: datetime | None, wait: Wait) -> Parked:
         """Return the company as it is parked: its wait, its answers, and when those that failed were asked and came."""
+        failed = self._failed()
         return Parked(
             origin=origin,
             event_at=event_at,
@@ -181,8 +190,9 @@ class CompanyPass:
             pending=self._pending(),
             spent_s=self._driver.spent_s,
             asked_at=self._asked_at(),
-            failed=self._failed(),
+            failed=failed,
             looks=self._kept.looks,
+            met_by=self._resumed.met_by if self._resumed is not None and failed is FailedAt.ON_RECORD else "",
         )
 
     def _domain(self) -> str | None:

@@ -1,27 +1,42 @@
-"""Does our own way to the world work, and may anything be asked now?
+"""Does this worker's own way to the world work, and may it ask anything now?
 
-A control is asked when somebody waits for one; over all workers there is one of each kind at a time. What a proof means
-for an answer is decided in gate/evidence.py.
+It may once a control of its resolvers and one of port 25 have succeeded, and for as long as the next ones succeed too
+(ADR-CT-IMO-033). A control is asked when one is due, and when somebody waits for a proof of this worker. What a proof
+means for an answer is decided in gate/evidence.py.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ct_stream.gate.evidence import Moments, met_trouble, nothing_failed, silent_providers, weigh
-from ct_stream.gate.questions import ControlKind
-from ct_stream.gate.waits import Wait, control_wait
+from ct_stream.gate.evidence import (
+    UNPROVEN,
+    WINDOW_S,
+    Moments,
+    Way,
+    Witness,
+    before_astray,
+    met_trouble,
+    nothing_failed,
+    open_needs,
+    silent_providers,
+    weigh,
+)
+from ct_stream.gate.questions import ControlAnswer, ControlKind
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.process.loops import Loop
 from ct_stream.store.guardrails import SMTP_RAIL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import datetime
 
     from ct_stream.gate.evidence import Kept
-    from ct_stream.gate.questions import ControlAnswer
     from ct_stream.gate.records import Resumed
     from ct_stream.gate.transcript import Exchange
     from ct_stream.metrics import Health
@@ -29,27 +44,47 @@ if TYPE_CHECKING:
     from ct_stream.store.control_ledger import ControlLedger
     from ct_stream.store.database import Database
     from ct_stream.store.guardrails import Guardrails
+    from ct_stream.store.parked import ParkedCompanies
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
 _ASK_EVERY_S = 0.5
+_LATE_S = 60.0  #: for a control that is due: all its servers may be slow, and the one before may not have ended
 _NAMES = {ControlKind.DNS: "our resolvers", ControlKind.SMTP: "our way out to port 25"}
+_FOR_EVER = datetime.max.replace(tzinfo=UTC)
 
 
 class OwnWay:
-    """Our resolvers and our way out to port 25, as all workers see them."""
+    """The resolvers and the way out to port 25 of this worker."""
 
     def __init__(
-        self, database: Database, controls: ControlLedger, guardrails: Guardrails, probing: Probing, health: Health
+        self,
+        database: Database,
+        controls: ControlLedger,
+        guardrails: Guardrails,
+        probing: Probing,
+        health: Health,
+        parked: ParkedCompanies,
+        *,
+        most: int = 1000,
+        window_s: float = WINDOW_S,
     ) -> None:
+        """`most`: of the companies that it puts away, so many are counted."""
         self._database = database
         self._controls = controls
         self._guardrails = guardrails
         self._probing = probing
         self._health = health
-        #: Why nothing may be asked. While a control fails, companies wait before they use up a unit of any limit.
-        self.trouble: Wait | None = None
+        self._parked = parked
+        self._most = most
+        self._window = timedelta(seconds=window_s + _LATE_S)
+        self._ways: dict[ControlKind, Way] = {}
+        self._opened = asyncio.Event()
+        #: Why this worker may ask nothing. Companies are put away before they use up a unit of any limit.
+        self.trouble: Wait | None = self._wait("it is not proven yet: the first control has to succeed")
+        self.put_away = 0  #: how many companies wait because of that
+        self.take_over: list[str] = []  #: what is in the way of other workers alone
 
     def look_loop(self) -> Loop:
         """Return the loop that looks at the controls' state."""
@@ -58,26 +93,45 @@ class OwnWay:
     def ask_loops(self) -> tuple[Loop, ...]:
         """Return the loops that ask controls, one for each kind. An error of this machine only costs one round."""
         return tuple(
-            Loop(
-                name=f"control:{kind}", step=partial(self.ask, kind), every_s=_ASK_EVERY_S, rests_first=True,
-                may_fail=True,
-            )
+            Loop(name=f"control:{kind}", step=partial(self.ask, kind), every_s=_ASK_EVERY_S, may_fail=True)
             for kind in ControlKind
-        )  # fmt: skip
+        )
+
+    async def opened(self, within_s: float) -> None:
+        """Return once this worker may ask, or after `within_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._opened.wait()
 
     async def look(self) -> None:
-        """Read, from what all workers have recorded, whether our own way works."""
+        """Read whether our own way works, and what is to be done for workers whose way does not."""
+        self._ways = {kind: await self._controls.state(kind) for kind in ControlKind}
         wait = None
-        for kind in ControlKind:
-            way = await self._controls.state(kind)
-            sentence = f"{_NAMES[kind]}: {way.failed_detail}; companies wait" if way.is_failing else None
+        for kind, way in self._ways.items():
+            sentence = self._in_the_way(kind, way)
             self._health.set(f"control_{kind}", sentence)
             if sentence is not None:
-                wait = control_wait(kind, sentence)
+                wait = self._wait(sentence)
         self.trouble = wait
+        if wait is None:
+            self._opened.set()
+            self.put_away = 0
+            self.take_over = [WaitsOn.way(), *await self._parked.to_take_over()]
+        else:
+            self.take_over = []
+            self.put_away = await self._parked.put_away(self._most)
+
+    def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:
+        """Return the wait of a company for which this worker heard something after its way was lost; None: it is true.
+
+        Asked before a verdict is recorded: a control may have failed since the answers came.
+        """
+        if len(before_astray(exchanges, {self._controls.worker: self._ways})) == len(exchanges):
+            return None
+        return self.trouble or self._wait("it was lost for a moment, so the company is asked again")
 
     async def ask(self, kind: ControlKind) -> None:
-        """Ask a control, if somebody waits for one and nobody is asking it now.
+        """Ask a control, if one is due and nobody is asking it now.
 
         If its server refuses our address, the tool is halted until a person resumes it (address scope). An error of
         this machine (no descriptor, no port) is raised: it proves nothing.
@@ -95,13 +149,35 @@ class OwnWay:
         if result.ok:
             await self._controls.succeeded(kind, begun_at, result.detail)
         else:
+            self._lost(kind, result.detail)
             await self._controls.failed(kind, result.detail)
             log.warning(
-                "The control of %s failed, so companies wait: %s",
+                "The control of %s failed, so this worker asks nobody: %s",
                 _NAMES[kind],
                 result.detail,
                 extra={"action": "control_failed", "kind": kind},
             )
+        await self.look()
+
+    def _lost(self, kind: ControlKind, detail: str) -> None:
+        """Stop asking and recording at once, before the database knows."""
+        if kind in self._ways:
+            way = self._ways[kind]
+            self._ways[kind] = replace(way, trouble_from=way.control_at, trouble_until=_FOR_EVER)
+        self.trouble = self._wait(f"{_NAMES[kind]}: {detail}")
+
+    def _in_the_way(self, kind: ControlKind, way: Way) -> str | None:
+        if way.is_failing:
+            return f"{_NAMES[kind]}: {way.failed_detail}; companies wait"
+        if way.control_at <= way.failed_at:  # at first both are infinitely long ago
+            return f"{_NAMES[kind]}: not proven yet; companies wait"
+        if max(way.control_at, way.ok_begun_at) + self._window < self._database.now():
+            return f"{_NAMES[kind]}: no control since {way.control_at:%H:%M:%S}, which is too long ago; companies wait"
+        return None
+
+    def _wait(self, sentence: str) -> Wait:
+        detail = f"the way out of worker {self._controls.worker}: {sentence}"
+        return Wait(reason=WaitReason.CONTROL, detail=detail, waits_on=WaitsOn.way())
 
 
 class Proofs:
@@ -115,14 +191,27 @@ class Proofs:
         self.moments = Moments()  #: of the running pass's failed answers
 
     async def weigh(self, resumed: Resumed) -> Kept:
-        """Return what a company brings back from its wait. Proofs are read only if something failed."""
-        if nothing_failed(resumed):
+        """Return what a company brings back from its wait. Proofs are read only of runs that asked or met a failure."""
+        asked = {exchange.by for exchange in resumed.exchanges if exchange.by}
+        has_failed, worker = not nothing_failed(resumed), self._controls.worker
+        if not asked and not has_failed:
             return weigh(resumed, {}, self._guardrails.settling(0.0))
-        ways = {kind: await self._controls.state(kind) for kind in ControlKind}
+        met_by = resumed.met_by or worker
+        others = asked if met_by == worker or not has_failed else asked | {met_by}
+        known = await self._controls.of_runs(others) if others else {}
+        runs = {run: its.ways for run, its in known.items()}
+        if not has_failed:
+            return weigh(resumed, {}, self._guardrails.settling(0.0), runs=runs)
         if resumed.pending is not None:
             await self._guardrails.refresh(now=True)  # another worker may have halted the tool just now
         assert resumed.failed_at is not None
-        return weigh(resumed, ways, self._guardrails.settling(self._age_s(resumed.failed_at)))
+        settling = self._guardrails.settling(self._age_s(resumed.failed_at))
+        if met_by == worker:
+            ways = {kind: await self._controls.state(kind) for kind in ControlKind}
+            return weigh(resumed, ways, settling, runs=runs)
+        witness = Witness(run=met_by, is_self=False, is_gone=met_by not in known or known[met_by].is_gone)
+        ways = {kind: runs.get(met_by, {}).get(kind, UNPROVEN) for kind in ControlKind}
+        return weigh(resumed, ways, settling, witness=witness, runs=runs)
 
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:
         """Return a proof that began after the last failed one of these answers, or the wait for one.
@@ -130,7 +219,11 @@ class Proofs:
         For a shared provider's silence a proof of port 25 is not enough: time must pass, or the provider is closed.
         """
         moments = self.moments
-        answer = await self._controls.confirm(kind, moments.window(exchanges), in_chain=moments.is_in_chain(kind))
+        answer: ControlAnswer | Wait
+        if any(exchange.proven for exchange in exchanges) and kind not in open_needs(exchanges):
+            answer = ControlAnswer(detail="the worker that met it has proven its own way before and after")
+        else:
+            answer = await self._controls.confirm(kind, moments.window(exchanges), in_chain=moments.is_in_chain(kind))
         if isinstance(answer, Wait) or kind is not ControlKind.SMTP:
             return answer
         if met_trouble(exchanges):

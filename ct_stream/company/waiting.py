@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ct_stream.company.companies import Companies
+    from ct_stream.company.own_way import OwnWay
     from ct_stream.store.database import Database
     from ct_stream.store.parked import ParkedCompanies
 
@@ -23,8 +24,17 @@ class Scheduler:
 
     name = "waiting"
 
-    def __init__(self, *, companies: Companies, parked: ParkedCompanies, database: Database, most_running: int) -> None:
+    def __init__(
+        self,
+        *,
+        companies: Companies,
+        parked: ParkedCompanies,
+        database: Database,
+        own_way: OwnWay,
+        most_running: int,
+    ) -> None:
         self._companies = companies
+        self._own_way = own_way
         self._parked = parked
         self._database = database
         self._most_running = most_running
@@ -55,7 +65,11 @@ class Scheduler:
         if room <= 0 or not self._database.is_up:
             return 0
         try:
-            due = await self._parked.claim_due(min(room, _MOST_AT_ONCE))
+            due = await self._parked.claim_due(
+                min(room, _MOST_AT_ONCE),
+                may_ask=self._own_way.trouble is None,
+                take_over=self._own_way.take_over,
+            )
         except Exception as error:  # it costs one look, not the worker
             log.warning("Companies that wait could not be claimed: %s", error, extra={"action": "upkeep_failed"})
             return 0

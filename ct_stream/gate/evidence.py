@@ -2,14 +2,16 @@
 
 Silence, a refused connection, an absent MX or a reply about us may be our own fault: our resolver, our network, our
 address. A FAIL is for ever, so such an answer counts only if proofs before and after it show that our own way to the
-world works (ADR-CT-IMO-024). `ROWS` is the decision as a table: what becomes of the answers that a waiting company
-brings back. docs/decision.md is generated from it. store/functions/controls.sql keeps the chain of proofs; what the
-proofs mean for an answer is decided only here.
+world works (ADR-CT-IMO-024). Each worker run proves its own way alone, so an answer is weighed by the proofs of the run
+that met it, whoever weighs it (ADR-CT-IMO-033). `ROWS` is the decision as a table: what becomes of the answers that a
+waiting company brings back. docs/decision.md is generated from it. store/functions/controls.sql keeps the chain of
+proofs; what the proofs mean for an answer is decided only here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
 
 from ct_stream.gate.attempts import refusals
@@ -31,13 +33,13 @@ from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-    from datetime import datetime
 
     from ct_stream.gate.questions import Answer, Attempt, Question
     from ct_stream.gate.records import Resumed
     from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Held
 
+WINDOW_S = 600.0  #: for so long a control lets a worker ask; so much of what it hears may be astray unnoticed
 LOOKS = 1  #: how often a silent server is asked again once our own way is proven
 _SERVICE_CLOSES = 421  #: RFC 5321 section 3.8: a server that waited too long for us says so, and closes
 
@@ -53,6 +55,7 @@ _CONTROL_SENTENCES = {
 
 #: When a failed answer was asked for, and when it came.
 Window: TypeAlias = "tuple[datetime, datetime]"
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 # ---------------------------------------------------------------- our own way
@@ -72,6 +75,8 @@ class Way:
     trouble_from: datetime
     trouble_until: datetime
     proven_since: datetime  #: where the unbroken chain of proofs begins that the last one belongs to
+    control_at: datetime = _NEVER  #: when the last control began that succeeded: it knows who answered
+    earlier: tuple[Window, ...] = ()  #: stretches of trouble before the last one
 
     def proves(self, failed_at: datetime) -> bool:
         """Return whether a proof began after an answer that failed at `failed_at`."""
@@ -79,7 +84,15 @@ class Way:
 
     def voids(self, asked_at: datetime, failed_at: datetime) -> bool:
         """Return whether our own trouble overlaps this window, from the question to its failed answer."""
-        return self.trouble_from < failed_at and asked_at < self.trouble_until
+        stretches = ((self.trouble_from, self.trouble_until), *self.earlier)
+        return any(begin < failed_at and asked_at < end for begin, end in stretches)
+
+    def was_astray(self, at: datetime) -> bool:
+        """Return whether an answer of this moment may be somebody's who answers in the place of others.
+
+        A control failed since, and none succeeded between. Then a yes proves as little as silence does.
+        """
+        return any(begin <= at < end for begin, end in ((self.trouble_from, self.trouble_until), *self.earlier))
 
     def unbroken(self, asked_at: datetime) -> bool:
         """Return whether the chain of proofs is unbroken since before the question was put."""
@@ -89,6 +102,17 @@ class Way:
     def is_failing(self) -> bool:
         """Return whether the last control failed, with no proof since."""
         return self.failed_at > self.ok_begun_at
+
+
+UNPROVEN = Way(
+    ok_begun_at=_NEVER,
+    ok_detail="",
+    failed_at=_NEVER,
+    failed_detail="",
+    trouble_from=_NEVER,
+    trouble_until=_NEVER,
+    proven_since=datetime.max.replace(tzinfo=UTC),
+)  #: what is known of a run that has proven nothing
 
 
 def confirmed(kind: ControlKind, way: Way, window: Window, *, in_chain: bool) -> ControlAnswer | Wait:
@@ -149,6 +173,9 @@ def without_trouble(exchanges: Sequence[Exchange]) -> list[Exchange]:
     kept: list[Exchange] = []
     for exchange in exchanges:
         answer = exchange.answer
+        if exchange.proven:
+            kept.append(exchange)
+            continue
         if isinstance(answer, MxAnswer) and answer.status is not MxStatus.FOUND:
             break
         if isinstance(answer, MailboxAnswer) and troubled(answer):
@@ -165,7 +192,7 @@ def met_trouble(exchanges: Iterable[Exchange]) -> bool:
         answer.status is MxStatus.UNAVAILABLE
         if isinstance(answer, MxAnswer)
         else isinstance(answer, MailboxAnswer) and bool(troubled(answer))
-        for answer in (exchange.answer for exchange in exchanges)
+        for answer in (exchange.answer for exchange in exchanges if not exchange.proven)
     )
 
 
@@ -229,6 +256,50 @@ def silent_providers(exchanges: Iterable[Exchange], closed: Container[str] = ())
             said = attempt.reply is not None or attempt.stage not in (Stage.CONNECT, Stage.BANNER)
             (talking if said else silent).add(provider)
     return silent - talking
+
+
+# ---------------------------------------------------------------- whose answers
+
+
+def open_needs(exchanges: Sequence[Exchange], *, about_us: bool = False) -> list[ControlKind]:
+    """Return which ways must be proven for what failed in these answers, and is not known to be proven yet.
+
+    `about_us`: a reply about us is among them. Whether it is about us alone, only a control can show.
+    """
+    confirmed_already = {e.key for e in exchanges if isinstance(e.answer, ControlAnswer)}
+    unproven_answers = [e.answer for e in exchanges if not e.proven]
+    needed = set(proofs_needed(a for a in unproven_answers if isinstance(a, MailboxAnswer)))
+    if any(isinstance(a, MxAnswer) and a.status is not MxStatus.FOUND for a in unproven_answers):
+        needed.add(ControlKind.DNS)
+    if about_us:
+        needed.add(ControlKind.SMTP)
+    return [kind for kind in ControlKind if kind in needed and f"control:{kind}" not in confirmed_already]
+
+
+def mark_proven(exchanges: Iterable[Exchange]) -> list[Exchange]:
+    """Return the exchanges, those that failed marked as proven: what is confirmed once stays."""
+    return [replace(e, proven=True) if len(without_trouble([e])) == 0 else e for e in exchanges]
+
+
+def before_astray(exchanges: Sequence[Exchange], runs: Mapping[str, Mapping[ControlKind, Way]]) -> list[Exchange]:
+    """Return the exchanges before the first one that its run heard while it had lost its way, whatever it heard.
+
+    `runs`: the ways of the runs that asked, as far as they are known.
+    """
+    kept: list[Exchange] = []
+    for exchange in exchanges:
+        if not exchange.proven and _was_astray(exchange, runs.get(exchange.by, {})):
+            break
+        kept.append(exchange)
+    return kept
+
+
+def _was_astray(exchange: Exchange, ways: Mapping[ControlKind, Way]) -> bool:
+    if not exchange.at or not isinstance(exchange.answer, MxAnswer | MailboxAnswer):
+        return False
+    # Whichever control it was: a resolver that names a server of its own shows only in whom port 25 leads to.
+    at = datetime.fromisoformat(exchange.at)
+    return any(way.was_astray(at) for way in ways.values())
 
 
 # ---------------------------------------------------------------- replies about us
@@ -343,12 +414,26 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """The worker run that met the failed answers, as the run that weighs them sees it."""
+
+    run: str = ""
+    is_self: bool = True
+    is_gone: bool = False  #: it ended, so no proof of it will come any more
+
+
+ITSELF = Witness()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """Everything that decides what the answers of a resumed company are worth."""
 
     resumed: Resumed
-    ways: Mapping[ControlKind, Way]
+    ways: Mapping[ControlKind, Way]  #: of the run that met what failed
     settling: Settling
+    witness: Witness = ITSELF
+    true: Sequence[Exchange] | None = None  #: what is left before the first answer that its run heard astray; None: all
 
     @property
     def asked_at(self) -> datetime:
@@ -402,7 +487,7 @@ class Case:
         return Kept(
             exchanges=[*resumed.exchanges, *([] if settled is None else [settled])],
             asked_at=self.asked_at if with_moments else None,
-            failed_at=resumed.failed_at if with_moments else None,
+            failed_at=resumed.failed_at if with_moments or any(e.proven for e in resumed.exchanges) else None,
             gives_time_back=drops_pending,
             in_chain=by_chain and resumed.reason == WaitReason.PROVIDER_SILENT,
             in_both_chains=by_chain and resumed.reason == WaitReason.REFUSED and resumed.pending is not None,
@@ -410,7 +495,30 @@ class Case:
             wait=wait,
         )
 
+    @property
+    def unproven(self) -> list[Way]:
+        """Return the ways that another run has still to prove for what it met."""
+        if self.witness.is_self:
+            return []
+        return [way for way in self.needed if not way.proves(self.failed_at)]
+
+    @property
+    def needed(self) -> list[Way]:
+        """Return the ways that matter for what another run met, and is not known to be proven yet."""
+        needs = open_needs(self.everything, about_us=self.resumed.pending is not None)
+        return [self.ways[kind] for kind in needs if kind in self.ways]
+
     # For each row of the table, in order: when it holds, and what it keeps.
+
+    def was_heard_astray(self) -> bool:
+        return self.true is not None
+
+    def keep_what_was_heard_before(self) -> Kept:
+        return Kept(
+            exchanges=without_trouble(self.true or ()),
+            gives_time_back=True,
+            looks=self.resumed.looks,
+        )
 
     def nothing_failed(self) -> bool:
         return nothing_failed(self.resumed)
@@ -430,6 +538,18 @@ class Case:
             looks=self.resumed.looks,
         )
 
+    def witness_is_gone(self) -> bool:
+        return self.witness.is_gone and bool(self.unproven)
+
+    def is_unproven_by_another(self) -> bool:
+        return bool(self.unproven)
+
+    def wait_for_its_control(self) -> Kept:
+        needs = open_needs(self.everything, about_us=self.resumed.pending is not None)
+        kind = next(kind for kind in needs if self.ways[kind] in self.unproven)
+        sentence = f"{_CONTROL_SENTENCES[kind]}; worker {self.witness.run} met it, and has to ask one"
+        return self._keep(wait=control_wait(kind, sentence))
+
     def was_not_looked_at_twice(self) -> bool:
         # An outage that came and went between two controls looks just like a dead server.
         return self.resumed.looks < LOOKS and met_trouble(self.everything)
@@ -441,6 +561,8 @@ class Case:
         # Nothing proved our own way shortly before: it may have been broken when the answers came.
         waited_for = [way for kind, way in self.ways.items() if self.resumed.waits_on == WaitsOn.control(kind)]
         names = [self.ways[ControlKind.DNS]] if self.needs_names else []
+        if not self.witness.is_self and self.resumed.reason not in (WaitReason.PROVIDER_SILENT, WaitReason.REFUSED):
+            waited_for = self.needed
         return any(way.proves(self.failed_at) and not way.unbroken(self.asked_at) for way in [*waited_for, *names])
 
     def is_a_closed_providers_silence(self) -> bool:
@@ -488,7 +610,11 @@ class Case:
         return True
 
     def keep_with_moments(self) -> Kept:
-        return self._keep(drops_pending=self.resumed.pending is not None)
+        kept = self._keep(drops_pending=self.resumed.pending is not None)
+        if self.witness.is_self:
+            return kept
+        # From here on this run asks, and what it meets is of its own window.
+        return replace(kept, exchanges=mark_proven(kept.exchanges), asked_at=None, in_chain=False, in_both_chains=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -504,6 +630,14 @@ class Row:
 
 ROWS = (
     Row(
+        id="astray",
+        holds="one of them came while its worker had lost its way: a control of that worker failed since, with no "
+        "success between",
+        then="void from there, a yes as well as a no, and asked again",
+        when=Case.was_heard_astray,
+        keep=Case.keep_what_was_heard_before,
+    ),
+    Row(
         id="nothing failed",
         holds="nothing failed in them",
         then="all kept",
@@ -512,10 +646,24 @@ ROWS = (
     ),
     Row(
         id="own way broken",
-        holds="our own way was broken around them (resolvers or port 25)",
+        holds="the way of the worker that met them was broken around them (resolvers or port 25)",
         then="void: what failed, and what rests on it",
         when=Case.own_way_was_broken,
         keep=Case.void,
+    ),
+    Row(
+        id="worker gone",
+        holds="another worker met them, and ended before a control of its own proved its way",
+        then="void: what failed, and what rests on it",
+        when=Case.witness_is_gone,
+        keep=Case.void,
+    ),
+    Row(
+        id="another's proof",
+        holds="another worker met them, and has not proven its way since",
+        then="waits for that worker's control",
+        when=Case.is_unproven_by_another,
+        keep=Case.wait_for_its_control,
     ),
     Row(
         id="first look",
@@ -570,16 +718,29 @@ ROWS = (
     Row(
         id="else",
         holds="anything else",
-        then="kept, with their moments; a reply about us that nothing proves yet is asked again",
+        then="kept, with their moments; a reply about us that nothing proves yet is asked again; what another worker "
+        "met and has proven stays proven",
         when=Case.is_anything_else,
         keep=Case.keep_with_moments,
     ),
 )
 
 
-def weigh(resumed: Resumed, ways: Mapping[ControlKind, Way], settling: Settling) -> Kept:
-    """Return what still counts of the answers that a waiting company brings back. The first row that holds decides."""
-    case = Case(resumed=resumed, ways=ways, settling=settling)
+def weigh(
+    resumed: Resumed,
+    ways: Mapping[ControlKind, Way],
+    settling: Settling,
+    *,
+    witness: Witness = ITSELF,
+    runs: Mapping[str, Mapping[ControlKind, Way]] | None = None,
+) -> Kept:
+    """Return what still counts of the answers that a waiting company brings back. The first row that holds decides.
+
+    `ways` are those of the run that met what failed, the `witness`; `runs` those of all runs that asked.
+    """
+    true = before_astray(resumed.exchanges, runs or {})
+    is_true = len(true) == len(resumed.exchanges)
+    case = Case(resumed=resumed, ways=ways, settling=settling, witness=witness, true=None if is_true else true)
     return next(row for row in ROWS if row.when(case)).keep(case)
 
 
@@ -587,7 +748,14 @@ def nothing_failed(resumed: Resumed) -> bool:
     """Return whether a waiting company has no failed answer on record, so that no proof matters to it."""
     if resumed.failed_at is None:
         return True
-    return resumed.pending is None and len(without_trouble(resumed.exchanges)) == len(resumed.exchanges)
+    return resumed.pending is None and (
+        len(without_trouble(resumed.exchanges)) == len(resumed.exchanges)
+        or (_is_confirmed(resumed.exchanges) and not open_needs(resumed.exchanges))
+    )
+
+
+def _is_confirmed(exchanges: Sequence[Exchange]) -> bool:
+    return any(isinstance(exchange.answer, ControlAnswer) for exchange in exchanges)
 
 
 def spent_s(resumed: Resumed | None, kept: Kept) -> float:

@@ -96,6 +96,7 @@ class Parked:
     asked_at: datetime | None = None  #: its oldest answer is not older, by the database's clock; None: as on record
     failed: FailedAt = FailedAt.NONE  #: when its last failed answer came; only later controls prove anything about it
     looks: int = 0  #: how often it met silence, and a control then proved that our own way works
+    met_by: str = ""  #: the worker run that met its last failed answer; "": the one that parks it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,3 +116,4 @@ class Resumed:
     exceptions: int
     looks: int
     waits_on: WaitsOn  #: what it waited for
+    met_by: str = ""  #: the worker run that met its last failed answer

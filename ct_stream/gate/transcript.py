@@ -39,6 +39,8 @@ class Exchange:
     asked: str = ""  #: what was asked, for people: a domain or an address
     at: str = ""  #: when it was answered, RFC 3339, UTC
     remembered: bool = False  #: answered to another company of the same domain
+    by: str = ""  #: the worker run that asked, as in ct_workers; whether over IPv4 or IPv6, its attempts' addresses say
+    proven: bool = False  #: it failed, and another run that took the company over found it proven by the run that asked
 
 
 class OutOfStep(Exception):
@@ -59,11 +61,11 @@ class Play:
         self.verdict: Verdict | None = None
         self._advance(None)
 
-    def answer(self, answer: Answer, *, asked: str = "", at: str = "") -> None:
+    def answer(self, answer: Answer, *, asked: str = "", at: str = "", by: str = "") -> None:
         """Answer the open question and move to the next one, or to the verdict."""
         if self.question is None:
             raise OutOfStep("the pass already has a verdict")
-        self._take(Exchange(key=self.question.key, answer=answer, asked=asked, at=at))
+        self._take(Exchange(key=self.question.key, answer=answer, asked=asked, at=at, by=by))
 
     def resume(self, kept: Sequence[Exchange]) -> None:
         """Send kept answers in their order. Raises OutOfStep when one answers another question than the open one."""
@@ -102,6 +104,8 @@ def to_json(exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:
     return [
         {"key": e.key, "asked": e.asked, "at": e.at, "answer": _plain(e.answer)}
         | ({"remembered": True} if e.remembered else {})
+        | ({"by": e.by} if e.by else {})
+        | ({"proven": True} if e.proven else {})
         for e in exchanges
     ]
 
@@ -115,6 +119,8 @@ def from_json(values: Sequence[dict[str, Any]]) -> list[Exchange]:
             at=v["at"],
             answer=_answer(v["key"], v["answer"]),
             remembered=v.get("remembered", False),
+            by=v.get("by", ""),
+            proven=v.get("proven", False),
         )
         for v in values
     ]

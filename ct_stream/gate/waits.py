@@ -48,7 +48,7 @@ class WaitsOn(str):
     """
 
     __slots__ = ()
-    KINDS = frozenset({"provider", "places", "domain", "control", "tool", "cap", "tier2", "spine"})
+    KINDS = frozenset({"provider", "places", "domain", "control", "tool", "cap", "tier2", "spine", "way"})
 
     @classmethod
     def provider(cls, provider: str) -> WaitsOn:
@@ -67,8 +67,13 @@ class WaitsOn(str):
 
     @classmethod
     def control(cls, kind: ControlKind) -> WaitsOn:
-        """Until a control of this kind succeeds."""
+        """Until a control of this kind succeeds, of the worker run that met the failed answer (store/parked.py)."""
         return cls(f"control:{kind}")
+
+    @classmethod
+    def way(cls) -> WaitsOn:
+        """Until a worker has it whose own way out is proven."""
+        return cls("way")
 
     @classmethod
     def tool(cls, tool_id: str) -> WaitsOn:

@@ -99,6 +99,8 @@ class PassDriver:
         flow: Callable[[], Flow] | None = None,
         see_off: Callable[[Coroutine[Any, Any, None]], None] | None = None,
         stalled_since: Callable[[float], float] = lambda _moment: 0.0,
+        by: str = "",
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Resume from `kept` after `spent_s` seconds of waiting; `flow` makes another decision than the single pass.
 
@@ -108,7 +110,8 @@ class PassDriver:
         `flow` is called again whenever answers are played again. `see_off` takes over the end of a decided company's
         session (QUIT, which no verdict depends on), so that the verdict does not wait for it. `stalled_since` says
         whether this process was paused after a moment of the monotonic clock: 0.0 for no, otherwise how many seconds
-        to rest. If it did, a server's trouble may be our own.
+        to rest. If it did, a server's trouble may be our own. `by` is the worker run, and `now` the clock of the
+        database, by which every answer is dated.
         """
         self._outreach_id = outreach_id
         self._world = world
@@ -123,6 +126,8 @@ class PassDriver:
         self._flow = flow or (lambda: single_pass(outreach_id, rules, tier2_off=self._tier2_off))
         self._see_off = see_off
         self._stalled_since = stalled_since
+        self._by = by
+        self._now = now
         self._recalled_at = -inf
         self._play = self._resumed()
 
@@ -185,7 +190,7 @@ class PassDriver:
                 return None
         known = self._answered.pop(question.key, None)
         if known is not None and isinstance(question, ProbeMailbox) and serves_again(known, question.hosts):
-            self._play.answer(known.answer, asked=known.asked, at=known.at)
+            self._play.answer(known.answer, asked=known.asked, at=known.at, by=known.by)
             return None
         begun_at, spent_s = time.monotonic(), self.spent_s
         answer = await self._ask(question)
@@ -208,7 +213,7 @@ class PassDriver:
             return None
         if isinstance(answer, MailboxAnswer):
             self._refused += about_us(question, answer)
-        self._play.answer(answer, asked=_asked(question), at=rfc3339(datetime.now(UTC)))
+        self._play.answer(answer, asked=_asked(question), at=rfc3339(self._now()), by=self._by)
         return None
 
     def _cut_off(self) -> list[Held]:
@@ -317,7 +322,7 @@ class PassDriver:
         self._play = play
         if wait is not None:
             return self._waiting(wait, pending=last)
-        play.answer(replace(last.answer, is_private_policy=True), asked=last.asked, at=last.at)
+        play.answer(replace(last.answer, is_private_policy=True), asked=last.asked, at=last.at, by=last.by)
         return None
 
     async def _judge(self, helds: Sequence[Held], domain: str) -> Wait | None:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from ct_stream.gate.evidence import WINDOW_S
 from ct_stream.gate.patterns import PATTERNS, Address, Pattern, ProbeName, render
 from ct_stream.gate.questions import RANDOM
 from ct_stream.gate.rules import Rules
@@ -56,7 +57,8 @@ class SmtpLimits:
 class ControlLimits:
     """How often our own DNS and our own way out are checked."""
 
-    interval_s: float  #: at most one control of each kind in so many seconds, over all workers
+    interval_s: float  #: a worker asks at most one control of each kind in so many seconds
+    window_s: float  #: a control lets a worker ask companies' servers for so long; then the next control is due
     settle_s: float  #: how long trouble that only one company meets may still turn out to be about us
 
 
@@ -266,7 +268,9 @@ def _read(file: _Section) -> Toolbox:
 
     control = file.section("controls")
     controls = ControlLimits(
-        interval_s=control.number("interval_s"), settle_s=control.number("settle_s", otherwise=_SETTLE_S)
+        interval_s=control.number("interval_s"),
+        window_s=control.number("window_s", otherwise=WINDOW_S),
+        settle_s=control.number("settle_s", otherwise=_SETTLE_S),
     )
     for section in (*read.values(), control, file):
         section.end()

@@ -1,20 +1,27 @@
-"""Keeps what controls have shown of our own way, for all workers, and lets one worker ask the next control.
+"""Keeps what the controls of a worker run have shown of its own way, for all workers that weigh what it met.
 
-Postgres keeps the proofs, their chain and the last stretch of trouble. gate/evidence.py decides what they mean.
+Postgres keeps the proofs, their chain and the stretches of trouble. gate/evidence.py decides what they mean.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from ct_stream.gate.evidence import Way, confirmed, unproven
+from ct_stream.gate.evidence import WINDOW_S, Way, confirmed, unproven
+from ct_stream.gate.questions import ControlKind
 from ct_stream.store.parked import LEASE_S
+from ct_stream.store.worker_record import ALIVE_S
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    import asyncpg
+
     from ct_stream.gate.evidence import Window
-    from ct_stream.gate.questions import ControlAnswer, ControlKind
+    from ct_stream.gate.questions import ControlAnswer
     from ct_stream.gate.waits import Wait
     from ct_stream.store.database import Database
 
@@ -22,29 +29,51 @@ _SIGN_EVERY_S = 1.0
 _CHAIN_SLACK_S = 3.0  #: beyond two intervals, for a poll and a slow statement
 
 
-class ControlLedger:
-    """The controls, shared by all workers."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunWays:
+    """What a worker run has proven of its own way, and whether it will ever prove anything again."""
 
-    def __init__(self, database: Database, interval_s: float) -> None:
+    ways: Mapping[ControlKind, Way]
+    is_gone: bool
+
+
+class ControlLedger:
+    """The controls of one worker run, where all others can read them."""
+
+    def __init__(
+        self, database: Database, interval_s: float, worker: str = "worker", *, window_s: float = WINDOW_S
+    ) -> None:
+        """`worker` is the run. It asks a control at most every `interval_s`, and at least every `window_s`."""
         self._database = database
         self._interval_s = interval_s
+        self._window_s = window_s
+        self.worker = worker
         #: How far apart two proofs of one chain may be. While somebody waits, a control is asked in each interval.
         self._most_apart_s = 2 * interval_s + _CHAIN_SLACK_S
         self._next: dict[str, float] = {}  # by kind of sign: when the next one is worth a statement
+        self._is_begun = False
+
+    async def begin_record(self) -> None:
+        """Write the rows of this run, once."""
+        if not self._is_begun:
+            await self._database.persist("make_controls", self.worker, [kind.value for kind in ControlKind])
+            self._is_begun = True
 
     async def state(self, kind: ControlKind) -> Way:
-        """Return what is known of our own way of `kind`."""
-        row = (await self._database.persist("control", kind.value))[0]
-        self._database.saw_clock(row["now"])
-        return Way(
-            ok_begun_at=row["ok_begun_at"],
-            ok_detail=row["ok_detail"],
-            failed_at=row["failed_at"],
-            failed_detail=row["failed_detail"],
-            trouble_from=row["trouble_from"],
-            trouble_until=row["trouble_until"],
-            proven_since=row["proven_since"],
-        )
+        """Return what is known of this run's own way of `kind`."""
+        await self.begin_record()
+        return (await self.of_runs([self.worker]))[self.worker].ways[kind]
+
+    async def of_runs(self, runs: Collection[str]) -> dict[str, RunWays]:
+        """Return what these runs have proven; one that is not in it has never begun to prove anything."""
+        rows = await self._database.persist("control", list(runs), ALIVE_S)
+        found: dict[str, dict[ControlKind, Way]] = {}
+        gone: dict[str, bool] = {}
+        for row in rows:
+            self._database.saw_clock(row["now"])
+            found.setdefault(row["worker"], {})[ControlKind(row["kind"])] = _way(row)
+            gone[row["worker"]] = row["is_gone"] and row["worker"] != self.worker
+        return {run: RunWays(ways=ways, is_gone=gone[run]) for run, ways in found.items()}
 
     async def confirm(
         self, kind: ControlKind, window: Window | None, *, in_chain: bool = False
@@ -55,17 +84,22 @@ class ControlLedger:
         return confirmed(kind, await self.state(kind), window, in_chain=in_chain)
 
     async def begin(self, kind: ControlKind) -> datetime | None:
-        """Take the right to ask a control now, if somebody waits for one; return when it began, None: not now."""
-        rows = await self._database.persist("begin_control", kind.value, self._interval_s, LEASE_S)
+        """Take the right to ask a control now, if one is due; return when it began, None: not now."""
+        await self.begin_record()
+        rows = await self._database.persist(
+            "begin_control", kind.value, self._interval_s, LEASE_S, self.worker, self._window_s
+        )
         return rows[0]["started_at"] if rows else None
 
     async def succeeded(self, kind: ControlKind, begun_at: datetime, detail: str) -> None:
         """Record a proof, and wake the companies that it serves."""
-        await self._database.persist("control_succeeded", kind.value, begun_at, detail, self._most_apart_s)
+        await self.begin_record()
+        await self._database.persist("control_succeeded", kind.value, begun_at, detail, self._most_apart_s, self.worker)
 
     async def failed(self, kind: ControlKind, detail: str) -> None:
-        """Record that our own way is broken."""
-        await self._database.persist("control_failed", kind.value, detail)
+        """Record that this run's own way is broken."""
+        await self.begin_record()
+        await self._database.persist("control_failed", kind.value, detail, self.worker)
 
     def is_due(self, sign: str) -> bool:
         """Return whether a sign of this kind ("greeting", "good_talk") is worth a statement: at most one a second."""
@@ -77,14 +111,31 @@ class ControlLedger:
 
     async def greeting(self, begun_at_monotonic: float) -> None:
         """Record a server's greeting as a sign that port 25 is open."""
-        await self._database.persist("greeting", self._moment(begun_at_monotonic), self._most_apart_s)
+        moment = self._moment(begun_at_monotonic)
+        await self.begin_record()
+        await self._database.persist("greeting", moment, self._most_apart_s, self.worker)
 
     async def good_talk(self, begun_at_monotonic: float, host: str) -> None:
         """Record a company's normal session as a proof, at most one a second."""
         if self.is_due("good_talk"):
-            detail = f"{host} greeted a session begun later"
-            await self._database.persist("good_talk", self._moment(begun_at_monotonic), detail, self._most_apart_s)
+            detail, moment = f"{host} greeted a session begun later", self._moment(begun_at_monotonic)
+            await self.begin_record()
+            await self._database.persist("good_talk", moment, detail, self._most_apart_s, self.worker)
 
     def _moment(self, monotonic: float) -> datetime:
         # Computed once, not at each try: an outage of Postgres must not make a session look later than it was.
         return self._database.now() - timedelta(seconds=time.monotonic() - monotonic)
+
+
+def _way(row: asyncpg.Record) -> Way:
+    return Way(
+        ok_begun_at=row["ok_begun_at"],
+        ok_detail=row["ok_detail"],
+        failed_at=row["failed_at"],
+        failed_detail=row["failed_detail"],
+        trouble_from=row["trouble_from"],
+        trouble_until=row["trouble_until"],
+        proven_since=row["proven_since"],
+        control_at=row["control_at"],
+        earlier=tuple(zip(row["began"], row["ended"], strict=True)),
+    )

@@ -62,8 +62,10 @@ def say_guardrail(rail: str, state: str, reason: str) -> None:
 class Guardrails:
     """The guardrails, shared by all workers."""
 
-    def __init__(self, database: Database, settle_s: float) -> None:
+    def __init__(self, database: Database, settle_s: float, worker: str = "worker") -> None:
+        """`worker` is the run that meets what is recorded here."""
         self._database = database
+        self._worker = worker
         self._settle_s = settle_s
         self._suspects: set[str] = set()  # providers whose next normal session matters
         self._on_trial = False
@@ -131,8 +133,9 @@ class Guardrails:
     async def silent(self, provider: str, domain: str) -> None:
         """Record that no server of a shared provider could be reached for this company."""
         await self._database.persist(
-            "note_refusal", provider, domain, "silent", "", "none of its servers could be reached", False, "", ""
-        )
+            "note_refusal", provider, domain, "silent", "", "none of its servers could be reached", False, "", "",
+            self._worker,
+        )  # fmt: skip
         self._suspects.add(provider)
 
     async def unreached(self, provider: str, age_s: float) -> Wait | None:
@@ -228,6 +231,7 @@ class Guardrails:
             is_own_server(held.host, domain),
             address_of(held.ip),
             network_of(held.ip),
+            self._worker,
         )
 
     async def _close_around(self, held: Held) -> str | None:

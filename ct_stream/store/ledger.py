@@ -176,7 +176,8 @@ def record_arguments(attempts: Sequence[tuple[Outcome, UUID]], patience_ms: int 
     `patience_ms`: how long it waits for a row that somebody else holds.
     """
     columns = [(*_row(outcome), token) for outcome, token in attempts]
-    return (*map(list, zip(*columns, strict=True)), CLAIM_S, str(patience_ms))
+    runs = [" ".join(sorted({e.by for e in outcome.exchanges if e.by})) for outcome, _ in attempts]
+    return (*map(list, zip(*columns, strict=True)), CLAIM_S, str(patience_ms), runs)
 
 
 def attempt_arguments(attempts: Sequence[tuple[Outcome, UUID]]) -> tuple[Any, ...]:

@@ -10,8 +10,9 @@ import orjson
 from ct_stream.gate.output_stage import Origin
 from ct_stream.gate.records import Parked, Resumed
 from ct_stream.gate.transcript import from_json, to_json
-from ct_stream.gate.waits import WaitsOn
+from ct_stream.gate.waits import WaitReason, WaitsOn
 from ct_stream.store.batches import Batches
+from ct_stream.store.worker_record import ALIVE_S
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ct_stream.store.database import Database
 
 _AT_ONCE = 1000  #: companies in one statement
+#: Companies that wait for one of these are continued without asking anybody.
+_QUIET = [WaitReason.SPINE_GRACE.value, WaitReason.SPINE_CONTROL.value, WaitReason.ROW_HELD.value]
 LEASE_S = 20.0  #: how long a worker that went silent keeps its companies and domains; renewed four times as often
 
 
@@ -38,10 +41,24 @@ class ParkedCompanies:
             "park", self._park, order=lambda parked: parked.origin.outreach_id, outages=database
         )
 
-    async def claim_due(self, limit: int) -> list[Resumed]:
-        """Lease up to `limit` companies whose wait is over."""
-        rows = await self._database.persist("claim_due", self._owner, limit, LEASE_S)
+    async def claim_due(
+        self, limit: int, *, may_ask: bool = True, take_over: Collection[str] = ("way",)
+    ) -> list[Resumed]:
+        """Lease up to `limit` companies whose wait is over, and as many of those that others had to put away.
+
+        `may_ask`: this worker's own way is proven. Otherwise it takes only companies that need no network.
+        `take_over`: what is in the way of other workers alone.
+        """
+        rows = await self._database.persist("claim_due", self._owner, limit, LEASE_S, may_ask, _QUIET, list(take_over))
         return [resumed for resumed in map(_readable, rows) if resumed is not None]
+
+    async def put_away(self, most: int) -> int:
+        """Return how many companies wait, at most `most`, that this worker put away for its own way."""
+        return int((await self._database.persist("put_away", self._owner, most))[0]["companies"])
+
+    async def to_take_over(self) -> list[str]:
+        """Return the names of what companies wait for that only another worker has in its way."""
+        return [row["what"] for row in await self._database.persist("to_take_over", self._owner, ALIVE_S)]
 
     async def renew_leases(self, ids: Collection[UUID], leases: Mapping[UUID, str]) -> None:
         """Renew the leases of these companies, and these leases of domains and places, if they are still held."""
@@ -101,24 +118,27 @@ class ParkedCompanies:
 
     async def wake_sleepers(self, sessions_per_provider: int) -> None:
         """Wake companies that a crash or a race left waiting."""
-        await self._database.persist("wake_sleepers", sessions_per_provider)
+        await self._database.persist("wake_sleepers", sessions_per_provider, ALIVE_S)
 
     async def _park(self, parked: Sequence[Parked]) -> list[None]:
         last = {p.origin.outreach_id: p for p in parked}  # a statement can write the row of a company only once
-        columns = [list(column) for column in zip(*map(_row, last.values()), strict=True)]
-        await self._database.run("park", *columns, self._version, self._owner)
+        *columns, met_by = (
+            list(column) for column in zip(*(_row(one, self._owner) for one in last.values()), strict=True)
+        )
+        await self._database.run("park", *columns, self._version, self._owner, met_by)
         return [None] * len(parked)
 
 
-def _row(parked: Parked) -> tuple[Any, ...]:
-    """Return one company in the order of the arrays of the query `park`."""
+def _row(parked: Parked, owner: str) -> tuple[Any, ...]:
+    """Return one company in the order of the arrays of the query `park`, and by whom its last failed answer was met."""
     origin, wait = parked.origin, parked.wait
+    met_by = parked.met_by or owner
     return (
         origin.outreach_id,
         parked.domain,
         wait.reason.value,
         wait.detail,
-        wait.waits_on,
+        f"{wait.waits_on}:{met_by}" if wait.waits_on.is_control else wait.waits_on,
         -1.0 if wait.after_s is None else max(0.0, wait.after_s),
         orjson.dumps(to_json(parked.exchanges)).decode(),
         orjson.dumps(to_json([parked.pending])).decode() if parked.pending else None,
@@ -133,6 +153,7 @@ def _row(parked: Parked) -> tuple[Any, ...]:
         origin.traceparent,
         origin.correlation_header,
         parked.looks,
+        met_by,
     )
 
 
@@ -173,5 +194,12 @@ def _resumed(row: Any) -> Resumed:
         since=row["since"],
         exceptions=row["exceptions"],
         looks=row["looks"],
-        waits_on=WaitsOn(row["waits_on"] or ""),
+        waits_on=_waits_on(row["waits_on"] or ""),
+        met_by=row["met_by"] or "",
     )
+
+
+def _waits_on(name: str) -> WaitsOn:
+    """Return what a company waits for; of a control without the run that has to ask it, which `met_by` names."""
+    kind, _, rest = name.partition(":")
+    return WaitsOn(f"control:{rest.partition(':')[0]}" if kind == "control" else name)

@@ -54,12 +54,12 @@ WITH patience AS MATERIALIZED (
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
         $9::bigint[], $10::text[], $11::integer[], $12::bigint[], $13::text[], $14::bytea[], $15::bytea[],
         $16::text[], $17::text[], $18::text[], $19::float8[], $20::boolean[], $21::text[], $22::text[],
-        $23::text[], $24::timestamptz[], $25::timestamptz[], $26::uuid[]
+        $23::text[], $24::timestamptz[], $25::timestamptz[], $26::uuid[], $29::text[]
     ) AS i (
         outreach_id, outcome, failure_code, reason, domain, rules_version, transcript, decided_at,
         duration_ms, event_topic, event_partition, event_offset, topic, key, value,
         headers, email_method, method_type, confidence, is_catchall, imo_stage, raw_input,
-        memory, answered_at, mx_at, attempt
+        memory, answered_at, mx_at, attempt, runs
     )
 ), won AS (
     INSERT INTO outreach.ct_outcomes AS o (
@@ -109,15 +109,16 @@ WITH patience AS MATERIALIZED (
     RETURNING outreach_id, its_table
 ), memory AS (
     -- Sorted by domain, because opposite orders deadlock. A clock that runs ahead must not make a memory last longer.
-    INSERT INTO outreach.ct_memory AS m (domain, rules_version, outcome, answers, answered_at, mx_at)
+    INSERT INTO outreach.ct_memory AS m (domain, rules_version, outcome, answers, answered_at, mx_at, runs)
     SELECT DISTINCT ON (i.domain, i.rules_version) i.domain, i.rules_version, i.outcome, i.memory::jsonb,
-        least(i.answered_at, pg_catalog.clock_timestamp()), least(i.mx_at, pg_catalog.clock_timestamp())
+        least(i.answered_at, pg_catalog.clock_timestamp()), least(i.mx_at, pg_catalog.clock_timestamp()),
+        pg_catalog.string_to_array(i.runs, ' ')
     FROM input AS i JOIN won AS w ON w.outreach_id = i.outreach_id
     WHERE i.memory IS NOT NULL
     ORDER BY i.domain, i.rules_version, i.answered_at DESC
     ON CONFLICT (domain, rules_version) DO UPDATE SET
         outcome = excluded.outcome, answers = excluded.answers, answered_at = excluded.answered_at,
-        mx_at = excluded.mx_at
+        mx_at = excluded.mx_at, recorded_at = pg_catalog.clock_timestamp(), runs = excluded.runs
     WHERE m.answered_at < excluded.answered_at
 )
 SELECT w.outreach_id, w.ordinal,
@@ -256,7 +257,7 @@ SELECT outreach.ct_forget_passes($1::uuid[]);
 INSERT INTO outreach.ct_passes AS p (
     outreach_id, state, domain, reason, detail, waits_on, not_before, answers, pending, spent_ms, asked_at, failed_at,
     event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header,
-    worker_version, since, looks
+    worker_version, since, looks, met_by
 )
 SELECT i.outreach_id, 'waiting', i.domain, i.reason, i.detail, nullif(i.waits_on, ''),
     CASE WHEN i.after_s < 0 THEN 'infinity' ELSE clock_timestamp() + i.after_s * interval '1 second' END,
@@ -264,27 +265,29 @@ SELECT i.outreach_id, 'waiting', i.domain, i.reason, i.detail, nullif(i.waits_on
     CASE WHEN i.asked_at IS NULL THEN r.asked_at ELSE least(i.asked_at, clock_timestamp()) END,
     CASE i.failed WHEN 'now' THEN clock_timestamp() WHEN 'record' THEN coalesce(r.failed_at, clock_timestamp()) END,
     i.event_topic, i.event_partition, i.event_offset, i.event_at, i.correlation_id, i.traceparent,
-    i.correlation_header, $20::text, coalesce(i.asked_at, clock_timestamp()), i.looks
+    i.correlation_header, $20::text, coalesce(i.asked_at, clock_timestamp()), i.looks, i.met_by
 FROM unnest(
     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[], $9::integer[],
     $10::timestamptz[], $11::text[], $12::text[], $13::integer[], $14::bigint[], $15::timestamptz[], $16::text[],
-    $17::bytea[], $18::bytea[], $19::integer[]
+    $17::bytea[], $18::bytea[], $19::integer[], $22::text[]
 ) AS i (
     outreach_id, domain, reason, detail, waits_on, after_s, answers, pending, spent_ms, asked_at, failed,
-    event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header, looks
+    event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header, looks,
+    met_by
 )
 LEFT JOIN outreach.ct_passes AS r ON r.outreach_id = i.outreach_id
 ON CONFLICT (outreach_id) DO UPDATE SET
     domain = excluded.domain, reason = excluded.reason, detail = excluded.detail, waits_on = excluded.waits_on,
     not_before = excluded.not_before, answers = excluded.answers, pending = excluded.pending,
     spent_ms = excluded.spent_ms, asked_at = excluded.asked_at, failed_at = excluded.failed_at, looks = excluded.looks,
-    parked_at = excluded.parked_at, lease_owner = NULL, lease_until = NULL
+    met_by = excluded.met_by, parked_at = excluded.parked_at, lease_owner = NULL, lease_until = NULL
 WHERE p.state = 'waiting'
     AND (p.lease_owner IS NULL OR p.lease_owner = $21::text OR p.lease_until < clock_timestamp());
 
 -- name: claim_due
 -- Lease companies whose wait is over, the longest over first. If times are in the future, the clock was set back since:
--- no proof can say anything about answers from an unknown time.
+-- no proof can say anything about answers from an unknown time. $4: those that need the network too; otherwise only those
+-- that wait for reasons of $5. $6: what other workers wait for, and is not in this one's way: it takes their companies.
 UPDATE outreach.ct_passes AS p SET
     lease_owner = $1,
     lease_until = clock_timestamp() + $3 * interval '1 second',
@@ -299,11 +302,36 @@ WHERE p.outreach_id = ANY (ARRAY(
     -- statement_timestamp: with a clock that moves during the statement, the index would be read to its end.
     WHERE q.state = 'waiting' AND q.not_before <= statement_timestamp()
         AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
-    ORDER BY q.not_before LIMIT $2 FOR UPDATE SKIP LOCKED
+    ORDER BY q.not_before LIMIT CASE WHEN $4::boolean THEN $2::integer ELSE 0 END FOR UPDATE SKIP LOCKED
+) || ARRAY(
+    SELECT q.outreach_id FROM outreach.ct_passes AS q
+    WHERE q.reason = ANY ($5::text[]) AND q.state = 'waiting' AND q.not_before <= statement_timestamp()
+        AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
+    LIMIT CASE WHEN $4::boolean THEN 0 ELSE $2::integer END FOR UPDATE SKIP LOCKED
+) || ARRAY(
+    SELECT q.outreach_id FROM outreach.ct_passes AS q
+    WHERE q.waits_on = ANY ($6::text[]) AND q.state = 'waiting' AND q.not_before = 'infinity'
+        AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
+    ORDER BY q.since LIMIT CASE WHEN $4::boolean THEN $2::integer ELSE 0 END FOR UPDATE SKIP LOCKED
 ))
 RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p.asked_at, p.failed_at, p.since,
     p.event_topic, p.event_partition, p.event_offset, p.event_at, p.correlation_id, p.traceparent,
-    p.correlation_header, p.exceptions, p.looks, p.waits_on;
+    p.correlation_header, p.exceptions, p.looks, p.waits_on, p.met_by;
+
+-- name: put_away
+-- How many companies wait, at most $2, that this worker run put away because its own way is not proven?
+SELECT count(*) AS companies FROM (
+    SELECT p.outreach_id FROM outreach.ct_passes AS p
+    WHERE p.waits_on = 'way' AND p.state = 'waiting' AND p.met_by = $1 LIMIT $2
+) AS few;
+
+-- name: to_take_over
+-- The controls of other worker runs that fail now: who waits for one is taken over. Of runs that are gone ($2 seconds
+-- without a sign) ct_wake_sleepers wakes who waits.
+SELECT 'control:' || c.kind || ':' || c.worker AS what FROM outreach.ct_controls AS c
+JOIN outreach.ct_workers AS w ON w.worker = c.worker
+WHERE c.worker <> $1 AND c.failed_at > c.ok_begun_at AND w.ended_at IS NULL
+    AND w.seen_at > clock_timestamp() - $2::float8 * interval '1 second';
 
 -- name: retry_stuck
 -- Make companies due that are stuck since a worker of another version tried them.
@@ -369,7 +397,7 @@ GROUP BY p.state, p.reason;
 
 -- name: wake_sleepers
 -- See ct_wake_sleepers.
-SELECT outreach.ct_wake_sleepers($1::integer);
+SELECT outreach.ct_wake_sleepers($1::integer, $2::float8);
 
 -- name: wake_capped
 -- See ct_wake_capped.
@@ -429,114 +457,132 @@ FROM outreach.ct_take_tier2(
 SELECT a.final_said, a.final_detail, a.halted_now
 FROM outreach.ct_answer_tier2($1::uuid, $2::uuid, $3::text, $4::text, $5::text, $6::integer, $7::integer) AS a;
 
+-- name: make_controls
+-- Begin the record of a worker run's own way.
+INSERT INTO outreach.ct_controls (worker, kind) SELECT $1, k FROM unnest($2::text[]) AS k ON CONFLICT DO NOTHING;
+
 -- name: control
--- What is known of our own way? Times from before the clock was set back are forgotten before the clock catches up with
--- them.
+-- What is known of the ways of these worker runs? Times from before the clock was set back are forgotten before the clock
+-- catches up with them. $2: after how many seconds without a sign a run is gone.
 WITH forgotten AS (
     UPDATE outreach.ct_controls AS r SET (
-        started_at, lease_until, ok_begun_at, failed_at, proven_since, proven_at, trouble_from, trouble_until
+        started_at, lease_until, ok_begun_at, failed_at, proven_since, proven_at, control_at, trouble_from,
+        trouble_until, earlier
     ) = (
-        SELECT c.started_at, c.lease_until, c.ok_begun_at, c.failed_at, c.proven_since, c.proven_at, c.trouble_from,
-            c.trouble_until
+        SELECT c.started_at, c.lease_until, c.ok_begun_at, c.failed_at, c.proven_since, c.proven_at, c.control_at,
+            c.trouble_from, c.trouble_until, c.earlier
         FROM outreach.ct_control_now(r) AS c
     )
-    WHERE r.kind = $1 AND outreach.ct_control_is_ahead(r)
+    WHERE r.worker = ANY ($1::text[]) AND outreach.ct_control_is_ahead(r)
 )
-SELECT c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until, c.proven_since,
+SELECT c.worker, c.kind, c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until,
+    c.proven_since, c.control_at, ARRAY(SELECT coalesce(lower(r), '-infinity') FROM unnest(c.earlier) AS r) AS began,
+    ARRAY(SELECT coalesce(upper(r), 'infinity') FROM unnest(c.earlier) AS r) AS ended, NOT outreach.ct_is_running(c.worker, $2::float8) AS is_gone,
     clock_timestamp() AS now
-FROM outreach.ct_controls AS r, outreach.ct_control_now(r) AS c WHERE r.kind = $1;
+FROM outreach.ct_controls AS r, outreach.ct_control_now(r) AS c WHERE r.worker = ANY ($1::text[]);
 
 -- name: begin_control
--- Take the right to ask a control: one of each kind at a time over all workers, and at most one in $2 seconds. It is
--- asked only while somebody waits for a control of either kind (or was woken by one and asks again), or after the last
--- one failed. Either kind, because a company that needs both waits for one after the other, and the other chain of
--- proofs must not break meanwhile. A worker that dies during a control keeps the right for $3 seconds, as long as its
--- other leases: until then nobody would notice a resolver that lies. A right taken in the future, before the clock was
--- set back, is void.
+-- Take this worker run's right to ask a control: one of each kind at a time, and at most one in $2 seconds. It is asked
+-- at first and then every $5 seconds, after the last one failed, and while somebody waits for a control of this run, of
+-- either kind (or was woken by one and asks again). Either kind, because a company that needs both waits for one after
+-- the other, and the other chain of proofs must not break meanwhile. Where the answer to this statement is lost, the
+-- right is lost for $3 seconds. A right taken in the future, before the clock was set back, is void.
 UPDATE outreach.ct_controls AS c
 SET started_at = clock_timestamp(), lease_until = clock_timestamp() + $3::float8 * interval '1 second'
-WHERE c.kind = $1::text
+WHERE c.kind = $1::text AND c.worker = $4::text
     AND (c.lease_until < clock_timestamp() OR c.lease_until > clock_timestamp() + $3::float8 * interval '1 second')
     AND (c.started_at + $2 * interval '1 second' <= clock_timestamp() OR c.started_at > clock_timestamp())
-    -- Two looks at the index. Where many waited a while ago, an EXISTS would read the table up to the first that waits.
-    AND (c.failed_at > c.ok_begun_at OR coalesce(
-        (SELECT min(p.not_before) FROM outreach.ct_passes AS p WHERE p.waits_on = 'control:dns' AND p.state = 'waiting'),
-        (SELECT min(p.not_before) FROM outreach.ct_passes AS p WHERE p.waits_on = 'control:smtp' AND p.state = 'waiting')
-    ) IS NOT NULL)
+    AND (
+        c.failed_at > c.ok_begun_at
+        OR c.control_at + $5::float8 * interval '1 second' <= clock_timestamp() OR c.control_at > clock_timestamp()
+        -- Two looks at the index. Where many waited a while ago, an EXISTS would read the table up to the first that
+        -- waits.
+        OR coalesce(
+            (SELECT min(p.not_before) FROM outreach.ct_passes AS p
+                WHERE p.waits_on = 'control:dns:' || $4::text AND p.state = 'waiting'),
+            (SELECT min(p.not_before) FROM outreach.ct_passes AS p
+                WHERE p.waits_on = 'control:smtp:' || $4::text AND p.state = 'waiting')
+        ) IS NOT NULL
+    )
 RETURNING c.started_at;
 
 -- name: control_succeeded
--- A proof that began at $2 succeeded. It serves everything that failed before it, and ends earlier trouble.
+-- A proof that began at $2 succeeded. It serves everything that this run met before it, and ends earlier trouble.
 WITH proof AS (
     UPDATE outreach.ct_controls AS r SET (
-        lease_until, started_at, ok_begun_at, ok_detail, failed_at, proven_since, proven_at, trouble_from, trouble_until
+        lease_until, started_at, ok_begun_at, ok_detail, failed_at, proven_since, proven_at, control_at, trouble_from,
+        trouble_until, earlier
     ) = (
         SELECT '-infinity'::timestamptz, c.started_at, greatest(c.ok_begun_at, $2), $3, c.failed_at,
             outreach.ct_proven_since(c, $2::timestamptz, $4::float8),
             CASE WHEN $2 > c.failed_at THEN clock_timestamp() ELSE c.proven_at END,
+            CASE WHEN $2 > c.failed_at THEN greatest(c.control_at, $2) ELSE c.control_at END,
             c.trouble_from,
-            CASE WHEN c.trouble_until = 'infinity' AND $2 > c.failed_at THEN clock_timestamp() ELSE c.trouble_until END
+            CASE WHEN c.trouble_until = 'infinity' AND $2 > c.failed_at THEN clock_timestamp() ELSE c.trouble_until END,
+            c.earlier
         FROM outreach.ct_control_now(r) AS c
     )
-    WHERE r.kind = $1::text AND $2 <= clock_timestamp() + interval '1 second'  -- begun before the clock was set back
+    -- Not one that was begun before the clock was set back.
+    WHERE r.kind = $1::text AND r.worker = $5::text AND $2 <= clock_timestamp() + interval '1 second'
     RETURNING r.ok_begun_at
 )
-SELECT outreach.ct_wake_proven($1::text, p.ok_begun_at) FROM proof AS p;
+SELECT outreach.ct_wake_proven($1::text, $5::text, p.ok_begun_at) FROM proof AS p;
 
 -- name: control_failed
--- Our own way is broken: from the last proof that it worked until the next one.
+-- This run's own way is broken: from its last control that succeeded until the next one.
 UPDATE outreach.ct_controls AS r SET (
-    lease_until, started_at, ok_begun_at, failed_at, failed_detail, proven_since, proven_at, trouble_from, trouble_until
+    lease_until, started_at, ok_begun_at, failed_at, failed_detail, proven_since, proven_at, control_at, trouble_from,
+    trouble_until, earlier
 ) = (
     SELECT '-infinity'::timestamptz, c.started_at, c.ok_begun_at, clock_timestamp(), $2, c.proven_since, c.proven_at,
-        -- If it breaks again within a quarter of an hour, the time in between does not count as working.
-        CASE
-            WHEN c.trouble_until > clock_timestamp() - interval '15 minutes' THEN c.trouble_from
-            ELSE c.ok_begun_at
-        END,
-        'infinity'::timestamptz
+        c.control_at, CASE WHEN o.goes_on THEN c.trouble_from ELSE c.control_at END, 'infinity'::timestamptz,
+        CASE WHEN o.goes_on OR c.trouble_until = '-infinity' THEN c.earlier
+            ELSE (c.earlier + tstzmultirange(tstzrange(c.trouble_from, c.trouble_until)))
+                * tstzmultirange(tstzrange(clock_timestamp() - interval '8 days', NULL))
+        END
     FROM outreach.ct_control_now(r) AS c
+    -- If it breaks again within a quarter of an hour, the time in between does not count as working.
+    CROSS JOIN LATERAL (SELECT c.trouble_until > clock_timestamp() - interval '15 minutes' AS goes_on) AS o
 )
-WHERE r.kind = $1::text;
+WHERE r.kind = $1::text AND r.worker = $3::text;
 
 -- name: good_talk
 -- A company's server talked to us normally in a session that began at $1 (by a worker's clock, which may run ahead).
--- That counts like an SMTP control, also for the chain.
+-- That counts like an SMTP control of this run, also for the chain. It mends nothing: if the last control failed, whoever
+-- talks may answer in the place of others.
 WITH talk AS (
     SELECT least($1::timestamptz, clock_timestamp()) AS begun_at
 ), proof AS (
     UPDATE outreach.ct_controls AS r SET (
-        started_at, ok_begun_at, ok_detail, failed_at, proven_since, proven_at, trouble_from, trouble_until
+        started_at, ok_begun_at, ok_detail, failed_at, proven_since, proven_at, control_at, trouble_from, trouble_until,
+        earlier
     ) = (
         SELECT c.started_at, t.begun_at, $2, c.failed_at, outreach.ct_proven_since(c, t.begun_at, $3::float8),
-            CASE WHEN t.begun_at > c.failed_at THEN greatest(c.proven_at, t.begun_at) ELSE c.proven_at END,
-            c.trouble_from,
-            CASE
-                WHEN c.trouble_until = 'infinity' AND t.begun_at > c.failed_at THEN clock_timestamp()
-                ELSE c.trouble_until
-            END
+            greatest(c.proven_at, t.begun_at), c.control_at, c.trouble_from, c.trouble_until, c.earlier
         FROM talk AS t, outreach.ct_control_now(r) AS c
     )
-    WHERE r.kind = 'smtp'
-        AND (SELECT c.ok_begun_at < t.begun_at FROM talk AS t, outreach.ct_control_now(r) AS c)
+    WHERE r.kind = 'smtp' AND r.worker = $4::text
+        AND (SELECT c.ok_begun_at < t.begun_at AND c.failed_at <= c.ok_begun_at AND c.failed_at < t.begun_at
+            FROM talk AS t, outreach.ct_control_now(r) AS c)
     RETURNING r.ok_begun_at
 )
-SELECT outreach.ct_wake_proven('smtp', p.ok_begun_at) FROM proof AS p;
+SELECT outreach.ct_wake_proven('smtp', $4::text, p.ok_begun_at) FROM proof AS p;
 
 -- name: greeting
--- A server greeted us in a session that began at $1, so port 25 is open. Whether it accepts us is not known yet.
+-- A server greeted us in a session that began at $1, so port 25 is open to this run. Whether it accepts us is not known
+-- yet.
 UPDATE outreach.ct_controls AS r SET (proven_since, proven_at) = (
     SELECT outreach.ct_proven_since(c, t.begun_at, $2::float8), greatest(c.proven_at, t.begun_at)
     FROM outreach.ct_control_now(r) AS c, (SELECT least($1::timestamptz, clock_timestamp()) AS begun_at) AS t
 )
-WHERE r.kind = 'smtp'
+WHERE r.kind = 'smtp' AND r.worker = $3::text
     AND (SELECT c.failed_at FROM outreach.ct_control_now(r) AS c) < least($1::timestamptz, clock_timestamp());
 
 -- name: note_refusal
 -- Record evidence about a provider: it refused us, said that we ask too fast, or could not be reached. $6: its server is
--- the company's own; $7, $8: the server's address and network.
-INSERT INTO outreach.ct_refusals (provider, domain, kind, host, reason, is_own, address, network)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
+-- the company's own; $7, $8: the server's address and network; $9: the worker run that met it.
+INSERT INTO outreach.ct_refusals (provider, domain, kind, host, reason, is_own, address, network, worker)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9);
 
 -- name: refusals_at_provider
 -- How many companies at this provider met a refusal or silence within $2, with no normal session since? Silence while
@@ -550,7 +596,7 @@ WHERE r.provider = $1 AND r.at > statement_timestamp() - $2::interval AND r.at <
     )
     AND (r.kind <> 'silent' OR NOT EXISTS (
         SELECT 1 FROM outreach.ct_controls AS c
-        WHERE c.kind = 'smtp' AND r.at BETWEEN c.trouble_from AND c.trouble_until
+        WHERE c.kind = 'smtp' AND c.worker = r.worker AND r.at BETWEEN c.trouble_from AND c.trouble_until
     ));
 
 -- name: refusals_around

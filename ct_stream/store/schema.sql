@@ -151,6 +151,7 @@ CREATE TABLE outreach.ct_passes (
     traceparent bytea,
     correlation_header bytea,
     looks integer NOT NULL DEFAULT 0, -- how often it met silence, and a control then proved that our own way works
+    met_by text,                      -- the worker run that met its last failed answer, or put it away unasked
     exceptions integer NOT NULL DEFAULT 0,
     traceback text,
     worker_version text,
@@ -214,9 +215,10 @@ CREATE INDEX ct_domains_network_idx ON outreach.ct_domains (network) WHERE netwo
 
 -- ---------------------------------------------------------------- our own way
 
--- What the controls of our resolvers and of port 25 last proved (ADR-CT-IMO-023), one row for each.
+-- What the controls of each worker run last proved of its own way (ADR-CT-IMO-023, 033), one row for each kind.
 CREATE TABLE outreach.ct_controls (
-    kind text PRIMARY KEY CHECK (kind IN ('dns', 'smtp')),
+    worker text NOT NULL,             -- the run, as in ct_workers
+    kind text NOT NULL CHECK (kind IN ('dns', 'smtp')),
     started_at timestamptz NOT NULL DEFAULT '-infinity',
     lease_until timestamptz NOT NULL DEFAULT '-infinity',
     ok_begun_at timestamptz NOT NULL DEFAULT '-infinity',
@@ -227,9 +229,13 @@ CREATE TABLE outreach.ct_controls (
     trouble_until timestamptz NOT NULL DEFAULT '-infinity',
     -- When the present chain of proofs began; infinity: there is none. A later failure breaks it.
     proven_since timestamptz NOT NULL DEFAULT 'infinity',
-    proven_at timestamptz NOT NULL DEFAULT '-infinity'       -- the end of its last proof
+    proven_at timestamptz NOT NULL DEFAULT '-infinity',      -- the end of its last proof
+    -- When the last control began that succeeded. A company's normal session is a proof too, but not of who answered it.
+    control_at timestamptz NOT NULL DEFAULT '-infinity',
+    earlier tstzmultirange NOT NULL DEFAULT '{}',            -- the stretches before the last one, of some days
+    PRIMARY KEY (worker, kind)
 );
-INSERT INTO outreach.ct_controls (kind) VALUES ('dns'), ('smtp');
+CREATE INDEX ct_controls_started_at_idx ON outreach.ct_controls (started_at);
 
 -- ---------------------------------------------------------------- guardrails
 
@@ -271,7 +277,8 @@ CREATE TABLE outreach.ct_refusals (
     reason text NOT NULL DEFAULT '',
     is_own boolean NOT NULL DEFAULT false,  -- the host is the company's own by its name
     address text NOT NULL DEFAULT '',       -- of the server, and the network around it; '': unknown
-    network text NOT NULL DEFAULT ''
+    network text NOT NULL DEFAULT '',
+    worker text NOT NULL DEFAULT ''         -- the run that met it
 );
 CREATE INDEX ct_refusals_provider_idx ON outreach.ct_refusals (provider, at DESC);
 CREATE INDEX ct_refusals_at_idx ON outreach.ct_refusals (at DESC);
@@ -287,6 +294,8 @@ CREATE TABLE outreach.ct_memory (
     answers jsonb NOT NULL,           -- the exchanges of the pass from MX on
     answered_at timestamptz NOT NULL, -- when the oldest of them was answered, the first one not counted
     mx_at timestamptz NOT NULL,       -- when the first one was answered, the MX hosts
+    recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    runs text[] NOT NULL DEFAULT '{}',  -- the worker runs that asked
     PRIMARY KEY (domain, rules_version)
 );
 CREATE INDEX ct_memory_answered_at_idx ON outreach.ct_memory (answered_at);
@@ -387,10 +396,12 @@ SELECT
             THEN 'another company talks normally with ' || substring(p.waits_on FROM position(':' IN p.waits_on) + 1)
                 || coalesce(' (one is tried at ' || g.next_try_at::timestamptz(0) || ')', '')
                 || ', or a person resumes it: ct-stream guardrails resume ' || k.rail
+        WHEN p.waits_on = 'way' THEN 'a worker whose own way out is proven takes it'
         WHEN p.reason = 'control'
-            THEN CASE p.waits_on WHEN 'control:dns' THEN 'a control shows that our resolvers work'
+            THEN CASE WHEN p.waits_on LIKE 'control:dns%' THEN 'a control shows that our resolvers work'
                 ELSE 'a control shows that our way out to port 25 works' END
                 || coalesce(', after ' || p.failed_at::timestamptz(0), '')
+                || coalesce(' (worker ' || substring(p.waits_on FROM '^control:[^:]*:(.*)$') || ' has to ask it)', '')
         WHEN p.reason = 'domain_busy' AND p.waits_on IS NOT NULL
             THEN 'the company that asks ' || split_part(p.waits_on, ':', 2) || ' now is done, and a short pause is over'
         WHEN p.reason = 'provider_busy' AND p.waits_on IS NOT NULL

@@ -24,7 +24,6 @@ from ct_stream.stream.topology import names_of, partitions_now
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ct_stream.company.admission import Admission
     from ct_stream.company.waiting import Scheduler
     from ct_stream.metrics import Health, Metrics
     from ct_stream.process.pulse import Pulse
@@ -80,7 +79,6 @@ class Gauges:
         *,
         agent: GateAgent,
         scheduler: Scheduler,
-        admission: Admission,
         parked: ParkedCompanies,
         ledger: Ledger,
         guardrails: Guardrails,
@@ -89,7 +87,6 @@ class Gauges:
     ) -> None:
         self._agent = agent
         self._scheduler = scheduler
-        self._admission = admission
         self._parked = parked
         self._ledger = ledger
         self._guardrails = guardrails
@@ -103,7 +100,7 @@ class Gauges:
         return Loop(name="gauges", step=self.look, every_s=_GAUGES_EVERY_S)
 
     async def look(self) -> None:
-        """Set all gauges, and tell `Admission` how many companies are undecided."""
+        """Set all gauges."""
         metrics = self._metrics
         metrics.running.set(self._agent.running + self._scheduler.running)
         metrics.unacked.set(len(self._agent.gates))
@@ -133,7 +130,6 @@ class Gauges:
         for (state, reason), waiting in counts.items():
             metrics.waiting.labels(state=state, reason=reason).set(waiting)
         self._known |= set(counts)
-        self._admission.undecided = sum(counts.values())
         self._say_waiting(counts)
 
     def _say_waiting(self, counts: dict[tuple[str, str], int]) -> None:

@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FIRST_CONTROL_S = 5.0  #: to prove our own way before the first event comes, which would have to be put away
+
 
 def run_worker(settings: Settings, *, first_start: bool = False) -> int:
     """Run until told to stop; return the exit code."""
@@ -148,8 +150,8 @@ async def _work(
     parked = ParkedCompanies(database, owner, version)
     limits = SharedLimits(database, owner, toolbox.probe_limits())
     memory = DomainMemory(database, rules.version)
-    controls = ControlLedger(database, toolbox.controls.interval_s)
-    guardrails = Guardrails(database, toolbox.controls.settle_s)
+    controls = ControlLedger(database, toolbox.controls.interval_s, owner, window_s=toolbox.controls.window_s)
+    guardrails = Guardrails(database, toolbox.controls.settle_s, owner)
     vendor = make_vendor(settings.tier2_provider, settings.tier2_url, settings.tier2_api_key)
     attempts = PaidAttempts(database, vendor.name if vendor else "", toolbox.tier2)
     for batches in (*ledger.batches, parked.park, *limits.batches, memory.recall, attempts.take):
@@ -158,7 +160,16 @@ async def _work(
 
     # ---- one company
     probing = make_probing(settings, asking=room.asking)
-    own_way = OwnWay(database, controls, guardrails, probing, health)
+    own_way = OwnWay(
+        database,
+        controls,
+        guardrails,
+        probing,
+        health,
+        parked,
+        most=room.in_flight,
+        window_s=toolbox.controls.window_s,
+    )
     paid_calls = PaidCalls(attempts, VendorClient(vendor) if vendor else None, metrics)
     farewells = Farewells()
     gate = WorkerGate(
@@ -193,7 +204,11 @@ async def _work(
         on_stuck=StuckBreaker(parked, on_fatal).look,
     )
     scheduler = Scheduler(
-        companies=companies, parked=parked, database=database, most_running=max(1, room.in_flight // 2)
+        companies=companies,
+        parked=parked,
+        database=database,
+        own_way=own_way,
+        most_running=max(1, room.in_flight // 2),
     )
     upkeep = Upkeep(database, companies, parked, limits, memory)
 
@@ -241,7 +256,6 @@ async def _work(
     gauges = Gauges(
         agent=agent,
         scheduler=scheduler,
-        admission=admission,
         parked=parked,
         ledger=ledger,
         guardrails=guardrails,
@@ -265,6 +279,7 @@ async def _work(
     with suppress(Stopped):
         await coming_up.not_hung_again(database, guardrails, within_s=thresholds.window_s)
         loops.start(scheduler, watchdog.service(senses), *upkeep.loops(), *own_way.ask_loops())
+        await own_way.opened(_FIRST_CONTROL_S)
         reading.start()
         await stop.asked.wait()
 

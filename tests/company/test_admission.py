@@ -16,7 +16,7 @@ BROKEN = control_wait(ControlKind.SMTP, "our way out to port 25: refused; compan
 
 def admission(**changed: Any) -> Admission:
     """Return one with nothing in the way, of ten in flight; three resumed companies are running."""
-    parts = {"is_up": True, "is_halted": False, "trouble": None, "running": 3} | changed
+    parts = {"is_up": True, "is_halted": False, "trouble": None, "put_away": 0, "running": 3} | changed
     world: Any = SimpleNamespace(**parts)
     return Admission(database=world, input_check=world, own_way=world, scheduler=world, in_flight=10)
 
@@ -31,12 +31,7 @@ def test_nothing_is_pulled_while_something_is_in_the_way(changed: dict[str, bool
     assert not admission(**changed).may_pull(0)
 
 
-def test_while_our_own_way_is_broken_as_many_wait_as_may_be_in_flight_and_no_more_are_pulled() -> None:
-    broken = admission(trouble=BROKEN)
-    broken.undecided = 9
-    assert broken.may_pull(0), "what needs no network goes through"
-    broken.undecided = 10
-    assert not broken.may_pull(0)
-    well = admission()
-    well.undecided = 100_000
-    assert well.may_pull(0), "companies that wait for something else hold nobody up"
+def test_a_worker_puts_away_as_many_as_may_be_in_flight_for_its_own_way_and_pulls_no_more() -> None:
+    assert admission(trouble=BROKEN, put_away=9).may_pull(0), "what needs no network goes through"
+    assert not admission(trouble=BROKEN, put_away=10).may_pull(0)
+    assert admission(put_away=100).may_pull(0), "what it put away before holds up nobody once its way is proven"

@@ -85,7 +85,7 @@ def parts(controls: ControlLedger, prober: Prober, now: Any) -> Any:
         paid_calls=SimpleNamespace(off_because=lambda: "off"),
         memory=SimpleNamespace(recall=recall),
         limits=SimpleNamespace(mx_lookup=nothing),
-        own_way=SimpleNamespace(trouble=None),
+        own_way=SimpleNamespace(trouble=None, astray=lambda _: None),
         farewells=Farewells(),
         metrics=SimpleNamespace(tool_calls=count),
         guardrails=SimpleNamespace(
@@ -124,7 +124,7 @@ async def test_a_company_that_needs_both_controls_is_decided_in_a_sparse_stream(
     prober = Prober()
     known = Known(outcome=None, pass_state=None, in_spine=True, domain="acme.example")
     async with opened(database.gate) as db:
-        passes, controls = ParkedCompanies(db, "a", "test"), ControlLedger(db, interval_s=INTERVAL_S)
+        passes, controls = ParkedCompanies(db, "worker", "test"), ControlLedger(db, interval_s=INTERVAL_S)
         gate = WorkerGate(parts(controls, prober, db.now))
 
         async def go_on(company: Origin, resumed: Resumed | None) -> Passed | Failed | None:

@@ -105,7 +105,7 @@ class Company:
             return SimpleNamespace(ask=partial(self._ask, watch), close=self._nothing, heard=())
 
         parts: Any = SimpleNamespace(
-            memory=SimpleNamespace(recall=self._recall), own_way=SimpleNamespace(trouble=None),
+            memory=SimpleNamespace(recall=self._recall), own_way=SimpleNamespace(trouble=None, astray=lambda _: None),
             farewells=Farewells(), metrics=None, spine_check=None, spine_grace_s=60.0,
             limits=SimpleNamespace(mx_lookup=self._nothing), rules=RULES, controls=Controls(self.ways),
             guardrails=SimpleNamespace(

@@ -34,11 +34,11 @@ from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.probes.needs import Met
-from ct_stream.store.control_ledger import ControlLedger
+from ct_stream.store.control_ledger import ControlLedger, RunWays
 from tests.gate.world import NO, RULES, mx, no_mx, said, trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 ID = UUID("3f0c6f0e-6f5e-4f6e-9a53-1f3c2f0f9a10")
 ASKED = datetime(2026, 1, 7, 9, 30, tzinfo=UTC)
@@ -69,6 +69,9 @@ class Controls(ControlLedger):
 
     async def state(self, kind: ControlKind) -> Way:
         return self._ways[kind]
+
+    async def of_runs(self, runs: Collection[str]) -> dict[str, RunWays]:
+        return {run: RunWays(ways=self._ways, is_gone=False) for run in runs}
 
 
 async def resume(
@@ -106,7 +109,7 @@ async def resume(
 
     prober = SimpleNamespace(ask=ask, close=close, heard=())
     parts: Any = SimpleNamespace(
-        memory=SimpleNamespace(recall=recall), own_way=SimpleNamespace(trouble=None),
+        memory=SimpleNamespace(recall=recall), own_way=SimpleNamespace(trouble=None, astray=lambda _: None),
         farewells=Farewells(), metrics=None, spine_check=None, spine_grace_s=60.0,
         limits=SimpleNamespace(mx_lookup=mx_lookup),
         guardrails=SimpleNamespace(refresh=refresh, settling=settling, closed=set()),

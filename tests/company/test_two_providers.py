@@ -87,7 +87,7 @@ class Gate:
     def __init__(self, db: Any, owner: str, mx: tuple[str, ...], servers: Servers, port: int, settle_s: float) -> None:
         self.db = db
         self.limits, self.passes = SharedLimits(db, owner, FAST), ParkedCompanies(db, owner, "test")
-        self.controls, self.guardrails = ControlLedger(db, 0.0), Guardrails(db, settle_s)
+        self.controls, self.guardrails = ControlLedger(db, 0.0, owner), Guardrails(db, settle_s, owner)
         self.controls._most_apart_s = 600.0
         self.domains: dict[Any, str] = {}
         self.farewells = Farewells()
@@ -108,7 +108,7 @@ class Gate:
                 rules=RULES, controls=self.controls, limits=self.limits, guardrails=self.guardrails,
                 probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=lookup_mx), prober=prober),
                 paid_calls=SimpleNamespace(off_because=lambda: "of"), memory=SimpleNamespace(recall=recall),
-                own_way=SimpleNamespace(trouble=None), farewells=self.farewells,
+                own_way=SimpleNamespace(trouble=None, astray=lambda _: None), farewells=self.farewells,
                 metrics=SimpleNamespace(tool_calls=count),
                 spine_check=SimpleNamespace(saw=lambda **_: None), pass_deadline_s=90.0, spine_grace_s=1.0,
                 stalled_since=lambda _: 0.0, now=db.now, age_s=db.age_s,

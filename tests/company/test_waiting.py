@@ -24,6 +24,8 @@ NOW = datetime(2026, 1, 7, 9, 30, tzinfo=UTC)
 class Parts:
     """What the scheduler works with, and what it did."""
 
+    worker = "worker"
+
     def __init__(self, *answers: tuple[bool, str] | Exception) -> None:
         self.answers = list(answers)
         self.said: list[tuple[bool, str]] = []
@@ -42,6 +44,9 @@ class Parts:
         del kind
         self.said.append((False, detail))
 
+    async def look(self) -> None:
+        """Look at nothing."""
+
     async def ask_control(self, kind: ControlKind) -> ControlResult:
         del kind
         answer = self.answers.pop(0)
@@ -49,7 +54,7 @@ class Parts:
             raise answer
         return ControlResult(ok=answer[0], detail=answer[1])
 
-    async def claim_due(self, limit: int) -> list[Any]:
+    async def claim_due(self, limit: int, **_: object) -> list[Any]:
         del limit
         await self.claiming.wait()
         return [SimpleNamespace(origin=SimpleNamespace(outreach_id=1))]
@@ -60,13 +65,16 @@ class Parts:
     def scheduler(self) -> Scheduler:
         parts: Any = self
         database: Any = SimpleNamespace(is_up=True)
-        return Scheduler(companies=parts, parked=parts, database=database, most_running=5)
+        own_way: Any = SimpleNamespace(trouble=None, take_over=[])
+        return Scheduler(companies=parts, parked=parts, database=database, own_way=own_way, most_running=5)
 
     def own_way(self) -> OwnWay:
         parts: Any = self
         database: Any = SimpleNamespace(is_up=True)
         nothing: Any = None
-        return OwnWay(database, parts, nothing, parts, nothing)
+        own_way = OwnWay(database, parts, nothing, parts, nothing, nothing)
+        own_way.look = self.look  # type: ignore[method-assign]
+        return own_way
 
 
 async def test_a_control_that_this_machine_cannot_ask_proves_nothing_and_stops_nobody(

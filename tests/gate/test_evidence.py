@@ -251,10 +251,6 @@ def test_the_first_row_that_holds_decides_what_is_kept(back: Back) -> None:
     assert kept.looks == back.looked
 
 
-def test_every_row_of_the_table_has_a_case_here() -> None:
-    assert {back.row for back in TABLE.values()} == {row.id for row in ROWS}
-
-
 def test_a_private_policy_is_marked_as_settled() -> None:
     back = TABLE["its own server refuses us, for ten minutes"]
     answer = weigh(back.resumed, back.ways, back.settling).exchanges[-1].answer

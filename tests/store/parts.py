@@ -17,6 +17,7 @@ from ct_stream.gate.verdicts import Failed, Passed, VerifiedBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.store.database import POOL_SIZE, Database
 from ct_stream.store.ledger import Ledger
+from ct_stream.store.worker_record import Beat, WorkerRecord
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -103,3 +104,11 @@ async def record(database: DatabaseDsns, *outcomes: Outcome) -> None:
         async with running(*ledger.batches):
             for one in outcomes:
                 assert await ledger.record(one)
+
+
+async def seen(db: Database, *workers: str) -> None:
+    """Let these worker runs be seen now, as by their heartbeats."""
+    for worker in workers:
+        await WorkerRecord(db, worker=worker, machine="host", egress="default", version="test", toolbox={}).beat(
+            Beat(troubles={}, partitions=(), running=0)
+        )

@@ -16,7 +16,9 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from ct_stream.gate.questions import ControlKind
 from ct_stream.gate.records import NotOurs
+from ct_stream.store.control_ledger import ControlLedger
 from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.ledger import Ledger, headers_to_json
 from ct_stream.store.migrate import MigrationError, migrate
@@ -1038,7 +1040,8 @@ async def test_a_time_that_python_cannot_show_keeps_nothing_from_being_read(
         database.gate,
         f"SELECT outreach.ct_set_guardrail('provider:x.example', 'closed', '{'x' * 2000}', '{moment}');"
         f"UPDATE outreach.ct_guardrails SET next_try_at = '{moment}';"
-        f"UPDATE outreach.ct_controls SET trouble_from = '{moment}';"
+        f"INSERT INTO outreach.ct_controls (worker, kind, trouble_from, earlier) VALUES ('me', 'smtp', '{moment}',"
+        f" '{{[{moment},100001-01-01)}}');"
         "INSERT INTO outreach.ct_passes (outreach_id, state, reason, detail, not_before, since)"
         f" VALUES ('{OTHERS}', 'waiting', 'drain', 'x', now(), '{moment}')",
     )
@@ -1046,8 +1049,8 @@ async def test_a_time_that_python_cannot_show_keeps_nothing_from_being_read(
         guardrails = Guardrails(db, 60.0)
         await guardrails.refresh(now=True)
         assert guardrails.closed == {"x.example"}
-        assert len(await db.fetch("claim_due", "me", 10, 60.0)) == 1
-        assert await db.fetch("control", "smtp")
+        assert len(await db.fetch("claim_due", "me", 10, 60.0, True, [], [])) == 1
+        assert await ControlLedger(db, 30.0, "me").state(ControlKind.SMTP)
 
 
 @pytest.mark.parametrize(

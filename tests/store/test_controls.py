@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import asyncpg
 import pytest
 
 from ct_stream.gate.evidence import Way
@@ -16,9 +17,11 @@ from ct_stream.gate.records import FailedAt
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.control_ledger import ControlLedger
 from ct_stream.store.parked import ParkedCompanies
-from tests.store.parts import opened, parked, running
+from tests.store.parts import opened, parked, running, seen
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from ct_stream.store.database import Database
     from tests.conftest import DatabaseDsns
 
@@ -58,8 +61,12 @@ def test_a_control_proves_only_what_failed_before_it_began() -> None:
 
 async def test_a_control_is_asked_once_for_all_that_wait_and_wakes_them(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
-        passes, controls = ParkedCompanies(db, "a", "test"), ControlLedger(db, interval_s=0.0)
+        passes, controls = ParkedCompanies(db, "worker", "test"), ControlLedger(db, interval_s=0.0)
         async with running(passes.park):
+            for kind in ControlKind:
+                first = await controls.begin(kind)
+                assert first is not None, "a worker asks nobody before its first controls"
+                await controls.succeeded(kind, first, "works")
             assert await controls.begin(ControlKind.DNS) is None, "nobody waits"
             before = db.now() - timedelta(seconds=1)
             companies = [
@@ -361,3 +368,171 @@ def test_a_sign_is_worth_a_statement_once_a_second(monkeypatch: pytest.MonkeyPat
     assert (controls.is_due("greeting"), controls.is_due("good_talk")) == (False, False)
     now = 101.1
     assert (controls.is_due("greeting"), controls.is_due("greeting")) == (True, False)
+
+
+# ---------------------------------------------------------------- whose way it is (ADR-CT-IMO-033)
+
+
+async def test_the_way_of_one_worker_says_nothing_of_another_ones(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        one, two = ControlLedger(db, 0.0, "one/1/a"), ControlLedger(db, 0.0, "two/1/b")
+        await seen(db, "one/1/a")
+        before = db.now()
+        await one.succeeded(ControlKind.SMTP, await server_now(db), "takes MAIL FROM")
+        await two.failed(ControlKind.SMTP, "no answer")
+        ways = await two.of_runs(["one/1/a", "two/1/b", "three/1/c"])
+        assert ways.keys() == {"one/1/a", "two/1/b"}
+        assert ways["one/1/a"].ways[ControlKind.SMTP].proves(before)
+        assert not ways["one/1/a"].ways[ControlKind.SMTP].is_failing
+        assert ways["two/1/b"].ways[ControlKind.SMTP].is_failing
+        assert (ways["one/1/a"].is_gone, ways["two/1/b"].is_gone) == (False, False), "itself is never gone"
+        assert (await one.of_runs(["two/1/b"]))["two/1/b"].is_gone, "nobody has seen it"
+
+
+@pytest.mark.parametrize("sign", ["a good talk", "a greeting"])
+async def test_a_good_talk_mends_no_way(database: DatabaseDsns, sign: str) -> None:
+    """Whoever answers in the place of others talks as well as they do."""
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=0.0)
+        await controls.succeeded(ControlKind.SMTP, await server_now(db), "takes MAIL FROM")
+        await controls.failed(ControlKind.SMTP, "somebody answers in its place")
+        await asyncio.sleep(0.02)
+        if sign == "a greeting":
+            await controls.greeting(time.monotonic())
+        else:
+            await controls.good_talk(time.monotonic(), "mx.acme.example")
+        state = await controls.state(ControlKind.SMTP)
+        assert state.is_failing
+        assert not state.proves(state.failed_at)
+        assert state.was_astray(db.now())
+
+
+async def test_a_good_talk_is_no_control_so_nothing_heard_since_the_last_one_counts_when_the_next_fails(
+    database: DatabaseDsns,
+) -> None:
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=0.0)
+        begun_at = await server_now(db)
+        await controls.succeeded(ControlKind.SMTP, begun_at, "takes MAIL FROM")
+        await asyncio.sleep(0.02)
+        heard_at = await server_now(db)
+        await asyncio.sleep(0.02)
+        await controls.good_talk(time.monotonic(), "mx.acme.example")
+        await controls.failed(ControlKind.SMTP, "somebody answers in its place")
+        state = await controls.state(ControlKind.SMTP)
+        assert state.control_at == begun_at
+        assert state.was_astray(heard_at)
+        assert not state.was_astray(begun_at - timedelta(seconds=1))
+
+
+async def test_an_earlier_stretch_is_not_forgotten(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=0.0)
+        await controls.succeeded(ControlKind.SMTP, await server_now(db), "takes MAIL FROM")
+        await asyncio.sleep(0.01)
+        await controls.failed(ControlKind.SMTP, "no answer")
+        an_hour = ", ".join(
+            f"{name} = {name} - interval '1 hour'"
+            for name in ("control_at", "ok_begun_at", "failed_at", "trouble_from")
+        )
+        ended = "trouble_until = clock_timestamp() - interval '50 minutes'"
+        await database_says(db, f"UPDATE outreach.ct_controls SET {an_hour}, {ended} WHERE kind = 'smtp'")
+        await controls.succeeded(ControlKind.SMTP, await server_now(db), "takes MAIL FROM")
+        await controls.failed(ControlKind.SMTP, "no answer again")
+        state = await controls.state(ControlKind.SMTP)
+        [(begin, end)] = state.earlier
+        assert timedelta(minutes=9) < end - begin < timedelta(minutes=11)
+        assert state.was_astray(begin + timedelta(minutes=1))
+        assert not state.was_astray(end + timedelta(minutes=1))
+        async with db.connection() as connection:
+            asked = "SELECT outreach.ct_was_astray(ARRAY['worker'], $1, $2)"
+            minute = timedelta(minutes=1)
+            assert await connection.fetchval(asked, begin + minute, begin + 2 * minute)
+            assert not await connection.fetchval(asked, end + minute, end + 2 * minute)
+            assert not await connection.fetchval(asked.replace("worker", "x"), begin + minute, end)
+
+
+async def test_a_control_is_due_at_first_and_then_each_time_its_window_is_over(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, 0.0, window_s=600.0)
+        for _ in range(2):
+            begun_at = await controls.begin(ControlKind.SMTP)
+            assert begun_at is not None
+            await controls.succeeded(ControlKind.SMTP, begun_at, "takes MAIL FROM")
+            assert await controls.begin(ControlKind.SMTP) is None, "its window is not over"
+            await controls.good_talk(time.monotonic(), "mx.acme.example")
+            later = "control_at = control_at - interval '601 seconds'"
+            await database_says(db, f"UPDATE outreach.ct_controls SET {later} WHERE kind = 'smtp'")
+
+
+# ---------------------------------------------------------------- who waits for it
+
+
+async def waiting(db: Database, by: str, *, waits_on: str = "control:smtp") -> UUID:
+    """Park a company as this worker run does; return its id."""
+    passes = ParkedCompanies(db, by, "test")
+    company = parked(after_s=None, waits_on=waits_on, reason=WaitReason.CONTROL, asked_at=db.now(), failed=FailedAt.NOW)
+    async with running(passes.park):
+        await passes.park(company)
+    return company.origin.outreach_id
+
+
+async def test_a_proof_wakes_only_who_waits_for_the_worker_that_proved(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        mine, theirs = await waiting(db, "one/1/a"), await waiting(db, "two/1/b")
+        await asyncio.sleep(0.01)
+        await ControlLedger(db, 0.0, "one/1/a").succeeded(ControlKind.SMTP, await server_now(db), "takes MAIL FROM")
+        [due] = await ParkedCompanies(db, "three/1/c", "test").claim_due(10)
+        assert (due.origin.outreach_id, due.met_by, due.waits_on) == (mine, "one/1/a", "control:smtp")
+        assert theirs != mine
+
+
+async def test_who_waits_for_a_worker_whose_way_is_broken_is_taken_over(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        company = await waiting(db, "broken/1/a")
+        broken, whole = ControlLedger(db, 0.0, "broken/1/a"), ParkedCompanies(db, "whole/1/b", "test")
+        await broken.succeeded(ControlKind.SMTP, await server_now(db) - timedelta(seconds=9), "takes MAIL FROM")
+        await seen(db, "broken/1/a", "whole/1/b")
+        assert await whole.to_take_over() == []
+        await broken.failed(ControlKind.SMTP, "no answer")
+        names = await whole.to_take_over()
+        assert await ParkedCompanies(db, "broken/1/a", "test").to_take_over() == [], "its own are not taken from itself"
+        assert await whole.claim_due(10, may_ask=False, take_over=names) == [], "a broken one takes nobody's"
+        assert [c.origin.outreach_id for c in await whole.claim_due(10, take_over=names)] == [company]
+
+
+async def test_who_waits_for_a_worker_that_is_gone_is_woken(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        company = await waiting(db, "gone/1/a")
+        await seen(db, "gone/1/a")
+        passes = ParkedCompanies(db, "other/1/b", "test")
+        await passes.wake_sleepers(10)
+        assert await passes.claim_due(10) == []
+        admin = await asyncpg.connect(database.admin)
+        await admin.execute("SET session_replication_role = replica")  # a trigger dates what is written
+        await admin.execute("UPDATE outreach.ct_workers SET seen_at = clock_timestamp() - interval '31 seconds'")
+        await admin.close()
+        await passes.wake_sleepers(10)
+        assert [c.origin.outreach_id for c in await passes.claim_due(10)] == [company]
+
+
+async def test_what_a_worker_puts_away_for_its_own_way_is_for_those_whose_way_is_proven(
+    database: DatabaseDsns,
+) -> None:
+    async with opened(database.gate) as db:
+        company = await waiting(db, "broken/1/a", waits_on="way")
+        broken, whole = ParkedCompanies(db, "broken/1/a", "test"), ParkedCompanies(db, "whole/1/b", "test")
+        assert (await broken.put_away(10), await whole.put_away(10)) == (1, 0)
+        assert await broken.claim_due(10, may_ask=False, take_over=[]) == []
+        assert [c.origin.outreach_id for c in await whole.claim_due(10)] == [company]
+
+
+async def test_a_worker_whose_way_is_broken_goes_on_with_what_needs_no_network(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db:
+        passes = ParkedCompanies(db, "broken/1/a", "test")
+        async with running(passes.park):
+            quiet = {WaitReason.SPINE_GRACE, WaitReason.SPINE_CONTROL, WaitReason.ROW_HELD}
+            for reason in WaitReason:
+                await passes.park(parked(reason=reason))
+            assert {c.reason for c in await passes.claim_due(100, may_ask=False)} == quiet
+            assert len(await passes.claim_due(100)) == len(WaitReason) - len(quiet)

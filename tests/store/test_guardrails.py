@@ -201,8 +201,8 @@ async def test_silence_while_our_own_way_was_broken_closes_nobody(database: Data
         for n in range(5):
             await p.one.silent("bigmail.example", f"c{n}.example")
         await p.admin.execute(
-            "UPDATE outreach.ct_controls SET trouble_from = now() - interval '1 minute',"
-            " trouble_until = clock_timestamp() WHERE kind = 'smtp'"
+            "INSERT INTO outreach.ct_controls (worker, kind, trouble_from, trouble_until)"
+            " SELECT unnest(ARRAY['worker', 'another']), 'smtp', now() - interval '1 minute', clock_timestamp()"
         )
         assert await p.one.unreached("bigmail.example", age_s=SETTLE_S) is None
         assert await p.state("provider:bigmail.example") is None

@@ -14,9 +14,11 @@ import pytest
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.memory import Memory, recalled
 from ct_stream.gate.output_stage import Outcome, output_stage
+from ct_stream.gate.questions import ControlKind
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.store.control_ledger import ControlLedger
 from ct_stream.store.domain_memory import DomainMemory
 from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import DomainLease, Looked, SharedLimits
@@ -242,3 +244,21 @@ async def test_who_looked_before_the_domain_answered_begins_no_probe(database: D
                 await lease.release(talked=False)
             await asyncio.sleep(LIMITS.smtp_domain_pause_s)
             assert isinstance(await shared.begin_probe("acme.example", "acme.example", other_rules), DomainLease)
+
+
+@pytest.mark.parametrize("by", ["astray/1/a", "whole/1/b"])
+async def test_what_a_worker_heard_astray_is_no_memory(database: DatabaseDsns, by: str) -> None:
+    """A resolver that names hosts of its own, or a proxy on port 25, would make a PASS of everybody for a week."""
+    async with opened(database.gate) as db:
+        for run in ("astray/1/a", "whole/1/b"):
+            begun_at = db.now() - timedelta(seconds=5)
+            await ControlLedger(db, 0.0, run).succeeded(ControlKind.SMTP, begun_at, "takes MAIL FROM")
+    before = await remembered(database.gate, decided(exchanges=[replace(e, by=by) for e in ANSWERS]))
+    assert before.answers
+    async with opened(database.gate) as db:
+        await ControlLedger(db, 0.0, "astray/1/a").failed(ControlKind.SMTP, "somebody answers in its place")
+    after = await remembered(database.gate)
+    assert bool(after.answers) is bool(after.mx) is (by == "whole/1/b")
+    assert after.answered_at == before.answered_at, "or whoever asks again would wait for what it has seen already"
+    again = decided(exchanges=[replace(e, by="whole/1/b") for e in ANSWERS])
+    assert (await remembered(database.gate, again)).answers, "another worker has heard it since"

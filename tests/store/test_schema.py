@@ -142,5 +142,6 @@ def test_each_constructor_makes_a_kind_that_is_known() -> None:
         WaitsOn.paid_call(UUID(int=1)),
         WaitsOn.vendor(),
         WaitsOn.spine(),
+        WaitsOn.way(),
     ]
     assert {name.partition(":")[0] for name in made} == WaitsOn.KINDS

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from ct_stream.store.control_ledger import ControlLedger
 from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.limits import DomainLease, SharedLimits
 from ct_stream.store.parked import ParkedCompanies
-from tests.store.parts import LIMITS, opened, parked, running
+from tests.store.parts import LIMITS, opened, parked, running, seen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,7 +26,7 @@ BOUND_BY = {
     "company_target_errors": "one row for each FAIL, for ever",
     "ct_adoption": "one row",
     "ct_alerts": "ct_tidy: a week",
-    "ct_controls": "two rows",
+    "ct_controls": "ct_tidy: two rows for each worker run, eight days after its last control",
     "ct_domains": "ct_tidy: a day after the last session, or after the lease of a worker that died",
     "ct_epoch": "one row",
     "ct_functions": "one row for each version that was migrated to",
@@ -75,6 +76,10 @@ ROWS = {
         "INSERT INTO outreach.ct_memory (domain, rules_version, outcome, answers, answered_at, mx_at)"
         " VALUES ('a.example', '1', 'PASS', '[]', now() - $1::interval, now())",
         ("169 hours", "167 hours"),
+    ),
+    "ct_controls": (
+        "INSERT INTO outreach.ct_controls (worker, kind, started_at) VALUES ('w', 'dns', now() - $1::interval)",
+        ("193 hours", "191 hours"),
     ),
     "ct_refusals": (
         "INSERT INTO outreach.ct_refusals (provider, domain, kind, at)"
@@ -227,6 +232,8 @@ async def test_a_proof_is_for_who_was_parked_just_after_it_too(database: Databas
             for company in companies:
                 await passes.park(company)
             before, after = (company.origin.outreach_id for company in companies)
+            await seen(db, "worker")
+            await ControlLedger(db, 30.0, "worker").begin_record()
             await admin.execute(
                 "UPDATE outreach.ct_controls SET ok_begun_at = now() - interval '1 minute' WHERE kind = 'smtp'"
             )

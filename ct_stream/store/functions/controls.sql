@@ -1,10 +1,10 @@
--- Our own way: an absence or a silence counts only inside an unbroken chain of proofs. If the clock of Postgres is set
--- back, the chain is broken (ADR-CT-IMO-023).
+-- Our own way, which each worker run proves for itself: an absence or a silence counts only inside an unbroken chain of
+-- proofs of the run that met it. If the clock of Postgres is set back, the chain is broken (ADR-CT-IMO-023, 033).
 
 -- Are times of a control in the future? Then the clock was set back since. One second is allowed for slewed clocks.
 CREATE OR REPLACE FUNCTION outreach.ct_control_is_ahead(c outreach.ct_controls) RETURNS boolean LANGUAGE sql VOLATILE AS $$
     SELECT greatest(
-        c.started_at, c.ok_begun_at, c.failed_at, c.proven_at, c.trouble_from,
+        c.started_at, c.ok_begun_at, c.failed_at, c.proven_at, c.control_at, c.trouble_from,
         nullif(c.proven_since, 'infinity'), nullif(c.trouble_until, 'infinity')
     ) > clock_timestamp() + interval '1 second'
 $$;
@@ -26,6 +26,8 @@ BEGIN
     c.failed_at := CASE WHEN is_failing THEN just_now ELSE '-infinity' END;
     c.proven_since := 'infinity';
     c.proven_at := '-infinity';
+    c.control_at := '-infinity';
+    c.earlier := '{}';
     c.trouble_from := '-infinity';
     c.trouble_until := CASE WHEN is_failing THEN 'infinity' ELSE clock_timestamp() END;
     RETURN c;
@@ -41,4 +43,25 @@ RETURNS timestamptz LANGUAGE sql IMMUTABLE AS $$
             THEN chain.proven_since
         ELSE begun
     END
+$$;
+
+-- Is a worker run still there? One that said goodbye is not, nor one that was silent for `alive_s`.
+CREATE OR REPLACE FUNCTION outreach.ct_is_running(its_worker text, alive_s float8) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (
+        SELECT 1 FROM outreach.ct_workers AS w
+        WHERE w.worker = its_worker AND w.ended_at IS NULL
+            AND w.seen_at > clock_timestamp() - alive_s * interval '1 second'
+    )
+$$;
+
+-- Did one of these runs lose its way in this span? Whoever answers in the place of others says yes as well as no, so
+-- nothing counts that a run heard between its last control and one that failed.
+CREATE OR REPLACE FUNCTION outreach.ct_was_astray(runs text[], begins timestamptz, ends timestamptz) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (
+        SELECT 1 FROM outreach.ct_controls AS c
+        WHERE c.worker = ANY (runs)
+            AND (c.trouble_from <= ends AND begins < c.trouble_until
+                OR c.earlier && tstzrange(begins, greatest(begins, ends), '[]'))
+    )
 $$;

@@ -1,7 +1,7 @@
 -- What a domain answered to one company, for the next ones (ADR-CT-IMO-014).
 
 -- What a domain answered lately: all answers of a pass while they are current (a PASS for pass_kept, a FAIL for
--- fail_kept), and the MX hosts for mx_kept. Also whether a company of the domain is being probed now, and whether one
+-- fail_kept), and the MX hosts for mx_kept, unless a run that asked had lost its way then. Also whether a company of the domain is being probed now, and whether one
 -- has started and now waits for something else. Written in a form that Postgres inlines.
 CREATE OR REPLACE FUNCTION outreach.ct_recall(
     its_domain text, version text, pass_kept interval, fail_kept interval, mx_kept interval
@@ -10,9 +10,9 @@ CREATE OR REPLACE FUNCTION outreach.ct_recall(
 )
 LANGUAGE sql STABLE AS $$
     SELECT m.answers, m.answered_at,
-        coalesce(m.answered_at > statement_timestamp() - CASE m.outcome WHEN 'PASS' THEN pass_kept ELSE fail_kept END,
-            false),
-        coalesce(m.mx_at > statement_timestamp() - mx_kept, false),
+        coalesce(m.answered_at > statement_timestamp() - CASE m.outcome WHEN 'PASS' THEN pass_kept ELSE fail_kept END
+            AND NOT a.astray, false),
+        coalesce(m.mx_at > statement_timestamp() - mx_kept AND NOT a.astray, false),
         (d.lease_owner IS NOT NULL AND d.lease_until > statement_timestamp()) IS TRUE,
         EXISTS (
             SELECT 1 FROM outreach.ct_passes AS p
@@ -20,6 +20,7 @@ LANGUAGE sql STABLE AS $$
         )
     FROM (SELECT 1) AS one
     LEFT JOIN outreach.ct_memory AS m ON m.domain = its_domain AND m.rules_version = version
+    CROSS JOIN LATERAL (SELECT outreach.ct_was_astray(m.runs, m.mx_at, m.recorded_at) AS astray) AS a
     LEFT JOIN outreach.ct_domains AS d ON d.domain = its_domain
 $$;
 
@@ -61,6 +62,14 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET TimeZone
             SELECT w.ctid FROM outreach.ct_workers AS w WHERE w.seen_at < statement_timestamp() - interval '7 days'
             ORDER BY w.seen_at LIMIT most FOR UPDATE SKIP LOCKED
         )) RETURNING 1
+    ), controls AS (
+        -- Of runs that ended so long ago that nothing is left that they heard.
+        DELETE FROM outreach.ct_controls WHERE ctid = ANY (ARRAY(
+            SELECT c.ctid FROM outreach.ct_controls AS c
+            WHERE c.started_at < statement_timestamp() - memory_kept - interval '1 day'
+                AND NOT EXISTS (SELECT w.worker FROM outreach.ct_workers AS w WHERE w.worker = c.worker)
+            ORDER BY c.started_at LIMIT most FOR UPDATE SKIP LOCKED
+        )) RETURNING 1
     ), alerts AS (
         -- Whether somebody took them or not: they are in the log too.
         DELETE FROM outreach.ct_alerts WHERE ctid = ANY (ARRAY(
@@ -93,7 +102,8 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET TimeZone
     )
     SELECT greatest(
         (SELECT count(*) FROM domains), (SELECT count(*) FROM leases), (SELECT count(*) FROM refusals),
-        (SELECT count(*) FROM memories), (SELECT count(*) FROM workers), (SELECT count(*) FROM alerts),
+        (SELECT count(*) FROM memories), (SELECT count(*) FROM workers), (SELECT count(*) FROM controls),
+        (SELECT count(*) FROM alerts),
         (SELECT count(*) FROM rails), (SELECT count(*) FROM changes), (SELECT count(*) FROM exits)
     ) >= most
 $$;

@@ -31,13 +31,14 @@ $$;
 -- the rest, so many every few seconds.
 CREATE OR REPLACE FUNCTION outreach.ct_woken_at_once() RETURNS integer LANGUAGE sql IMMUTABLE AS $$ SELECT 1000 $$;
 
--- Wake companies that wait for a control of this kind, and whose last failed answer came before `proven_at`. If that is
--- in the future, the clock was set back since. The next proof, or ct_wake_sleepers, wakes the rest.
-CREATE OR REPLACE FUNCTION outreach.ct_wake_proven(its_kind text, proven_at timestamptz) RETURNS void LANGUAGE sql AS $$
+-- Wake companies that wait for a control of this kind by this worker run, and whose last failed answer came before
+-- `proven_at`. If that is in the future, the clock was set back since. The next proof, or ct_wake_sleepers, wakes the rest.
+CREATE OR REPLACE FUNCTION outreach.ct_wake_proven(its_kind text, its_worker text, proven_at timestamptz) RETURNS void
+LANGUAGE sql AS $$
     UPDATE outreach.ct_passes AS p SET not_before = clock_timestamp()
     WHERE p.outreach_id = ANY (ARRAY(
         SELECT q.outreach_id FROM outreach.ct_passes AS q
-        WHERE q.waits_on = 'control:' || its_kind AND q.state = 'waiting' AND q.not_before > statement_timestamp()
+        WHERE q.waits_on = 'control:' || its_kind || ':' || its_worker AND q.state = 'waiting' AND q.not_before > statement_timestamp()
             AND (q.failed_at < proven_at OR q.failed_at > clock_timestamp())
         ORDER BY q.not_before, q.since LIMIT outreach.ct_woken_at_once()
         FOR UPDATE SKIP LOCKED
@@ -45,13 +46,14 @@ CREATE OR REPLACE FUNCTION outreach.ct_wake_proven(its_kind text, proven_at time
 $$;
 
 -- Wake companies that a crash or a race left waiting: the safety net for the wakes that come with each change. Workers
--- run it every few seconds.
-CREATE OR REPLACE FUNCTION outreach.ct_wake_sleepers(per_provider integer) RETURNS void
+-- run it every few seconds. `alive_s`: after so long without a sign a worker run is gone, and proves nothing any more.
+CREATE OR REPLACE FUNCTION outreach.ct_wake_sleepers(per_provider integer, alive_s float8) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     moment timestamptz := clock_timestamp();
     asleep record;
     busy integer;
+    run text;
 BEGIN
     FOR asleep IN
         -- From one value of the index to the next: a DISTINCT would read each company that waits.
@@ -90,9 +92,15 @@ BEGIN
                 PERFORM outreach.ct_wake(asleep.what, per_provider - busy, moment);
             END IF;
         ELSIF asleep.kind = 'control' THEN
-            PERFORM outreach.ct_wake_proven(asleep.name, c.ok_begun_at)
-                FROM outreach.ct_controls AS r, outreach.ct_control_now(r) AS c
-                WHERE r.kind = asleep.name AND c.ok_begun_at > c.failed_at;  -- otherwise all would be read, for nobody
+            run := substring(asleep.name FROM position(':' IN asleep.name) + 1);
+            IF outreach.ct_is_running(run, alive_s) THEN
+                PERFORM outreach.ct_wake_proven(r.kind, r.worker, c.ok_begun_at)
+                    FROM outreach.ct_controls AS r, outreach.ct_control_now(r) AS c
+                    WHERE r.kind = split_part(asleep.name, ':', 1) AND r.worker = run
+                        AND c.ok_begun_at > c.failed_at;  -- otherwise all would be read, for nobody
+            ELSE
+                PERFORM outreach.ct_wake(asleep.what, outreach.ct_woken_at_once(), moment);
+            END IF;
         ELSIF asleep.kind = 'tool' THEN
             IF EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = asleep.what AND g.state = 'halted') THEN
                 CONTINUE;

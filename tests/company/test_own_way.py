@@ -1,0 +1,164 @@
+"""May this worker ask anything now? Only while its own controls succeed, on real statements."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ct_stream.company.own_way import OwnWay
+from ct_stream.gate.questions import ControlKind
+from ct_stream.gate.transcript import Exchange
+from ct_stream.gate.waits import WaitReason
+from ct_stream.metrics import Health
+from ct_stream.probes.mx import ControlResult
+from ct_stream.store.control_ledger import ControlLedger
+from ct_stream.store.parked import ParkedCompanies
+from tests.gate.world import YES, mx
+from tests.store.parts import opened, parked, running, seen
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ct_stream.gate.waits import Wait
+    from ct_stream.store.database import Database
+    from tests.conftest import DatabaseDsns
+
+ME = "me/1/a"
+
+
+class Worker:
+    """A worker's own way, and what its controls say next."""
+
+    def __init__(self, db: Database, *, window_s: float) -> None:
+        self.db, self.health = db, Health()
+        self.broken: set[ControlKind] = set()
+        self.halts: list[str] = []
+        self.controls = ControlLedger(db, 0.0, ME, window_s=window_s)
+        self.parked = ParkedCompanies(db, ME, "test")
+        parts: Any = self
+        self.way = OwnWay(db, self.controls, parts, parts, self.health, self.parked, most=3, window_s=window_s)
+
+    async def ask_control(self, kind: ControlKind) -> ControlResult:
+        is_broken = kind in self.broken
+        return ControlResult(ok=not is_broken, detail="somebody answers in its place" if is_broken else "works")
+
+    async def set_state(self, rail: str, *_: object) -> None:
+        self.halts.append(rail)
+
+    async def ask_all(self) -> Wait | None:
+        for kind in ControlKind:
+            await self.way.ask(kind)
+        return self.way.trouble
+
+    def heard(self) -> list[Exchange]:
+        """Return a yes that this worker hears now."""
+        at = self.db.now().isoformat()
+        return [Exchange(key="mx", answer=mx(), at=at, by=ME), Exchange(key="rcpt:info", answer=YES, at=at, by=ME)]
+
+
+@asynccontextmanager
+async def worker(database: DatabaseDsns, window_s: float = 600.0) -> AsyncIterator[Worker]:
+    async with opened(database.gate) as db:
+        yield Worker(db, window_s=window_s)
+
+
+async def test_a_worker_asks_nobody_before_both_of_its_controls_have_succeeded(database: DatabaseDsns) -> None:
+    async with worker(database) as w:
+        assert w.way.trouble is not None, "from the first moment on"
+        await w.way.look()
+        assert w.way.trouble is not None
+        assert w.health.troubles.keys() == {"control_dns", "control_smtp"}
+        await w.way.ask(ControlKind.DNS)
+        assert w.way.trouble is not None, "port 25 is not proven"
+        assert (w.way.trouble.reason, w.way.trouble.waits_on) == (WaitReason.CONTROL, "way")
+        assert ME in w.way.trouble.detail
+        assert await w.ask_all() is None
+        assert w.health.troubles == {}
+        await w.way.opened(0.0)
+
+
+@pytest.mark.parametrize("kind", list(ControlKind))
+async def test_a_failing_control_closes_the_way_and_the_next_one_that_succeeds_opens_it(
+    database: DatabaseDsns, kind: ControlKind
+) -> None:
+    async with worker(database, window_s=0.001) as w:
+        assert await w.ask_all() is None
+        w.broken = {kind}
+        assert await w.ask_all() is not None
+        assert "somebody answers in its place" in w.health.troubles[f"control_{kind}"]
+        w.broken = set()
+        assert await w.ask_all() is None
+        assert w.halts == []
+
+
+async def test_without_a_control_for_too_long_the_way_counts_as_lost(database: DatabaseDsns) -> None:
+    """Asking may have failed for reasons of our own: then nothing is known of it."""
+    async with worker(database, window_s=600.0) as w:
+        assert await w.ask_all() is None
+        for minutes, is_lost in ((10, False), (12, True)):
+            stamps = ", ".join(
+                f"{name} = clock_timestamp() - interval '{minutes} minutes'"
+                for name in ("ok_begun_at", "control_at", "proven_at", "started_at")
+            )
+            async with w.db.connection() as connection:
+                await connection.execute(f"UPDATE outreach.ct_controls SET {stamps}")
+            await w.way.look()
+            assert (w.way.trouble is not None) is is_lost
+
+
+async def test_a_verdict_is_not_recorded_after_the_way_on_which_it_was_heard_was_lost(database: DatabaseDsns) -> None:
+    async with worker(database, window_s=0.001) as w:
+        await w.ask_all()
+        exchanges = w.heard()
+        assert w.way.astray(exchanges) is None
+        w.broken = {ControlKind.SMTP}
+        await w.way.ask(ControlKind.SMTP)
+        wait = w.way.astray(exchanges)
+        assert wait is not None
+        assert wait.waits_on == "way"
+        w.broken = set()
+        await w.ask_all()
+        assert w.way.astray(exchanges) is not None, "it was not heard anew"
+        assert w.way.astray(w.heard()) is None
+
+
+async def test_companies_that_are_put_away_are_counted_up_to_what_may_be_in_flight(database: DatabaseDsns) -> None:
+    async with worker(database) as w, running(w.parked.park):
+        for _ in range(2):
+            await w.parked.park(parked(after_s=None, waits_on="way", reason=WaitReason.CONTROL))
+        await w.parked.park(parked(after_s=None, waits_on="cap:TOOL-005", reason=WaitReason.DAILY_CAP))
+        await w.way.look()
+        assert w.way.put_away == 2
+        for _ in range(2):
+            await w.parked.park(parked(after_s=None, waits_on="way", reason=WaitReason.CONTROL))
+        await w.way.look()
+        assert w.way.put_away == 3, "more need not be counted"
+        await w.ask_all()
+        assert w.way.put_away == 0
+
+
+async def test_a_worker_whose_way_is_proven_takes_what_broken_ones_put_away(database: DatabaseDsns) -> None:
+    async with worker(database) as w:
+        broken = ControlLedger(w.db, 0.0, "broken/1/b")
+        await seen(w.db, "broken/1/b", ME)
+        await broken.succeeded(ControlKind.SMTP, w.db.now() - timedelta(seconds=9), "works")
+        await broken.failed(ControlKind.SMTP, "no answer")
+        await w.way.look()
+        assert w.way.take_over == [], "it is not proven itself"
+        await w.ask_all()
+        assert w.way.take_over == ["way", "control:smtp:broken/1/b"]
+
+
+async def test_a_control_that_refuses_our_address_halts_the_tool(database: DatabaseDsns) -> None:
+    async with worker(database) as w:
+
+        async def refuse(_: ControlKind) -> ControlResult:
+            return ControlResult(ok=False, detail="blocked", refused=True)
+
+        w.way._probing = SimpleNamespace(ask_control=refuse)  # type: ignore[assignment]
+        await w.way.ask(ControlKind.SMTP)
+        assert w.halts == ["tool:TOOL-005"]

@@ -1,0 +1,196 @@
+"""What a worker makes of answers that another worker met: they are weighed by the proofs of the one that met them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ct_stream.gate.evidence import ROWS, Case, Moments, Way, Witness, before_astray, open_needs, weigh
+from ct_stream.gate.questions import ControlAnswer, ControlKind, MxStatus, Trouble
+from ct_stream.gate.records import FailedAt
+from ct_stream.gate.transcript import Exchange, from_json, to_json
+from ct_stream.gate.waits import WaitReason
+from tests.gate.test_evidence import (
+    ABSENT,
+    FAILED,
+    FIRST,
+    FOUND,
+    GOOD,
+    NO_PROOF_YET,
+    OUTAGE,
+    PROVEN_SINCE_TOO_LATE,
+    SECOND,
+    SILENT,
+    TABLE,
+    Back,
+    way,
+)
+from tests.gate.world import NO, YES, mx, no_mx, trouble
+
+if TYPE_CHECKING:
+    from ct_stream.gate.questions import Answer
+
+ANOTHER = Witness(run="two/1/b", is_self=False)
+GONE = Witness(run="two/1/b", is_self=False, is_gone=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A company that another worker parked, and what is known of that worker's way by then."""
+
+    row: str
+    left: list[str]
+    answers: dict[str, Answer] = field(default_factory=lambda: SILENT)
+    witness: Witness = ANOTHER
+    dns: Way = GOOD
+    smtp: Way = GOOD
+    looks: int = 1
+    reason: WaitReason = WaitReason.CONTROL
+    waits: bool = False
+    proven: tuple[str, ...] = ()  #: what is marked so
+
+
+TAKEN = {
+    "its silence, proven before and after": Taken(row="else", left=[*SILENT], proven=(FIRST,)),
+    "its absence too": Taken(row="else", answers=ABSENT, left=[*ABSENT], proven=("mx",)),
+    "it is gone, but had proven it before": Taken(row="else", left=[*SILENT], witness=GONE, proven=(FIRST,)),
+    "it has not proven its way since": Taken(
+        row="another's proof", left=[*SILENT], smtp=NO_PROOF_YET, waits=True
+    ),
+    "nor its resolvers": Taken(
+        row="another's proof", answers=ABSENT, left=[*ABSENT], dns=NO_PROOF_YET, waits=True
+    ),
+    "it has proven the other way alone": Taken(
+        row="else", answers=ABSENT, left=[*ABSENT], smtp=NO_PROOF_YET, proven=("mx",)
+    ),
+    "it is gone, and had proven nothing": Taken(
+        row="worker gone", left=[*FOUND], smtp=NO_PROOF_YET, witness=GONE
+    ),
+    "its way was broken": Taken(row="own way broken", left=[*FOUND], smtp=OUTAGE),
+    "its way was broken, and it is gone": Taken(row="own way broken", left=[*FOUND], smtp=OUTAGE, witness=GONE),
+    "no chain before it": Taken(row="no chain", left=[*FOUND], smtp=PROVEN_SINCE_TOO_LATE),
+    "no chain, whatever it waited for meanwhile": Taken(
+        row="no chain", left=[*FOUND], smtp=PROVEN_SINCE_TOO_LATE, reason=WaitReason.DAILY_CAP
+    ),
+    "a first look is followed by another one": Taken(row="first look", left=[*FOUND], looks=0),
+    "a first look that nothing proves yet is not counted": Taken(
+        row="another's proof", left=[*SILENT], looks=0, smtp=NO_PROOF_YET, waits=True
+    ),
+    "a chain that was found before a long wait": Taken(
+        row="else", left=[*SILENT], smtp=PROVEN_SINCE_TOO_LATE, reason=WaitReason.PROVIDER_SILENT, proven=(FIRST,)
+    ),
+}  # fmt: skip
+
+
+def back(taken: Taken) -> Back:
+    return Back(
+        row=taken.row, left=taken.left, answers=taken.answers, dns=taken.dns, smtp=taken.smtp, looks=taken.looks,
+        reason=taken.reason,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("taken", [pytest.param(taken, id=name) for name, taken in TAKEN.items()])
+def test_what_another_worker_met_is_weighed_by_its_proofs(taken: Taken) -> None:
+    its = back(taken)
+    case = Case(resumed=its.resumed, ways=its.ways, settling=its.settling, witness=taken.witness)
+    assert next(row.id for row in ROWS if row.when(case)) == taken.row
+    kept = weigh(its.resumed, its.ways, its.settling, witness=taken.witness)
+    assert [exchange.key for exchange in kept.exchanges] == taken.left
+    assert tuple(exchange.key for exchange in kept.exchanges if exchange.proven) == taken.proven
+    assert (kept.wait is not None) is taken.waits
+    if taken.proven:
+        assert (kept.asked_at, kept.failed_at) == (None, FAILED), "what is asked from now on has a window of its own"
+
+
+def test_every_row_of_the_table_has_a_case() -> None:
+    astray = "astray"  # below
+    assert {b.row for b in TABLE.values()} | {t.row for t in TAKEN.values()} | {astray} == {row.id for row in ROWS}
+
+
+def test_what_is_confirmed_once_stays_whatever_breaks_later() -> None:
+    its = back(TAKEN["its silence, proven before and after"])
+    kept = weigh(its.resumed, its.ways, its.settling, witness=ANOTHER)
+    again = replace(its.resumed, exchanges=tuple(kept.exchanges), met_by="three/1/c")
+    broken = dict.fromkeys(ControlKind, OUTAGE)
+    for witness in (ANOTHER, GONE):
+        left = weigh(again, broken, its.settling, witness=witness)
+        assert [exchange.key for exchange in left.exchanges] == [*SILENT]
+    assert Moments.of(again, left, taken=len(left.exchanges)).failed([*left.exchanges]) is FailedAt.ON_RECORD, (
+        "how long ago its silence was still matters, if a provider is silent for all"
+    )
+
+
+def test_an_answer_with_its_control_on_record_is_confirmed() -> None:
+    control = {"control:smtp": ControlAnswer(detail="greets")}
+    its = Back(row="nothing failed", left=[*SILENT, *control], answers=SILENT | control, smtp=OUTAGE)
+    kept = weigh(its.resumed, its.ways, its.settling, witness=GONE)
+    assert [exchange.key for exchange in kept.exchanges] == its.left
+
+
+@pytest.mark.parametrize(
+    ("answers", "about_us", "needed"),
+    [
+        pytest.param(ABSENT, False, [ControlKind.DNS], id="an absence"),
+        pytest.param(SILENT, False, [ControlKind.SMTP], id="silence"),
+        pytest.param({**FOUND, FIRST: trouble(Trouble.NAME_LOOKUP)}, False, [ControlKind.DNS], id="a name"),
+        pytest.param(FOUND, True, [ControlKind.SMTP], id="a reply about us"),
+        pytest.param({**FOUND, FIRST: NO}, False, [], id="a word"),
+        pytest.param({**SILENT, "control:smtp": ControlAnswer(detail="")}, False, [], id="confirmed on record"),
+    ],
+)
+def test_each_failure_needs_the_proof_of_one_way(
+    answers: dict[str, Answer], about_us: bool, needed: list[ControlKind]
+) -> None:
+    exchanges = [Exchange(key=key, answer=answer) for key, answer in answers.items()]
+    assert open_needs(exchanges, about_us=about_us) == needed
+    assert open_needs([replace(e, proven=True) for e in exchanges]) == []
+
+
+# ---------------------------------------------------------------- astray: a yes proves as little as silence does
+
+HEARD: dict[str, Answer] = {"mx": mx(), FIRST: YES, SECOND: NO}
+AFTER_S = 2.0  #: after the question, in seconds: when everything was heard
+
+
+def heard(by: str = "two/1/b", **fields: object) -> list[Exchange]:
+    at = FAILED.isoformat()
+    return [Exchange(key=key, answer=answer, at=at, by=by, **fields) for key, answer in HEARD.items()]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dns", "smtp", "left"),
+    [
+        pytest.param(GOOD, GOOD, 3, id="all is well"),
+        pytest.param(GOOD, way(trouble_s=(1, 3)), 0, id="somebody else answers: who knows whose hosts these are"),
+        pytest.param(way(trouble_s=(1, 3)), GOOD, 0, id="the resolvers lie"),
+        pytest.param(GOOD, way(trouble_s=(3, 9)), 3, id="a control succeeded between"),
+        pytest.param(GOOD, way(trouble_s=(-9, 2)), 3, id="after the repair"),
+        pytest.param(GOOD, way(trouble_s=(2, 9)), 0, id="in the moment of the last success"),
+    ],
+)
+def test_nothing_counts_that_a_worker_heard_after_its_last_control(dns: Way, smtp: Way, left: int) -> None:
+    runs = {"two/1/b": {ControlKind.DNS: dns, ControlKind.SMTP: smtp}}
+    assert len(before_astray(heard(), runs)) == left
+    assert len(before_astray(heard(by="one/1/a"), runs)) == 3, "what another one heard"
+    assert len(before_astray(heard(proven=True), runs)) == 3
+    its = Back(row="", left=[])
+    resumed = replace(its.resumed, exchanges=tuple(heard()), failed_at=None)
+    kept = weigh(resumed, its.ways, its.settling, runs=runs)
+    assert len(kept.exchanges) == left
+    assert kept.gives_time_back is (left < 3)
+
+
+def test_a_worker_that_loses_its_way_for_the_second_time_has_not_proven_the_first() -> None:
+    first = (FAILED - timedelta(seconds=1), FAILED + timedelta(seconds=1))
+    later = replace(way(trouble_s=(9000, 9060)), earlier=(first,))
+    assert before_astray(heard(), {"two/1/b": {ControlKind.DNS: later}}) == []
+    assert later.voids(*first)
+
+
+def test_who_asked_is_kept_with_every_answer() -> None:
+    exchanges = [*heard(), Exchange(key="x", answer=no_mx(MxStatus.NXDOMAIN), proven=True)][:3]
+    assert from_json(to_json(exchanges)) == exchanges
+    assert "by" not in to_json([Exchange(key="mx", answer=mx())])[0]
