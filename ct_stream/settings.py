@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from ct_stream.control_domains import ControlDomain, plain_note, trusting
+from ct_stream.gate.providers import is_anybodys
 from ct_stream.kafka_tls import WrongTlsFile, tls_context
 from ct_stream.postgres_dsn import PostgresDsn, read_dsn
 from ct_stream.problems import Problem, ProblemError
@@ -86,7 +88,13 @@ class Settings:
     smtp_helo: str | None = None  #: the name that our address's reverse DNS gives
     smtp_mail_from: str | None = None  #: the sender of our probes, an address that accepts bounces
     smtp_allow_cidrs: tuple[str, ...] = ()  #: networks that may be connected to besides the public ones
-    control_domains: tuple[str, ...] = ("gmail.com", "outlook.com")  #: prove that our own resolvers and port 25 work
+    control_domains: tuple[ControlDomain, ...] = (  #: prove that our own resolvers and port 25 work
+        ControlDomain(domain="gmail.com", pin="google.com"),
+        ControlDomain(domain="outlook.com", pin="outlook.com"),
+    )
+    control_ca_file: Path | None = (
+        None  #: certificates of the authorities that sign the controls', PEM; default: the system's
+    )
     toolbox: Path | None = None  #: another SNAP_ON_TOOLBOX.yaml
     in_flight: int = 1000  #: companies that one worker asks about at the same time
     pass_deadline_s: float = 90.0  #: how long one company may wait for servers' answers
@@ -158,6 +166,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         for key in sorted(environ)
         if key.startswith("CT_") and key not in known and key.removesuffix("_FILE") not in known
     )
+    note = plain_note(values.get("control_domains", ()))
+    if note is not None:
+        notes.append(note)
     problems.extend(_tier2_problems(values))
     problems.extend(_tls_problems(values))
     sasl = values.get("kafka_security_protocol", "").startswith("SASL")
@@ -328,9 +339,36 @@ def _mail_address(raw: str) -> str:
     return raw
 
 
-def _domains(raw: str) -> tuple[str, ...]:
-    action = "name domains whose mail servers always answer, such as gmail.com,outlook.com"
-    return tuple(_host_name(part.strip(), action) for part in raw.split(","))
+def _control_domains(raw: str) -> tuple[ControlDomain, ...]:
+    controls: dict[str, ControlDomain] = {}
+    for part in raw.split(","):
+        control = _control_domain(part.strip())
+        if control.domain in controls:
+            raise _Unusable(f"names {control.domain} twice", "keep one of them")
+        controls[control.domain] = control
+    return tuple(controls.values())
+
+
+def _control_domain(text: str) -> ControlDomain:
+    name, equals, pin = (word.strip() for word in text.partition("="))
+    action = "name domains whose mail servers always answer, such as gmail.com=google.com,outlook.com=outlook.com"
+    domain = _host_name(name, action)
+    if not equals:
+        return ControlDomain(domain=domain)
+    if pin == "plain":
+        return ControlDomain(domain=domain, is_plain=True)
+    action = f"write behind {domain}= the name that the server's certificate must equal or end in, such as google.com"
+    if not pin:
+        raise _Unusable(f"{text!r} has nothing behind '='", action)
+    pin = _host_name(pin, action)
+    if is_anybodys(pin):
+        raise _Unusable(f"{text!r} pins a name below which anybody gets a certificate", action)
+    return ControlDomain(domain=domain, pin=pin)
+
+
+def _authorities_file(raw: str) -> Path:
+    trusting(Path(raw), check_hostname=True)
+    return Path(raw)
 
 
 def _webhook(raw: str) -> str:
@@ -392,7 +430,8 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "smtp_helo": _host_name,
     "smtp_mail_from": _mail_address,
     "smtp_allow_cidrs": _cidrs,
-    "control_domains": _domains,
+    "control_domains": _control_domains,
+    "control_ca_file": _authorities_file,
     "toolbox": _existing_file,
     "in_flight": _number(int, 1, 100_000),
     "pass_deadline_s": _number(float, 1, 3600),

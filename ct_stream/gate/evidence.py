@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ct_stream.gate.attempts import refusals
 from ct_stream.gate.providers import is_own_provider, is_own_server, provider_at, provider_of, whereabouts
 from ct_stream.gate.questions import (
+    NO_ANSWER,
     RANDOM,
     ControlAnswer,
     ControlKind,
@@ -189,7 +190,7 @@ def without_trouble(exchanges: Sequence[Exchange]) -> list[Exchange]:
 def met_trouble(exchanges: Iterable[Exchange]) -> bool:
     """Return whether one of these answers is not the other side's word, so that our own trouble may have caused it."""
     return any(
-        answer.status is MxStatus.UNAVAILABLE
+        answer.status in NO_ANSWER
         if isinstance(answer, MxAnswer)
         else isinstance(answer, MailboxAnswer) and bool(troubled(answer))
         for answer in (exchange.answer for exchange in exchanges if not exchange.proven)
@@ -227,7 +228,7 @@ def may_be_ours(answer: Answer) -> bool:
     After a pause a timeout has run out, or a server has lost patience.
     """
     if isinstance(answer, MxAnswer):
-        return answer.status is MxStatus.UNAVAILABLE
+        return answer.status in NO_ANSWER
     if not isinstance(answer, MailboxAnswer):
         return False
     last = answer.attempts[-1]  # an answer to RCPT TO holds, whatever came before it at the same host

@@ -23,6 +23,7 @@ from ct_stream.gate.patterns import (
     render,
 )
 from ct_stream.gate.questions import (
+    NO_ANSWER,
     RANDOM,
     Answer,
     AskControl,
@@ -82,7 +83,7 @@ def middle_stage(outreach_id: UUID, domain: str, rules: Rules, *, tier2_off: str
         yield AskControl(kind=ControlKind.DNS)
         reason = _NO_MX_REASONS[mx.status] + (f"; {mx.detail}" if mx.detail else "")
         return Failed(code=FailureCode.NO_MX, reason=reason, domain=domain)
-    if mx.status is MxStatus.UNAVAILABLE:
+    if mx.status in NO_ANSWER:
         yield AskControl(kind=ControlKind.DNS)
         cause = f"MX could not be looked up: {mx.detail}"
         return (yield from _inconclusive(domain, [], [cause], rules, tier2_off))

@@ -30,6 +30,11 @@ def registrable_domain(name: str) -> str:
     return _suffixes().privatesuffix(name) or name
 
 
+def is_anybodys(name: str) -> bool:
+    """Return whether nobody owns `name`, so that anybody may register a name below it, such as "co.uk"."""
+    return _suffixes().privatesuffix(name) is None
+
+
 def provider_of(host: str, domain: str) -> str:
     """Return the name under which an MX host's limits and refusals are kept.
 

@@ -116,6 +116,13 @@ class MxStatus(StrEnum):
     NXDOMAIN = "nxdomain"
     NULL_MX = "null_mx"  #: RFC 7505
     UNAVAILABLE = "unavailable"  #: no resolver gave an answer about this domain
+    CUT_OFF = (
+        "cut_off"  #: a resolver has an answer, and cannot send it over UDP, while TCP/53 is closed to this machine
+    )
+
+
+#: How a look-up ends that says nothing about the domain.
+NO_ANSWER = frozenset({MxStatus.UNAVAILABLE, MxStatus.CUT_OFF})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

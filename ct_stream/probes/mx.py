@@ -14,18 +14,22 @@ import socket
 import time
 import weakref
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import aiodns
 import pycares
 
 from ct_stream.gate.questions import MxAnswer, MxStatus, Trouble
 from ct_stream.probes.routable import is_routable
+from ct_stream.probes.truncation import is_cut_off
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Sequence
 
+    from ct_stream.probes.peer import Impostor
     from ct_stream.probes.routable import Network
+
+Family: TypeAlias = Literal[4, 6]  #: of addresses: IPv4 or IPv6
 
 MAX_MX_HOSTS = 5
 MAX_ADDRESSES = 2  #: per host
@@ -36,6 +40,7 @@ _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*"
 
 # NOCHECKRESP returns SERVFAIL and REFUSED at once: we choose the next resolver, not c-ares.
 _FLAGS = pycares.ARES_FLAG_NOCHECKRESP | pycares.ARES_FLAG_EDNS | pycares.ARES_FLAG_NOSEARCH
+_ADDRESS_KINDS: dict[Family | None, tuple[str, ...]] = {None: ("A", "AAAA"), 4: ("A",), 6: ("AAAA",)}
 _ABSENCES = {
     aiodns.error.ARES_ENODATA: MxStatus.NO_RECORDS,
     aiodns.error.ARES_ENOTFOUND: MxStatus.NXDOMAIN,
@@ -67,6 +72,9 @@ class ControlResult:
     ok: bool
     detail: str
     refused: bool = False  #: a control's server refuses our address
+    our_address: str = ""  #: our public address, if the control's server named it
+    family: Literal[0, 4, 6] = 0  #: of the addresses that were connected to; 0: of none, or of both
+    impostor: Impostor | None = None  #: somebody answers in a control's place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,13 +135,17 @@ class Resolver:
                     continue
                 return await self._confirmed(answer, domain, servers[number + 1 :], troubles)
             troubles.append(answer.detail)
+        cut_off = await self._cut_off(servers, domain)
+        if cut_off is not None:
+            detail = f"{cut_off}: its answer does not fit into UDP, and TCP/53 is closed to this machine"
+            return MxAnswer(status=MxStatus.CUT_OFF, detail=detail, resolver=cut_off)
         return MxAnswer(status=MxStatus.UNAVAILABLE, detail=", ".join(troubles))
 
-    async def lookup_addresses(self, host: str) -> tuple[str, ...] | NameTrouble:
-        """Return at most two addresses of `host` that may be connected to, IPv4 before IPv6."""
+    async def lookup_addresses(self, host: str, family: Family | None = None) -> tuple[str, ...] | NameTrouble:
+        """Return at most two addresses of `host` that may be connected to, IPv4 before IPv6, or of one family alone."""
         if not _HOST_NAME.fullmatch(host):
             return NameTrouble(trouble=Trouble.NO_ADDRESS, detail="the MX is not a host name")
-        answers = await _both(self._first_answer(host, kind) for kind in ("A", "AAAA"))
+        answers = await _both(self._first_answer(host, kind) for kind in _ADDRESS_KINDS[family])
         found = [address for a in answers if not isinstance(a, _NoAnswer) for address in _addresses(a)]
         routable = [address for address in found if is_routable(address, self._allowed)]
         if routable:
@@ -145,8 +157,10 @@ class Resolver:
                 return NameTrouble(trouble=Trouble.NAME_LOOKUP, detail=answer.detail)
         return NameTrouble(trouble=Trouble.NO_ADDRESS, detail="")
 
-    async def dns_control(self, domain: str) -> ControlResult:
+    async def dns_control(self, domain: str, *, tcp: bool = False) -> ControlResult:
         """Return whether our resolvers find the MX of `domain` and say that a random name below it does not exist.
+
+        With `tcp` they are asked over TCP alone, which long answers need.
 
         The random name unmasks a resolver that answers every name alike. One wrong resolver fails the control, whatever
         the others say: any of them may have given the answer that is in question.
@@ -155,7 +169,7 @@ class Resolver:
         silent: list[str] = []
         wrong: list[str] = []
         for server in self.servers:
-            answer = await self._mx_at(server, domain)
+            answer = await self._mx_at(server, domain, tcp=tcp)
             if answer.status is MxStatus.UNAVAILABLE:
                 silent.append(f"no answer about {domain} from {server} ({answer.detail})")
                 continue
@@ -163,7 +177,7 @@ class Resolver:
                 wrong.append(f"{server} finds no MX of {domain} ({answer.detail or answer.status})")
                 continue
             name = f"ct-{secrets.token_hex(8)}.{domain}"
-            answers = await _both(self._ask(server, name, kind) for kind in ("MX", "A"))
+            answers = await _both(self._ask(server, name, kind, tcp=tcp) for kind in ("MX", "A"))
             if all(answer is MxStatus.NXDOMAIN for answer in answers):
                 works.append(server)
             elif any(isinstance(answer, _NoAnswer) for answer in answers):
@@ -171,7 +185,9 @@ class Resolver:
             else:
                 wrong.append(f"{server} does not say that a random name below {domain} is missing")
         if works and not wrong:
-            found = f"{', '.join(works)} finds the MX of {domain} and no random name below it"
+            found = (
+                f"{', '.join(works)} finds{' over TCP' if tcp else ''} the MX of {domain} and no random name below it"
+            )
             return ControlResult(ok=True, detail="; ".join([found, *silent]))
         return ControlResult(ok=False, detail="; ".join([*wrong, *silent]))
 
@@ -202,14 +218,24 @@ class Resolver:
             troubles.append(second.detail)
         return replace(answer, detail=f"not confirmed: {', '.join(troubles)}" if troubles else "")
 
-    async def _mx_at(self, server: str, domain: str) -> MxAnswer:
+    async def _cut_off(self, servers: Sequence[str], domain: str) -> str | None:
+        """Return the first of these resolvers, none of which gave an answer, that has one which it cannot send us."""
+
+        async def ask(server: str) -> bool:
+            async with self._places:
+                return await is_cut_off(server, domain, self._again_s)
+
+        cut_off = await _both(ask(server) for server in servers)
+        return next((server for server, is_it in zip(servers, cut_off, strict=True) if is_it), None)
+
+    async def _mx_at(self, server: str, domain: str, *, tcp: bool = False) -> MxAnswer:
         """Return what this resolver says. Only a return code or a null MX counts as an absence.
 
         An alias without its end (RFC 1034 section 3.6.2) is followed until there is one.
         """
         name = domain
         for _ in range(_MAX_ALIASES):
-            answer = await self._ask(server, name, "MX")
+            answer = await self._ask(server, name, "MX", tcp=tcp)
             if isinstance(answer, _NoAnswer):
                 return MxAnswer(status=MxStatus.UNAVAILABLE, detail=answer.detail, resolver=server)
             if isinstance(answer, MxStatus):
@@ -245,11 +271,11 @@ class Resolver:
             troubles.append(answer.detail)
         return _NoAnswer(detail=", ".join(troubles))
 
-    async def _ask(self, server: str, name: str, kind: str) -> _Records | MxStatus | _NoAnswer:
+    async def _ask(self, server: str, name: str, kind: str, *, tcp: bool = False) -> _Records | MxStatus | _NoAnswer:
         """Return the records, or NO_RECORDS or NXDOMAIN, or why this resolver gave no answer."""
         try:
             async with self._places, asyncio.timeout(self._timeout_s):
-                records = await self._ask_twice(server, name, kind)
+                records = await self._ask_twice(server, name, kind, tcp=tcp)
             # c-ares treats each return code that it does not know as a success (ares_dns_query_reply_tostatus), and
             # does not pass the code on. Without a record that is neither an answer nor an absence.
             return records or _NoAnswer(detail=f"neither records nor a reason from {server}")
@@ -266,15 +292,15 @@ class Resolver:
                 return _NoAnswer(detail=f"{_TROUBLES[code]} from {server}")
             raise
 
-    async def _ask_twice(self, server: str, name: str, kind: str) -> _Records:
+    async def _ask_twice(self, server: str, name: str, kind: str, *, tcp: bool) -> _Records:
         """Return the first answer. The futures are c-ares' own: a task for each would cost two rounds of the loop."""
         asked: set[asyncio.Future[pycares.DNSResult]] = set()
         try:
-            async with self._channel(server) as first:
+            async with self._channel(server, tcp) as first:
                 asked.add(first.query_dns(name, kind))
                 done, _ = await asyncio.wait(asked, timeout=self._again_s)
                 if not done:
-                    async with self._channel(server) as second:
+                    async with self._channel(server, tcp) as second:
                         asked.add(second.query_dns(name, kind))
                         done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
                 return next(iter(done)).result().answer
@@ -283,9 +309,10 @@ class Resolver:
                 if not future.cancel() and not future.cancelled():
                     future.exception()  # only one of two answers is read
 
-    def _channel(self, server: str) -> _Channel:
+    def _channel(self, server: str, tcp: bool) -> _Channel:
+        flags = _FLAGS | (pycares.ARES_FLAG_USEVC if tcp else 0)
         # One try: c-ares drops the answer to an earlier datagram once it has sent a later one.
-        return _Channel([server], flags=_FLAGS, timeout=self._timeout_s * 2, tries=1, lookups="b")
+        return _Channel([server], flags=flags, timeout=self._timeout_s * 2, tries=1, lookups="b")
 
 
 async def _both(questions: Iterable[Coroutine[Any, Any, _Answer]]) -> list[_Answer]:

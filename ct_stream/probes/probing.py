@@ -10,10 +10,12 @@ from ct_stream.gate.questions import ControlKind
 from ct_stream.probes.control_probe import SmtpControl, first_success
 from ct_stream.probes.mailbox import MailboxProber
 from ct_stream.probes.mx import MAX_ASKING, Resolver
+from ct_stream.probes.peer import Peers
 from ct_stream.probes.smtp import SmtpSettings
 
 if TYPE_CHECKING:
-    from ct_stream.probes.mx import ControlResult
+    from ct_stream.control_domains import ControlDomain
+    from ct_stream.probes.mx import ControlResult, Family
     from ct_stream.probes.needs import Permits
     from ct_stream.probes.stopwatch import Stopwatch
     from ct_stream.settings import Settings
@@ -26,20 +28,24 @@ class Probing:
     resolver: Resolver
     smtp: SmtpSettings
     smtp_control: SmtpControl
-    control_domains: tuple[str, ...]
+    control_domains: tuple[ControlDomain, ...]
 
     def prober(self, permits: Permits, stopwatch: Stopwatch) -> MailboxProber:
         """Return the prober of one pass."""
         return MailboxProber(resolver=self.resolver, permits=permits, settings=self.smtp, stopwatch=stopwatch)
 
-    async def ask_control(self, kind: ControlKind) -> ControlResult:
-        """Ask the control domains in order until one succeeds; return that, or all their failures."""
-        ask = self.resolver.dns_control if kind is ControlKind.DNS else self._up_to_mail
-        return await first_success(ask, self.control_domains)
+    async def ask_control(self, kind: ControlKind, *, family: Family | None = None, tcp: bool = False) -> ControlResult:
+        """Ask the control domains in order until one succeeds; return that, or all their failures.
 
-    async def _up_to_mail(self, domain: str) -> ControlResult:
-        # Up to MAIL FROM, never DATA: the same proof also shows whether a refusal is one company's own policy.
-        return await self.smtp_control.smtp_control(domain, up_to_mail=True)
+        `family`: of the servers' addresses, for the SMTP control. `tcp`: ask our resolvers over TCP alone.
+        """
+
+        async def ask(control: ControlDomain) -> ControlResult:
+            if kind is ControlKind.DNS:
+                return await self.resolver.dns_control(control.domain, tcp=tcp)
+            return await self.smtp_control.smtp_control(control, family=family)
+
+        return await first_success(ask, self.control_domains)
 
 
 def make_probing(settings: Settings, *, asking: int = MAX_ASKING) -> Probing:
@@ -54,11 +60,11 @@ def make_probing(settings: Settings, *, asking: int = MAX_ASKING) -> Probing:
         settings.dns_servers or None,
         allowed=[ipaddress.ip_network(cidr) for cidr in settings.smtp_allow_cidrs],
         asking=asking,
-        known=settings.control_domains,
+        known=[control.domain for control in settings.control_domains],
     )
     return Probing(
         resolver=resolver,
         smtp=smtp,
-        smtp_control=SmtpControl(resolver, smtp),
+        smtp_control=SmtpControl(resolver, smtp, Peers(settings.control_ca_file)),
         control_domains=settings.control_domains,
     )

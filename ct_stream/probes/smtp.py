@@ -14,17 +14,20 @@ import ssl
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiosmtplib.errors import SMTPResponseException, SMTPServerDisconnected
 from aiosmtplib.protocol import SMTPProtocol
 
 from ct_stream.gate.questions import Attempt, Trouble
 from ct_stream.gate.replies import Reply, Stage
+from ct_stream.probes.peer import STRIPPED, Identity, Impostor, Mismatch, Peer
 from ct_stream.probes.stopwatch import OutOfTime, Stopwatch
 from ct_stream.problems import RUN_OUT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aiosmtplib.response import SMTPResponse
 
     from ct_stream.gate.patterns import Address
@@ -62,6 +65,9 @@ class SmtpSession:
         self.ip = ip
         self.greeted = False  #: the banner was 220
         self.tls_failed = False  #: STARTTLS was offered and broke the session
+        self.greeting = ""  #: the first line of the last reply to EHLO or HELO
+        self.identity: Identity | None = None  #: who the other end proved to be, where that was asked
+        self.impostor: Impostor | None = None  #: why it is not the one that it must be
         self.rcpts = 0
         self._settings = settings
         self._stopwatch = stopwatch
@@ -73,11 +79,16 @@ class SmtpSession:
         """Connect and return None if the banner is 220; otherwise return where and why this failed."""
         return await self._connect() or await self._banner()
 
-    async def start(self, *, tls: bool = True) -> Attempt | None:
-        """Come as far as an accepted MAIL FROM and return None; otherwise return where and why it ended before."""
+    async def start(self, *, tls: bool = True, peer: Peer | None = None) -> Attempt | None:
+        """Come as far as an accepted MAIL FROM and return None; otherwise return where and why it ended before.
+
+        With `peer`, MAIL FROM is said to nobody else: without TLS, or to another, the session ends.
+        """
         stopped = await self.greet() or await self._helo()
-        if stopped is None and tls and self._offers_starttls:
-            stopped = await self._starttls()
+        if stopped is None and peer is not None and not self._offers_starttls:
+            stopped = self._somebody_else(STRIPPED)
+        elif stopped is None and tls and self._offers_starttls:
+            stopped = await self._starttls(peer)
         if stopped is None:
             stopped = await self._expect_2xx(Stage.MAIL, "MAIL", f"FROM:<{self._settings.mail_from}>")
         if stopped is None and not await self.in_step():
@@ -135,25 +146,47 @@ class SmtpSession:
             return await self._expect_2xx(Stage.HELO, "HELO", self._settings.helo)  # RFC 5321 section 3.2
         return None if _is_2xx(attempt) else attempt
 
-    async def _starttls(self) -> Attempt | None:
-        """Encrypt without checking who answers, as mail servers do (RFC 7435). A refusal leaves the session as is."""
+    async def _starttls(self, peer: Peer | None) -> Attempt | None:
+        """Encrypt. Without `peer` it may be anybody, as for mail servers (RFC 7435), and a refusal changes nothing.
+
+        With `peer` the host's name is sent along (SNI): without it Google shows a certificate that nobody signed.
+        """
         if not await self.in_step():
             return self._out_of_step(Stage.STARTTLS)
         assert self._wire is not None
         try:
             async with self._stopwatch.waiting(self._settings.command_s):
-                await self._wire.start_tls(_unverified())
+                if peer is None:
+                    await self._wire.start_tls(_unverified())
+                else:
+                    await self._wire.start_tls(peer.context, server_hostname=self.host)
         except OutOfTime:
             return self._trouble(Stage.STARTTLS, Trouble.DEADLINE)
         except SMTPResponseException as refusal:
             attempt = self._read(Stage.STARTTLS, refusal.code, refusal.message)
+            if peer is not None and attempt.reply is not None:
+                said = f"{attempt.reply.code} {attempt.reply.text}"
+                reason = f"STARTTLS is stripped on the way: it is offered, and refused with {said!r}"
+                return self._somebody_else(Impostor(mismatch=Mismatch.NO_TLS, reason=reason))
             return attempt if self._over else None
+        except ssl.SSLCertVerificationError as error:  # only with `peer`
+            assert peer is not None
+            return self._somebody_else(peer.why_not(error, self.host))
         except (SMTPServerDisconnected, OSError) as error:  # ssl.SSLError and TimeoutError are OSErrors
             return self._no_tls(clean_text(str(error)) or "timeout")
+        if peer is not None:
+            seen = peer.identify(self._wire.certificate, self.host)
+            if isinstance(seen, Impostor):
+                return self._somebody_else(seen)
+            self.identity = seen
         stopped = await self._helo()
         if stopped is not None and stopped.reply is None and stopped.trouble is not Trouble.DEADLINE:
             return self._no_tls(f"{stopped.trouble} after the handshake")
         return stopped
+
+    def _somebody_else(self, impostor: Impostor) -> Attempt:
+        self.impostor = impostor
+        return self._trouble(Stage.STARTTLS, Trouble.TLS, impostor.reason)
 
     def _no_tls(self, detail: str) -> Attempt:
         self.tls_failed = True
@@ -193,7 +226,9 @@ class SmtpSession:
             what = words[0] if words else "banner"
             return self._trouble(stage, Trouble.TIMEOUT, f"no reply ({what}) within {self._settings.command_s:g} s")
         if stage is Stage.HELO:
-            self._offers_starttls = any(line.upper() == "STARTTLS" for line in response.message.split("\n")[1:])
+            self.greeting, *offers = response.message.split("\n")
+            # Some servers write something behind it, which RFC 3207 does not know.
+            self._offers_starttls = any(offer.upper().split()[:1] == ["STARTTLS"] for offer in offers)
         return self._read(stage, response.code, response.message)
 
     def _read(self, stage: Stage, code: int, message: str) -> Attempt:
@@ -234,6 +269,11 @@ class _Wire(SMTPProtocol):
     def surplus(self) -> bool:
         """Return whether the server sent something that no command asked for."""
         return self._out_of_step or bool(self._buffer)
+
+    @property
+    def certificate(self) -> Mapping[str, Any]:
+        """Return the other end's certificate, as the ssl module spells it; empty if nothing verified it."""
+        return (self.transport and self.transport.get_extra_info("peercert")) or {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from uuid import UUID
 
+    from ct_stream.control_domains import ControlDomain
     from ct_stream.gate.patterns import Address
     from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Held
     from ct_stream.probes.control_probe import ControlResolver, SmtpControl
-    from ct_stream.probes.mx import ControlResult
     from ct_stream.probes.needs import Brought, Met
 
 _RATE_PAUSE_S = 60.0  #: after a reply about our rate
@@ -83,15 +83,17 @@ class SoloPermits:
 class SoloControls:
     """Controls asked on the spot: each one starts after the failed answer that it is asked for."""
 
-    def __init__(self, resolver: ControlResolver, smtp: SmtpControl, domains: Sequence[str]) -> None:
+    def __init__(self, resolver: ControlResolver, smtp: SmtpControl, controls: Sequence[ControlDomain]) -> None:
         self._resolver = resolver
         self._smtp = smtp
-        self._domains = tuple(domains)
+        self._controls = tuple(controls)
 
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:  # noqa: ARG002 - it is asked now, after them all
         """Return the first control domain's success, or the wait that all their failures make."""
-        ask = self._resolver.dns_control if kind is ControlKind.DNS else self._smtp.smtp_control
-        result = await first_success(ask, self._domains)
+        if kind is ControlKind.DNS:
+            result = await first_success(self._resolver.dns_control, [control.domain for control in self._controls])
+        else:
+            result = await first_success(self._smtp.smtp_control, self._controls)
         if result.ok:
             return ControlAnswer(detail=result.detail)
         return Wait(
@@ -104,9 +106,9 @@ class SoloControls:
 class SoloRefusals:
     """Replies about us, judged one at a time: nothing is known of what other companies' servers said."""
 
-    def __init__(self, smtp: SmtpControl, domains: Sequence[str]) -> None:
+    def __init__(self, smtp: SmtpControl, controls: Sequence[ControlDomain]) -> None:
         self._smtp = smtp
-        self._domains = tuple(domains)
+        self._controls = tuple(controls)
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait | None:
         """Return None when a company's own server refuses us while a control talks normally up to MAIL FROM."""
@@ -117,11 +119,7 @@ class SoloRefusals:
                 after_s=_RATE_PAUSE_S,
                 waits_on=WaitsOn.provider(provider),
             )
-
-        async def up_to_mail(control: str) -> ControlResult:
-            return await self._smtp.smtp_control(control, up_to_mail=True)
-
-        result = await first_success(up_to_mail, self._domains)
+        result = await first_success(self._smtp.smtp_control, self._controls)
         if not result.ok:
             return Wait(
                 reason=WaitReason.HALTED,

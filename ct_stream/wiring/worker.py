@@ -21,6 +21,7 @@ from ct_stream.company.publishing import Outbox
 from ct_stream.company.stuck import StuckBreaker
 from ct_stream.company.upkeep import Upkeep
 from ct_stream.company.waiting import Scheduler
+from ct_stream.control_domains import plain_note
 from ct_stream.metrics import Health, Metrics
 from ct_stream.probes.probing import make_probing
 from ct_stream.probes.tier2_vendors import make_vendor
@@ -98,6 +99,9 @@ async def _work(
     health.set("start", "starting")
     for note in settings.notes:
         log.info("%s", note)
+    plain = plain_note(settings.control_domains)
+    if plain is not None:
+        health.notes["controls"] = plain
     coming_up = ComingUp(settings, stop, health)
     room = coming_up.room()
     thresholds = Thresholds.of(settings.pass_deadline_s)

@@ -28,7 +28,7 @@ def _default(value: object) -> str:
         case None | ():
             return ""
         case tuple():
-            return ",".join(value)
+            return ",".join(map(str, value))
         case float():
             return f"{value:g}"
         case _:

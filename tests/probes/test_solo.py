@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from ct_stream.control_domains import ControlDomain
 from ct_stream.gate.middle_stage import middle_stage
 from ct_stream.gate.patterns import Address, ProbeName, random_address
 from ct_stream.gate.questions import ControlAnswer, ControlKind, MxAnswer, MxStatus, Trouble
@@ -22,9 +23,11 @@ from ct_stream.probes.solo import NoMemory, NoSpine, SoloControls, SoloPermits, 
 
 if TYPE_CHECKING:
     from ct_stream.gate.middle_stage import Flow
+    from ct_stream.probes.mx import Family
     from tests.probes.conftest import Dialogue, MailFarm, Step
 
 ID = UUID("5f0c2b1e-9a41-4c53-9d6e-2f1c8e9b7a10")
+CONTROL = ControlDomain(domain="control.example", is_plain=True)
 RULES = Rules(probe_name=ProbeName(first="jordan", last="whitfield"))
 
 
@@ -79,7 +82,8 @@ class Names:
         assert domain == "acme.example"
         return self.mx
 
-    async def lookup_addresses(self, host: str) -> tuple[str, ...] | NameTrouble:
+    async def lookup_addresses(self, host: str, family: Family | None = None) -> tuple[str, ...] | NameTrouble:
+        assert family is None
         return (self.ips[host],)
 
     async def dns_control(self, domain: str) -> ControlResult:
@@ -102,8 +106,8 @@ async def check(farm: MailFarm, names: Names) -> Passed | Failed | Waiting:
         memory=NoMemory(),
         resolver=names,
         permits=permits,
-        controls=SoloControls(names, smtp, ["control.example"]),
-        refusals=SoloRefusals(smtp, ["control.example"]),
+        controls=SoloControls(names, smtp, [CONTROL]),
+        refusals=SoloRefusals(smtp, [CONTROL]),
         tier2=Tier2Off(),
         probers=lambda stopwatch: MailboxProber(
             resolver=names, permits=permits, settings=settings(farm), stopwatch=stopwatch
@@ -140,7 +144,7 @@ async def test_no_mx_holds_while_the_dns_control_fails(farm: MailFarm) -> None:
     assert isinstance(await check(farm, Names(farm, gone)), Failed)
 
 
-async def test_a_dead_server_holds_while_no_control_greets_us(farm: MailFarm) -> None:
+async def test_a_dead_server_holds_while_no_control_takes_our_mail(farm: MailFarm) -> None:
     await farm.server()
     names = Names(farm)
     names.ips = {"mx.acme.example": farm.no_answer_ip(), "mx.control.example": farm.no_answer_ip()}
@@ -150,13 +154,13 @@ async def test_a_dead_server_holds_while_no_control_greets_us(farm: MailFarm) ->
     assert "mx.control.example at connect: refused" in held.wait.detail
 
 
-async def test_a_dead_server_fails_once_a_control_greets_us(farm: MailFarm) -> None:
+async def test_a_dead_server_fails_once_a_control_takes_our_mail(farm: MailFarm) -> None:
     await farm.server()
-    control = await farm.server(["220 control"])
+    control = await farm.server(farm.hello())
     names = Names(farm)
     names.ips["mx.acme.example"] = farm.no_answer_ip()
     assert isinstance(await check(farm, names), Failed)
-    assert control.commands in ([], ["QUIT"])
+    assert control.commands[:2] == ["EHLO gate.example", "MAIL FROM:<probe@gate.example>"]
 
 
 LISTED = ["554 5.7.1 blocked using list.example at spamhaus"]
@@ -203,25 +207,27 @@ async def test_a_reply_about_our_rate_waits_a_minute(farm: MailFarm) -> None:
 
 async def test_controls_say_what_they_saw(farm: MailFarm) -> None:
     await farm.server()
-    await farm.server(["220 control"])
+    await farm.server(farm.hello())
     names = Names(farm)
-    controls = SoloControls(names, SmtpControl(names, settings(farm)), ["control.example"])
-    assert await controls.confirm(ControlKind.SMTP, []) == ControlAnswer(detail="mx.control.example greets us")
+    controls = SoloControls(names, SmtpControl(names, settings(farm)), [CONTROL])
+    assert await controls.confirm(ControlKind.SMTP, []) == ControlAnswer(
+        detail="mx.control.example takes MAIL FROM, but who answers there was not checked"
+    )
     assert await controls.confirm(ControlKind.DNS, []) == ControlAnswer(detail="scripted control.example")
 
 
 async def test_a_control_without_mx_or_address_fails(farm: MailFarm) -> None:
     class Gone(Names):
-        async def lookup_addresses(self, host: str) -> tuple[str, ...] | NameTrouble:
-            del host
+        async def lookup_addresses(self, host: str, family: Family | None = None) -> tuple[str, ...] | NameTrouble:
+            del host, family
             return NameTrouble(trouble=Trouble.NO_ADDRESS, detail="")
 
     gone = Gone(farm, MxAnswer(status=MxStatus.UNAVAILABLE, detail="SERVFAIL from r"))
     control = SmtpControl(gone, settings(farm))
-    assert await control.smtp_control("acme.example") == ControlResult(
+    assert await control.smtp_control(ControlDomain(domain="acme.example")) == ControlResult(
         ok=False, detail="acme.example: unavailable SERVFAIL from r"
     )
-    assert (await control.smtp_control("control.example")).detail == "mx.control.example: no_address"
+    assert (await control.smtp_control(CONTROL)).detail == "mx.control.example: no_address"
 
 
 async def test_without_control_domains_nothing_is_confirmed(farm: MailFarm) -> None:

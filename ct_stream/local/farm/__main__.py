@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import shlex
 import signal
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def introduction(state: State) -> list[str]:
         "",
         "In another terminal (Ctrl-C here ends the farm):",
         "",
-        *(f"export {name}={value}" for name, value in state["env"].items()),
+        *(f"export {name}={shlex.quote(value)}" for name, value in state["env"].items()),
         f"{in_a_shell()} check info-acme.example",
     ]
 

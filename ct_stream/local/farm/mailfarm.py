@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ct_stream.local.farm.certificate import AUTHORITY
 from ct_stream.local.farm.dns_server import Resolver, Zone
 from ct_stream.local.farm.faults import Faults, SmtpBlock
 from ct_stream.local.farm.listeners import Endpoint, Listeners
@@ -93,7 +94,8 @@ class MailFarm:
             "CT_SMTP_HELO": "probe.ct-stream.example",
             "CT_SMTP_MAIL_FROM": "probe@ct-stream.example",
             "CT_SMTP_ALLOW_CIDRS": ",".join(self.cidrs),
-            "CT_CONTROL_DOMAINS": "control.example",
+            "CT_CONTROL_DOMAINS": "control.example=control.example",
+            "CT_CONTROL_CA_FILE": str(AUTHORITY),
         }
 
     async def __aenter__(self) -> Self:

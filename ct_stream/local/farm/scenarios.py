@@ -60,6 +60,9 @@ class Tls(Enum):
     NONE = "not offered"
     WORKS = "offered with a self-signed certificate"
     BROKEN = "offered, answered 220, then garbage"
+    REFUSED = "offered, answered 454"
+    SIGNED = "offered with a certificate for control.example, signed by the farm's authority"
+    EXPIRED = "the same, but it was valid for one day of 2020"
 
 
 class Wire(Enum):
@@ -147,6 +150,10 @@ HELD = Expected(outcome="HELD")
 
 _plain = Scenario(name="info", known=("info",), expected=INFO)
 _shut = Scenario(name="allreject", expected=NO_PATTERN)
+#: Says whom it sees, as the servers of Google and Microsoft do.
+_control = replace(
+    _shut, name="control", tls=Tls.SIGNED, ehlo="250-{host} at your service, [{peer}]\n250-PIPELINING\n250 8BITMIME"
+)
 
 
 def _like(base: Scenario, name: str, **changes: object) -> Scenario:
@@ -242,7 +249,7 @@ _TABLE = (
     _plain,
     _like(_plain, "contact", known=("contact",), expected=passes("contact")),
     _shut,
-    _like(_shut, "control"),
+    _control,
     _all("catchall", OK, CATCH_ALL),
     _all("accessdenied", "550 5.4.1 Recipient address rejected: Access denied. [{host}]", NO_PATTERN),
     _all("disabled", "550 5.2.1 The email account that you tried to reach is disabled", NO_PATTERN),
@@ -277,7 +284,16 @@ SCENARIOS = {scenario.name: scenario for scenario in _TABLE}
 #: Says anything, so that nobody can say what comes of it.
 _ANYTHING = replace(SMTP_FAIL, also=("PASS", "CT-M-NO-PATTERN", "HELD"))
 NOISE = _like(_shut, "noise", wire=Wire.NOISE, tls=Tls.WORKS, expected=_ANYTHING)
-ALL_SCENARIOS = SCENARIOS | {NOISE.name: NOISE}
+#: What somebody who answers in a control's place may show; to companies they are like any other server. As
+#: `controlother-x.example` it shows a certificate that is valid, but for control.example.
+IMPOSTORS = (
+    _like(_control, "controlother"),
+    _like(_control, "controlnotls", tls=Tls.NONE),
+    _like(_control, "controlrefusestls", tls=Tls.REFUSED),
+    _like(_control, "controlselfsigned", tls=Tls.WORKS),
+    _like(_control, "controlexpired", tls=Tls.EXPIRED),
+)
+ALL_SCENARIOS = SCENARIOS | {scenario.name: scenario for scenario in (NOISE, *IMPOSTORS)}
 
 #: What `mx1.<provider>.example` is by itself: it greets everybody, and each recipient's domain decides the rest.
 PROVIDER = Scenario(name="provider", expected=NO_MX)

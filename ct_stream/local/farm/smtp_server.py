@@ -72,7 +72,6 @@ class MailServers:
         self._open: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._mailboxes: dict[str, frozenset[str]] = {}
-        self._tls: ssl.SSLContext | None = None
 
     @property
     def open_connections(self) -> int:
@@ -196,12 +195,14 @@ class MailServers:
         return text
 
     async def _start_tls(self, dialogue: _Dialogue, line: str) -> None:
+        if dialogue.scenario.tls is Tls.REFUSED:
+            await self._reply(dialogue, line, "454 4.7.0 TLS not available due to local problem")
+            return
         await self._reply(dialogue, line, "220 2.0.0 Ready to start TLS")
         if dialogue.scenario.tls is Tls.BROKEN:
             dialogue.writer.write(b"\0garbage\xff" * 32)
             raise _Ended("server")
-        self._tls = self._tls or server_context()
-        await dialogue.writer.start_tls(self._tls)
+        await dialogue.writer.start_tls(server_context(dialogue.scenario.tls))
         dialogue.is_encrypted = True
 
     async def _rcpt(self, dialogue: _Dialogue, line: str) -> None:

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING
 
 import aiodns
 
+from ct_stream.control_domains import knows_authorities, trusting
 from ct_stream.ops.doctor.part import Check, Part, Seen, verdict
 from ct_stream.probes.control_probe import SmtpControl
 from ct_stream.probes.mx import NameTrouble, Resolver
+from ct_stream.probes.peer import Mismatch, Peers
 from ct_stream.probes.smtp import SmtpSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
+    from ct_stream.control_domains import ControlDomain
+    from ct_stream.probes.mx import ControlResult
     from ct_stream.settings import Settings
 
 _PTR_S = 5.0
@@ -40,7 +44,7 @@ async def _resolvers(settings: Settings) -> list[Check]:
     servers = _resolver(settings).servers
     if not servers:
         return [Check(name="DNS", ok=False, detail="no resolver is known", action="set CT_DNS_SERVERS to ip:port,...")]
-    domain = settings.control_domains[0]
+    domain = settings.control_domains[0].domain
     results = await asyncio.gather(*(_resolver(settings, (server,)).dns_control(domain) for server in servers))
     return [
         verdict(
@@ -67,26 +71,94 @@ DNS = Part(name="DNS", connect=nullcontext, checks=(_resolvers, _second_resolver
 # ---------------------------------------------------------------- port 25
 
 
-async def _outbound_port(settings: Settings) -> Check:
-    """Talk to the servers of the control domains; one that greets us is enough."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Controls:
+    """The control domains, and what their servers proved."""
+
+    settings: Settings
+    results: Sequence[tuple[ControlDomain, ControlResult]]
+
+
+@asynccontextmanager
+async def _controls(settings: Settings) -> AsyncIterator[_Controls]:
     smtp = SmtpSettings(
         helo=settings.smtp_helo or "localhost.localdomain",
         mail_from=settings.smtp_mail_from or "",
         port=settings.smtp_port,
     )
-    control = SmtpControl(_resolver(settings), smtp)
-    results = await asyncio.gather(*(control.smtp_control(domain) for domain in settings.control_domains))
-    good = [result.detail for result in results if result.ok]
+    control = SmtpControl(_resolver(settings), smtp, Peers(settings.control_ca_file))
+    results = await asyncio.gather(*map(control.smtp_control, settings.control_domains))
+    yield _Controls(settings=settings, results=tuple(zip(settings.control_domains, results, strict=True)))
+
+
+async def _outbound_port(controls: _Controls) -> Check:
+    """Say whether one of the control domains lets us go as far as MAIL FROM; one is enough."""
+    good = [control.domain for control, result in controls.results if result.ok]
     return verdict(
-        f"outbound port {settings.smtp_port}",
+        f"outbound port {controls.settings.smtp_port}",
         ok=bool(good),
-        good="; ".join(good),
-        bad="; ".join(result.detail for result in results),
-        action="have your network let connections to that port out; many hosting networks close it",
+        good=f"open: {', '.join(good)} {'takes' if len(good) == 1 else 'take'} MAIL FROM",
+        bad="; ".join(result.detail for _, result in controls.results),
+        action=_way_out(result for _, result in controls.results),
     )
 
 
-PORT_25 = Part(name="port 25", connect=nullcontext, checks=(_outbound_port,))
+async def _each_control(controls: _Controls) -> Seen:
+    """Say what each control domain proved, and as whom it sees us.
+
+    One that is silent while another answers is no problem yet; somebody who answers in its place is.
+    """
+    return [_control_check(control, result) for control, result in controls.results]
+
+
+def _control_check(control: ControlDomain, result: ControlResult) -> Check:
+    name = f"control {control.domain}"
+    if result.impostor is not None:
+        action = _AGAINST_IMPOSTORS[result.impostor.mismatch]
+        return Check(name=name, ok=False, detail=result.detail, action=action)
+    if not result.ok:
+        return Check(name=name, ok=None, detail=result.detail)
+    seen_as = f"; it sees us as {result.our_address}" if result.our_address else ""
+    if control.is_plain:
+        action = f"pin the name in its certificate, {control.domain}=NAME, unless the network is your own"
+        return Check(name=name, ok=None, detail=f"not authenticated: {result.detail}{seen_as}", action=action)
+    return Check(name=name, ok=True, detail=f"{result.detail}{seen_as}")
+
+
+async def _authorities(controls: _Controls) -> Seen:
+    """Look for the system's authorities: a minimal image has none, and then no control can be authenticated."""
+    settings = controls.settings
+    if settings.control_ca_file is not None or all(control.is_plain for control in settings.control_domains):
+        return ()
+    if knows_authorities(trusting(None, check_hostname=True)):
+        return ()
+    return Check(
+        name="authorities",
+        ok=False,
+        detail="this machine knows no certificate authority, so no control can be authenticated",
+        action="install your system's ca-certificates, or set CT_CONTROL_CA_FILE",
+    )
+
+
+_AGAINST_IMPOSTORS = {
+    Mismatch.NO_TLS: "have your network let STARTTLS through to port 25: a firewall or a proxy takes it out",
+    Mismatch.NOT_SIGNED: "look for a proxy on port 25; for a control of your own, set CT_CONTROL_CA_FILE",
+    Mismatch.OTHER_NAME: "look for a proxy on port 25 and a resolver that lies, or correct CT_CONTROL_DOMAINS",
+    Mismatch.NOT_NOW: "set this machine's clock (NTP); if it is right, the server's certificate is out of date",
+    Mismatch.NOT_VALID: "look for a proxy on port 25",
+}
+
+
+def _way_out(results: Iterable[ControlResult]) -> str:
+    for result in results:
+        if result.impostor is not None:
+            return _AGAINST_IMPOSTORS[result.impostor.mismatch]
+        if result.refused:
+            return "have our address taken off the list that the reply names; see `ct-stream guardrails`"
+    return "have your network let connections to that port out; many hosting networks close it"
+
+
+PORT_25 = Part(name="port 25", connect=_controls, checks=(_outbound_port, _each_control, _authorities))
 
 
 # ---------------------------------------------------------------- HELO
