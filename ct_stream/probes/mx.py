@@ -24,7 +24,7 @@ from ct_stream.probes.routable import is_routable
 from ct_stream.probes.truncation import is_cut_off
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Sequence
+    from collections.abc import Coroutine, Iterable, Mapping, Sequence
 
     from ct_stream.probes.peer import Impostor
     from ct_stream.probes.routable import Network
@@ -55,6 +55,8 @@ _TROUBLES = {
     aiodns.error.ARES_ECONNREFUSED: "connection refused",
     aiodns.error.ARES_ETIMEOUT: "timeout",
 }
+# How c-ares reports that nothing came: no answer, or one that is cut off while TCP is closed.
+_SILENCE = frozenset({aiodns.error.ARES_ECONNREFUSED, aiodns.error.ARES_ETIMEOUT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,7 @@ class ControlResult:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _NoAnswer:
     detail: str
+    silent_about: str = ""  #: the name that was asked about, if the resolver said nothing at all
 
 
 _Records: TypeAlias = "list[pycares.DNSRecord]"
@@ -123,19 +126,22 @@ class Resolver:
         If there are none, a second resolver must confirm it, if one is configured. A resolver that finds records wins.
         """
         troubles: list[str] = []
+        silent: dict[str, str] = {}
         servers = self._by_turn()
         for number, server in enumerate(servers):
             answer = await self._mx_at(server, domain)
+            if isinstance(answer, _NoAnswer):
+                troubles.append(answer.detail)
+                if answer.silent_about:
+                    silent[server] = answer.silent_about
+                continue
             if answer.status is MxStatus.FOUND:
                 return answer
-            if answer.status is not MxStatus.UNAVAILABLE:
-                lie = await self._lie(server)
-                if lie is not None:
-                    troubles.append(f"{server} said {answer.status}, and {lie}")
-                    continue
+            lie = await self._lie(server)
+            if lie is None:
                 return await self._confirmed(answer, domain, servers[number + 1 :], troubles)
-            troubles.append(answer.detail)
-        cut_off = await self._cut_off(servers, domain)
+            troubles.append(f"{server} said {answer.status}, and {lie}")
+        cut_off = await self._cut_off(silent)
         if cut_off is not None:
             detail = f"{cut_off}: its answer does not fit into UDP, and TCP/53 is closed to this machine"
             return MxAnswer(status=MxStatus.CUT_OFF, detail=detail, resolver=cut_off)
@@ -170,7 +176,7 @@ class Resolver:
         wrong: list[str] = []
         for server in self.servers:
             answer = await self._mx_at(server, domain, tcp=tcp)
-            if answer.status is MxStatus.UNAVAILABLE:
+            if isinstance(answer, _NoAnswer):
                 silent.append(f"no answer about {domain} from {server} ({answer.detail})")
                 continue
             if answer.status is not MxStatus.FOUND:
@@ -201,9 +207,12 @@ class Resolver:
         said: list[str] = []
         for domain in self._known:
             answer = await self._mx_at(server, domain)
+            if isinstance(answer, _NoAnswer):
+                said.append(f"{MxStatus.UNAVAILABLE} of {domain} too ({answer.detail})")
+                continue
             if answer.status is MxStatus.FOUND:
                 return None
-            said.append(f"{answer.status} of {domain} too" + (f" ({answer.detail})" if answer.detail else ""))
+            said.append(f"{answer.status} of {domain} too")
         return ", ".join(said) or None
 
     async def _confirmed(self, answer: MxAnswer, domain: str, others: Sequence[str], troubles: list[str]) -> MxAnswer:
@@ -211,24 +220,25 @@ class Resolver:
         troubles = list(troubles)
         for server in others:
             second = await self._mx_at(server, domain)
+            if isinstance(second, _NoAnswer):
+                troubles.append(second.detail)
+                continue
             if second.status is MxStatus.FOUND:
                 return replace(second, detail=f"{answer.resolver} said {answer.status}")
-            if second.status is not MxStatus.UNAVAILABLE:
-                return replace(answer, detail=f"confirmed by {server}")
-            troubles.append(second.detail)
+            return replace(answer, detail=f"confirmed by {server}")
         return replace(answer, detail=f"not confirmed: {', '.join(troubles)}" if troubles else "")
 
-    async def _cut_off(self, servers: Sequence[str], domain: str) -> str | None:
-        """Return the first of these resolvers, none of which gave an answer, that has one which it cannot send us."""
+    async def _cut_off(self, silent: Mapping[str, str]) -> str | None:
+        """Return the first of these silent resolvers, by name asked about, that has an answer and cannot send it."""
 
-        async def ask(server: str) -> bool:
+        async def ask(server: str, name: str) -> bool:
             async with self._places:
-                return await is_cut_off(server, domain, self._again_s)
+                return await is_cut_off(server, name, self._again_s)
 
-        cut_off = await _both(ask(server) for server in servers)
-        return next((server for server, is_it in zip(servers, cut_off, strict=True) if is_it), None)
+        cut_off = await _both(ask(server, name) for server, name in silent.items())
+        return next((server for server, is_it in zip(silent, cut_off, strict=True) if is_it), None)
 
-    async def _mx_at(self, server: str, domain: str, *, tcp: bool = False) -> MxAnswer:
+    async def _mx_at(self, server: str, domain: str, *, tcp: bool = False) -> MxAnswer | _NoAnswer:
         """Return what this resolver says. Only a return code or a null MX counts as an absence.
 
         An alias without its end (RFC 1034 section 3.6.2) is followed until there is one.
@@ -237,7 +247,7 @@ class Resolver:
         for _ in range(_MAX_ALIASES):
             answer = await self._ask(server, name, "MX", tcp=tcp)
             if isinstance(answer, _NoAnswer):
-                return MxAnswer(status=MxStatus.UNAVAILABLE, detail=answer.detail, resolver=server)
+                return answer
             if isinstance(answer, MxStatus):
                 return MxAnswer(status=answer, resolver=server)
             pairs = [(r.data.priority, r.data.exchange) for r in answer if isinstance(r.data, pycares.MXRecordData)]
@@ -246,10 +256,9 @@ class Resolver:
                 return MxAnswer(status=MxStatus.FOUND if hosts else MxStatus.NULL_MX, hosts=hosts, resolver=server)
             target = _end_of_aliases(answer, name)
             if target is None:
-                detail = f"neither an MX nor a reason from {server}"
-                return MxAnswer(status=MxStatus.UNAVAILABLE, detail=detail, resolver=server)
+                return _NoAnswer(detail=f"neither an MX nor a reason from {server}")
             name = target
-        return MxAnswer(status=MxStatus.UNAVAILABLE, detail=f"too many aliases from {server}", resolver=server)
+        return _NoAnswer(detail=f"too many aliases from {server}")
 
     def _by_turn(self) -> list[str]:
         """Return the resolvers in their order, those that were silent lately last.
@@ -281,7 +290,7 @@ class Resolver:
             return records or _NoAnswer(detail=f"neither records nor a reason from {server}")
         except TimeoutError:
             self._silent_until[server] = time.monotonic() + _SILENT_S
-            return _NoAnswer(detail=f"timeout from {server}")
+            return _NoAnswer(detail=f"timeout from {server}", silent_about=name)
         except aiodns.error.DNSError as error:
             code = error.args[0]
             if code in _ABSENCES:
@@ -289,7 +298,8 @@ class Resolver:
             if code == aiodns.error.ARES_ECONNREFUSED:
                 _require_a_socket()
             if code in _TROUBLES:
-                return _NoAnswer(detail=f"{_TROUBLES[code]} from {server}")
+                silent_about = name if code in _SILENCE else ""
+                return _NoAnswer(detail=f"{_TROUBLES[code]} from {server}", silent_about=silent_about)
             raise
 
     async def _ask_twice(self, server: str, name: str, kind: str, *, tcp: bool) -> _Records:

@@ -33,6 +33,8 @@ async def is_cut_off(server: str, domain: str, wait_s: float) -> bool:
             transport, _ = await loop.create_datagram_endpoint(
                 lambda: _Asking(question, answered), remote_addr=_address(server)
             )
+            # The OPT record at the end (RFC 6891) says how much fits.
+            transport.sendto(question + struct.pack("!BHHIH", 0, _OPT, _MAX_UDP_BYTES, 0, 0))
             return await answered
     except TimeoutError:
         return False
@@ -46,16 +48,11 @@ async def is_cut_off(server: str, domain: str, wait_s: float) -> bool:
 
 
 class _Asking(asyncio.DatagramProtocol):
-    """Asks once, and takes the first datagram that repeats the question. The socket is connected: no other comes."""
+    """Takes the first datagram that repeats the question. The socket is connected: only the resolver's come."""
 
     def __init__(self, question: bytes, answered: asyncio.Future[bool]) -> None:
         self._question = question
         self._answered = answered
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        # The OPT record at the end (RFC 6891) says how much fits.
-        transport.sendto(self._question + struct.pack("!BHHIH", 0, _OPT, _MAX_UDP_BYTES, 0, 0))
 
     def datagram_received(self, data: bytes, addr: tuple[str | object, int]) -> None:  # noqa: ARG002
         asked = self._question

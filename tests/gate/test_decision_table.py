@@ -121,8 +121,9 @@ def test_no_mx_is_not_recorded_before_the_control_answered() -> None:
     assert asked[-1] == AskControl(kind=ControlKind.DNS)
 
 
-def test_dns_that_gave_no_answer_is_inconclusive_while_the_control_resolves() -> None:
-    verdict, _ = play([no_mx(MxStatus.UNAVAILABLE, "SERVFAIL from 2 resolvers"), DNS_WORKS])
+@pytest.mark.parametrize("status", [MxStatus.UNAVAILABLE, MxStatus.CUT_OFF])
+def test_dns_that_gave_no_answer_is_inconclusive_while_the_control_resolves(status: MxStatus) -> None:
+    verdict, _ = play([no_mx(status, "SERVFAIL from 2 resolvers"), DNS_WORKS])
     assert "SERVFAIL" in failed(verdict, FailureCode.SMTP_FAIL)
 
 

@@ -303,6 +303,7 @@ def test_each_kind_of_trouble_needs_a_proof_even_at_the_first_host_only(
     ("answer", "is_ours"),
     [
         pytest.param(no_mx(MxStatus.UNAVAILABLE), True, id="no resolver answered"),
+        pytest.param(no_mx(MxStatus.CUT_OFF), True, id="no resolver can send its answer"),
         pytest.param(no_mx(MxStatus.NXDOMAIN), False, id="an absence is a word"),
         pytest.param(trouble(Trouble.TIMEOUT), True, id="silence"),
         pytest.param(NO, False, id="a reply to RCPT"),

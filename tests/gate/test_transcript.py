@@ -40,6 +40,7 @@ def test_answers_before_the_trouble_are_kept() -> None:
         MxAnswer(status=MxStatus.NXDOMAIN),
         MxAnswer(status=MxStatus.NO_RECORDS),
         MxAnswer(status=MxStatus.UNAVAILABLE),
+        MxAnswer(status=MxStatus.CUT_OFF),
     ],
 )
 def test_an_absence_seen_in_our_own_trouble_is_void(answer: MxAnswer) -> None:

@@ -51,7 +51,8 @@ class Lab:
             "CT_SMTP_ALLOW_CIDRS": "127.66.0.0/16,::1/128",
             "CT_SMTP_HELO": f"gate.{dns.LAB}",
             "CT_SMTP_MAIL_FROM": f"probe@gate.{dns.LAB}",
-            "CT_CONTROL_DOMAINS": f"control.{dns.LAB}",
+            "CT_CONTROL_DOMAINS": f"control.{dns.LAB}=control.{dns.LAB}",
+            "CT_CONTROL_CA_FILE": str(self.folder / "authority.pem"),
         }
 
     def log(self, path: str) -> str:
@@ -73,7 +74,10 @@ def lab() -> Iterator[Lab]:
         for name in ("dns", "postfix", "exim"):
             (folder / name).mkdir()
         certificate = folder / "certificate.pem"
-        trustme.CA().issue_cert(f"mx.plain.{dns.LAB}").private_key_and_cert_chain_pem.write_to_path(certificate)
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(folder / "authority.pem")
+        names = [f"mx.{name}.{dns.LAB}" for name in ("plain", "control", "client")]
+        authority.issue_cert(*names).private_key_and_cert_chain_pem.write_to_path(certificate)
         port = free_port()
         hosts = {name: listener.ip for name, listener in postfix.LISTENERS.items()}
         # Our own domain, which servers look up: Exim wants it to lead out of this machine. Nobody connects there.

@@ -73,6 +73,19 @@ async def test_check_answers_held_when_our_own_network_is_broken(farm: MailFarm,
     assert (await ask(settings, "info-b.example")).outcome == "HELD"
 
 
+async def test_check_fails_no_domain_on_the_word_of_whoever_answers_in_a_controls_place(
+    farm: MailFarm, settings: Settings
+) -> None:
+    """A proxy on port 25 greets everybody, so a dead server and a refusal need a control that proves who it is."""
+    proxy = "controlselfsigned-x.example"
+    behind = load_settings(farm.env() | {"CT_CONTROL_DOMAINS": f"{proxy}={proxy}"})
+    for domain, scope in (("refuse-a.example", "control"), ("blocklist-a.example", "halted")):
+        checked = await ask(behind, domain)
+        assert (checked.outcome, checked.held_by) == ("HELD", scope)
+        assert f"mx1.{proxy}: somebody answers in its place" in (checked.reason or "")
+        assert (await ask(settings, domain)).failure_code == "CT-M-SMTP-FAIL"
+
+
 async def test_check_refuses_input_that_is_not_a_domain(settings: Settings) -> None:
     with pytest.raises(WrongInput, match="CT-I-NO-DOMAIN"):
         await ask(settings, "https://acme.example/about")

@@ -217,3 +217,84 @@ async def test_doctor_tries_whether_a_worker_gets_its_connections(
         "connections"
     ]
     assert checks["schema"].ok, "the other checks go on"
+
+
+# ---------------------------------------------------------------- controls
+
+
+async def controls(**settings: str) -> dict[str, Check]:
+    async with MailFarm() as farm:
+        return by_name(await examine(farm.env() | settings))
+
+
+async def test_doctor_says_who_a_control_proved_to_be_and_as_whom_it_sees_us() -> None:
+    checks = await controls()
+    assert checks["outbound port " + _port(checks)].ok
+    assert checks["control control.example"] == Check(
+        name="control control.example",
+        ok=True,
+        detail=(
+            "mx1.control.example takes MAIL FROM; authenticated as control.example by ct-stream mail farm"
+            "; it sees us as 127.0.0.1"
+        ),
+    )
+    assert "authorities" not in checks
+
+
+def _port(checks: dict[str, Check]) -> str:
+    (name,) = [name for name in checks if name.startswith("outbound port ")]
+    return name.removeprefix("outbound port ")
+
+
+async def test_doctor_warns_of_a_control_that_is_plain() -> None:
+    checks = await controls(CT_CONTROL_DOMAINS="control.example=plain")
+    check = checks["control control.example"]
+    assert (check.ok, check.detail.startswith("not authenticated: ")) == (None, True)
+    assert check.action.startswith("pin the name in its certificate, control.example=NAME")
+    assert "nobody checks who answers for control.example" in checks["settings"].detail
+    assert checks["outbound port " + _port(checks)].ok
+
+
+@pytest.mark.parametrize(
+    ("domain", "detail", "action"),
+    [
+        ("controlnotls-x.example", "STARTTLS is stripped on the way", "have your network let STARTTLS through"),
+        ("controlrefusestls-x.example", "STARTTLS is stripped on the way", "have your network let STARTTLS through"),
+        ("controlselfsigned-x.example", "not signed by a known authority", "look for a proxy on port 25"),
+        ("controlexpired-x.example", "is this machine's clock wrong?", "set this machine's clock (NTP)"),
+        ("controlother-x.example", "not for controlother-x.example", "look for a proxy on port 25 and a resolver"),
+    ],
+)
+async def test_doctor_names_whoever_answers_in_a_controls_place(domain: str, detail: str, action: str) -> None:
+    checks = await controls(CT_CONTROL_DOMAINS=f"{domain}={domain},control.example=control.example")
+    check = checks[f"control {domain}"]
+    assert check.ok is False
+    assert f"mx1.{domain}: somebody answers in its place: " in check.detail
+    assert detail in check.detail
+    assert check.action.startswith(action)
+    assert checks["outbound port " + _port(checks)].ok, "the other control works"
+    alone = await controls(CT_CONTROL_DOMAINS=f"{domain}={domain}")
+    port = alone["outbound port " + _port(alone)]
+    assert (port.ok, port.action.startswith(action)) == (False, True)
+
+
+async def test_a_control_that_is_silent_beside_one_that_answers_is_no_problem_yet() -> None:
+    checks = await controls(CT_CONTROL_DOMAINS="refuse-x.example,control.example=control.example")
+    assert checks["control refuse-x.example"].ok is None
+    alone = await controls(CT_CONTROL_DOMAINS="refuse-x.example")
+    assert alone["outbound port " + _port(alone)].action.startswith("have your network let connections to that port")
+
+
+async def test_doctor_names_a_machine_without_authorities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    check = (await controls(CT_CONTROL_CA_FILE=""))["authorities"]
+    assert (check.ok, check.action) == (
+        False,
+        "install your system's ca-certificates, or set CT_CONTROL_CA_FILE",
+    )
+    assert "authorities" not in await controls()
+    plain = await controls(CT_CONTROL_CA_FILE="", CT_CONTROL_DOMAINS="control.example=plain")
+    assert "authorities" not in plain
+    monkeypatch.undo()
+    assert "authorities" not in await controls(CT_CONTROL_CA_FILE="")

@@ -53,6 +53,8 @@ class DnsServer:
         self.unexpected: list[tuple[str, str]] = []
         self.delay_s = delay_s
         self.lose = 0  #: datagrams that get lost from now on
+        self.silent_tcp = False
+        self.truncated: set[str] = set()  #: names whose answers fit into no datagram; with `truncate_udp` all
         self._truncate_udp = truncate_udp
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -63,6 +65,9 @@ class DnsServer:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    def close_tcp(self) -> None:
+        self._tcp.close()
 
     async def stop(self) -> None:
         self._udp.close()
@@ -83,11 +88,11 @@ class DnsServer:
         if found is None:
             self.unexpected.append((name, kind))
             response.set_rcode(dns.rcode.REFUSED)
-        elif found == "DROP":
+        elif found == "DROP" or (transport == "tcp" and self.silent_tcp):
             return None
         elif isinstance(found, str) and found != "NODATA":
             response.set_rcode(dns.rcode.from_text(found))
-        elif transport == "udp" and self._truncate_udp:
+        elif transport == "udp" and (self._truncate_udp or name in self.truncated):
             response.flags |= dns.flags.TC
         elif not isinstance(found, str):
             for line in found:

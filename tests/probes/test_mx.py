@@ -110,6 +110,59 @@ async def test_a_truncated_answer_is_fetched_over_tcp(dns_server: DnsFactory) ->
     assert [transport for transport, _, _ in server.queries] == ["udp", "tcp"]
 
 
+LONG: Zone = {(A, "MX"): [f"{n} mx{n}.a.example." for n in range(40)]}
+
+
+@pytest.mark.parametrize("way", ["refused", "silent"])
+async def test_an_answer_that_fits_into_no_datagram_is_cut_off_where_tcp_is_closed(
+    dns_server: DnsFactory, way: str
+) -> None:
+    server = await dns_server(LONG, truncate_udp=True)
+    server.silent_tcp = way == "silent"
+    if way == "refused":
+        server.close_tcp()
+    answer = await resolver(server).lookup_mx("a.example")
+    assert (answer.status, answer.hosts, answer.resolver) == (MxStatus.CUT_OFF, (), server.address)
+    assert answer.detail == (
+        f"{server.address}: its answer does not fit into UDP, and TCP/53 is closed to this machine"
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "status"),
+    [
+        (["5 mx.a.example."], MxStatus.FOUND),
+        ("NODATA", MxStatus.NO_RECORDS),
+        ("SERVFAIL", MxStatus.UNAVAILABLE),
+        ("DROP", MxStatus.UNAVAILABLE),
+        (["a.example. IN A 8.8.8.8"], MxStatus.UNAVAILABLE),
+    ],
+    ids=["found", "no data", "SERVFAIL", "no answer", "no MX and no reason"],
+)
+async def test_an_answer_that_fits_is_not_cut_off_where_tcp_is_closed(
+    dns_server: DnsFactory, told: list[str] | str, status: MxStatus
+) -> None:
+    server = await dns_server({(A, "MX"): told})
+    server.close_tcp()
+    assert (await resolver(server).lookup_mx("a.example")).status is status
+
+
+async def test_the_end_of_an_alias_may_be_what_is_cut_off(dns_server: DnsFactory) -> None:
+    server = await dns_server({(A, "MX"): ["a.example. IN CNAME b.example."], ("b.example.", "MX"): LONG[A, "MX"]})
+    server.truncated = {"b.example."}
+    server.close_tcp()
+    assert (await resolver(server).lookup_mx("a.example")).status is MxStatus.CUT_OFF
+
+
+async def test_a_resolver_that_can_send_its_answer_wins_over_one_that_cannot(dns_server: DnsFactory) -> None:
+    cut, whole, dead = [await dns_server(LONG, truncate_udp=True) for _ in range(2)] + [
+        await dns_server({(A, "MX"): "SERVFAIL"})
+    ]
+    cut.close_tcp()
+    assert (await resolver(cut, whole).lookup_mx("a.example")).resolver == whole.address
+    assert (await resolver(dead, cut).lookup_mx("a.example")).status is MxStatus.CUT_OFF
+
+
 @pytest.mark.parametrize("told", ["SERVFAIL", "REFUSED", "NOTIMP", "FORMERR", "DROP"])
 async def test_a_resolver_that_fails_is_followed_by_the_next(dns_server: DnsFactory, told: str) -> None:
     bad, good = await dns_server({(A, "MX"): told}), await dns_server({(A, "MX"): ["5 mx.a.example."]})
@@ -299,6 +352,17 @@ async def test_addresses(dns_server: DnsFactory, zone: Zone, expected: tuple[str
     assert (found.trouble if isinstance(found, NameTrouble) else found) == expected
 
 
+async def test_addresses_of_one_family_leave_no_place_to_the_other(dns_server: DnsFactory) -> None:
+    """Of two addresses, two IPv4 ones would be all."""
+    server = await dns_server(host(["8.8.8.8", "8.8.4.4"], ["2606:4700::1"]))
+    asker = resolver(server)
+    assert await asker.lookup_addresses("mx.a.example") == ("8.8.8.8", "8.8.4.4")
+    assert await asker.lookup_addresses("mx.a.example", 6) == ("2606:4700::1",)
+    server.queries.clear()
+    assert await asker.lookup_addresses("mx.a.example", 4) == ("8.8.8.8", "8.8.4.4")
+    assert [kind for _, _, kind in server.queries] == ["A"]
+
+
 async def test_an_allowed_network_may_be_connected_to(dns_server: DnsFactory) -> None:
     server = await dns_server(host(["127.0.0.1", "10.0.0.1"]))
     assert await Resolver([server.address], allowed=LOOPBACK).lookup_addresses("mx.a.example") == ("127.0.0.1",)
@@ -351,6 +415,16 @@ async def test_the_dns_control_fails_at_a_poisoned_resolver(dns_server: DnsFacto
 async def test_one_good_resolver_is_enough_for_the_dns_control(dns_server: DnsFactory) -> None:
     bad, good = await dns_server({("c.example.", "MX"): "SERVFAIL"}), await dns_server(CONTROL)
     assert (await resolver(bad, good).dns_control("c.example")).ok
+
+
+async def test_the_dns_control_over_tcp_asks_nothing_over_udp(dns_server: DnsFactory) -> None:
+    server = await dns_server(CONTROL)
+    result = await resolver(server).dns_control("c.example", tcp=True)
+    assert (result.ok, "over TCP" in result.detail) == (True, True)
+    assert {transport for transport, _, _ in server.queries} == {"tcp"}
+    server.close_tcp()
+    assert not (await resolver(server).dns_control("c.example", tcp=True)).ok
+    assert (await resolver(server).dns_control("c.example")).ok
 
 
 def descriptors() -> int:
