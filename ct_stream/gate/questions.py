@@ -116,9 +116,7 @@ class MxStatus(StrEnum):
     NXDOMAIN = "nxdomain"
     NULL_MX = "null_mx"  #: RFC 7505
     UNAVAILABLE = "unavailable"  #: no resolver gave an answer about this domain
-    CUT_OFF = (
-        "cut_off"  #: a resolver has an answer, and cannot send it over UDP, while TCP/53 is closed to this machine
-    )
+    CUT_OFF = "cut_off"  #: a resolver has an answer that does not fit into UDP, and TCP/53 is closed to this machine
 
 
 #: How a look-up ends that says nothing about the domain.

@@ -300,6 +300,16 @@ ROWS: tuple[Row, ...] = (
         tests=("store/test_as_migrated.py::test_what_is_altered_is_told_and_what_the_line_says_mends_it",),
         open="what was changed and put back in between",
     ),
+    Row(
+        fault="a proxy or a lying resolver answers in a control's place, or STARTTLS is taken out on the way",
+        behaviour="the control fails and says why; nobody fails on its word",
+        tests=(
+            "probes/test_control_probe.py::test_a_certificate_for_another_name_proves_nothing",
+            "probes/test_control_probe.py::test_a_certificate_that_is_not_valid_proves_nothing",
+            "probes/test_control_probe.py::test_a_control_never_falls_back_to_the_greeting",
+            "ops/test_check.py::test_check_fails_no_domain_on_the_word_of_whoever_answers_in_a_controls_place",
+        ),
+    ),
 )
 
 HEAD = """\
