@@ -87,6 +87,7 @@ class Settings:
     smtp_port: int = 25
     smtp_helo: str | None = None  #: the name that our address's reverse DNS gives
     smtp_mail_from: str | None = None  #: the sender of our probes, an address that accepts bounces
+    egress: str = "default"  #: the name of the address that this worker's probes come from
     smtp_allow_cidrs: tuple[str, ...] = ()  #: networks that may be connected to besides the public ones
     control_domains: tuple[ControlDomain, ...] = (  #: prove that our own resolvers and port 25 work
         ControlDomain(domain="gmail.com", pin="google.com"),
@@ -286,6 +287,13 @@ def _bootstrap(raw: str) -> str:
     return ",".join(broker.strip() for broker in raw.split(","))
 
 
+def _egress(raw: str) -> str:
+    """Read the name of an address; it becomes a part of the names of guardrails."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", raw):
+        raise _Unusable(f"{raw!r} cannot name an egress", "use letters, digits, '.', '_' and '-', up to 64")
+    return raw
+
+
 def _prefix(raw: str) -> str:
     """Read the beginning of topic names, which Kafka limits to 249 letters of few kinds."""
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", raw):
@@ -429,6 +437,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "smtp_port": _number(int, 1, 65535),
     "smtp_helo": _host_name,
     "smtp_mail_from": _mail_address,
+    "egress": _egress,
     "smtp_allow_cidrs": _cidrs,
     "control_domains": _control_domains,
     "control_ca_file": _authorities_file,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from ct_stream.company.own_way import Proofs
 from ct_stream.company.paid_calls import CompanysCall
 from ct_stream.company.recall import Askers, Recall
 from ct_stream.gate.domains import canonical_domain
-from ct_stream.gate.evidence import Kept, Moments, spent_s
+from ct_stream.gate.evidence import Kept, Moments, met_trouble, spent_s
 from ct_stream.gate.questions import SpineAnswer
 from ct_stream.gate.records import FailedAt, Parked
 from ct_stream.gate.waits import WaitReason
@@ -123,7 +123,7 @@ class WorkerGate:
             now=parts.now,
         )
         proofs.moments = Moments.of(resumed, kept, taken=len(driver.exchanges))
-        return CompanyPass(driver, recall, proofs.moments, kept, resumed, astray=parts.own_way.astray, now=parts.now)
+        return CompanyPass(driver, recall, proofs.moments, kept, resumed, own_way=parts.own_way, now=parts.now)
 
 
 class CompanyPass:
@@ -137,7 +137,7 @@ class CompanyPass:
         kept: Kept,
         resumed: Resumed | None,
         *,
-        astray: Callable[[Sequence[Exchange]], Wait | None],
+        own_way: OwnWay,
         now: Callable[[], datetime],
     ) -> None:
         self._driver = driver
@@ -145,10 +145,11 @@ class CompanyPass:
         self._moments = moments
         self._kept = kept
         self._resumed = resumed
-        self._astray = astray
+        self._own_way = own_way
         self._now = now
         self._begun_at = time.monotonic()
         self._ended: Waiting | None = None
+        self._refused_at = resumed.refused_at if resumed is not None else ""
 
     async def run(self) -> Passed | Failed | Wait:
         """Run until there is a verdict or a wait."""
@@ -161,13 +162,23 @@ class CompanyPass:
             if result is None or isinstance(result, Waiting):
                 self.leave()
         if isinstance(result, Waiting):
-            self._ended = result
-            return result.wait
-        wait = self._astray(self.exchanges)
+            self._ended = self._passed_on(result)
+            return self._ended.wait
+        wait = self._own_way.astray(self.exchanges)
         if wait is not None:
             self.leave()
             return wait
         return result
+
+    def _passed_on(self, ended: Waiting) -> Waiting:
+        """Return how the pass ends if a server refused us: once, another egress may ask in our place."""
+        if ended.pending is None or (self._resumed is not None and self._resumed.refused_at):
+            return ended
+        wait = self._own_way.elsewhere(ended.wait)
+        if wait is None:
+            return ended
+        self._refused_at = self._own_way.egress
+        return replace(ended, wait=wait)
 
     def leave(self) -> None:
         """Let another company ask the domain. After a verdict, call it only once that is recorded and can serve."""
@@ -193,6 +204,8 @@ class CompanyPass:
             failed=failed,
             looks=self._kept.looks,
             met_by=self._resumed.met_by if self._resumed is not None and failed is FailedAt.ON_RECORD else "",
+            first_at=self._own_way.egress if self._kept.looks == 0 and met_trouble(self.exchanges) else "",
+            refused_at=self._refused_at,
         )
 
     def _domain(self) -> str | None:

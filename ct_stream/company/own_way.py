@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ct_stream.gate.egress import DEFAULT
 from ct_stream.gate.evidence import (
     UNPROVEN,
     WINDOW_S,
@@ -31,7 +32,7 @@ from ct_stream.gate.evidence import (
 from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.process.loops import Loop
-from ct_stream.store.guardrails import SMTP_RAIL
+from ct_stream.store.guardrails import MAIL_FROM_RAIL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +53,7 @@ _LOOK_EVERY_S = 1.0
 _ASK_EVERY_S = 0.5
 _LATE_S = 60.0  #: for a control that is due: all its servers may be slow, and the one before may not have ended
 _NAMES = {ControlKind.DNS: "our resolvers", ControlKind.SMTP: "our way out to port 25"}
+_ELSEWHERE_S = 60.0  #: for a worker of another egress to take a company; then its own one asks again
 _FOR_EVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -69,6 +71,7 @@ class OwnWay:
         *,
         most: int = 1000,
         window_s: float = WINDOW_S,
+        egress: str = DEFAULT,
     ) -> None:
         """`most`: of the companies that it puts away, so many are counted."""
         self._database = database
@@ -85,6 +88,8 @@ class OwnWay:
         self.trouble: Wait | None = self._wait("it is not proven yet: the first control has to succeed")
         self.put_away = 0  #: how many companies wait because of that
         self.take_over: list[str] = []  #: what is in the way of other workers alone
+        self.egress = egress
+        self.others: list[str] = []  #: other egresses from which companies can be asked now
 
     def look_loop(self) -> Loop:
         """Return the loop that looks at the controls' state."""
@@ -117,9 +122,21 @@ class OwnWay:
             self._opened.set()
             self.put_away = 0
             self.take_over = [WaitsOn.way(), *await self._parked.to_take_over()]
+            self.others = await self._parked.egresses_at_work()
         else:
             self.take_over = []
             self.put_away = await self._parked.put_away(self._most)
+
+    def elsewhere(self, wait: Wait) -> Wait | None:
+        """Return the wait of a company whose server refuses this egress, if another one may ask in its place."""
+        if not self.others:
+            return None
+        return Wait(
+            reason=WaitReason.REFUSED,
+            detail=f"{wait.detail} (egress {self.egress}); a worker of another egress asks: {', '.join(self.others)}",
+            after_s=_ELSEWHERE_S if wait.after_s is None else max(wait.after_s, _ELSEWHERE_S),
+            waits_on=WaitsOn.other_than(self.egress),
+        )
 
     def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:
         """Return the wait of a company for which this worker heard something after its way was lost; None: it is true.
@@ -143,8 +160,9 @@ class OwnWay:
             return
         result = await self._probing.ask_control(kind)
         if result.refused:
+            rail, whom = (MAIL_FROM_RAIL, "our sender") if result.is_sender else (self._guardrails.smtp_rail, "us")
             await self._guardrails.set_state(
-                SMTP_RAIL, "halted", f"a control domain's server refuses us: {result.detail}", None
+                rail, "halted", f"a control domain's server refuses {whom}: {result.detail}", None
             )
         if result.ok:
             await self._controls.succeeded(kind, begun_at, result.detail)

@@ -69,6 +69,7 @@ class Scheduler:
                 min(room, _MOST_AT_ONCE),
                 may_ask=self._own_way.trouble is None,
                 take_over=self._own_way.take_over,
+                others_ask=bool(self._own_way.others),
             )
         except Exception as error:  # it costs one look, not the worker
             log.warning("Companies that wait could not be claimed: %s", error, extra={"action": "upkeep_failed"})

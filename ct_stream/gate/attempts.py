@@ -55,4 +55,4 @@ def _held(attempt: Attempt) -> Held | None:
         return None
     assert attempt.reply is not None
     reason = f"{attempt.host} at {attempt.stage}: {attempt.reply.code} {attempt.reply.enhanced} {attempt.reply.text}"
-    return Held(by=by, host=attempt.host, reason=reason[:300], ip=attempt.ip)
+    return Held(by=by, host=attempt.host, reason=reason[:300], ip=attempt.ip, is_sender=reading.is_sender)

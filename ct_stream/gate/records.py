@@ -97,6 +97,8 @@ class Parked:
     failed: FailedAt = FailedAt.NONE  #: when its last failed answer came; only later controls prove anything about it
     looks: int = 0  #: how often it met silence, and a control then proved that our own way works
     met_by: str = ""  #: the worker run that met its last failed answer; "": the one that parks it
+    first_at: str = ""  #: the egress that met its silence first, as long as it was not looked at again
+    refused_at: str = ""  #: the egress that was refused first, if another one asks or has asked in its place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,3 +119,4 @@ class Resumed:
     looks: int
     waits_on: WaitsOn  #: what it waited for
     met_by: str = ""  #: the worker run that met its last failed answer
+    refused_at: str = ""  #: the egress that was refused first, if another one asks or has asked in its place

@@ -25,6 +25,9 @@ _MAIL_ADDRESS = re.compile(r"<?[^\s<>\[\]():,;@]{1,128}@[^\s<>\[\](),;:]+>?")
 #: RFC 3463 section 2. Searched for anywhere in the text if the server put none in front: "(#5.1.1)", "cuda_nsu 5.1.1".
 _ENHANCED = re.compile(r"(?<![\d.])([245]\.\d{1,3}\.\d{1,3})(?![\d.]*\d)")
 
+#: The sender that is a machine: its address is meant.
+_SENDING_HOST = re.compile(r"\bsender (?:host|ip|server)\b")
+
 
 def read_reply(stage: Stage, reply: Reply) -> Reading:
     """Return what `reply` means at `stage`; inconclusive unless a rule says otherwise.
@@ -32,7 +35,13 @@ def read_reply(stage: Stage, reply: Reply) -> Reading:
     A 4xx is never a reject, and a 5xx alone is not one.
     """
     rule = deciding_rule(stage, reply)
-    return Reading(meaning=rule.meaning, rule=rule.name, cause=rule.cause, is_session_limit=rule.is_session_limit)
+    return Reading(
+        meaning=rule.meaning,
+        rule=rule.name,
+        cause=rule.cause,
+        is_session_limit=rule.is_session_limit,
+        is_sender=rule.is_sender and _SENDING_HOST.search(fold(reply.text)) is None,
+    )
 
 
 def deciding_rule(stage: Stage, reply: Reply) -> Rule:

@@ -46,3 +46,4 @@ class Reading:
     #: It says nothing about the mailbox, only about the session. If other questions came before it in the session, its
     #: question counts as not asked, and is put again over a new connection.
     is_session_limit: bool = False
+    is_sender: bool = False  #: it is about our MAIL FROM or its domain, whatever address we come from

@@ -40,6 +40,7 @@ class Rule:
     unless: re.Pattern[str] | None = None  #: words with which the rule does not hold
     either: bool = False
     is_session_limit: bool = False
+    is_sender: bool = False
 
     def holds(self, stage: Stage, code: int, enhanced: str, text: str) -> bool:
         """Return whether the rule decides this reply; `text` is folded."""
@@ -198,8 +199,8 @@ _ADDRESS_REFUSED = _words(
     r"|all messages from .{0,60}permanently deferred|a problem occurred\. \(ask your",
     r"permanently blocked|(?<!may be )blacklisted",
 )
-#: RFC 7372 section 3 (5.7.25), RFC 7505 section 4.2 (5.7.27), RFC 7372 (SPF: 5.7.23, 5.7.24), RFC 3463 (1.7, 1.8).
-_ABOUT_US_CODES = re.compile(r"[45]\.7\.(?:2[3457]|50[1236]|509|51[13]|6(?:0[6-9]|[1-4]\d|50)|708|750)|[45]\.1\.[78]")
+#: RFC 7372 section 3 (5.7.25), RFC 7372 (SPF, which compares address and sender: 5.7.23, 5.7.24).
+_ABOUT_US_CODES = re.compile(r"[45]\.7\.(?:2[345]|50[1236]|509|51[13]|6(?:0[6-9]|[1-4]\d|50)|708|750)")
 _REVERSE_NAME = _words(
     r"\bptr\b|reverse[ -]?(?:dns|host\w*|look-?up|name|resol\w*|address|mapping|record|ip)|\brdns\b|fcrdns"
     r"|reverse and forward"
@@ -437,6 +438,7 @@ RULES: tuple[Rule, ...] = (
         source="Exim specification, verify = sender; texts of smtp_in.c and verify.c in src/src",
         cause="our sender address is refused",
         says=_SENDER_VERIFY,
+        is_sender=True,
     ),
     Rule(
         name="recipient-callout",
@@ -469,10 +471,19 @@ RULES: tuple[Rule, ...] = (
         unless=re.compile(rf"\bip\b|{_IP}|spamhaus"),
     ),
     Rule(
+        name="sender-code",
+        meaning=Meaning.ABOUT_US,
+        why="the enhanced code is about our envelope sender or its domain",
+        source="RFC 3463 section 3.2 (x.1.7, x.1.8); RFC 7505 section 4.2 (5.7.27: its domain takes no mail)",
+        cause="our sender address is refused",
+        enhanced=re.compile(r"[45]\.1\.[78]|[45]\.7\.27"),
+        is_sender=True,
+    ),
+    Rule(
         name="about-us-code",
         meaning=Meaning.ABOUT_US,
         why="the enhanced code is about the sending host or the sender",
-        source="RFC 7372, RFC 7505 section 4.2, RFC 3463 section 3.2; Exchange Online NDR 5.7.501-513, 606-649, 708",
+        source="RFC 7372; Exchange Online NDR 5.7.501-513, 606-649, 708",
         cause="our address or sender is refused",
         enhanced=_ABOUT_US_CODES,
     ),
@@ -510,7 +521,9 @@ RULES: tuple[Rule, ...] = (
         source="Postfix reject_unknown_sender_domain; RFC 7208 section 8.4; RFC 7372 section 3.1",
         cause="our sender address is refused",
         says=_SENDER,
+        # A sender is also who sends: "sender IP", "sender host" mean our address.
         unless=_NEEDS_LOGIN,
+        is_sender=True,
     ),
     Rule(
         name="session-limit",

@@ -56,6 +56,7 @@ class Held:
     host: str
     reason: str
     ip: str = ""  #: of the server that said it
+    is_sender: bool = False  #: it is about our MAIL FROM or its domain, whatever address we come from
 
 
 Verdict: TypeAlias = Passed | Failed | Held

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from ct_stream.gate.egress import DEFAULT, at
+
 if TYPE_CHECKING:
     from uuid import UUID
 
@@ -48,12 +50,14 @@ class WaitsOn(str):
     """
 
     __slots__ = ()
-    KINDS = frozenset({"provider", "places", "domain", "control", "tool", "cap", "tier2", "spine", "way"})
+    KINDS = frozenset(
+        {"provider", "places", "domain", "control", "tool", "cap", "tier2", "spine", "way", "egress", "mail_from"}
+    )
 
     @classmethod
-    def provider(cls, provider: str) -> WaitsOn:
-        """Until the provider opens again, or its next try is due."""
-        return cls(f"provider:{provider}")
+    def provider(cls, provider: str, egress: str = DEFAULT) -> WaitsOn:
+        """Until the provider opens again for this egress, or its next try is due."""
+        return cls(f"provider:{provider}{at(egress)}")
 
     @classmethod
     def place(cls, provider: str) -> WaitsOn:
@@ -76,9 +80,19 @@ class WaitsOn(str):
         return cls("way")
 
     @classmethod
-    def tool(cls, tool_id: str) -> WaitsOn:
-        """Until a person resumes the tool."""
-        return cls(f"tool:{tool_id}")
+    def tool(cls, tool_id: str, egress: str = DEFAULT) -> WaitsOn:
+        """Until a person resumes the tool for this egress."""
+        return cls(f"tool:{tool_id}{at(egress)}")
+
+    @classmethod
+    def mail_from(cls) -> WaitsOn:
+        """Until a person resumes our sender, which all egresses share."""
+        return cls("mail_from")
+
+    @classmethod
+    def other_than(cls, egress: str) -> WaitsOn:
+        """Until a worker of another egress takes it: this one was refused."""
+        return cls(f"egress:{egress}")
 
     @classmethod
     def cap(cls, tool_id: str) -> WaitsOn:

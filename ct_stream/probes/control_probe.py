@@ -107,11 +107,13 @@ def _failed(session: SmtpSession, stopped: Attempt, family: Family) -> ControlRe
     said = f"{stopped.trouble} {stopped.detail}".rstrip()
     if stopped.reply is not None:
         said = f"{stopped.reply.code} {stopped.reply.text}"
-    meaning = read_reply(stopped.stage, stopped.reply).meaning if stopped.reply else None
+    reading = read_reply(stopped.stage, stopped.reply) if stopped.reply else None
+    refused = reading is not None and reading.meaning is Meaning.ABOUT_US
     return ControlResult(
         ok=False,
         detail=f"{session.host} at {stopped.stage}: {said}"[:300],
-        refused=meaning is Meaning.ABOUT_US,
+        refused=refused,
+        is_sender=refused and reading is not None and reading.is_sender,
         family=family,
     )
 
@@ -145,6 +147,7 @@ def _together(failed: Sequence[ControlResult], nothing: str) -> ControlResult:
         ok=False,
         detail="; ".join(result.detail for result in failed) or nothing,
         refused=any(result.refused for result in failed),
+        is_sender=any(result.is_sender for result in failed),
         family=families.pop() if len(families) == 1 else 0,
         impostor=next((result.impostor for result in failed if result.impostor is not None), None),
     )

@@ -50,7 +50,7 @@ GRANT INSERT (outreach_id, outcome, failure_code, reason, domain, rules_version,
 GRANT UPDATE (publish_until, published_at) ON outreach.ct_outcomes TO ct_gate;
 GRANT INSERT (outreach_id, its_table) ON outreach.ct_unwritten TO ct_gate;
 GRANT INSERT (places, reason, worker, worker_version) ON outreach.ct_watchdog_exits TO ct_gate;
-GRANT INSERT (provider, domain, kind, host, reason, is_own, address, network, worker) ON outreach.ct_refusals TO ct_gate;
+GRANT INSERT (provider, domain, kind, host, reason, is_own, address, network, worker, egress, is_sender) ON outreach.ct_refusals TO ct_gate;
 -- Of the runbook's tables it writes the columns that it has something to say of: a foreign key on another one would carry
 -- a change into tables on which it has no right. Others may grant it a column of theirs, for a trigger that writes there;
 -- that is kept. A right to the whole table is not, nor one to delete rows or to add a trigger.
@@ -88,7 +88,7 @@ GRANT INSERT (outreach_id, pipeline_stage, failure_code, blocking_reason, severi
 GRANT SELECT, INSERT ON outreach.ct_passes TO ct_gate;
 GRANT UPDATE (state, domain, reason, detail, waits_on, not_before, since, parked_at, answers, pending, spent_ms, asked_at,
     failed_at, event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header,
-    looks, met_by, exceptions, traceback, worker_version, lease_owner, lease_until) ON outreach.ct_passes TO ct_gate;
+    looks, met_by, first_at, refused_at, exceptions, traceback, worker_version, lease_owner, lease_until) ON outreach.ct_passes TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.ct_rates, outreach.ct_domains, outreach.ct_memory, outreach.ct_workers
     TO ct_gate;
 -- ct_take_tier2 notes that a budget refused a call; people are alerted once.
@@ -138,6 +138,7 @@ DECLARE
         'ct_wake', 'ct_wake_one', 'ct_wake_proven', 'ct_woken_at_once', 'ct_wake_sleepers', 'ct_wake_capped',
         'ct_forget_passes',
         'ct_recall', 'ct_tidy',
+        'ct_rail', 'ct_egress_of', 'ct_egresses', 'ct_is_asking', 'ct_close_everywhere', 'ct_begin_egress',
         'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since', 'ct_is_running', 'ct_was_astray',
         'ct_count_try', 'ct_lock_try', 'ct_talks_wanted', 'ct_trial_talks', 'ct_set_guardrail', 'ct_end_trial',
         'ct_take_tier2', 'ct_answer_tier2',

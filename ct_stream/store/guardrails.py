@@ -15,6 +15,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from ct_stream.gate.egress import DEFAULT, base_of, egress_of
 from ct_stream.gate.evidence import Settling
 from ct_stream.gate.providers import (
     address_of,
@@ -48,7 +49,8 @@ _REFRESH_S = 5.0
 _CLOCKS_DIFFER = timedelta(seconds=1)  #: our view of the database's clock is as old as the last look at it
 _HOURS = EVIDENCE_KEPT // timedelta(hours=1)
 _PROVIDER = WaitsOn.provider("")
-SMTP_RAIL = "tool:TOOL-005"
+SMTP_RAIL = "tool:TOOL-005"  #: of the egress `default`
+MAIL_FROM_RAIL = "mail_from"  #: our sender, whatever address we come from
 TIER2_RAIL = "tool:TOOL-019"
 TIER2_BUDGET = "budget:TOOL-019"  #: only in the log of guardrails: the next month opens it
 
@@ -62,17 +64,21 @@ def say_guardrail(rail: str, state: str, reason: str) -> None:
 class Guardrails:
     """The guardrails, shared by all workers."""
 
-    def __init__(self, database: Database, settle_s: float, worker: str = "worker") -> None:
-        """`worker` is the run that meets what is recorded here."""
+    def __init__(self, database: Database, settle_s: float, worker: str = "worker", egress: str = DEFAULT) -> None:
+        """`worker` is the run that meets what is recorded here, `egress` the address that it comes from."""
         self._database = database
         self._worker = worker
+        self._egress = egress
+        self.smtp_rail = WaitsOn.tool("TOOL-005", egress)  #: of this egress
         self._settle_s = settle_s
         self._suspects: set[str] = set()  # providers whose next normal session matters
         self._on_trial = False
         self._refresh_at = 0.0
         self._changes = 0
-        self.halted: dict[str, str] = {}  #: guardrail to reason, as last read
-        self.closed: set[str] = set()  #: providers (networks and addresses too) that are not open, as last read
+        #: Guardrail to reason, as last read: those of this egress, and those that are in everybody's way.
+        self.halted: dict[str, str] = {}
+        #: Providers (networks and addresses too) that are not open to this egress, as last read.
+        self.closed: set[str] = set()
         self._not_open: set[str] = set()  # guardrails, as last read
         self._first_seen: dict[str, datetime] = {}  # guardrails that are open
         self.opened: dict[str, datetime] = {}  #: guardrail to when it was opened again or resumed, as last read
@@ -86,19 +92,15 @@ class Guardrails:
         self._suspects.add(provider)
         if held.by is HeldBy.RATE:
             await self.set_state(
-                WaitsOn.provider(provider), "paused", f"says that we ask too fast: {held.reason}", RATE_PAUSE_S
+                self._provider(provider), "paused", f"says that we ask too fast: {held.reason}", RATE_PAUSE_S
             )
             await self._close_where_due(provider, held.reason)
             return Wait(
                 reason=WaitReason.OUR_RATE,
                 detail=f"{provider} says that we ask too fast: {held.reason}",
-                waits_on=WaitsOn.provider(provider),
+                waits_on=self._provider(provider),
             )
-        rows = await self._database.persist("refusing_networks", EVIDENCE_KEPT, OF_PROVIDERS)
-        if rows[0]["refusing"] >= HALT_AFTER_NETWORKS:
-            of_last = f"of the last {OF_PROVIDERS} providers, those in {rows[0]['refusing']} networks"
-            reason = f"{of_last} refuse us, the last one {provider_of(held.host, domain)}: {held.reason}"
-            await self.set_state(SMTP_RAIL, "halted", reason, None)
+        await self._halt_where_due(held, domain)
         if not is_own_server(held.host, domain):
             await self._close_where_due(provider, held.reason)
         else:
@@ -112,7 +114,7 @@ class Guardrails:
             reason=WaitReason.REFUSED,
             detail=f"{provider} refuses us: {held.reason}",
             after_s=FIRST_TRY_S,
-            waits_on=WaitsOn.provider(provider),
+            waits_on=self._provider(provider),
         )
 
     async def note(self, held: Held, domain: str, provider: str) -> None:
@@ -124,17 +126,20 @@ class Guardrails:
         return Settling(
             settle_s=self._settle_s,
             age_s=age_s,
-            halted=self.halted.get(SMTP_RAIL),
+            halted=self.halted.get(self.smtp_rail) or self.halted.get(MAIL_FROM_RAIL),
             closed=self.closed,
             opened={rail.removeprefix(_PROVIDER): since for rail, since in self.opened.items()},
-            resumed_at=self.opened.get(SMTP_RAIL),
+            resumed_at=max(
+                (self.opened[rail] for rail in (base_of(self.smtp_rail), MAIL_FROM_RAIL) if rail in self.opened),
+                default=None,
+            ),
         )
 
     async def silent(self, provider: str, domain: str) -> None:
         """Record that no server of a shared provider could be reached for this company."""
         await self._database.persist(
             "note_refusal", provider, domain, "silent", "", "none of its servers could be reached", False, "", "",
-            self._worker,
+            self._worker, self._egress, False,
         )  # fmt: skip
         self._suspects.add(provider)
 
@@ -148,13 +153,15 @@ class Guardrails:
             return Wait(
                 reason=WaitReason.PROVIDER_CLOSED,
                 detail=f"several companies at {provider} were refused or got no answer: it is down, or blocks us",
-                waits_on=WaitsOn.provider(provider),
+                waits_on=self._provider(provider),
             )
         return self.settling(age_s).silence(provider)
 
     async def note_talk(self, provider: str, ip: str) -> None:
         """Record a normal session at a provider, by a company that has its place at another one."""
-        await self._database.persist("note_talk", provider, address_of(ip) or None, network_of(ip) or None)
+        await self._database.persist(
+            "note_talk", provider, address_of(ip) or None, network_of(ip) or None, self._egress
+        )
 
     async def talked(self, provider: str, ip: str = "") -> None:
         """Open a closed provider after a normal session, and the network and the address of its server.
@@ -164,13 +171,13 @@ class Guardrails:
         for name in (provider, *whereabouts(ip)):
             if name in self._suspects:
                 self._suspects.discard(name)
-                await self.set_state(WaitsOn.provider(name), "open", "talks normally again", None)
-        if self._on_trial and (await self._database.persist("end_trial"))[0]["opened"]:
+                await self.set_state(self._provider(name), "open", "talks normally again", None)
+        if self._on_trial and (await self._database.persist("end_trial", self._egress))[0]["opened"]:
             self._on_trial = False
-            say_guardrail(SMTP_RAIL, "open", "enough providers have talked normally")
+            say_guardrail(self.smtp_rail, "open", "enough providers have talked normally")
 
-    async def set_state(self, rail: str, state: str, reason: str, next_try_s: float | None) -> None:
-        """Pause, close, halt or open a guardrail, and log a change."""
+    async def set_state(self, rail: str, state: str, reason: str, next_try_s: float | None) -> bool:
+        """Pause, close, halt or open a guardrail, and log a change; return whether it is one."""
         rows = await self._database.persist(
             "set_guardrail", rail, state, reason, -1.0 if next_try_s is None else next_try_s
         )
@@ -178,11 +185,13 @@ class Guardrails:
             self._changes += 1
             self.halted.setdefault(rail, reason)
         elif state == "closed":
-            self.closed.add(rail.removeprefix(_PROVIDER))
+            self.closed.add(base_of(rail).removeprefix(_PROVIDER))
         elif state == "open":
-            self.closed.discard(rail.removeprefix(_PROVIDER))
-        if rows[0]["changed"]:
+            self.closed.discard(base_of(rail).removeprefix(_PROVIDER))
+        changed = bool(rows[0]["changed"])
+        if changed:
             say_guardrail(rail, state, reason)
+        return changed
 
     async def refresh(self, *, now: bool = False) -> None:
         """Read the table, at most every few seconds unless `now`."""
@@ -190,21 +199,22 @@ class Guardrails:
             return
         self._refresh_at = time.monotonic() + _REFRESH_S
         changes = self._changes
-        rows = await self._database.persist("guardrails")
+        found = await self._database.persist("guardrails")
         if changes != self._changes:
             return  # halted meanwhile: what was read may be older than the halt
+        rows = [row for row in found if not _is_of_an_egress(row["key"]) or egress_of(row["key"]) == self._egress]
         self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
         self.opened = self._openings(rows)
-        self._on_trial = any(row["key"] == SMTP_RAIL and row["state"] == "trial" for row in rows)
+        self._on_trial = any(row["key"] == self.smtp_rail and row["state"] == "trial" for row in rows)
         self.closed = {
-            row["key"].removeprefix(_PROVIDER)
+            base_of(row["key"]).removeprefix(_PROVIDER)
             for row in rows
             if row["state"] != "open" and row["key"].startswith(_PROVIDER)
         }
         self._suspects |= self.closed
 
     def _openings(self, rows: Sequence[asyncpg.Record]) -> dict[str, datetime]:
-        """Return when each open guardrail was opened.
+        """Return when each open guardrail was opened, by its name without the egress.
 
         A person's transaction may end long after it has resumed one: then it counts from when we first saw it open.
         What is later than now was written before the clock was set back.
@@ -217,7 +227,9 @@ class Guardrails:
         }
         self._not_open = {row["key"] for row in rows} - set(are_open)
         latest = now + _CLOCKS_DIFFER
-        return {rail: max(since, self._first_seen[rail]) for rail, since in are_open.items() if since <= latest}
+        return {
+            base_of(rail): max(since, self._first_seen[rail]) for rail, since in are_open.items() if since <= latest
+        }
 
     async def _note_reply(self, held: Held, domain: str) -> None:
         """Record a reply about us under the name of its server's provider, and where the server is."""
@@ -232,7 +244,28 @@ class Guardrails:
             address_of(held.ip),
             network_of(held.ip),
             self._worker,
+            self._egress,
+            held.is_sender,
         )
+
+    async def _halt_where_due(self, held: Held, domain: str) -> None:
+        """Halt our sender, or this egress, if servers in many networks refuse it."""
+        # What many say of our sender they would say of it from any address.
+        for rail, is_sender in ((MAIL_FROM_RAIL, True), (self.smtp_rail, False)):
+            if is_sender and not held.is_sender:
+                continue
+            rows = await self._database.persist(
+                "refusing_networks", EVIDENCE_KEPT, OF_PROVIDERS, self._egress, is_sender
+            )
+            if rows[0]["refusing"] >= HALT_AFTER_NETWORKS:
+                of_last = f"of the last {OF_PROVIDERS} providers, those in {rows[0]['refusing']} networks"
+                what = "our sender" if is_sender else "us"
+                reason = f"{of_last} refuse {what}, the last one {provider_of(held.host, domain)}: {held.reason}"
+                await self.set_state(rail, "halted", reason, None)
+                return
+
+    def _provider(self, provider: str) -> WaitsOn:
+        return WaitsOn.provider(provider, self._egress)
 
     async def _close_around(self, held: Held) -> str | None:
         """Close the network or the address of a company's own server, if those of others there refuse us too.
@@ -242,7 +275,7 @@ class Guardrails:
         network, address = network_of(held.ip), address_of(held.ip)
         if not network:
             return None
-        row = (await self._database.persist("refusals_around", network, address, EVIDENCE_KEPT))[0]
+        row = (await self._database.persist("refusals_around", network, address, EVIDENCE_KEPT, self._egress))[0]
         # Three companies at one address are still one machine, which says nothing about the machines beside it.
         if row["in_network"] >= CLOSE_AFTER_COMPANIES and row["addresses"] > 1:
             where, companies = network, row["in_network"]
@@ -252,15 +285,26 @@ class Guardrails:
             return None
         what = f"the own servers of {companies} companies there refused us within {_HOURS} h"
         why = f"{what}, with no normal session in between; the last one: {held.reason}"
-        await self.set_state(WaitsOn.provider(where), "closed", why, FIRST_TRY_S)
+        await self._close(where, why)
         self._suspects.add(where)
         return where
 
     async def _close_where_due(self, provider: str, reason: str) -> bool:
-        rows = await self._database.persist("refusals_at_provider", provider, EVIDENCE_KEPT)
+        rows = await self._database.persist("refusals_at_provider", provider, EVIDENCE_KEPT, self._egress)
         if rows[0]["companies"] < CLOSE_AFTER_COMPANIES:
             return False
         companies = f"{rows[0]['companies']} companies within {_HOURS} h were refused or got no answer"
         why = f"{companies}, with no normal session in between; the last one: {reason}"
-        await self.set_state(WaitsOn.provider(provider), "closed", why, FIRST_TRY_S)
+        await self._close(provider, why)
         return True
+
+    async def _close(self, provider: str, why: str) -> None:
+        """Close a provider for this egress, and for all if another one was refused there too (no snowshoeing)."""
+        if not await self.set_state(self._provider(provider), "closed", why, FIRST_TRY_S):
+            return
+        for row in await self._database.persist("close_everywhere", provider, why, FIRST_TRY_S):
+            say_guardrail(WaitsOn.provider(provider, row["name"]), "closed", f"two of our addresses meet this; {why}")
+
+
+def _is_of_an_egress(rail: str) -> bool:
+    return rail.startswith((_PROVIDER, SMTP_RAIL))

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
+from ct_stream.gate.egress import DEFAULT
 from ct_stream.gate.providers import address_of, is_own_provider, network_of
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.store.batches import Batches
@@ -74,9 +75,11 @@ class Begun:
 class SharedLimits:
     """The limits, shared by all workers."""
 
-    def __init__(self, database: Database, owner: str, limits: ProbeLimits) -> None:
+    def __init__(self, database: Database, owner: str, limits: ProbeLimits, egress: str = DEFAULT) -> None:
+        """`egress` names the address that this worker's sessions come from."""
         self._database = database
         self._owner = owner
+        self._egress = egress
         self.limits = limits
         self.held: dict[UUID, str] = {}  #: the domains that passes of this worker are probing, by lease
         self.take_mx: Batches[None, Slot] = Batches("take-mx", self._take_mx, outages=database)
@@ -120,7 +123,7 @@ class SharedLimits:
         begun = await self.begin(wanted, unclaimed=unclaimed)
         if begun.answer == "granted":
             return granted(begun)
-        wait = _wait(begun, domain, provider, self.limits)
+        wait = self._wait(begun, domain, provider)
         # Only here a free unit wakes the company: between two hosts, the first one would be asked again for each unit.
         return replace(wait, waits_on=WaitsOn.cap("TOOL-005")) if begun.answer == "cap" else wait
 
@@ -137,18 +140,19 @@ class SharedLimits:
             is_known,
             limits.smtp_per_day,
             limits.smtp_per_provider,
+            self._egress,
         )
         begun = Begun(**rows[0])
         if begun.answer == "granted":
             return None
-        wait = _wait(begun, held.domain, provider, limits)
+        wait = self._wait(begun, held.domain, provider)
         return replace(wait, after_s=begun.retry_s) if begun.answer == "provider_closed" else wait
 
     async def next_session(self, held: Wanted) -> float | Wait:
         """Take the unit of a further session under a lease that is still held: see ct_go_on. Return `asked_at`."""
         begun = await self.go_on(held)
         if begun.answer != "granted":
-            return _wait(begun, held.domain, held.provider, self.limits)
+            return self._wait(begun, held.domain, held.provider)
         return begun.asked_at
 
     async def wake_capped(self) -> None:
@@ -159,6 +163,60 @@ class SharedLimits:
         """Give back all leases of this worker. Without a database they run out by themselves."""
         with suppress(*ANY_TROUBLE):
             await self._database.run("release_owner", self._owner, self.limits.smtp_domain_pause_s)
+
+    def _wait(self, begun: Begun, domain: str, provider: str) -> Wait:
+        limits, egress = self.limits, self._egress
+        match begun.answer:
+            case "halted":
+                return Wait(
+                    reason=WaitReason.HALTED,
+                    detail=f"TOOL-005 is halted: {begun.detail}",
+                    waits_on=WaitsOn.tool("TOOL-005", egress),
+                )
+            case "sender":
+                return Wait(
+                    reason=WaitReason.HALTED,
+                    detail=f"our sender is halted: {begun.detail}",
+                    waits_on=WaitsOn.mail_from(),
+                )
+            case "trial":
+                return Wait(
+                    reason=WaitReason.HALTED,
+                    detail=f"TOOL-005 was resumed and is tried with one company at a time: {begun.detail}",
+                    waits_on=WaitsOn.tool("TOOL-005", egress),
+                )
+            case "provider_closed":
+                return Wait(
+                    reason=WaitReason.PROVIDER_CLOSED,
+                    detail=f"provider {provider} is closed: {begun.detail}",
+                    waits_on=WaitsOn.provider(provider, egress),
+                )
+            case "provider_busy":
+                return Wait(
+                    reason=WaitReason.PROVIDER_BUSY,
+                    detail=f"all sessions allowed at provider {provider} are in use",
+                    waits_on=WaitsOn.place(provider),
+                )
+            case "domain_busy":
+                return Wait(
+                    reason=WaitReason.DOMAIN_BUSY,
+                    detail=f"another company of {domain} is being probed, or was just now",
+                    after_s=begun.retry_s,
+                    waits_on=WaitsOn.domain(domain),
+                )
+            case "answered":
+                return Wait(
+                    reason=WaitReason.DOMAIN_BUSY,
+                    detail=f"another company of {domain} has just been decided; this one will use its answers",
+                    after_s=0.0,
+                )
+            case "cap":
+                return Wait(
+                    reason=WaitReason.DAILY_CAP,
+                    detail=f"all {limits.smtp_per_day} SMTP sessions of the UTC day (TOOL-005) are used up",
+                    after_s=begun.retry_s,
+                )
+        raise AssertionError(begun.answer)
 
     # ---------------------------------------------------------------- batches
 
@@ -201,6 +259,7 @@ class SharedLimits:
             LEASE_S,
             self.limits.smtp_per_day,
             self.limits.smtp_per_provider,
+            self._egress,
         )
         return _in_order(rows, asked_at)
 
@@ -231,6 +290,7 @@ class SharedLimits:
             [network_of(one.talked_at) or None for one in ended],
             [one.begun for one in ended],
             self.limits.smtp_domain_pause_s,
+            self._egress,
         )
         return [None] * len(ended)
 
@@ -327,51 +387,3 @@ class DomainLease:
                     begun=self._begun,
                 )
             )
-
-
-def _wait(begun: Begun, domain: str, provider: str, limits: ProbeLimits) -> Wait:
-    match begun.answer:
-        case "halted":
-            return Wait(
-                reason=WaitReason.HALTED,
-                detail=f"TOOL-005 is halted: {begun.detail}",
-                waits_on=WaitsOn.tool("TOOL-005"),
-            )
-        case "trial":
-            return Wait(
-                reason=WaitReason.HALTED,
-                detail=f"TOOL-005 was resumed and is tried with one company at a time: {begun.detail}",
-                waits_on=WaitsOn.tool("TOOL-005"),
-            )
-        case "provider_closed":
-            return Wait(
-                reason=WaitReason.PROVIDER_CLOSED,
-                detail=f"provider {provider} is closed: {begun.detail}",
-                waits_on=WaitsOn.provider(provider),
-            )
-        case "provider_busy":
-            return Wait(
-                reason=WaitReason.PROVIDER_BUSY,
-                detail=f"all sessions allowed at provider {provider} are in use",
-                waits_on=WaitsOn.place(provider),
-            )
-        case "domain_busy":
-            return Wait(
-                reason=WaitReason.DOMAIN_BUSY,
-                detail=f"another company of {domain} is being probed, or was just now",
-                after_s=begun.retry_s,
-                waits_on=WaitsOn.domain(domain),
-            )
-        case "answered":
-            return Wait(
-                reason=WaitReason.DOMAIN_BUSY,
-                detail=f"another company of {domain} has just been decided; this one will use its answers",
-                after_s=0.0,
-            )
-        case "cap":
-            return Wait(
-                reason=WaitReason.DAILY_CAP,
-                detail=f"all {limits.smtp_per_day} SMTP sessions of the UTC day (TOOL-005) are used up",
-                after_s=begun.retry_s,
-            )
-    raise AssertionError(begun.answer)

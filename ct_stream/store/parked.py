@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ct_stream.gate.egress import DEFAULT
 from ct_stream.gate.output_stage import Origin
 from ct_stream.gate.records import Parked, Resumed
 from ct_stream.gate.transcript import from_json, to_json
@@ -33,23 +34,33 @@ log = logging.getLogger(__name__)
 class ParkedCompanies:
     """The undecided companies in Postgres. Once a wait is stored here, its event may be acked."""
 
-    def __init__(self, database: Database, owner: str, worker_version: str) -> None:
+    def __init__(self, database: Database, owner: str, worker_version: str, egress: str = DEFAULT) -> None:
         self._database = database
         self._owner = owner
+        self._egress = egress
         self._version = worker_version
         self.park: Batches[Parked, None] = Batches(
             "park", self._park, order=lambda parked: parked.origin.outreach_id, outages=database
         )
 
     async def claim_due(
-        self, limit: int, *, may_ask: bool = True, take_over: Collection[str] = ("way",)
+        self,
+        limit: int,
+        *,
+        may_ask: bool = True,
+        take_over: Collection[str] = ("way",),
+        others_ask: bool = False,
     ) -> list[Resumed]:
         """Lease up to `limit` companies whose wait is over, and as many of those that others had to put away.
 
         `may_ask`: this worker's own way is proven. Otherwise it takes only companies that need no network.
-        `take_over`: what is in the way of other workers alone.
+        `take_over`: what is in the way of other workers alone. `others_ask`: another egress is at work, which looks
+        first at who met silence at this one.
         """
-        rows = await self._database.persist("claim_due", self._owner, limit, LEASE_S, may_ask, _QUIET, list(take_over))
+        first = self._egress if others_ask else None
+        rows = await self._database.persist(
+            "claim_due", self._owner, limit, LEASE_S, may_ask, _QUIET, list(take_over), first
+        )
         return [resumed for resumed in map(_readable, rows) if resumed is not None]
 
     async def put_away(self, most: int) -> int:
@@ -58,7 +69,11 @@ class ParkedCompanies:
 
     async def to_take_over(self) -> list[str]:
         """Return the names of what companies wait for that only another worker has in its way."""
-        return [row["what"] for row in await self._database.persist("to_take_over", self._owner, ALIVE_S)]
+        return [row["what"] for row in await self._database.persist("to_take_over", self._owner, ALIVE_S, self._egress)]
+
+    async def egresses_at_work(self) -> list[str]:
+        """Return the names of the other egresses from which companies can be asked now."""
+        return [row["egress"] for row in await self._database.persist("egresses_at_work", self._egress, ALIVE_S)]
 
     async def renew_leases(self, ids: Collection[UUID], leases: Mapping[UUID, str]) -> None:
         """Renew the leases of these companies, and these leases of domains and places, if they are still held."""
@@ -122,10 +137,10 @@ class ParkedCompanies:
 
     async def _park(self, parked: Sequence[Parked]) -> list[None]:
         last = {p.origin.outreach_id: p for p in parked}  # a statement can write the row of a company only once
-        *columns, met_by = (
+        *columns, met_by, first_at, refused_at = (
             list(column) for column in zip(*(_row(one, self._owner) for one in last.values()), strict=True)
         )
-        await self._database.run("park", *columns, self._version, self._owner, met_by)
+        await self._database.run("park", *columns, self._version, self._owner, met_by, first_at, refused_at)
         return [None] * len(parked)
 
 
@@ -154,6 +169,8 @@ def _row(parked: Parked, owner: str) -> tuple[Any, ...]:
         origin.correlation_header,
         parked.looks,
         met_by,
+        parked.first_at,
+        parked.refused_at,
     )
 
 
@@ -196,6 +213,7 @@ def _resumed(row: Any) -> Resumed:
         looks=row["looks"],
         waits_on=_waits_on(row["waits_on"] or ""),
         met_by=row["met_by"] or "",
+        refused_at=row["refused_at"] or "",
     )
 
 

@@ -257,7 +257,7 @@ SELECT outreach.ct_forget_passes($1::uuid[]);
 INSERT INTO outreach.ct_passes AS p (
     outreach_id, state, domain, reason, detail, waits_on, not_before, answers, pending, spent_ms, asked_at, failed_at,
     event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header,
-    worker_version, since, looks, met_by
+    worker_version, since, looks, met_by, first_at, refused_at
 )
 SELECT i.outreach_id, 'waiting', i.domain, i.reason, i.detail, nullif(i.waits_on, ''),
     CASE WHEN i.after_s < 0 THEN 'infinity' ELSE clock_timestamp() + i.after_s * interval '1 second' END,
@@ -265,29 +265,31 @@ SELECT i.outreach_id, 'waiting', i.domain, i.reason, i.detail, nullif(i.waits_on
     CASE WHEN i.asked_at IS NULL THEN r.asked_at ELSE least(i.asked_at, clock_timestamp()) END,
     CASE i.failed WHEN 'now' THEN clock_timestamp() WHEN 'record' THEN coalesce(r.failed_at, clock_timestamp()) END,
     i.event_topic, i.event_partition, i.event_offset, i.event_at, i.correlation_id, i.traceparent,
-    i.correlation_header, $20::text, coalesce(i.asked_at, clock_timestamp()), i.looks, i.met_by
+    i.correlation_header, $20::text, coalesce(i.asked_at, clock_timestamp()), i.looks, i.met_by,
+    nullif(i.first_at, ''), nullif(i.refused_at, '')
 FROM unnest(
     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[], $9::integer[],
     $10::timestamptz[], $11::text[], $12::text[], $13::integer[], $14::bigint[], $15::timestamptz[], $16::text[],
-    $17::bytea[], $18::bytea[], $19::integer[], $22::text[]
+    $17::bytea[], $18::bytea[], $19::integer[], $22::text[], $23::text[], $24::text[]
 ) AS i (
     outreach_id, domain, reason, detail, waits_on, after_s, answers, pending, spent_ms, asked_at, failed,
     event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header, looks,
-    met_by
+    met_by, first_at, refused_at
 )
 LEFT JOIN outreach.ct_passes AS r ON r.outreach_id = i.outreach_id
 ON CONFLICT (outreach_id) DO UPDATE SET
     domain = excluded.domain, reason = excluded.reason, detail = excluded.detail, waits_on = excluded.waits_on,
     not_before = excluded.not_before, answers = excluded.answers, pending = excluded.pending,
     spent_ms = excluded.spent_ms, asked_at = excluded.asked_at, failed_at = excluded.failed_at, looks = excluded.looks,
-    met_by = excluded.met_by, parked_at = excluded.parked_at, lease_owner = NULL, lease_until = NULL
+    met_by = excluded.met_by, first_at = excluded.first_at, refused_at = excluded.refused_at, parked_at = excluded.parked_at, lease_owner = NULL, lease_until = NULL
 WHERE p.state = 'waiting'
     AND (p.lease_owner IS NULL OR p.lease_owner = $21::text OR p.lease_until < clock_timestamp());
 
 -- name: claim_due
 -- Lease companies whose wait is over, the longest over first. If times are in the future, the clock was set back since:
 -- no proof can say anything about answers from an unknown time. $4: those that need the network too; otherwise only those
--- that wait for reasons of $5. $6: what other workers wait for, and is not in this one's way: it takes their companies.
+-- that wait for reasons of $5. $6: what companies wait for that is in the way of other workers alone: it takes them. $7:
+-- its egress, if another one is at work: for 5 seconds that one may take who met silence at this one.
 UPDATE outreach.ct_passes AS p SET
     lease_owner = $1,
     lease_until = clock_timestamp() + $3 * interval '1 second',
@@ -302,6 +304,7 @@ WHERE p.outreach_id = ANY (ARRAY(
     -- statement_timestamp: with a clock that moves during the statement, the index would be read to its end.
     WHERE q.state = 'waiting' AND q.not_before <= statement_timestamp()
         AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
+        AND (q.first_at = $7::text AND q.not_before > statement_timestamp() - interval '5 seconds') IS NOT TRUE
     ORDER BY q.not_before LIMIT CASE WHEN $4::boolean THEN $2::integer ELSE 0 END FOR UPDATE SKIP LOCKED
 ) || ARRAY(
     SELECT q.outreach_id FROM outreach.ct_passes AS q
@@ -310,13 +313,15 @@ WHERE p.outreach_id = ANY (ARRAY(
     LIMIT CASE WHEN $4::boolean THEN 0 ELSE $2::integer END FOR UPDATE SKIP LOCKED
 ) || ARRAY(
     SELECT q.outreach_id FROM outreach.ct_passes AS q
-    WHERE q.waits_on = ANY ($6::text[]) AND q.state = 'waiting' AND q.not_before = 'infinity'
+    WHERE q.waits_on = ANY ($6::text[]) AND q.state = 'waiting'
+        AND (q.not_before = 'infinity' OR q.waits_on LIKE 'egress:%')
         AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
     ORDER BY q.since LIMIT CASE WHEN $4::boolean THEN $2::integer ELSE 0 END FOR UPDATE SKIP LOCKED
 ))
 RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p.asked_at, p.failed_at, p.since,
     p.event_topic, p.event_partition, p.event_offset, p.event_at, p.correlation_id, p.traceparent,
-    p.correlation_header, p.exceptions, p.looks, p.waits_on, p.met_by;
+    p.correlation_header, p.exceptions, p.looks, p.waits_on, p.met_by,
+    p.first_at, p.refused_at;
 
 -- name: put_away
 -- How many companies wait, at most $2, that this worker run put away because its own way is not proven?
@@ -326,12 +331,37 @@ SELECT count(*) AS companies FROM (
 ) AS few;
 
 -- name: to_take_over
--- The controls of other worker runs that fail now: who waits for one is taken over. Of runs that are gone ($2 seconds
--- without a sign) ct_wake_sleepers wakes who waits.
+-- What do companies wait for that is in the way of other workers alone? The controls of runs that fail now (of those that
+-- are gone, $2 seconds without a sign, ct_wake_sleepers wakes who waits), and the guardrails of another egress than ours
+-- ($3), if ours is open. At most 200 of those: the rest waits for its own.
+WITH rails AS (
+    SELECT g.key FROM outreach.ct_guardrails AS g
+    WHERE g.state <> 'open' AND (g.key LIKE 'provider:%' OR g.key LIKE 'tool:TOOL-005%')
+)
 SELECT 'control:' || c.kind || ':' || c.worker AS what FROM outreach.ct_controls AS c
 JOIN outreach.ct_workers AS w ON w.worker = c.worker
 WHERE c.worker <> $1 AND c.failed_at > c.ok_begun_at AND w.ended_at IS NULL
-    AND w.seen_at > clock_timestamp() - $2::float8 * interval '1 second';
+    AND w.seen_at > clock_timestamp() - $2::float8 * interval '1 second'
+UNION ALL
+SELECT * FROM (
+    SELECT r.key FROM rails AS r
+    WHERE outreach.ct_egress_of(r.key) <> $3::text
+        AND outreach.ct_rail(split_part(r.key, '@', 1), $3::text) NOT IN (SELECT o.key FROM rails AS o)
+    LIMIT 200
+) AS theirs
+UNION ALL
+SELECT 'egress:' || e.name FROM outreach.ct_egresses() AS e (name) WHERE e.name <> $3::text;
+
+-- name: egresses_at_work
+-- From which other addresses may companies be asked now? Of workers whose own way is proven, and whose tool is not halted.
+SELECT DISTINCT w.egress FROM outreach.ct_workers AS w
+WHERE w.egress <> $1::text AND w.ended_at IS NULL
+    AND w.seen_at > clock_timestamp() - $2::float8 * interval '1 second'
+    AND NOT w.troubles ?| ARRAY['start', 'control_dns', 'control_smtp', 'guardrails', 'postgres']
+    AND NOT EXISTS (
+        SELECT 1 FROM outreach.ct_guardrails AS g
+        WHERE g.key = outreach.ct_rail('tool:TOOL-005', w.egress) AND g.state IN ('halted', 'trial')
+    );
 
 -- name: retry_stuck
 -- Make companies due that are stuck since a worker of another version tried them.
@@ -417,7 +447,7 @@ FROM outreach.ct_take_mx($1::integer, $2::float8, $3::bigint, $4::float8) AS t;
 SELECT b.place, b.answer, b.retry_s, b.detail
 FROM outreach.ct_begin_probes(
     $1::text, $2::text[], $3::text[], $4::boolean[], $5::uuid[], $6::text[], $7::timestamptz[], $8::float8, $9::bigint,
-    $10::integer
+    $10::integer, $11::text
 ) AS b;
 
 -- name: go_on
@@ -431,17 +461,18 @@ FROM outreach.ct_go_on(
 -- See ct_enter_provider.
 SELECT e.answer, e.retry_s, e.detail
 FROM outreach.ct_enter_provider(
-    $1::text, $2::uuid, $3::text, $4::text, $5::boolean, $6::boolean, $7::bigint, $8::integer
+    $1::text, $2::uuid, $3::text, $4::text, $5::boolean, $6::boolean, $7::bigint, $8::integer, $9::text
 ) AS e;
 
 -- name: note_talk
 -- See ct_note_talk.
-SELECT outreach.ct_note_talk($1::text, clock_timestamp(), $2::text, $3::text);
+SELECT outreach.ct_note_talk($1::text, clock_timestamp(), $2::text, $3::text, $4::text);
 
 -- name: end_probes
 -- See ct_end_probes.
 SELECT outreach.ct_end_probes(
-    $1::text, $2::text[], $3::uuid[], $4::float8[], $5::boolean[], $6::text[], $7::text[], $8::integer[], $9::float8
+    $1::text, $2::text[], $3::uuid[], $4::float8[], $5::boolean[], $6::text[], $7::text[], $8::integer[], $9::float8,
+    $10::text
 );
 
 -- name: take_tier2
@@ -580,19 +611,22 @@ WHERE r.kind = 'smtp' AND r.worker = $3::text
 
 -- name: note_refusal
 -- Record evidence about a provider: it refused us, said that we ask too fast, or could not be reached. $6: its server is
--- the company's own; $7, $8: the server's address and network; $9: the worker run that met it.
-INSERT INTO outreach.ct_refusals (provider, domain, kind, host, reason, is_own, address, network, worker)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9);
+-- the company's own; $7, $8: the server's address and network; $9, $10: the worker run that met
+-- it, and its egress; $11: it is about our sender.
+INSERT INTO outreach.ct_refusals (provider, domain, kind, host, reason, is_own, address, network, worker, egress,
+    is_sender)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11);
 
 -- name: refusals_at_provider
--- How many companies at this provider met a refusal or silence within $2, with no normal session since? Silence while
--- our own way out was broken does not count.
+-- How many companies at this provider met a refusal or silence within $2 from this egress ($3), with no normal session
+-- since? Silence while the worker's own way out was broken does not count.
 SELECT count(DISTINCT r.domain) AS companies FROM outreach.ct_refusals AS r
 WHERE r.provider = $1 AND r.at > statement_timestamp() - $2::interval AND r.at <= statement_timestamp()
+    AND r.egress = $3::text
     AND r.at > (
-        SELECT greatest(max(d.talked_at), outreach.ct_opened_at('provider:' || $1::text),
-            outreach.ct_opened_at('tool:TOOL-005'))
-        FROM outreach.ct_domains AS d WHERE d.provider = $1
+        SELECT greatest(max(d.talked_at), outreach.ct_opened_at(outreach.ct_rail('provider:' || $1::text, $3::text)),
+            outreach.ct_opened_at(outreach.ct_rail('tool:TOOL-005', $3::text)))
+        FROM outreach.ct_domains AS d WHERE d.provider = $1 AND d.egress = $3::text
     )
     AND (r.kind <> 'silent' OR NOT EXISTS (
         SELECT 1 FROM outreach.ct_controls AS c
@@ -601,17 +635,20 @@ WHERE r.provider = $1 AND r.at > statement_timestamp() - $2::interval AND r.at <
 
 -- name: refusals_around
 -- The own servers of how many companies refused us in this network ($1), at how many addresses, and at this address ($2)
--- alone, within $3 and with no normal session there since?
+-- alone, within $3 and with no normal session there since? From this egress ($4).
 WITH refusals AS (
     SELECT r.provider, r.address, r.at FROM outreach.ct_refusals AS r
     WHERE r.network = $1 AND r.is_own AND r.kind = 'refused' AND r.at > statement_timestamp() - $3::interval
-        AND r.at <= statement_timestamp() AND r.at > outreach.ct_opened_at('tool:TOOL-005')
+        AND r.at <= statement_timestamp() AND r.egress = $4::text
+        AND r.at > outreach.ct_opened_at(outreach.ct_rail('tool:TOOL-005', $4::text))
 ), talks AS (
-    SELECT greatest(max(d.talked_at), outreach.ct_opened_at('provider:' || $1::text)) AS in_network,
+    SELECT greatest(max(d.talked_at), outreach.ct_opened_at(outreach.ct_rail('provider:' || $1::text, $4::text)))
+            AS in_network,
         -- A machine that refuses us is no better for its neighbours, who talk to us.
-        greatest(max(d.talked_at) FILTER (WHERE d.address = $2), outreach.ct_opened_at('provider:' || $2::text),
-            outreach.ct_opened_at('provider:' || $1::text)) AS at_address
-    FROM outreach.ct_domains AS d WHERE d.network = $1
+        greatest(max(d.talked_at) FILTER (WHERE d.address = $2),
+            outreach.ct_opened_at(outreach.ct_rail('provider:' || $2::text, $4::text)),
+            outreach.ct_opened_at(outreach.ct_rail('provider:' || $1::text, $4::text))) AS at_address
+    FROM outreach.ct_domains AS d WHERE d.network = $1 AND d.egress = $4::text
 )
 SELECT count(DISTINCT r.provider) FILTER (WHERE r.at > t.in_network) AS in_network,
     count(DISTINCT r.address) FILTER (WHERE r.at > t.in_network) AS addresses,
@@ -621,7 +658,8 @@ FROM talks AS t LEFT JOIN refusals AS r ON true;
 -- name: refusing_networks
 -- Of the last $2 distinct providers contacted within $1, and since a person resumed the tool, in how many networks do
 -- those stand that refuse us? Servers that refuse us in one network count as one, also among the $2: a stranger may
--- register as many names as he likes for one machine. A refusal from an unknown address counts by its provider.
+-- register as many names as he likes for one machine. A refusal from an unknown address counts by its provider. From the
+-- egress $3 alone; what is about our sender ($4) from all of them.
 -- The last openings are looked up once, for all providers.
 WITH opened AS MATERIALIZED (
     SELECT l.key, max(l.at) AS at FROM outreach.ct_guardrail_log AS l
@@ -636,17 +674,21 @@ FROM (
                 SELECT r.provider, r.kind = 'refused' AS refused, r.at,
                     CASE WHEN r.kind = 'refused' AND r.network <> '' THEN r.network ELSE r.provider END AS source
                 FROM outreach.ct_refusals AS r
-                WHERE r.kind <> 'silent'
+                WHERE r.kind <> 'silent' AND (r.egress = $3::text OR $4::boolean) AND r.is_sender >= $4::boolean
                     -- Opened since: what this provider said before is void.
                     AND r.at > coalesce(
-                        (SELECT o.at FROM opened AS o WHERE o.key = 'provider:' || r.provider), '-infinity'
+                        (SELECT o.at FROM opened AS o WHERE o.key = outreach.ct_rail('provider:' || r.provider, r.egress)),
+                        '-infinity'
                     )
                 UNION ALL
                 SELECT d.provider, false, d.talked_at, d.provider FROM outreach.ct_domains AS d
-                WHERE d.talked_at IS NOT NULL
+                WHERE d.talked_at IS NOT NULL AND (d.egress = $3::text OR $4::boolean)
             ) AS c
             WHERE c.at > statement_timestamp() - $1::interval AND c.at <= statement_timestamp()
-                AND c.at > coalesce((SELECT o.at FROM opened AS o WHERE o.key = 'tool:TOOL-005'), '-infinity')
+                AND c.at > coalesce((
+                    SELECT max(o.at) FROM opened AS o WHERE o.key = 'mail_from'
+                        OR o.key = outreach.ct_rail('tool:TOOL-005', $3::text) AND NOT $4::boolean
+                ), '-infinity')
             ORDER BY c.provider, c.at DESC
         ) AS latest
         ORDER BY latest.refused, latest.source, latest.at DESC
@@ -662,7 +704,15 @@ SELECT outreach.ct_set_guardrail(
 
 -- name: end_trial
 -- See ct_end_trial.
-SELECT outreach.ct_end_trial() AS opened;
+SELECT outreach.ct_end_trial($1::text) AS opened;
+
+-- name: close_everywhere
+-- See ct_close_everywhere.
+SELECT c.name FROM outreach.ct_close_everywhere($1::text, $2::text, $3::float8) AS c (name);
+
+-- name: begin_egress
+-- See ct_begin_egress.
+SELECT b.rail FROM outreach.ct_begin_egress($1::text, $2::text) AS b (rail);
 
 -- name: guardrails
 -- Which tools and providers are closed or halted, and why?

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from ct_stream.store.database import Database
 
-EGRESS = "default"  #: the name of the address that probes come from; all workers share one
 log = logging.getLogger(__name__)
 
 BEAT_S = 5.0
@@ -45,6 +44,7 @@ class WorkerRecord:
     ) -> None:
         self._database = database
         self._worker = worker
+        self._egress = egress
         self._toolbox = toolbox
         self._fixed = (worker, machine, egress, version, orjson.dumps(toolbox).decode())
 
@@ -56,6 +56,13 @@ class WorkerRecord:
         )
         rows = await self._database.persist("worker_with_another_toolbox", self._worker, ALIVE_S)
         if not rows:
+            for row in await self._database.persist("begin_egress", self._worker, self._egress):
+                log.warning(
+                    "The egress %s is a new name, and another one is halted or closed there: guardrail %s holds it too",
+                    self._egress,
+                    row["rail"],
+                    extra={"action": "new_egress", "rail": row["rail"]},
+                )
             return None
         other = rows[0]
         changes = differences(self._toolbox, orjson.loads(other["toolbox"]))

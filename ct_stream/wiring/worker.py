@@ -42,7 +42,7 @@ from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import SharedLimits
 from ct_stream.store.paid_attempts import PaidAttempts
 from ct_stream.store.parked import ParkedCompanies
-from ct_stream.store.worker_record import EGRESS, WorkerRecord
+from ct_stream.store.worker_record import WorkerRecord
 from ct_stream.stream import connection
 from ct_stream.stream.agents import GateAgent
 from ct_stream.stream.app import make_app
@@ -130,7 +130,7 @@ async def _work(
         database,
         worker=owner,
         machine=socket.gethostname(),
-        egress=EGRESS,
+        egress=settings.egress,
         version=version,
         toolbox=toolbox.values(),
     )
@@ -151,11 +151,11 @@ async def _work(
     # ---- what Postgres keeps for all workers
     rules = toolbox.rules()
     ledger = Ledger(database, rules.version)
-    parked = ParkedCompanies(database, owner, version)
-    limits = SharedLimits(database, owner, toolbox.probe_limits())
+    parked = ParkedCompanies(database, owner, version, settings.egress)
+    limits = SharedLimits(database, owner, toolbox.probe_limits(), settings.egress)
     memory = DomainMemory(database, rules.version)
     controls = ControlLedger(database, toolbox.controls.interval_s, owner, window_s=toolbox.controls.window_s)
-    guardrails = Guardrails(database, toolbox.controls.settle_s, owner)
+    guardrails = Guardrails(database, toolbox.controls.settle_s, owner, settings.egress)
     vendor = make_vendor(settings.tier2_provider, settings.tier2_url, settings.tier2_api_key)
     attempts = PaidAttempts(database, vendor.name if vendor else "", toolbox.tier2)
     for batches in (*ledger.batches, parked.park, *limits.batches, memory.recall, attempts.take):
@@ -173,6 +173,7 @@ async def _work(
         parked,
         most=room.in_flight,
         window_s=toolbox.controls.window_s,
+        egress=settings.egress,
     )
     paid_calls = PaidCalls(attempts, VendorClient(vendor) if vendor else None, metrics)
     farewells = Farewells()

@@ -22,6 +22,7 @@ from ct_stream.gate.waits import Wait
 from ct_stream.store import control_ledger as controls_module
 from ct_stream.store.control_ledger import ControlLedger
 from ct_stream.store.parked import ParkedCompanies
+from tests.company.ways import proven_way
 from tests.gate.world import RULES
 from tests.store.parts import opened, origin, running
 
@@ -85,7 +86,7 @@ def parts(controls: ControlLedger, prober: Prober, now: Any) -> Any:
         paid_calls=SimpleNamespace(off_because=lambda: "off"),
         memory=SimpleNamespace(recall=recall),
         limits=SimpleNamespace(mx_lookup=nothing),
-        own_way=SimpleNamespace(trouble=None, astray=lambda _: None),
+        own_way=proven_way(),
         farewells=Farewells(),
         metrics=SimpleNamespace(tool_calls=count),
         guardrails=SimpleNamespace(

@@ -23,6 +23,7 @@ from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, HeldBy, Passed
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
 from tests.company.test_one_pass import ASKED, FAILED, GOOD, ID, LATER, PATTERN, Controls, proven
+from tests.company.ways import proven_way
 from tests.gate.world import RULES, mx
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Company:
             return SimpleNamespace(ask=partial(self._ask, watch), close=self._nothing, heard=())
 
         parts: Any = SimpleNamespace(
-            memory=SimpleNamespace(recall=self._recall), own_way=SimpleNamespace(trouble=None, astray=lambda _: None),
+            memory=SimpleNamespace(recall=self._recall), own_way=proven_way(),
             farewells=Farewells(), metrics=None, spine_check=None, spine_grace_s=60.0,
             limits=SimpleNamespace(mx_lookup=self._nothing), rules=RULES, controls=Controls(self.ways),
             guardrails=SimpleNamespace(
@@ -129,6 +130,7 @@ class Company:
                 "exchanges": tuple(run.exchanges), "pending": left.pending, "looks": left.looks,
                 "reason": result.reason.value, "waits_on": result.waits_on, "failed_at": failed[left.failed],
                 "asked_at": self.row["asked_at"] if left.asked_at is None else ASKED, "spent_s": left.spent_s,
+                "refused_at": left.refused_at,
             }  # fmt: skip
         return result
 

@@ -35,6 +35,7 @@ from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.probes.needs import Met
 from ct_stream.store.control_ledger import ControlLedger, RunWays
+from tests.company.ways import proven_way
 from tests.gate.world import NO, RULES, mx, no_mx, said, trouble
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ async def resume(
 
     prober = SimpleNamespace(ask=ask, close=close, heard=())
     parts: Any = SimpleNamespace(
-        memory=SimpleNamespace(recall=recall), own_way=SimpleNamespace(trouble=None, astray=lambda _: None),
+        memory=SimpleNamespace(recall=recall), own_way=proven_way(),
         farewells=Farewells(), metrics=None, spine_check=None, spine_grace_s=60.0,
         limits=SimpleNamespace(mx_lookup=mx_lookup),
         guardrails=SimpleNamespace(refresh=refresh, settling=settling, closed=set()),

@@ -12,7 +12,7 @@ import pytest
 from ct_stream.company.own_way import OwnWay
 from ct_stream.gate.questions import ControlKind
 from ct_stream.gate.transcript import Exchange
-from ct_stream.gate.waits import WaitReason
+from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.metrics import Health
 from ct_stream.probes.mx import ControlResult
 from ct_stream.store.control_ledger import ControlLedger
@@ -23,7 +23,6 @@ from tests.store.parts import opened, parked, running, seen
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from ct_stream.gate.waits import Wait
     from ct_stream.store.database import Database
     from tests.conftest import DatabaseDsns
 
@@ -37,6 +36,7 @@ class Worker:
         self.db, self.health = db, Health()
         self.broken: set[ControlKind] = set()
         self.halts: list[str] = []
+        self.smtp_rail = "tool:TOOL-005@dc2"
         self.controls = ControlLedger(db, 0.0, ME, window_s=window_s)
         self.parked = ParkedCompanies(db, ME, "test")
         parts: Any = self
@@ -153,12 +153,27 @@ async def test_a_worker_whose_way_is_proven_takes_what_broken_ones_put_away(data
         assert w.way.take_over == ["way", "control:smtp:broken/1/b"]
 
 
-async def test_a_control_that_refuses_our_address_halts_the_tool(database: DatabaseDsns) -> None:
+@pytest.mark.parametrize(("is_sender", "rail"), [(False, "tool:TOOL-005@dc2"), (True, "mail_from")])
+async def test_a_control_that_refuses_us_halts_this_address_or_our_sender_everywhere(
+    database: DatabaseDsns, is_sender: bool, rail: str
+) -> None:
     async with worker(database) as w:
 
         async def refuse(_: ControlKind) -> ControlResult:
-            return ControlResult(ok=False, detail="blocked", refused=True)
+            return ControlResult(ok=False, detail="blocked", refused=True, is_sender=is_sender)
 
         w.way._probing = SimpleNamespace(ask_control=refuse)  # type: ignore[assignment]
         await w.way.ask(ControlKind.SMTP)
-        assert w.halts == ["tool:TOOL-005"]
+        assert w.halts == [rail]
+
+
+async def test_a_company_that_is_refused_is_passed_on_only_if_another_address_is_at_work(
+    database: DatabaseDsns,
+) -> None:
+    refused = Wait(reason=WaitReason.REFUSED, detail="mx.acme.example refuses us", after_s=600.0)
+    async with worker(database) as w:
+        assert w.way.elsewhere(refused) is None
+        w.way.others = ["dc2"]
+        wait = w.way.elsewhere(refused)
+        assert wait is not None
+        assert (wait.reason, wait.after_s, wait.waits_on) == (WaitReason.REFUSED, 600.0, "egress:default")

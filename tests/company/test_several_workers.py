@@ -26,6 +26,7 @@ from ct_stream.gate.records import FailedAt, Known, Resumed
 from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import NOTHING, Wait, WaitReason, WaitsOn
 from ct_stream.store.control_ledger import ControlLedger, RunWays
+from tests.company.ways import proven_way
 from tests.gate.world import NO, RULES, YES, mx, trouble
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ class World:
 
         count = SimpleNamespace(labels=lambda **_: SimpleNamespace(inc=lambda: None))
         parts: Any = SimpleNamespace(
-            memory=SimpleNamespace(recall=recall), own_way=SimpleNamespace(trouble=None, astray=astray),
+            memory=SimpleNamespace(recall=recall), own_way=proven_way(astray),
             farewells=Farewells(), metrics=SimpleNamespace(tool_calls=count),
             spine_check=SimpleNamespace(saw=lambda **_: None), spine_grace_s=0.0, rules=RULES,
             limits=SimpleNamespace(mx_lookup=nothing), controls=Ways(self, run),

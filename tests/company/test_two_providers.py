@@ -31,6 +31,7 @@ from ct_stream.store.control_ledger import ControlLedger
 from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.limits import SharedLimits
 from ct_stream.store.parked import ParkedCompanies
+from tests.company.ways import proven_way
 from tests.gate.world import RULES
 from tests.store.parts import LIMITS, opened, origin, running
 
@@ -108,7 +109,7 @@ class Gate:
                 rules=RULES, controls=self.controls, limits=self.limits, guardrails=self.guardrails,
                 probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=lookup_mx), prober=prober),
                 paid_calls=SimpleNamespace(off_because=lambda: "of"), memory=SimpleNamespace(recall=recall),
-                own_way=SimpleNamespace(trouble=None, astray=lambda _: None), farewells=self.farewells,
+                own_way=proven_way(), farewells=self.farewells,
                 metrics=SimpleNamespace(tool_calls=count),
                 spine_check=SimpleNamespace(saw=lambda **_: None), pass_deadline_s=90.0, spine_grace_s=1.0,
                 stalled_since=lambda _: 0.0, now=db.now, age_s=db.age_s,

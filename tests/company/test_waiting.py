@@ -65,7 +65,7 @@ class Parts:
     def scheduler(self) -> Scheduler:
         parts: Any = self
         database: Any = SimpleNamespace(is_up=True)
-        own_way: Any = SimpleNamespace(trouble=None, take_over=[])
+        own_way: Any = SimpleNamespace(trouble=None, take_over=[], others=[])
         return Scheduler(companies=parts, parked=parts, database=database, own_way=own_way, most_running=5)
 
     def own_way(self) -> OwnWay:

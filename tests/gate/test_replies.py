@@ -184,3 +184,24 @@ def test_what_is_said_of_the_session_is_no_answer_about_the_mailbox(code: int, t
 def test_a_block_that_too_many_questions_brought_is_about_us() -> None:
     assert rcpt(550, "5.7.1", "Too many invalid recipients, your IP is blocked") is Meaning.ABOUT_US
     assert rcpt(554, "5.5.1", "Error: no valid recipients") is Meaning.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply", "is_sender"),
+    [
+        (Stage.MAIL, Reply(code=550, enhanced="5.1.8", text="Domain of sender address does not exist"), True),
+        (Stage.MAIL, Reply(code=550, enhanced="5.7.27", text="Sender address has null MX"), True),
+        (Stage.RCPT, Reply(code=550, text="Sender verify failed"), True),
+        (Stage.MAIL, Reply(code=553, text="sender address rejected: not allowed"), True),
+        (Stage.MAIL, Reply(code=550, text="Sender IP rejected"), False),
+        (Stage.BANNER, Reply(code=554, enhanced="5.7.1", text="your IP is listed at spamhaus"), False),
+        (Stage.HELO, Reply(code=550, enhanced="5.7.25", text="no reverse DNS"), False),
+        (Stage.HELO, Reply(code=550, text="HELO name rejected"), False),
+        (Stage.RCPT, Reply(code=550, enhanced="5.1.1", text="User unknown"), False),
+    ],
+)
+def test_our_sender_is_told_from_our_address(stage: Stage, reply: Reply, is_sender: bool) -> None:
+    """A refusal of our sender is in the way of every address that we have; one of an address of that one alone."""
+    reading = read_reply(stage, reply)
+    assert reading.is_sender is is_sender
+    assert reading.meaning is (Meaning.REJECT if reply.enhanced == "5.1.1" else Meaning.ABOUT_US)

@@ -1049,7 +1049,7 @@ async def test_a_time_that_python_cannot_show_keeps_nothing_from_being_read(
         guardrails = Guardrails(db, 60.0)
         await guardrails.refresh(now=True)
         assert guardrails.closed == {"x.example"}
-        assert len(await db.fetch("claim_due", "me", 10, 60.0, True, [], [])) == 1
+        assert len(await db.fetch("claim_due", "me", 10, 60.0, True, [], [], None)) == 1
         assert await ControlLedger(db, 30.0, "me").state(ControlKind.SMTP)
 
 
@@ -1337,7 +1337,7 @@ async def test_a_clock_that_is_set_back_after_a_resume_voids_nothing_that_is_sai
         " SELECT 'p' || n, 'd' || n, 'refused', '192.0.' || n || '.0/24' FROM generate_series(1, 6) AS n",
     )
     async with opened(database.gate) as db:
-        rows = await db.fetch("refusing_networks", timedelta(hours=24), 20)
+        rows = await db.fetch("refusing_networks", timedelta(hours=24), 20, "default", False)
         assert rows[0]["refusing"] == 6
         guardrails = Guardrails(db, 60.0)
         await guardrails.refresh(now=True)
@@ -1397,5 +1397,5 @@ async def test_a_long_log_of_guardrails_slows_no_judgement(database: DatabaseDsn
         " SELECT 'own' || n, 'own' || n, 'refused', '' FROM generate_series(1, 2000) AS n; ANALYZE",
     )
     async with opened(database.gate) as db, asyncio.timeout(5):
-        rows = await db.fetch("refusing_networks", timedelta(hours=24), 20)
+        rows = await db.fetch("refusing_networks", timedelta(hours=24), 20, "default", False)
         assert rows[0]["refusing"] == 20

@@ -60,7 +60,8 @@ async def test_a_column_of_theirs_may_have_any_name(postgres: EmbeddedPostgres) 
     """Even that of a variable or an alias in our SQL. Rows can be recorded, changed, and deleted with their company."""
     words: set[str] = set()
     for file in (STORE / "queries.sql", *sorted((STORE / "functions").glob("*.sql"))):
-        words |= set(re.findall(r"[a-z_][a-z0-9_]*", file.read_text()))
+        sql = re.sub(r"--.*", "", file.read_text())  # a table has at most 1600 columns
+        words |= set(re.findall(r"[a-z_][a-z0-9_]*", sql))
     passes, fails, is_final = outcome(), outcome(verdict=NO_MX), outcome()
     async with users_schema.made(postgres, users_schema.ddl(errors_cascade=True)) as database:
         for table in ("outreach", "company_target", "company_target_errors"):

@@ -143,5 +143,7 @@ def test_each_constructor_makes_a_kind_that_is_known() -> None:
         WaitsOn.vendor(),
         WaitsOn.spine(),
         WaitsOn.way(),
+        WaitsOn.mail_from(),
+        WaitsOn.other_than("dc2"),
     ]
     assert {name.partition(":")[0] for name in made} == WaitsOn.KINDS

@@ -400,7 +400,8 @@ async def test_resuming_it_leaves_the_evidence_about_mail_servers_alone(admin: A
             "INSERT INTO outreach.ct_guardrails (key, state, reason) VALUES ($1, 'halted', 'why')", rail
         )
         await admin.fetchval("SELECT outreach.resume_guardrail($1, 'mended')", rail)
-        assert await admin.fetchval(query("refusing_networks"), timedelta(hours=24), 20) == refusing
+        arguments = (timedelta(hours=24), 20, "default", False)
+        assert await admin.fetchval(query("refusing_networks"), *arguments) == refusing
 
 
 async def test_a_company_parked_just_after_its_tool_was_resumed_is_woken(

@@ -5,6 +5,30 @@
 --   halted   a person must resume it
 --   trial    a person resumed TOOL-005: one company at a time until enough providers have talked normally
 
+-- What servers think of us they think of the address that we come from. So the guardrails of TOOL-005 and of providers
+-- are an egress's own: 'tool:TOOL-005@dc2', 'provider:bigmail.example@dc2'. Those of the egress `default` bear no name.
+CREATE OR REPLACE FUNCTION outreach.ct_rail(base text, its_egress text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT base || CASE WHEN its_egress = 'default' THEN '' ELSE '@' || its_egress END
+$$;
+
+-- The egress of such a guardrail: no tool and no provider has an @ in its name.
+CREATE OR REPLACE FUNCTION outreach.ct_egress_of(rail text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(substring(rail FROM '@([^@]*)$'), 'default')
+$$;
+
+-- The names of egresses that workers had within a week.
+CREATE OR REPLACE FUNCTION outreach.ct_egresses() RETURNS SETOF text LANGUAGE sql STABLE AS $$
+    SELECT DISTINCT w.egress FROM outreach.ct_workers AS w
+$$;
+
+-- Is a session open from this egress?
+CREATE OR REPLACE FUNCTION outreach.ct_is_asking(its_egress text, moment timestamptz) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (
+        SELECT 1 FROM outreach.ct_domains AS d
+        WHERE d.lease_owner IS NOT NULL AND d.lease_until > moment AND d.lease_egress = its_egress
+    )
+$$;
+
 -- Lock a provider's one try; return false if a person is opening it at this moment, for however long: nobody waits.
 CREATE OR REPLACE FUNCTION outreach.ct_lock_try(rail text) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -37,15 +61,15 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     ), '-infinity')
 $$;
 
--- How many providers have talked normally since the trial began?
-CREATE OR REPLACE FUNCTION outreach.ct_trial_talks() RETURNS integer LANGUAGE sql STABLE AS $$
+-- How many providers have talked normally since the trial of this egress began?
+CREATE OR REPLACE FUNCTION outreach.ct_trial_talks(its_egress text DEFAULT 'default') RETURNS integer LANGUAGE sql STABLE AS $$
     SELECT count(DISTINCT d.provider)::integer FROM outreach.ct_domains AS d
     WHERE d.talked_at > (
             -- One that began in the future is from before the clock was set back.
             SELECT CASE WHEN g.since <= clock_timestamp() THEN g.since ELSE outreach.ct_opened_at(g.key) END
-            FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005'
+            FROM outreach.ct_guardrails AS g WHERE g.key = outreach.ct_rail('tool:TOOL-005', its_egress)
         )
-        AND d.talked_at <= clock_timestamp()
+        AND d.talked_at <= clock_timestamp() AND d.egress = its_egress
 $$;
 
 -- Put a guardrail into a state, with the reason in the log; return true if that changed it. The gate may only tighten:
@@ -63,7 +87,7 @@ DECLARE
     distance double precision := coalesce(greatest(1, extract(epoch FROM next_try - clock_timestamp())), 600);
 BEGIN
     -- People resume a guardrail by its key, and TOOL-005 is short for tool:TOOL-005: no key may look like another one.
-    IF (its_key COLLATE "C" ~ '^(provider:.+|tool:TOOL-[0-9]{3}|[a-z_]+)$') IS NOT TRUE THEN
+    IF (its_key COLLATE "C" ~ '^(provider:.+|tool:TOOL-[0-9]{3}(@[A-Za-z0-9._-]+)?|[a-z_]+)$') IS NOT TRUE THEN
         RAISE EXCEPTION '% is no key of a guardrail', quote_nullable(its_key)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -104,32 +128,87 @@ BEGIN
     RETURN coalesce(changed, false);
 END $$;
 
--- Open TOOL-005 if enough providers have talked normally since a person resumed it; return true if that opened it.
-CREATE OR REPLACE FUNCTION outreach.ct_end_trial() RETURNS boolean
+-- Open TOOL-005 for this egress if enough providers have talked normally since a person resumed it; return true if that
+-- opened it.
+CREATE OR REPLACE FUNCTION outreach.ct_end_trial(its_egress text DEFAULT 'default') RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    rail CONSTANT text COLLATE "default" := outreach.ct_rail('tool:TOOL-005', its_egress);
     talks integer;
 BEGIN
     -- A worker may ask for a few seconds longer than the trial lasts. Counting reads the domains of the day.
-    IF NOT EXISTS (
-        SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005' AND g.state = 'trial'
-    ) THEN
+    IF NOT EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = rail AND g.state = 'trial') THEN
         RETURN false;
     END IF;
-    talks := outreach.ct_trial_talks();
+    talks := outreach.ct_trial_talks(its_egress);
     IF talks < outreach.ct_talks_wanted() THEN
         RETURN false;
     END IF;
     UPDATE outreach.ct_guardrails SET state = 'open', since = clock_timestamp(), changed_by = session_user,
         reason = talks || ' providers talk normally again'
-        WHERE key = 'tool:TOOL-005' AND state = 'trial';
+        WHERE key = rail AND state = 'trial';
     IF NOT FOUND THEN
         RETURN false;
     END IF;
     INSERT INTO outreach.ct_guardrail_log (key, state, reason)
-        VALUES ('tool:TOOL-005', 'open', talks || ' providers talk normally again');
-    PERFORM outreach.ct_wake('tool:TOOL-005', outreach.ct_woken_at_once(), clock_timestamp());
+        VALUES (rail, 'open', talks || ' providers talk normally again');
+    PERFORM outreach.ct_wake(rail, outreach.ct_woken_at_once(), clock_timestamp());
     RETURN true;
+END $$;
+
+-- Close a provider on every egress if it is closed on two: whoever refuses us at a second address does not mean the
+-- address, and a third one must not be spent on finding out.
+CREATE OR REPLACE FUNCTION outreach.ct_close_everywhere(provider text, why text, first_try_s double precision)
+RETURNS SETOF text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    name text;
+BEGIN
+    IF (
+        SELECT count(*) FROM outreach.ct_guardrails AS g JOIN outreach.ct_egresses() AS e (name)
+            ON g.key = outreach.ct_rail('provider:' || provider, e.name)
+        WHERE g.state = 'closed'
+    ) < 2 THEN
+        RETURN;
+    END IF;
+    FOR name IN SELECT e.name FROM outreach.ct_egresses() AS e (name) ORDER BY e.name LOOP
+        IF outreach.ct_set_guardrail(outreach.ct_rail('provider:' || provider, name), 'closed',
+                'two of our addresses meet this; ' || why, clock_timestamp() + first_try_s * interval '1 second')
+        THEN
+            RETURN NEXT name;
+        END IF;
+    END LOOP;
+END $$;
+
+-- A worker begins. If its egress is a new name, whatever is in the way of another one is in its way too: nobody slips out
+-- of a halt by a restart under another name. Returns what was halted or closed for it.
+CREATE OR REPLACE FUNCTION outreach.ct_begin_egress(its_worker text, its_egress text) RETURNS SETOF text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    other record;
+    its_rail text;
+BEGIN
+    IF EXISTS (
+        SELECT 1 FROM outreach.ct_workers AS w WHERE w.egress = its_egress AND w.worker <> its_worker
+    ) THEN
+        RETURN;
+    END IF;
+    FOR other IN
+        SELECT g.key, g.state, g.next_try_at, g.first_try_s FROM outreach.ct_guardrails AS g
+        WHERE g.state <> 'open' AND (g.key LIKE 'tool:TOOL-005%' OR g.key LIKE 'provider:%')
+            AND outreach.ct_egress_of(g.key) <> its_egress
+        ORDER BY g.key
+    LOOP
+        its_rail := outreach.ct_rail(split_part(other.key, '@', 1), its_egress);
+        IF outreach.ct_set_guardrail(
+            its_rail, CASE other.state WHEN 'trial' THEN 'halted' ELSE other.state END,
+            'the egress ' || its_egress || ' is a new name, and ' || other.key || ' is ' || other.state,
+            CASE WHEN other.state NOT IN ('trial', 'halted') THEN
+                clock_timestamp() + other.first_try_s * interval '1 second' END
+        ) THEN
+            RETURN NEXT its_rail;
+        END IF;
+    END LOOP;
 END $$;
 
 -- Refuse a snapshot: who decides by the state of others must see what they have just committed.
@@ -153,7 +232,7 @@ BEGIN
 END $$;
 
 -- For people (ct_ops): open a paused, closed or halted guardrail, with a reason for the log. TOOL-005 goes on trial
--- first: see ct_begin_probes. The evidence of before is void by its time (ct_opened_at, ct_stream/gate/evidence.py), and
+-- first, and so does that of every egress when our sender is resumed: see ct_begin_probes. The evidence of before is void by its time (ct_opened_at, ct_stream/gate/evidence.py), and
 -- workers wake who waits (ct_wake_sleepers): a person's transaction may stay open for as long as a lunch, so it locks
 -- nothing but the guardrail itself, for which nobody waits.
 CREATE OR REPLACE FUNCTION outreach.resume_guardrail(rail text, why text) RETURNS text
@@ -161,7 +240,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     its_key CONSTANT text COLLATE "default" := rail;  -- a caller's collation could take other keys for the same
     before text;
-    after text := CASE WHEN its_key = 'tool:TOOL-005' THEN 'trial' ELSE 'open' END;
+    after text := CASE WHEN split_part(its_key, '@', 1) = 'tool:TOOL-005' THEN 'trial' ELSE 'open' END;
 BEGIN
     IF why IS NULL OR why !~ '[^[:space:]]' OR length(why) > 1000 THEN
         RAISE EXCEPTION 'a reason is needed to resume %, of at most 1000 characters', rail;
@@ -193,6 +272,19 @@ BEGIN
     UPDATE outreach.ct_guardrails SET state = after, reason = why, since = clock_timestamp(), next_try_at = NULL,
         tries = 0, changed_by = session_user WHERE key = its_key;
     INSERT INTO outreach.ct_guardrail_log (key, state, reason) VALUES (rail, after, why);
+    IF its_key = 'mail_from' THEN
+        -- Our sender comes back as carefully as an address does, from each of them.
+        WITH tried AS (
+            INSERT INTO outreach.ct_guardrails AS g (key, state, reason, changed_by)
+                SELECT outreach.ct_rail('tool:TOOL-005', e.name), 'trial', why, session_user
+                FROM outreach.ct_egresses() AS e (name)
+                ON CONFLICT (key) DO UPDATE SET state = 'trial', reason = excluded.reason, since = clock_timestamp(),
+                    changed_by = excluded.changed_by
+                WHERE g.state = 'open'
+                RETURNING g.key
+        )
+        INSERT INTO outreach.ct_guardrail_log (key, state, reason) SELECT t.key, 'trial', why FROM tried AS t;
+    END IF;
     RETURN before || ' -> ' || after;
 END $$;
 

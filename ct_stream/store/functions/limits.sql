@@ -1,6 +1,7 @@
 -- The limits and leases of the toolbox, exact over all workers. Each call is one round trip for a whole batch, and all
 -- durations are by this server's clock. A company's hosts may be at several providers; each provider has its own
--- guardrail and its own places (ADR-CT-IMO-019).
+-- guardrail and its own places (ADR-CT-IMO-019). Limits and places are all workers'; guardrails are an egress's own
+-- (ADR-CT-IMO-034).
 
 -- The UTC day whose caps count now.
 CREATE OR REPLACE FUNCTION outreach.ct_utc_day() RETURNS date LANGUAGE sql STABLE AS
@@ -69,14 +70,15 @@ CREATE OR REPLACE FUNCTION outreach.ct_free_in(its_domain text) RETURNS double p
     WHERE d.domain = its_domain AND d.lease_owner IS NULL
 $$;
 
--- Keep the time and the place of a normal session with its provider, when its domain is asked at another provider next.
--- The row has a name that no domain has.
+-- Keep the time and the place of a normal session with its provider, when its domain is asked at another provider next,
+-- or from another egress. The row has a name that no domain has.
 CREATE OR REPLACE FUNCTION outreach.ct_note_talk(
-    with_provider text, at_time timestamptz, at_address text, in_network text
+    with_provider text, at_time timestamptz, at_address text, in_network text, its_egress text DEFAULT 'default'
 ) RETURNS void LANGUAGE sql AS $$
-    INSERT INTO outreach.ct_domains AS d (domain, provider, talked_at, free_at, address, network)
+    INSERT INTO outreach.ct_domains AS d (domain, provider, talked_at, free_at, address, network, egress)
         -- free_at: ct_tidy counts its age from here
-        VALUES ('@' || with_provider, with_provider, at_time, at_time, at_address, in_network)
+        VALUES ('@' || outreach.ct_rail(with_provider, its_egress), with_provider, at_time, at_time, at_address,
+            in_network, its_egress)
         ON CONFLICT (domain) DO UPDATE SET talked_at = greatest(d.talked_at, excluded.talked_at),
             free_at = greatest(d.free_at, excluded.free_at),
             address = CASE WHEN excluded.talked_at >= d.talked_at THEN excluded.address ELSE d.address END,
@@ -92,7 +94,7 @@ $$;
 -- place.
 CREATE OR REPLACE FUNCTION outreach.ct_begin_probes(
     owner text, domains text[], providers text[], own boolean[], leases uuid[], versions text[], seen timestamptz[],
-    lease_s double precision, per_day bigint, per_provider integer
+    lease_s double precision, per_day bigint, per_provider integer, its_egress text DEFAULT 'default'
 ) RETURNS TABLE (place integer, answer text, retry_s double precision, detail text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -122,8 +124,9 @@ BEGIN
             RETURNING d.lease
     )
     SELECT array_agg(a.lease) INTO begun FROM again AS a;
-    SELECT g.state, g.reason INTO tool FROM outreach.ct_guardrails AS g
-        WHERE g.key = 'tool:TOOL-005' AND g.state IN ('halted', 'trial');
+    SELECT g.state, g.reason, g.key INTO tool FROM outreach.ct_guardrails AS g
+        WHERE g.key IN ('mail_from', outreach.ct_rail('tool:TOOL-005', its_egress)) AND g.state IN ('halted', 'trial')
+        ORDER BY g.state, g.key LIMIT 1;
     FOR item IN
         SELECT i.d AS domain, i.p AS provider, i.o AS is_own, i.l AS lease, i.v AS version, i.s AS seen, i.n::integer AS n
         FROM unnest(domains, providers, own, leases, versions, seen) WITH ORDINALITY AS i (d, p, o, l, v, s, n)
@@ -143,28 +146,26 @@ BEGIN
             RETURN NEXT; CONTINUE;
         END IF;
         IF tool.state = 'halted' THEN
-            answer := 'halted'; detail := tool.reason;
+            answer := CASE tool.key WHEN 'mail_from' THEN 'sender' ELSE 'halted' END; detail := tool.reason;
             RETURN NEXT; CONTINUE;
         END IF;
         -- A separate IF: joined by AND, the look-up would also run for an open tool (its state is NULL, and NULL does
         -- not end an AND), for each company, in a table with all domains of the day.
         IF tool.state = 'trial' THEN
-            IF EXISTS (
-                SELECT 1 FROM outreach.ct_domains AS d WHERE d.lease_owner IS NOT NULL AND d.lease_until > moment
-            ) THEN
-                answer := 'trial'; detail := outreach.ct_trial_talks() || ' of ' || outreach.ct_talks_wanted()
+            IF outreach.ct_is_asking(its_egress, moment) THEN
+                answer := 'trial'; detail := outreach.ct_trial_talks(its_egress) || ' of ' || outreach.ct_talks_wanted()
                     || ' providers have talked normally';
                 RETURN NEXT; CONTINUE;
             END IF;
         END IF;
         SELECT g.state, g.reason, g.next_try_at INTO rail FROM outreach.ct_guardrails AS g
-            WHERE g.key = 'provider:' || item.provider AND g.state <> 'open';
+            WHERE g.key = outreach.ct_rail('provider:' || item.provider, its_egress) AND g.state <> 'open';
         IF FOUND AND (rail.state = 'halted' OR rail.next_try_at IS NULL OR rail.next_try_at > moment) THEN
             answer := 'provider_closed'; detail := rail.reason;
             retry_s := extract(epoch FROM rail.next_try_at - moment);
             RETURN NEXT; CONTINUE;
         END IF;
-        IF rail.state IS NOT NULL AND NOT outreach.ct_lock_try('provider:' || item.provider) THEN
+        IF rail.state IS NOT NULL AND NOT outreach.ct_lock_try(outreach.ct_rail('provider:' || item.provider, its_egress)) THEN
             answer := 'provider_closed'; detail := rail.reason; retry_s := 5;
             RETURN NEXT; CONTINUE;
         END IF;
@@ -180,18 +181,18 @@ BEGIN
                 RETURN NEXT; CONTINUE;
             END IF;
         END IF;
-        PERFORM outreach.ct_note_talk(d.provider, d.talked_at, d.address, d.network) FROM outreach.ct_domains AS d
+        PERFORM outreach.ct_note_talk(d.provider, d.talked_at, d.address, d.network, d.egress) FROM outreach.ct_domains AS d
             WHERE d.domain = item.domain AND d.provider <> item.provider AND d.talked_at IS NOT NULL;
         INSERT INTO outreach.ct_domains AS d (
-            domain, provider, is_own, lease_owner, lease, sessions, unit_day, lease_until, free_at
+            domain, provider, is_own, lease_owner, lease, lease_egress, sessions, unit_day, lease_until, free_at
         )
             VALUES (
-                item.domain, item.provider, item.is_own, owner, item.lease, 1, today,
+                item.domain, item.provider, item.is_own, owner, item.lease, its_egress, 1, today,
                 moment + lease_s * interval '1 second', '-infinity'
             )
             ON CONFLICT (domain) DO UPDATE
-                SET provider = excluded.provider, is_own = excluded.is_own, lease_owner = excluded.lease_owner, lease = excluded.lease,
-                    sessions = 1, unit_day = today, lease_until = excluded.lease_until,
+                SET provider = excluded.provider, is_own = excluded.is_own, lease_owner = excluded.lease_owner,
+                    lease = excluded.lease, lease_egress = excluded.lease_egress, sessions = 1, unit_day = today, lease_until = excluded.lease_until,
                     talked_at = CASE WHEN d.provider = excluded.provider THEN d.talked_at END
                 WHERE (d.lease_owner IS NULL OR d.lease_until <= moment) AND d.free_at <= moment;
         IF NOT FOUND THEN
@@ -199,7 +200,7 @@ BEGIN
             RETURN NEXT; CONTINUE;
         END IF;
         IF rail.state IS NOT NULL THEN
-            PERFORM outreach.ct_count_try('provider:' || item.provider, moment);
+            PERFORM outreach.ct_count_try(outreach.ct_rail('provider:' || item.provider, its_egress), moment);
         END IF;
         taken := taken + 1;
         answer := 'granted';
@@ -217,7 +218,7 @@ END $$;
 -- the order of ct_begin_probes.
 CREATE OR REPLACE FUNCTION outreach.ct_enter_provider(
     owner text, its_lease uuid, its_domain text, to_provider text, is_own boolean, is_known boolean, per_day bigint,
-    per_provider integer
+    per_provider integer, its_egress text DEFAULT 'default'
 ) RETURNS TABLE (answer text, retry_s double precision, detail text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -233,10 +234,11 @@ BEGIN
     INSERT INTO outreach.ct_usage (tool_id, span, begins) VALUES ('TOOL-005', 'day', today) ON CONFLICT DO NOTHING;
     SELECT u.used INTO already FROM outreach.ct_usage AS u
         WHERE u.tool_id = 'TOOL-005' AND u.span = 'day' AND u.begins = today FOR UPDATE;
-    SELECT g.reason INTO detail FROM outreach.ct_guardrails AS g
-        WHERE g.key = 'tool:TOOL-005' AND g.state = 'halted';
+    SELECT g.reason, CASE g.key WHEN 'mail_from' THEN 'sender' ELSE 'halted' END INTO detail, answer
+        FROM outreach.ct_guardrails AS g
+        WHERE g.key IN ('mail_from', outreach.ct_rail('tool:TOOL-005', its_egress)) AND g.state = 'halted'
+        ORDER BY g.key LIMIT 1;
     IF FOUND THEN
-        answer := 'halted';
         RETURN NEXT; RETURN;
     END IF;
     PERFORM outreach.ct_lock_rate('TOOL-005');
@@ -249,13 +251,13 @@ BEGIN
         RETURN NEXT; RETURN;
     END IF;
     SELECT g.state, g.reason, g.next_try_at INTO rail FROM outreach.ct_guardrails AS g
-        WHERE g.key = 'provider:' || to_provider AND g.state <> 'open' AND NOT is_known;
+        WHERE g.key = outreach.ct_rail('provider:' || to_provider, its_egress) AND g.state <> 'open' AND NOT is_known;
     IF FOUND AND (rail.state = 'halted' OR rail.next_try_at IS NULL OR rail.next_try_at > moment) THEN
         answer := 'provider_closed'; detail := rail.reason;
         retry_s := extract(epoch FROM rail.next_try_at - moment);
         RETURN NEXT; RETURN;
     END IF;
-    IF rail.state IS NOT NULL AND NOT outreach.ct_lock_try('provider:' || to_provider) THEN
+    IF rail.state IS NOT NULL AND NOT outreach.ct_lock_try(outreach.ct_rail('provider:' || to_provider, its_egress)) THEN
         answer := 'provider_closed'; detail := rail.reason; retry_s := 5;
         RETURN NEXT; RETURN;
     END IF;
@@ -271,19 +273,19 @@ BEGIN
             answer := 'provider_busy';
             RETURN NEXT; RETURN;
         END IF;
-        SELECT d.provider, d.talked_at, d.address, d.network INTO was FROM outreach.ct_domains AS d
+        SELECT d.provider, d.talked_at, d.address, d.network, d.egress INTO was FROM outreach.ct_domains AS d
             WHERE d.domain = its_domain AND d.provider <> to_provider FOR UPDATE;
         IF FOUND THEN
             UPDATE outreach.ct_domains SET provider = to_provider, is_own = false, talked_at = NULL
                 WHERE domain = its_domain;
             IF was.talked_at IS NOT NULL THEN
-                PERFORM outreach.ct_note_talk(was.provider, was.talked_at, was.address, was.network);
+                PERFORM outreach.ct_note_talk(was.provider, was.talked_at, was.address, was.network, was.egress);
             END IF;
             PERFORM outreach.ct_wake('places:' || was.provider, 1, moment);
         END IF;
     END IF;
     IF rail.state IS NOT NULL THEN
-        PERFORM outreach.ct_count_try('provider:' || to_provider, moment);
+        PERFORM outreach.ct_count_try(outreach.ct_rail('provider:' || to_provider, its_egress), moment);
     END IF;
     answer := 'granted';
     RETURN NEXT;
@@ -364,7 +366,7 @@ END $$;
 -- runs again. `addresses`, `networks`: where the server is that talked.
 CREATE OR REPLACE FUNCTION outreach.ct_end_probes(
     owner text, ended_domains text[], leases uuid[], ended_s double precision[], talked boolean[], addresses text[],
-    networks text[], begun integer[], pause_s double precision
+    networks text[], begun integer[], pause_s double precision, its_egress text DEFAULT 'default'
 ) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     moment timestamptz;
@@ -380,13 +382,18 @@ BEGIN
         ) ORDER BY u.begins FOR UPDATE;
     PERFORM 1 FROM outreach.ct_domains AS d WHERE d.domain = ANY (ended_domains) ORDER BY d.domain FOR UPDATE;
     moment := clock_timestamp();
+    PERFORM outreach.ct_note_talk(d.provider, d.talked_at, d.address, d.network, d.egress)
+        FROM unnest(ended_domains, leases, talked) AS i (d, l, t)
+        JOIN outreach.ct_domains AS d ON d.domain = i.d AND d.lease = i.l AND d.lease_owner = owner
+        WHERE i.t AND d.talked_at IS NOT NULL AND d.egress <> its_egress;
     FOR ended IN
         UPDATE outreach.ct_domains AS d
             SET lease_owner = NULL, lease = NULL, lease_until = NULL,
                 free_at = moment + (pause_s - i.s) * interval '1 second',
                 talked_at = CASE WHEN i.t THEN moment ELSE d.talked_at END,
                 address = CASE WHEN i.t THEN i.a ELSE d.address END,
-                network = CASE WHEN i.t THEN i.w ELSE d.network END
+                network = CASE WHEN i.t THEN i.w ELSE d.network END,
+                egress = CASE WHEN i.t THEN its_egress ELSE d.egress END
             FROM unnest(ended_domains, leases, ended_s, talked, addresses, networks, begun) AS i (d, l, s, t, a, w, b)
             WHERE d.domain = i.d AND d.lease = i.l AND d.lease_owner = owner
             RETURNING d.domain, d.provider, d.is_own, d.free_at, d.unit_day, greatest(d.sessions - i.b, 0) AS unused
@@ -404,7 +411,10 @@ BEGIN
     IF come_back > 0 THEN
         PERFORM outreach.ct_wake('cap:TOOL-005', come_back, moment);
     END IF;
-    IF EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = 'tool:TOOL-005' AND g.state = 'trial') THEN
-        PERFORM outreach.ct_wake('tool:TOOL-005', 1, moment);
+    IF EXISTS (
+        SELECT 1 FROM outreach.ct_guardrails AS g
+        WHERE g.key = outreach.ct_rail('tool:TOOL-005', its_egress) AND g.state = 'trial'
+    ) THEN
+        PERFORM outreach.ct_wake(outreach.ct_rail('tool:TOOL-005', its_egress), 1, moment);
     END IF;
 END $$;

@@ -69,7 +69,7 @@ BEGIN
         SELECT w.what, split_part(w.what, ':', 1) AS kind, substring(w.what FROM position(':' IN w.what) + 1) AS name
         FROM waited AS w
         WHERE (w.what LIKE 'domain:%' OR w.what LIKE 'places:%' OR w.what LIKE 'provider:%' OR w.what LIKE 'tool:%'
-                OR w.what LIKE 'control:%' OR w.what = 'spine')
+                OR w.what LIKE 'control:%' OR w.what IN ('spine', 'mail_from'))
             -- Only companies that do not wait for a fixed time.
             AND EXISTS (
                 SELECT 1 FROM outreach.ct_passes AS p
@@ -109,9 +109,7 @@ BEGIN
             -- rest.
             IF NOT EXISTS (SELECT 1 FROM outreach.ct_guardrails AS g WHERE g.key = asleep.what AND g.state = 'trial') THEN
                 PERFORM outreach.ct_wake(asleep.what, outreach.ct_woken_at_once(), moment);
-            ELSIF NOT EXISTS (
-                SELECT 1 FROM outreach.ct_domains AS d WHERE d.lease_owner IS NOT NULL AND d.lease_until > moment
-            ) THEN
+            ELSIF NOT outreach.ct_is_asking(outreach.ct_egress_of(asleep.what), moment) THEN
                 PERFORM outreach.ct_wake(asleep.what, 1, moment);
             END IF;
         ELSE

@@ -152,6 +152,8 @@ CREATE TABLE outreach.ct_passes (
     correlation_header bytea,
     looks integer NOT NULL DEFAULT 0, -- how often it met silence, and a control then proved that our own way works
     met_by text,                      -- the worker run that met its last failed answer, or put it away unasked
+    first_at text,                    -- the egress that met its silence first: another one looks next, if there is one
+    refused_at text,                  -- the egress that was refused first, when another one asked in its place
     exceptions integer NOT NULL DEFAULT 0,
     traceback text,
     worker_version text,
@@ -206,7 +208,9 @@ CREATE TABLE outreach.ct_domains (
     free_at timestamptz NOT NULL,     -- the pause after the last session ends here
     talked_at timestamptz,            -- a server of this domain last talked to us normally
     address text,                     -- where that server is: its address, and the network around it
-    network text
+    network text,
+    egress text NOT NULL DEFAULT 'default',  -- from which that session came
+    lease_egress text                 -- from which the pass asks that holds it
 );
 CREATE INDEX ct_domains_provider_idx ON outreach.ct_domains (provider) WHERE lease_owner IS NOT NULL;
 CREATE INDEX ct_domains_free_at_idx ON outreach.ct_domains (free_at);
@@ -241,7 +245,9 @@ CREATE INDEX ct_controls_started_at_idx ON outreach.ct_controls (started_at);
 
 -- Which tools, providers and inputs are open, paused, closed or halted; functions/guardrails.sql explains the states.
 CREATE TABLE outreach.ct_guardrails (
-    key text PRIMARY KEY,             -- 'tool:TOOL-005', 'provider:bigmail.example', 'provider:203.0.113.0/24', 'spine'
+    -- 'tool:TOOL-005', 'provider:bigmail.example', 'provider:203.0.113.0/24', of another egress than `default`
+    -- 'tool:TOOL-005@dc2' and so on; 'mail_from', 'spine', 'input', 'watchdog'
+    key text PRIMARY KEY,
     state text NOT NULL CHECK (state IN ('open', 'paused', 'closed', 'halted', 'trial')),
     reason text NOT NULL,
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -278,7 +284,9 @@ CREATE TABLE outreach.ct_refusals (
     is_own boolean NOT NULL DEFAULT false,  -- the host is the company's own by its name
     address text NOT NULL DEFAULT '',       -- of the server, and the network around it; '': unknown
     network text NOT NULL DEFAULT '',
-    worker text NOT NULL DEFAULT ''         -- the run that met it
+    worker text NOT NULL DEFAULT '',        -- the run that met it
+    egress text NOT NULL DEFAULT 'default', -- the address that it came from
+    is_sender boolean NOT NULL DEFAULT false  -- it is about our MAIL FROM or its domain, whatever address we come from
 );
 CREATE INDEX ct_refusals_provider_idx ON outreach.ct_refusals (provider, at DESC);
 CREATE INDEX ct_refusals_at_idx ON outreach.ct_refusals (at DESC);

@@ -1,0 +1,328 @@
+"""What servers think of one of our addresses is in the way of that address alone, and nobody slips out of it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from ct_stream.gate.providers import registrable_domain
+from ct_stream.gate.records import FailedAt
+from ct_stream.gate.verdicts import Held, HeldBy
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
+from ct_stream.store.guardrails import Guardrails
+from ct_stream.store.limits import DomainLease, SharedLimits
+from ct_stream.store.parked import ParkedCompanies
+from ct_stream.store.worker_record import Beat, WorkerRecord
+from tests.store.parts import LIMITS, opened, parked, running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from uuid import UUID
+
+    from ct_stream.store.database import Database
+    from tests.conftest import DatabaseDsns
+
+REFUSED = Held(by=HeldBy.REFUSED, host="mx1.bigmail.example", reason="550 5.7.1 your IP is listed")
+TOO_FAST = Held(by=HeldBy.RATE, host="mx1.bigmail.example", reason="421 too many connections from your IP")
+PROVIDER, TOOL = "provider:bigmail.example", "tool:TOOL-005"
+
+
+@dataclass
+class Worker:
+    """One worker, and the address that it asks from."""
+
+    db: Database
+    egress: str
+
+    def __post_init__(self) -> None:
+        self.name = f"{self.egress}/1/a"
+        self.rails = Guardrails(self.db, 60.0, self.name, self.egress)
+        self.limits = SharedLimits(self.db, self.name, LIMITS, self.egress)
+        self.parked = ParkedCompanies(self.db, self.name, "test", self.egress)
+        self.record = WorkerRecord(
+            self.db, worker=self.name, machine="host", egress=self.egress, version="test", toolbox={}
+        )
+
+    async def refused_by(self, *domains: str, held: Held = REFUSED) -> None:
+        for domain in domains:
+            await self.rails.judge(held, domain, registrable_domain(held.host))
+
+    async def listed(self, *numbers: int, is_sender: bool = False) -> None:
+        """Let providers in so many networks refuse us."""
+        for n in numbers:
+            held = Held(
+                by=HeldBy.REFUSED, host=f"mx.p{n}.example", reason="550 no", ip=f"198.51.{n}.1", is_sender=is_sender
+            )
+            await self.rails.judge(held, f"c{n}.example", f"p{n}.example")
+
+    async def asks(self, domain: str, provider: str = "bigmail.example", *, talks: bool = False) -> WaitReason | None:
+        """Ask a server of this provider; return what is in the way."""
+        lease = await self.limits.begin_probe(domain, provider)
+        if isinstance(lease, Wait):
+            return lease.reason
+        assert isinstance(lease, DomainLease)
+        lease.session_ended()
+        await lease.release(talked=talks)
+        if talks:
+            await self.rails.talked(provider)
+        return None
+
+
+@dataclass
+class Fleet:
+    """Three workers on three addresses, and the administrator."""
+
+    admin: asyncpg.Connection[Any]
+    one: Worker  #: egress `default`
+    two: Worker
+    three: Worker
+
+    async def state(self, rail: str) -> str | None:
+        state: str | None = await self.admin.fetchval("SELECT state FROM outreach.ct_guardrails WHERE key = $1", rail)
+        return state
+
+    async def resume(self, rail: str) -> str:
+        return str(await self.admin.fetchval("SELECT outreach.resume_guardrail($1, 'because')", rail))
+
+
+@asynccontextmanager
+async def fleet(database: DatabaseDsns, *, at_work: bool = True) -> AsyncIterator[Fleet]:
+    async with AsyncExitStack() as stack:
+        db = await stack.enter_async_context(opened(database.gate))
+        admin: asyncpg.Connection[Any] = await asyncpg.connect(database.admin)
+        stack.push_async_callback(admin.close)
+        workers = [Worker(db, egress) for egress in ("default", "dc2", "dc3")]
+        for worker in workers:
+            await stack.enter_async_context(running(*worker.limits.batches, worker.parked.park))
+            if at_work:
+                assert await worker.record.begin() is None
+                await worker.record.beat(Beat(troubles={}, partitions=(), running=0))
+        yield Fleet(admin, *workers)
+
+
+async def test_a_halt_of_one_address_leaves_the_others_at_work(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        await f.two.listed(1, 2, 3, 4)
+        await f.one.listed(5)
+        assert await f.state(f"{TOOL}@dc2") is None, "the refusals of two addresses are not those of one"
+        await f.two.listed(6)
+        assert (await f.state(f"{TOOL}@dc2"), await f.state(TOOL)) == ("halted", None)
+        assert await f.two.asks("a.example") is WaitReason.HALTED
+        assert await f.one.asks("b.example") is None
+        for worker, halted in ((f.one, set()), (f.two, {f"{TOOL}@dc2"})):
+            await worker.rails.refresh(now=True)
+            assert worker.rails.halted.keys() == halted
+        assert f.two.rails.settling(0.0).halted is not None
+        assert f.one.rails.settling(0.0).halted is None
+
+
+async def test_a_halted_address_comes_back_by_its_own_talks(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        await f.two.rails.set_state(f.two.rails.smtp_rail, "halted", "listed", None)
+        assert await f.resume(f"{TOOL}@dc2") == "halted -> trial"
+        await f.two.rails.refresh(now=True)
+        for n in range(3):
+            assert await f.one.asks(f"one{n}.example", f"q{n}.example", talks=True) is None, "no trial of its own"
+        assert await f.state(f"{TOOL}@dc2") == "trial"
+        held = await f.one.limits.begin_probe("slow.example", "slow.example")
+        assert isinstance(held, DomainLease)
+        for n in range(3):
+            assert await f.two.asks(f"two{n}.example", f"q{n}.example", talks=True) is None, (
+                "others' sessions are no part"
+            )
+        assert await f.state(f"{TOOL}@dc2") == "open"
+        await held.release(talked=False)
+
+
+async def test_one_company_at_a_time_is_tried_from_an_address_on_trial(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        await f.two.rails.set_state(f.two.rails.smtp_rail, "halted", "listed", None)
+        await f.resume(f"{TOOL}@dc2")
+        held = await f.two.limits.begin_probe("slow.example", "slow.example")
+        assert isinstance(held, DomainLease)
+        assert await f.two.asks("next.example") is WaitReason.HALTED
+        await held.release(talked=False)
+        assert await f.two.asks("next.example") is None
+
+
+async def test_a_provider_closed_at_one_address_is_open_at_the_others(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        await f.one.refused_by("a.example", "b.example")
+        await f.two.refused_by("c.example")
+        assert await f.state(PROVIDER) is None
+        await f.one.refused_by("d.example")
+        assert (await f.state(PROVIDER), await f.state(f"{PROVIDER}@dc2")) == ("closed", None)
+        assert await f.one.asks("e.example") is WaitReason.PROVIDER_CLOSED
+        assert await f.two.asks("f.example") is None
+
+
+async def test_a_provider_closed_at_two_addresses_is_closed_at_all(database: DatabaseDsns) -> None:
+    """A third one must not be spent on finding out, as who sends unwanted mail does."""
+    async with fleet(database) as f:
+        await f.one.refused_by("a.example", "b.example", "c.example")
+        await f.two.refused_by("d.example", "e.example", "f.example")
+        assert await f.state(f"{PROVIDER}@dc3") == "closed"
+        assert await f.three.asks("g.example") is WaitReason.PROVIDER_CLOSED
+
+
+async def test_a_normal_session_from_one_address_is_no_evidence_for_another(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        await f.one.refused_by("a.example", "b.example")
+        assert await f.two.asks("c.example", talks=True) is None
+        await f.one.refused_by("d.example")
+        assert await f.state(PROVIDER) == "closed"
+        assert await f.two.asks("e.example", talks=True) is None
+        assert await f.state(PROVIDER) == "closed", "the other address talks; this one is refused"
+
+
+async def test_a_session_from_another_address_at_the_same_domain_hides_no_earlier_one(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        await f.one.refused_by("a.example", "b.example")
+        assert await f.one.asks("c.example", talks=True) is None
+        await asyncio.sleep(LIMITS.smtp_domain_pause_s + 0.05)
+        assert await f.two.asks("c.example", talks=True) is None
+        await f.one.refused_by("d.example")
+        assert await f.state(PROVIDER) in (None, "open"), "it had talked normally with the first one in between"
+
+
+async def test_too_fast_from_one_address_pauses_that_one(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        await f.two.refused_by("a.example", held=TOO_FAST)
+        assert await f.two.asks("b.example") is WaitReason.PROVIDER_CLOSED
+        assert await f.one.asks("c.example") is None
+
+
+async def test_what_many_say_of_our_sender_halts_every_address(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        await f.one.listed(1, 2, is_sender=True)
+        await f.two.listed(3, 4, is_sender=True)
+        assert await f.state("mail_from") is None
+        await f.one.listed(5, is_sender=True)
+        assert (await f.state("mail_from"), await f.state(TOOL)) == ("halted", None)
+        for worker in (f.one, f.two, f.three):
+            wait = await worker.limits.begin_probe(f"{worker.egress}.example", "x.example")
+            assert isinstance(wait, Wait)
+            assert (wait.reason, wait.waits_on) == (WaitReason.HALTED, WaitsOn.mail_from())
+            assert worker.rails.settling(0.0).halted is not None or worker is not f.one
+        assert await f.resume("mail_from") == "halted -> open"
+        assert [await f.state(rail) for rail in (TOOL, f"{TOOL}@dc2", f"{TOOL}@dc3")] == ["trial"] * 3
+        await f.one.rails.refresh(now=True)
+        await f.one.listed(6, is_sender=True)
+        assert await f.state("mail_from") == "open", "what was said before counts no more"
+
+
+# ---------------------------------------------------------------- names
+
+
+def restarted(worker: Worker) -> WorkerRecord:
+    """Return the record of its next run."""
+    return WorkerRecord(
+        worker.db, worker=f"{worker.egress}/2/b", machine="host", egress=worker.egress, version="test", toolbox={}
+    )
+
+
+@pytest.mark.parametrize("state", ["halted", "trial"])
+async def test_nobody_slips_out_of_a_halt_by_a_restart_under_a_new_name(database: DatabaseDsns, state: str) -> None:
+    async with fleet(database, at_work=False) as f:
+        for worker in (f.one, f.two):
+            await worker.record.begin()
+        await f.one.rails.set_state(TOOL, "halted", "listed", None)
+        if state == "trial":
+            await f.resume(TOOL)
+        await f.one.refused_by("a.example", "b.example", "c.example")
+        assert await restarted(f.two).begin() is None
+        assert await f.state(f"{TOOL}@dc2") is None, "its name was known before the halt"
+        assert await f.three.record.begin() is None
+        assert (await f.state(f"{TOOL}@dc3"), await f.state(f"{PROVIDER}@dc3")) == ("halted", "closed")
+        assert await f.three.asks("d.example") is WaitReason.HALTED
+        assert await f.resume(f"{TOOL}@dc3") == "halted -> trial"
+        await restarted(f.three).begin()
+        assert await f.state(f"{TOOL}@dc3") == "trial", "it is resumed for good"
+
+
+async def test_a_first_worker_meets_only_what_was_halted_before_it(database: DatabaseDsns) -> None:
+    async with fleet(database, at_work=False) as f:
+        await f.one.rails.set_state(TOOL, "halted", "listed", None)
+        assert await f.one.record.begin() is None
+        assert await f.admin.fetchval("SELECT count(*) FROM outreach.ct_guardrails") == 1
+
+
+# ---------------------------------------------------------------- who takes whose companies
+
+
+async def put_away(
+    worker: Worker, waits_on: str, reason: WaitReason, after_s: float | None = None, **more: Any
+) -> UUID:
+    company = parked(after_s=after_s, waits_on=waits_on, reason=reason, failed=FailedAt.NOW, **more)
+    await worker.parked.park(company)
+    return company.origin.outreach_id
+
+
+async def taken(worker: Worker, *, others_ask: bool = False) -> set[UUID]:
+    names = ["way", *await worker.parked.to_take_over()]
+    due = await worker.parked.claim_due(50, take_over=names, others_ask=others_ask)
+    await worker.parked.give_back([company.origin.outreach_id for company in due])
+    return {company.origin.outreach_id for company in due}
+
+
+async def test_companies_that_wait_for_another_address_are_taken_where_nothing_is_in_the_way(
+    database: DatabaseDsns,
+) -> None:
+    async with fleet(database) as f:
+        await f.one.rails.set_state(TOOL, "halted", "listed", None)
+        halted = await put_away(f.one, TOOL, WaitReason.HALTED)
+        await f.one.rails.set_state(PROVIDER, "closed", "refuses us", 600.0)
+        closed = await put_away(f.one, PROVIDER, WaitReason.PROVIDER_CLOSED)
+        await f.two.rails.set_state(f"{PROVIDER}@dc2", "paused", "too fast", 60.0)
+        assert await taken(f.two) == {halted}
+        assert await taken(f.three) == {halted, closed}
+        assert await taken(f.one) == set()
+        await f.three.rails.set_state(f"{TOOL}@dc3", "halted", "listed", None)
+        assert await taken(f.three) == {closed}
+
+
+async def test_who_was_refused_is_taken_by_another_address_at_once(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        company = await put_away(f.one, WaitsOn.other_than("default"), WaitReason.REFUSED, 600.0, refused_at="default")
+        assert await taken(f.one) == set()
+        assert await taken(f.two) == {company}
+        [back] = await f.two.parked.claim_due(10, take_over=["egress:default"])
+        assert back.refused_at == "default"
+
+
+async def test_silence_is_looked_at_again_by_another_address_if_there_is_one(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        company = await put_away(f.one, "", WaitReason.CONTROL, 0.0, first_at="default")
+        assert await taken(f.one, others_ask=True) == set(), "the others have five seconds"
+        assert await taken(f.one) == {company}, "there is no other"
+        assert await taken(f.two, others_ask=True) == {company}
+        await f.admin.execute("UPDATE outreach.ct_passes SET not_before = now() - interval '6 seconds'")
+        assert await taken(f.one, others_ask=True) == {company}, "nobody came"
+
+
+async def test_only_addresses_of_workers_whose_way_is_proven_can_ask_in_the_place_of_others(
+    database: DatabaseDsns,
+) -> None:
+    async with fleet(database) as f:
+        assert sorted(await f.one.parked.egresses_at_work()) == ["dc2", "dc3"]
+        await f.two.record.beat(Beat(troubles={"control_smtp": "no answer"}, partitions=(), running=0))
+        await f.three.rails.set_state(f"{TOOL}@dc3", "halted", "listed", None)
+        assert await f.one.parked.egresses_at_work() == []
+        assert await f.two.parked.egresses_at_work() == ["default"]
+
+
+async def test_what_is_polite_to_strangers_holds_over_all_addresses(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        held = await f.one.limits.begin_probe("a.example", "bigmail.example")
+        assert isinstance(held, DomainLease)
+        assert await f.two.asks("a.example") is WaitReason.DOMAIN_BUSY
+        more = [await f.two.limits.begin_probe(f"b{n}.example", "bigmail.example") for n in range(3)]
+        assert [isinstance(one, Wait) for one in more] == [False, False, True], "three places at a provider, for all"
+        for lease in (held, *more):
+            if isinstance(lease, DomainLease):
+                await lease.release(talked=False)
