@@ -12,6 +12,7 @@ import pytest
 from pycares import ARecordData
 
 from ct_stream.local.farm import EVERYWHERE, PATTERNS, SCENARIOS, FarmLog, MailFarm
+from ct_stream.local.farm.networks import Networks
 
 JORDAN = {"first": "jordan", "last": "whitfield", "f": "j", "l": "w"}
 
@@ -279,3 +280,26 @@ def test_every_scenario_expects_an_outcome_that_exists() -> None:
     for scenario in SCENARIOS.values():
         assert {scenario.expected.outcome, *scenario.expected.also} <= outcomes
         assert "-" not in scenario.name
+
+
+async def test_one_client_is_refused_everywhere_while_others_are_welcome(farm: MailFarm) -> None:
+    farm.faults.refuse_client("127.0.0.9", "550 5.7.1 {peer} is blocked", "rcpt")
+    listed, other = ({"source_address": (source, 0)} for source in ("127.0.0.9", "127.0.0.8"))
+    assert await rcpts(farm, "mx1.info-a.example", "info@info-a.example", **listed) == [550]
+    assert await rcpts(farm, "mx1.info-a.example", "info@info-a.example", **other) == [250]
+    assert [session.peer for session in farm.log.sessions()] == ["127.0.0.9", "127.0.0.8"]
+    farm.faults.accept_client("127.0.0.9")
+    assert await rcpts(farm, "mx1.info-a.example", "info@info-a.example", **listed) == [250]
+
+
+async def test_the_farm_takes_its_addresses_from_the_networks_that_it_is_given() -> None:
+    async with MailFarm(networks=Networks.of(["127.78.0.0/16"])) as farm:
+        assert await address(farm, "mx1.info-a.example") == "127.78.0.1"
+        assert farm.env()["CT_SMTP_ALLOW_CIDRS"] == "127.78.0.0/16"
+        assert await rcpts(farm, "mx1.info-a.example", "info@info-a.example") == [250]
+
+
+def test_addresses_of_ipv6_are_each_in_another_network() -> None:
+    networks = Networks.of(["10.77.0.0/16", "fd77::/32"])
+    assert [networks.address(6, number) for number in (0, 1, 250)] == ["fd77::1", "fd77:0:1::1", "fd77::2"]
+    assert (networks.address(4, 1), networks.resolvers) == ("10.77.1.1", "10.77.255.53")

@@ -11,17 +11,22 @@ import orjson
 import uvloop
 
 from ct_stream.local.farm.mailfarm import MailFarm
+from ct_stream.local.farm.networks import Networks
 from ct_stream.local.farm.remote import FarmControl, State
 from ct_stream.local.farm.scenarios import SCENARIOS, Expected
 from ct_stream.local.processes import in_a_shell, raise_descriptor_limit
 
 
-async def run(*, state_path: Path | None, log_path: Path | None, reply_delay_s: float, own_addresses: int) -> None:
+async def run(
+    *, state_path: Path | None, log_path: Path | None, reply_delay_s: float, own_addresses: int, networks: Networks
+) -> None:
     """Serve; the state file appears, whole, when everything listens, and is gone when nothing does.
 
     Without one the farm tells a person how to use it.
     """
-    async with MailFarm(reply_delay_s=reply_delay_s, log_path=log_path, own_addresses=own_addresses) as farm:
+    async with MailFarm(
+        reply_delay_s=reply_delay_s, log_path=log_path, own_addresses=own_addresses, networks=networks
+    ) as farm:
         control = FarmControl(farm, log_path)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -79,6 +84,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, help="where to write every question, as JSON lines")
     parser.add_argument("--reply-delay", type=float, default=0.0, help="seconds before each SMTP reply")
     parser.add_argument("--own-addresses", type=int, default=1000, help="MX hosts with an address of their own")
+    parser.add_argument("--networks", nargs="+", default=[], help="where it listens, in place of 127.77.0.0/16")
     options = parser.parse_args()
     raise_descriptor_limit()
     uvloop.run(
@@ -87,6 +93,7 @@ def main() -> None:
             log_path=options.log,
             reply_delay_s=options.reply_delay,
             own_addresses=options.own_addresses,
+            networks=Networks.of(options.networks),
         )
     )
 

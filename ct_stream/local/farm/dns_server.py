@@ -169,7 +169,8 @@ class Zone:
 class Resolver(asyncio.DatagramProtocol):
     """One resolver of the farm, on one port for UDP and TCP."""
 
-    def __init__(self, index: int, zone: Zone, log: FarmLog) -> None:
+    def __init__(self, index: int, zone: Zone, log: FarmLog, host: str) -> None:
+        self.host = host
         self._index = index
         self._zone = zone
         self._log = log
@@ -179,19 +180,19 @@ class Resolver(asyncio.DatagramProtocol):
         self.port = 0
 
     async def start(self) -> None:
-        """Listen on one free port of 127.0.0.1 for both transports."""
+        """Listen on one free port of the host for both transports."""
         loop = asyncio.get_running_loop()
         for _ in range(20):
-            tcp = socket.create_server(("127.0.0.1", 0))
+            tcp = socket.create_server((self.host, 0))
             self.port = tcp.getsockname()[1]
             try:
-                self._udp, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", self.port))
+                self._udp, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(self.host, self.port))
             except OSError:  # the port is taken for UDP
                 tcp.close()
                 continue
             self._tcp = await asyncio.start_server(self._talk_tcp, sock=tcp)
             return
-        raise LocalError("no port of 127.0.0.1 is free for both UDP and TCP")
+        raise LocalError(f"no port of {self.host} is free for both UDP and TCP")
 
     async def stop(self) -> None:
         """Close the port and all connections."""
@@ -207,7 +208,7 @@ class Resolver(asyncio.DatagramProtocol):
         """Answer a question that came in a datagram."""
         loop = asyncio.get_running_loop()
         with suppress(dns.exception.DNSException):  # not a question: no answer
-            answer, response = self._answer(data, over_udp=True)
+            answer, response = self._answer(data, addr[0], over_udp=True)
             if response is not None:
                 loop.call_later(answer.delay_s, self._send_udp, response, addr)
 
@@ -217,12 +218,14 @@ class Resolver(asyncio.DatagramProtocol):
 
     async def _talk_tcp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._streams.add(writer)
+        peername = writer.get_extra_info("peername")
+        peer = peername[0] if peername else "gone"
         try:
             with suppress(TimeoutError, ConnectionError, asyncio.IncompleteReadError, dns.exception.DNSException):
                 while True:
                     async with asyncio.timeout(_TCP_IDLE_S):
                         (size,) = struct.unpack("!H", await reader.readexactly(2))
-                        answer, response = self._answer(await reader.readexactly(size), over_udp=False)
+                        answer, response = self._answer(await reader.readexactly(size), peer, over_udp=False)
                     await asyncio.sleep(answer.delay_s)
                     if response is not None:
                         writer.write(struct.pack("!H", len(response)) + response)
@@ -230,7 +233,7 @@ class Resolver(asyncio.DatagramProtocol):
             self._streams.discard(writer)
             writer.close()
 
-    def _answer(self, data: bytes, *, over_udp: bool) -> tuple[Answer, bytes | None]:
+    def _answer(self, data: bytes, peer: str, *, over_udp: bool) -> tuple[Answer, bytes | None]:
         read_at = time.monotonic()
         question = dns.message.from_wire(data)
         asked = question.question[0]
@@ -244,6 +247,7 @@ class Resolver(asyncio.DatagramProtocol):
             name=name,
             rtype=rtype,
             answer=answer.label,
+            peer=peer,
         )
         return answer, response
 

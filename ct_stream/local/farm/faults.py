@@ -49,6 +49,7 @@ class Faults:
         self.resolvers = [ResolverMode.OK] * resolvers
         self.smtp_block: SmtpBlock | None = None
         self.refusals: dict[str, Refusal] = {}
+        self.refused_clients: dict[str, Refusal] = {}
 
     def set_resolver(self, index: int, mode: ResolverMode | str) -> None:
         """Set how the resolver at that place in CT_DNS_SERVERS behaves."""
@@ -75,9 +76,18 @@ class Faults:
         """Lift the refusal."""
         self.refusals.pop(provider, None)
 
-    def refusal(self, domain: str, address: str, stage: Stage) -> str | None:
-        """Return the reply that a host of `domain` at an address gives us at that stage instead of its own."""
-        for refusal in map(self.refusals.get, (domain, address, EVERYWHERE)):
+    def refuse_client(self, client: str, reply: str, stage: Stage | str = Stage.RCPT) -> None:
+        """Let all hosts answer `reply` at that stage to who comes from this address, as a blocklist would have it."""
+        self.refused_clients[client] = Refusal(reply=reply, stage=Stage(stage))
+
+    def accept_client(self, client: str) -> None:
+        """Take the address off the list."""
+        self.refused_clients.pop(client, None)
+
+    def refusal(self, domain: str, address: str, client: str, stage: Stage) -> str | None:
+        """Return the reply that a host of `domain` at an address gives a client at that stage instead of its own."""
+        named = map(self.refusals.get, (domain, address, EVERYWHERE))
+        for refusal in (self.refused_clients.get(client), *named):
             if refusal is not None and refusal.stage is stage:
                 return refusal.reply
         return None
@@ -86,5 +96,6 @@ class Faults:
         """Lift all faults."""
         self.set_resolvers(ResolverMode.OK)
         self.refusals.clear()
+        self.refused_clients.clear()
         if self.smtp_block is not None:
             self.block_smtp(None)

@@ -1,4 +1,4 @@
-"""Where do the farm's mail servers listen? On one loopback address for each MX host, all on one port."""
+"""Where do the farm's mail servers listen? On one address for each MX host, all on one port."""
 
 import asyncio
 import ctypes
@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 from ct_stream.local.farm.faults import SmtpBlock
 from ct_stream.local.farm.names import MxHost
+from ct_stream.local.farm.networks import Networks
 from ct_stream.local.farm.scenarios import Reach
-from ct_stream.local.processes import LocalError
 
 _BACKLOG = 1024
-_NETWORKS = 250  #: 127.77.0.0/24 to 127.77.249.0/24; those above are for hosters' machines
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 _SO_DETACH_FILTER = 27
 _BPF_RETURN_NOTHING = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, 0 bytes: the packet is dropped
@@ -40,10 +39,11 @@ class Listeners:
     the same reason each next address is in another network.
     """
 
-    def __init__(self, talk: Talk, own_addresses: int) -> None:
+    def __init__(self, talk: Talk, own_addresses: int, networks: Networks) -> None:
         self._talk = talk
+        self._networks = networks
         self._own_addresses = own_addresses
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[tuple[int, str], Endpoint] = {}  # by version of IP and name
         self._listening: dict[str, tuple[Endpoint, socket.socket, asyncio.Task[asyncio.Server]]] = {}
         self._block: SmtpBlock | None = None
         self._used = 0
@@ -51,20 +51,15 @@ class Listeners:
 
     def start(self, home: Endpoint) -> None:
         """Choose the port, and listen at `home`: an address that no careful client connects to."""
-        self._endpoints[home.host.name] = home
+        self._endpoints[4, home.host.name] = home
         self._listen(home)
 
     def addresses_of(self, host: MxHost) -> tuple[str, ...]:
         """Return the addresses of an MX host; from now on somebody listens there."""
         if host.mx.addresses:
             return host.mx.addresses
-        endpoint = self._endpoints.get(host.name)
-        if endpoint is None:
-            endpoint = self._endpoint(host)
-            self._endpoints[host.name] = endpoint
-            if endpoint.address not in self._listening and host.mx.reach is not Reach.REFUSED:
-                self._listen(endpoint)
-        return (endpoint.address,)
+        versions = [version for version in host.mx.versions if version == 4 or self._networks.v6 is not None]
+        return tuple(self._listening_for(host, version).address for version in versions)
 
     def set_block(self, block: SmtpBlock | None) -> None:
         """Stop new connections to all addresses, or let them in again."""
@@ -85,28 +80,35 @@ class Listeners:
             _, _, server = self._listening.pop(address)
             (await server).close()
 
-    def _endpoint(self, host: MxHost) -> Endpoint:
+    def _listening_for(self, host: MxHost, version: int) -> Endpoint:
+        endpoint = self._endpoints.get((version, host.name))
+        if endpoint is None:
+            endpoint = self._endpoints[version, host.name] = self._endpoint(host, version)
+            if endpoint.address not in self._listening and host.mx.reach is not Reach.REFUSED:
+                self._listen(endpoint)
+        return endpoint
+
+    def _endpoint(self, host: MxHost, version: int) -> Endpoint:
         if host.address is not None:
             return Endpoint(address=host.address, host=host, is_shared=True)
         if host.is_shared or host.scenario.refuses_us or self._used < self._own_addresses:
-            return Endpoint(address=self._next_address(), host=host, is_shared=host.is_shared)
-        key = f"{host.scenario.name} {host.mx.label}"
+            return Endpoint(address=self._next_address(version), host=host, is_shared=host.is_shared)
+        key = version, f"{host.scenario.name} {host.mx.label}"
         if key not in self._endpoints:
-            self._endpoints[key] = Endpoint(address=self._next_address(), host=host, is_shared=True)
+            self._endpoints[key] = Endpoint(address=self._next_address(version), host=host, is_shared=True)
         return self._endpoints[key]
 
-    def _next_address(self) -> str:
-        fourth, third = divmod(self._used, _NETWORKS)
-        if fourth > 250:
-            raise LocalError("127.77.0.0/16 is used up; start the farm with fewer addresses of their own")
+    def _next_address(self, version: int) -> str:
+        address = self._networks.address(version, self._used)
         self._used += 1
-        return f"127.77.{third}.{fourth + 1}"
+        return address
 
     def _listen(self, endpoint: Endpoint) -> None:
         # SO_REUSEADDR is set by create_server: an address can be opened again after a fault.
         if self._block is SmtpBlock.REFUSED:
             return
-        sock = socket.create_server((endpoint.address, self.port), backlog=_BACKLOG)
+        family = socket.AF_INET6 if ":" in endpoint.address else socket.AF_INET
+        sock = socket.create_server((endpoint.address, self.port), family=family, backlog=_BACKLOG)
         self.port = sock.getsockname()[1]
         _set_dropping(sock, self._block is SmtpBlock.TIMEOUT or endpoint.host.mx.reach is Reach.DROPPED)
 

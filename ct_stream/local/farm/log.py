@@ -27,6 +27,7 @@ class DnsQuery:
     name: str
     rtype: str
     answer: str
+    peer: str = ""  #: the address that asked
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,6 +57,7 @@ class Session:
     domain: str | None
     opened: float
     wall: float
+    peer: str = ""  #: the address that connected
     closed: float | None = None
     ended_by: str = ""
     commands: list[Command] = field(default_factory=list)
@@ -102,7 +104,9 @@ class FarmLog:
 
     # Writing: the servers' side.
 
-    def query(self, *, read_at: float, resolver: int, transport: str, name: str, rtype: str, answer: str) -> None:
+    def query(
+        self, *, read_at: float, resolver: int, transport: str, name: str, rtype: str, answer: str, peer: str
+    ) -> None:
         """Record a DNS question and the kind of its answer."""
         query = DnsQuery(
             read_at=read_at,
@@ -113,11 +117,12 @@ class FarmLog:
             name=name,
             rtype=rtype,
             answer=answer,
+            peer=peer,
         )
         self._queries.append(query)
         self._write("dns", query)
 
-    def open(self, *, address: str, host: str, domain: str | None) -> Session:
+    def open(self, *, address: str, host: str, domain: str | None, peer: str) -> Session:
         """Record a new SMTP connection."""
         session = Session(
             id=len(self._sessions),
@@ -126,11 +131,12 @@ class FarmLog:
             domain=domain,
             opened=time.monotonic(),
             wall=time.time(),
+            peer=peer,
         )
         self._sessions.append(session)
         self._write(
             "open",
-            {name: getattr(session, name) for name in ("id", "address", "host", "domain", "opened", "wall")},
+            {name: getattr(session, name) for name in ("id", "address", "host", "domain", "opened", "wall", "peer")},
         )
         return session
 

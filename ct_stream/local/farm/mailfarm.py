@@ -1,6 +1,5 @@
 """The farm as a whole: its resolvers, its mail servers and what they know of each company."""
 
-import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,12 +11,13 @@ from ct_stream.local.farm.faults import Faults, SmtpBlock
 from ct_stream.local.farm.listeners import Endpoint, Listeners
 from ct_stream.local.farm.log import FarmLog
 from ct_stream.local.farm.names import Company, MxHost, Names
+from ct_stream.local.farm.networks import Networks
 from ct_stream.local.farm.scenarios import SCENARIOS, Mx
 from ct_stream.local.farm.smtp_server import MailServers
 from ct_stream.local.processes import LocalError
 
 _RESOLVERS = 2
-_NETWORK = ipaddress.ip_network("127.77.0.0/16")
+_LOOPBACK = Networks()
 #: Beyond the farm's network, where the `mxloop` company points: a client that connects here is not careful.
 _TRIPWIRE = Endpoint(
     address="127.0.0.1",
@@ -41,6 +41,7 @@ class MailFarm:
         log_path: Path | None = None,
         probe_name: tuple[str, str] = ("jordan", "whitfield"),
         own_addresses: int = 200,
+        networks: Networks = _LOOPBACK,
     ) -> None:
         self.log = FarmLog(log_path)
         self.names = Names()
@@ -52,9 +53,10 @@ class MailFarm:
             probe_name=probe_name,
             reply_delay_s=reply_delay_s,
         )
-        self._listeners = Listeners(self.servers.talk, own_addresses)
+        self._networks = networks
+        self._listeners = Listeners(self.servers.talk, own_addresses, networks)
         zone = Zone(names=self.names, faults=self.faults, addresses_of=self._listeners.addresses_of)
-        self._resolvers = [Resolver(index, zone, self.log) for index in range(_RESOLVERS)]
+        self._resolvers = [Resolver(index, zone, self.log, networks.resolvers) for index in range(_RESOLVERS)]
 
     def add(self, domain: str, scenario: str, provider: str | None = None, address: str | None = None) -> Company:
         """Let `domain` play `scenario`; with `provider` behind the shared host `mx1.<provider>`.
@@ -74,7 +76,7 @@ class MailFarm:
     @property
     def dns_servers(self) -> str:
         """Return the resolvers as CT_DNS_SERVERS wants them."""
-        return ",".join(f"127.0.0.1:{resolver.port}" for resolver in self._resolvers)
+        return ",".join(f"{resolver.host}:{resolver.port}" for resolver in self._resolvers)
 
     @property
     def smtp_port(self) -> int:
@@ -84,7 +86,7 @@ class MailFarm:
     @property
     def cidrs(self) -> Sequence[str]:
         """Return the networks of the mail servers."""
-        return [str(_NETWORK)]
+        return self._networks.cidrs
 
     def env(self) -> dict[str, str]:
         """Return the settings that make the gate ask this farm and nothing else."""

@@ -7,6 +7,7 @@ that must not share a processor with the farm, run it this way.
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypedDict
@@ -54,6 +55,8 @@ class FarmControl:
             "block_smtp": faults.block_smtp,
             "refuse": faults.refuse,
             "accept": faults.accept,
+            "refuse_client": faults.refuse_client,
+            "accept_client": faults.accept_client,
             "clear_faults": faults.clear,
             "set_reply_delay": self._set_reply_delay,
             "flush_log": farm.log.flush,
@@ -162,6 +165,14 @@ class FarmClient:
         """Lift a provider's refusal."""
         await self._call("accept", provider)
 
+    async def refuse_client(self, client: str, reply: str, stage: Stage | str = Stage.RCPT) -> None:
+        """Let all hosts refuse who comes from this address."""
+        await self._call("refuse_client", client, reply, stage)
+
+    async def accept_client(self, client: str) -> None:
+        """Let all hosts welcome this address again."""
+        await self._call("accept_client", client)
+
     async def clear_faults(self) -> None:
         """Lift all faults."""
         await self._call("clear_faults")
@@ -215,9 +226,13 @@ class FarmClient:
 class FarmProcess:
     """Run a farm in a child process and connect to it, for as long as the `async with` lasts."""
 
-    def __init__(self, data_dir: Path, *, reply_delay_s: float = 0.0, own_addresses: int = 1000) -> None:
+    def __init__(
+        self, data_dir: Path, *, reply_delay_s: float = 0.0, own_addresses: int = 1000, networks: Sequence[str] = ()
+    ) -> None:
+        """`networks`: in place of loopback, one of IPv4 (a /16) and perhaps one of IPv6 (a /32)."""
         self._data_dir = data_dir
         self._options = ["--reply-delay", str(reply_delay_s), "--own-addresses", str(own_addresses)]
+        self._options += ["--networks", *networks] if networks else []
         self._child: ChildProcess | None = None
         self._client: FarmClient | None = None
 

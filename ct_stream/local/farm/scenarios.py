@@ -83,6 +83,7 @@ class Mx:
     reach: Reach = Reach.OPEN
     exists: bool = True  #: False: the host's name is NXDOMAIN
     addresses: tuple[str, ...] = ()  #: instead of one address of the farm
+    versions: tuple[int, ...] = (4,)  #: of IP that it has an address of; 6 counts where the farm has such a network
     cname: str | None = None  #: the host is a CNAME of `<cname>.<domain>`
     is_literal: bool = False  #: the record holds the address in place of a name
     accepts_anything: bool = False  #: as a backup MX does, whatever the scenario says
@@ -249,7 +250,7 @@ _TABLE = (
     _plain,
     _like(_plain, "contact", known=("contact",), expected=passes("contact")),
     _shut,
-    _control,
+    _like(_control, "control", mx=(Mx(versions=(4, 6)),)),
     _all("catchall", OK, CATCH_ALL),
     _all("accessdenied", "550 5.4.1 Recipient address rejected: Access denied. [{host}]", NO_PATTERN),
     _all("disabled", "550 5.2.1 The email account that you tried to reach is disabled", NO_PATTERN),
@@ -293,7 +294,9 @@ IMPOSTORS = (
     _like(_control, "controlselfsigned", tls=Tls.WORKS),
     _like(_control, "controlexpired", tls=Tls.EXPIRED),
 )
-ALL_SCENARIOS = SCENARIOS | {scenario.name: scenario for scenario in (NOISE, *IMPOSTORS)}
+#: For a farm that has a network of IPv6.
+ONLY_IPV6 = _info("onlyipv6", mx=(Mx(versions=(6,)),))
+ALL_SCENARIOS = SCENARIOS | {scenario.name: scenario for scenario in (NOISE, *IMPOSTORS, ONLY_IPV6)}
 
 #: What `mx1.<provider>.example` is by itself: it greets everybody, and each recipient's domain decides the rest.
 PROVIDER = Scenario(name="provider", expected=NO_MX)

@@ -84,15 +84,15 @@ class MailServers:
         assert task is not None
         self._tasks.add(task)
         self._open[endpoint.address] += 1
+        peername = writer.get_extra_info("peername")
+        peer = peername[0] if peername else "gone"
         session = self._log.open(
             address=endpoint.address,
             host=endpoint.host.name,
             domain=None if endpoint.is_shared else endpoint.host.domain,
+            peer=peer,
         )
-        peer = writer.get_extra_info("peername")
-        dialogue = _Dialogue(
-            endpoint=endpoint, reader=reader, writer=writer, session=session, peer=peer[0] if peer else "gone"
-        )
+        dialogue = _Dialogue(endpoint=endpoint, reader=reader, writer=writer, session=session, peer=peer)
         ended_by = "client"
         try:
             async with asyncio.timeout(_SESSION_S):
@@ -138,7 +138,7 @@ class MailServers:
 
     async def _greet(self, dialogue: _Dialogue) -> None:
         scenario, endpoint = dialogue.scenario, dialogue.endpoint
-        refusal = self._faults.refusal(endpoint.host.domain, endpoint.address, Stage.BANNER)
+        refusal = self._faults.refusal(endpoint.host.domain, endpoint.address, dialogue.peer, Stage.BANNER)
         if refusal == "":
             raise _Ended("server")
         banner = refusal or scenario.banner
@@ -170,7 +170,7 @@ class MailServers:
                 await self._reply(dialogue, line, "530 5.7.0 Must issue a STARTTLS command first")
             case "MAIL":
                 endpoint = dialogue.endpoint
-                refusal = self._faults.refusal(endpoint.host.domain, endpoint.address, Stage.MAIL)
+                refusal = self._faults.refusal(endpoint.host.domain, endpoint.address, dialogue.peer, Stage.MAIL)
                 await self._reply(dialogue, line, refusal or scenario.mail)
             case "RCPT":
                 await self._rcpt(dialogue, line)
@@ -214,7 +214,7 @@ class MailServers:
             dialogue.session.domain = domain
         dialogue.recipients_seen += 1
         endpoint = dialogue.endpoint
-        refusal = self._faults.refusal(endpoint.host.domain, endpoint.address, Stage.RCPT)
+        refusal = self._faults.refusal(endpoint.host.domain, endpoint.address, dialogue.peer, Stage.RCPT)
         if refusal is not None:
             text = refusal
         elif dialogue.endpoint.host.mx.accepts_anything:
