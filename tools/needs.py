@@ -10,6 +10,7 @@ from pathlib import Path
 PACKAGES = {
     "ip": "iproute2",
     "java": "default-jre-headless",
+    "mount": "mount",
     "mvn": "maven",
     "nft": "nftables",
     "unshare": "util-linux",

@@ -82,6 +82,7 @@ class Stack:
         settle_s: float = 2.0,
         smtp_per_day: int = 100_000_000,
         tables: str = SPINE,
+        farm_networks: Sequence[str] = (),
         **env: str,
     ) -> None:
         self.folder = folder
@@ -91,6 +92,7 @@ class Stack:
             "pause": pause_s, "control": control_s, "settle": settle_s, "smtp_per_day": smtp_per_day,
         }  # fmt: skip
         self._tables = tables
+        self._farm_networks = farm_networks
         self._extra_env = env
         self._stack = AsyncExitStack()
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -103,7 +105,7 @@ class Stack:
         bootstrap = await self._stack.enter_async_context(lend_broker(self.folder / "broker"))
         self.postgres = await self._stack.enter_async_context(EmbeddedPostgres(durable=False))
         self.farm = await self._stack.enter_async_context(
-            FarmProcess(self.folder / "farm", reply_delay_s=self._reply_delay_s)
+            FarmProcess(self.folder / "farm", reply_delay_s=self._reply_delay_s, networks=self._farm_networks)
         )
         dsn = self.postgres.admin_dsn
         connection = await asyncpg.connect(dsn)
@@ -161,16 +163,23 @@ class Stack:
 
     # ---------------------------------------------------------------- workers
 
-    def start_worker(self, *, prelude: str = "", session_s: float = 6.0, **env: str) -> subprocess.Popen[bytes]:
+    def start_worker(
+        self, *, prelude: str = "", session_s: float = 6.0, enter: Sequence[str] = (), **env: str
+    ) -> subprocess.Popen[bytes]:
         """Start a worker; `prelude` is code that runs in its process first (how faults are injected).
 
+        `enter` is a command that becomes the worker's, such as `ip netns exec NAME`.
         `session_s` is how soon Apache Kafka misses a killed one; the product's own 45 s would make every test wait.
         """
         log = (self.folder / f"worker-{len(self.workers)}.log").open("wb")
         environ = {k: v for k, v in os.environ.items() if not k.startswith("CT_")} | self.env | env
         environ["CT_TEST_SESSION_S"] = str(session_s)
         worker = subprocess.Popen(
-            [sys.executable, "-c", _WORKER % prelude], env=environ, stdout=log, stderr=subprocess.STDOUT, cwd=_ROOT
+            [*enter, sys.executable, "-c", _WORKER % prelude],
+            env=environ,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=_ROOT,
         )
         log.close()
         self.workers.append(worker)

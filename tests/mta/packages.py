@@ -19,21 +19,27 @@ GROUPS = {
     "wrap": ["libnss-wrapper", "libresolv-wrapper"],
     "pgbouncer": ["pgbouncer"],
 }
+#: For tests/ways, where the machine has none.
+OTHERS = {"nft": ["nftables"]}
 
 
 class CannotRun(Exception):
     """These tests cannot run here; the message says why."""
 
 
-def unpacked() -> Path:
-    """Return the folder with one root for each group, after unpacking what is missing. Raises CannotRun."""
+def unpacked(*others: str) -> Path:
+    """Return the folder with one root for each group, after unpacking what is missing. Raises CannotRun.
+
+    All groups of tests/mta, or these of OTHERS.
+    """
+    groups = {name: OTHERS[name] for name in others} or GROUPS
     _check_machine()
     ROOT.mkdir(exist_ok=True)
     with (ROOT / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not all((ROOT / group / ".ready").exists() for group in GROUPS):
+        if not all((ROOT / group / ".ready").exists() for group in groups):
             _run("apt-get", "-qq", "update")
-        for group, packages in GROUPS.items():
+        for group, packages in groups.items():
             if not (ROOT / group / ".ready").exists():
                 _unpack(group, packages)
     return ROOT
@@ -45,9 +51,9 @@ def _check_machine() -> None:
     except OSError:
         release = ""
     if "ID=debian" not in release.splitlines() or shutil.which("apt-get") is None:
-        raise CannotRun("the tests against real mail servers need Debian: they unpack its packages")
+        raise CannotRun("needs Debian: these tests unpack its packages")
     if os.geteuid() != 0:
-        raise CannotRun("the tests against real mail servers need root: the servers change their user ids")
+        raise CannotRun("needs root: the servers change their user ids")
 
 
 def _unpack(group: str, packages: list[str]) -> None:
