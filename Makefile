@@ -1,7 +1,7 @@
 # Each target sets up what it needs, in .venv and nowhere else.
 .DEFAULT_GOAL := help
 .PHONY: help demo farm fuzz test test-mta test-kafka test-trouble setup check fmt lint types imports bench up down lock clean
-.PHONY: soak outages nightly score kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
+.PHONY: soak outages ways test-ways nightly score kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
 unexport PYTHONPATH PYTHONHOME
 # Each test starts programs: compiled once, they start in half the time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -46,7 +46,13 @@ soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kaf
 outages: $(READY)  ## break network and database in turn under a stream (root, nft, ip): MINUTES=5 each, ONLY=Postgres
 	@$(CLEANLY) -m tests.soak.outages --minutes $(or $(MINUTES),5) $(if $(ONLY),--only '$(ONLY)')
 
-nightly: $(READY)  ## soak, outages, kills, fuzz, hostile servers, a million companies; 2 h: ONLY='soak fuzz' MINUTES='soak=60 fuzz=2'
+test-ways: $(READY)  ## break one worker's way out beside whole ones, in eleven ways (root, ip; nft, or Debian)
+	@$(PYTEST) --numprocesses 2 $(IN_ORDER) tests/ways
+
+ways: $(READY)  ## the same for longer, under 400 companies: MINUTES=5 each, ONLY='proxy resolver'
+	@$(CLEANLY) -m tests.ways.long --minutes $(or $(MINUTES),5) $(if $(ONLY),--only '$(ONLY)')
+
+nightly: $(READY)  ## soak, outages, ways, kills, fuzz, hostile servers, a million companies; 3.5 h: ONLY='soak fuzz' MINUTES='soak=60 fuzz=2'
 	@$(PYTHON) -m tools.nightly --only '$(ONLY)' --minutes '$(MINUTES)'
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e

@@ -1,4 +1,4 @@
-"""Run what takes too long for each change: soak, outages, kills, garbage, hostile servers, a million companies.
+"""Run what takes too long for each change: soak, outages, broken ways, kills, garbage, hostility, a million companies.
 
     make nightly                                         # all of it, one part after the other
     make nightly ONLY='soak fuzz' MINUTES='soak=60 fuzz=2'
@@ -55,6 +55,13 @@ PARTS = {
         command=lambda minutes: ("make", "outages", f"MINUTES={minutes:g}"),
         takes=lambda minutes: 5 * (minutes + 3),
         lacks=lambda: lacks("unshare", "ip", "nft", root=True),
+    ),
+    "ways": Part(
+        shows="one worker's way out broken beside three whole ones, in eleven ways, so many minutes each",
+        minutes=5,
+        command=lambda minutes: ("make", "ways", f"MINUTES={minutes:g}"),
+        takes=lambda minutes: 12 * (minutes + 2),
+        lacks=lambda: lacks("unshare", "ip", "mount", root=True),
     ),
     "kills": Part(
         shows="twenty times a worker killed with hundreds of companies in flight",

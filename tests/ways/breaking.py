@@ -18,7 +18,8 @@ class Way:
     """How a way out breaks. In rules, {smtp} and {dns} are the ports of mail servers and resolvers."""
 
     shows: str
-    out: tuple[str, ...] = ()  #: verdicts of nftables on what the worker sends
+    out: tuple[str, ...] = ()  #: rules of nftables on what the worker sends
+    back: tuple[str, ...] = ()  #: on what comes back to it
     redirects: tuple[str, ...] = ()  #: where its connections really go
     listed_at: str | None = None  #: every mail server refuses its address at this stage
     no_ipv6: bool = False
@@ -26,14 +27,15 @@ class Way:
     #: worker is started on the broken way, and must not begin.
     from_its_start: bool = False
     kinds: tuple[str, ...] = ("info",)  #: of the companies, all of them living
-    #: It can still learn the truth about some companies: then it is ready, with a note.
-    is_partial: bool = False
+    #: It can still learn the truth about some companies: then it may be ready, with a note that has this word.
+    noted: str = ""
 
     async def break_(self, fleet: Fleet, namespace: Namespace) -> None:
         """Break the way of one worker."""
         ports = {"smtp": fleet.smtp_port, "dns": fleet.dns_ports}
         namespace.rules(
             out=[rule.format(**ports) for rule in self.out],
+            back=[rule.format(**ports) for rule in self.back],
             redirects=[rule.format(**ports) for rule in self.redirects],
         )
         if self.no_ipv6:
@@ -69,7 +71,11 @@ WAYS = {
         redirects=(f"tcp dport {{smtp}} redirect to :{YES_TLS_PORT}",),
         from_its_start=True,
     ),
-    "resolver-dead": Way(shows="no resolver answers", out=("meta l4proto {{ tcp, udp }} th dport {dns} drop",)),
+    "resolver-dead": Way(
+        shows="no resolver answers",
+        # Not on the way out: who sends a datagram that is dropped there is told so (EPERM).
+        back=("meta l4proto {{ tcp, udp }} th sport {dns} drop",),
+    ),
     "resolver-denies": Way(
         shows="every name is NXDOMAIN",
         redirects=(f"udp dport {{dns}} redirect to :{NOTHING_EXISTS_PORT}",),
@@ -88,13 +94,13 @@ WAYS = {
         shows="it has no IPv6, and half of the companies have nothing else",
         no_ipv6=True,
         kinds=("onlyipv6", "info"),
-        is_partial=True,
+        noted="IPv6",
     ),
     "no-dns-over-tcp": Way(
         shows="TCP to resolvers is dropped, and half of the answers need it",
         out=("tcp dport {dns} drop",),
         kinds=("bigmx", "info"),
-        is_partial=True,
+        noted="TCP",
     ),
     "listed-at-the-banner": Way(shows="every mail server refuses its address at the banner", listed_at="banner"),
     "listed-at-rcpt": Way(shows="every mail server refuses its address at RCPT TO", listed_at="rcpt"),

@@ -44,8 +44,13 @@ class Said:
         return self.status == 200
 
     @property
-    def sentences(self) -> str:
-        """Return its words."""
+    def why(self) -> str:
+        """Return why it is not ready."""
+        return "; ".join(self.troubles.values())
+
+    @property
+    def words(self) -> str:
+        """Return all that it says."""
         return "; ".join([*self.troubles.values(), *self.notes.values()])
 
 

@@ -1,7 +1,7 @@
 """A world in a network namespace of its own, and workers in others, each with an address and rules of its own.
 
-The world has the servers: all addresses of WORLD are its own. A bridge joins it to the workers' namespaces. It has a
-mount namespace of its own too, so that names clash with nobody's and go when the last process ends.
+The world has the servers: all addresses of WORLD are its own. A bridge joins it to the workers' namespaces. Its mounts
+and process ids are its own too: names clash with nobody's, and whatever runs in it ends with its first process.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def nft() -> tuple[list[str], dict[str, str]]:
 
 def in_a_world(module: str, arguments: Sequence[str]) -> list[str]:
     """Return the command that runs a module of ours in a new, empty world."""
-    return ["unshare", "--net", "--mount", "sh", "-c", _ENTER, sys.executable, "-m", module, *arguments]
+    own = ["--net", "--mount", "--mount-proc", "--pid", "--fork", "--kill-child"]
+    return ["unshare", *own, "sh", "-c", _ENTER, sys.executable, "-m", module, *arguments]
 
 
 def build_world(*, ipv6: bool) -> None:
@@ -102,15 +103,17 @@ class Namespace:
             finally:
                 _set(libc, home.fileno())
 
-    def rules(self, *, out: Sequence[str] = (), redirects: Sequence[str] = ()) -> None:
-        """Replace its rules, for what the worker sends: verdicts of nftables, and redirects to ports of its own."""
-        text = "table inet way\ndelete table inet way\n"
-        if out or redirects:
-            chains = {"filter hook output priority 0": out, "nat hook output priority -100": redirects}
-            text += "table inet way {\n"
-            for number, (kind, rules) in enumerate(chains.items()):
-                text += "\n".join([f"chain chain{number} {{", f"type {kind};", *rules, "}\n"])
-            text += "}\n"
+    def rules(self, *, out: Sequence[str] = (), back: Sequence[str] = (), redirects: Sequence[str] = ()) -> None:
+        """Replace its rules: on what goes out, on what comes back, and redirects to ports of its own."""
+        chains = {
+            "filter hook output priority 0": out,
+            "filter hook input priority 0": back,
+            "nat hook output priority -100": redirects,
+        }
+        text = "table inet way\ndelete table inet way\ntable inet way {\n"
+        for number, (kind, rules) in enumerate(chains.items()):
+            text += "\n".join([f"chain chain{number} {{", f"type {kind};", *rules, "}\n"])
+        text += "}\n"
         command, env = nft()
         subprocess.run([*self.enter, *command, "-f", "-"], input=text.encode(), check=True, env=os.environ | env)
 

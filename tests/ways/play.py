@@ -41,9 +41,9 @@ _LOOK_EVERY_S = 0.5
 class Watched:
     """What each worker's /readyz said over a time."""
 
-    not_ready: dict[int, str] = field(default_factory=dict)  #: by worker, the first words
+    not_ready: dict[int, str] = field(default_factory=dict)  #: by worker, why it first was not
     after_s: dict[int, float] = field(default_factory=dict)
-    last: dict[int, str] = field(default_factory=dict)
+    last: dict[int, str] = field(default_factory=dict)  #: by worker, troubles and notes
 
 
 @dataclass(kw_only=True)
@@ -92,10 +92,11 @@ async def play(plan: Plan, folder: Path) -> dict[str, Any]:
         await until_decided(fleet, ids, claims.DECIDED_S)
         found = await claims.companies(fleet, ids)
         watching.cancel()
-        trusted = {address for number in (workers if way and way.is_partial else whole)
+        trusted = {address for number in (workers if way and way.noted else whole)
                    for address in fleet.namespaces[number].addresses}  # fmt: skip
         broken += claims.wrong(found, await fleet.stack.farm.log(), trusted) + claims.late(found)
         figures["while_broken"] = claims.took(found)
+        figures["recorded_by"] = recorded_by(fleet, ids)
         for number in whole:
             if number in watched.not_ready:
                 broken.append(f"worker {number}, whose way is whole, was not ready: {watched.not_ready[number][:300]}")
@@ -113,7 +114,7 @@ async def after_the_repair(fleet: Fleet, way: Way, bad: int, ids: Sequence[UUID]
     await way.mend(fleet, fleet.namespaces[bad])
     mended = time.monotonic()
     for number, said in (await fleet.wait_ready(list(fleet.processes), MENDED_S)).items():
-        broken.append(f"worker {number} is not ready after {MENDED_S:g} s: {said.sentences[:300]}")
+        broken.append(f"worker {number} is not ready after {MENDED_S:g} s: {said.why[:300]}")
     figures["ready_again_after_s"] = round(time.monotonic() - mended, 1)
     seen = len((await fleet.stack.farm.log()).sessions())
     after = await fleet.stream(names("after", _AFTER, ("info",)), _PER_S)
@@ -135,11 +136,18 @@ def unsaid(way: Way, bad: int, watched: Watched, figures: dict[str, Any]) -> lis
     """Return what the broken worker should have said and did not."""
     figures["not_ready_after_s"] = watched.after_s.get(bad)
     figures["says"] = watched.not_ready.get(bad) or watched.last.get(bad, "")
-    if way.is_partial:
-        return [] if figures["says"] else ["the broken worker's /readyz says nothing of it, not even in a note"]
+    if way.noted:
+        is_said = way.noted in watched.last.get(bad, "")
+        return [] if is_said else [f"the broken worker's /readyz says nothing of {way.noted}, not even in a note"]
     if bad not in watched.not_ready:
         return ["the broken worker's /readyz says that it is ready"]
     return [] if watched.not_ready[bad] else ["the broken worker's /readyz is not ready, and does not say why"]
+
+
+def recorded_by(fleet: Fleet, ids: Sequence[UUID]) -> dict[str, int]:
+    """Return how many of these companies' outcomes each worker recorded, whoever heard the answers."""
+    logs = {f"worker {number}": fleet.log(number) for number in fleet.processes}
+    return {worker: sum(str(company) in log for company in ids) for worker, log in logs.items()}
 
 
 async def watch(fleet: Fleet, workers: Sequence[int], watched: Watched) -> None:
@@ -148,9 +156,9 @@ async def watch(fleet: Fleet, workers: Sequence[int], watched: Watched) -> None:
     while True:
         for number in workers:
             said = await fleet.said(number)
-            watched.last[number] = said.sentences
+            watched.last[number] = said.words
             if not said.is_ready and number not in watched.not_ready:
-                watched.not_ready[number] = said.sentences
+                watched.not_ready[number] = said.why
                 watched.after_s[number] = round(time.monotonic() - begun, 1)
         await asyncio.sleep(_LOOK_EVERY_S)
 
