@@ -22,7 +22,7 @@ import orjson
 from tests import brokers
 from tests.ways import claims
 from tests.ways.breaking import WAYS, Way
-from tests.ways.fleet import Fleet
+from tests.ways.fleet import Fleet, Said
 from tests.ways.namespaces import build_world, in_a_world, missing
 from tools.kafka.cluster import KafkaCluster
 
@@ -37,16 +37,7 @@ _PER_S = 4.0
 _LOOK_EVERY_S = 0.5
 
 
-@dataclass(kw_only=True)
-class Watched:
-    """What each worker's /readyz said over a time."""
-
-    not_ready: dict[int, str] = field(default_factory=dict)  #: by worker, why it first was not
-    after_s: dict[int, float] = field(default_factory=dict)
-    last: dict[int, str] = field(default_factory=dict)  #: by worker, troubles and notes
-
-
-@dataclass(kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What is played."""
 
@@ -57,110 +48,143 @@ class Plan:
     own_egress: bool = True
 
 
+@dataclass(kw_only=True)
+class Play:
+    """One way, broken and mended: what was measured, and what does not hold. The last worker is the broken one."""
+
+    plan: Plan
+    fleet: Fleet
+    workers: list[int]
+    whole: list[int]
+    figures: dict[str, Any] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    #: What each worker's /readyz says now, and when it first was not ready and why.
+    now: dict[int, Said] = field(default_factory=dict)
+    first_trouble: dict[int, tuple[float, str]] = field(default_factory=dict)
+
+    async def all_whole(self) -> None:
+        """Start the workers, and show that they decide everybody before anything breaks."""
+        way = self.plan.way
+        starts_broken = way is not None and way.from_its_start
+        begun = time.monotonic()
+        if way is not None and starts_broken:
+            await way.break_(self.fleet, self.fleet.namespaces[-1])
+        for number in self.workers:
+            self.fleet.start(number)
+        late = await self.fleet.wait_ready(self.whole if starts_broken else self.workers)
+        assert not late, {number: (said, self.fleet.log(number)[-2000:]) for number, said in late.items()}
+        self.figures["ready_after_s"] = round(time.monotonic() - begun, 1)
+        if not starts_broken:
+            ids = await self.fleet.stream(names("first", _FIRST, ("info",)), _PER_S)
+            await until_decided(self.fleet, ids, claims.DECIDED_S)
+            found, log = await claims.companies(self.fleet, ids), await self.fleet.stack.farm.log()
+            ill = claims.wrong(found, log, self.addresses(self.workers)) + claims.late(found)
+            assert not ill, f"before anything broke: {ill}"
+
+    async def while_broken(self, way: Way | None) -> list[UUID]:
+        """Break the way, let companies come, and judge; return them."""
+        if way is not None and not way.from_its_start:
+            await way.break_(self.fleet, self.fleet.namespaces[-1])
+        watching = asyncio.create_task(self.watch(began := time.monotonic()))
+        kinds = way.kinds if way is not None else ("info",)
+        ids = await self.fleet.stream(names("while", self.plan.companies, kinds), self.plan.per_s)
+        await until_decided(self.fleet, ids, claims.DECIDED_S)
+        found, log = await claims.companies(self.fleet, ids), await self.fleet.stack.farm.log()
+        # A worker that still hears the truth from some servers may pass companies by it.
+        trusted = self.addresses(self.workers if way is not None and way.noted else self.whole)
+        self.broken += claims.wrong(found, log, trusted) + claims.late(found)
+        self.figures["while_broken"] = claims.took(found)
+        self.figures["recorded_by"] = self.recorded_by(ids)
+        if way is not None:
+            while unsaid := self.unsaid(way):
+                if time.monotonic() > began + claims.DECIDED_S:
+                    break
+                await asyncio.sleep(_LOOK_EVERY_S)
+            self.broken += unsaid
+            self.figures["says"] = self.now[self.workers[-1]].words
+            self.figures["not_ready_after_s"] = self.first_trouble.get(self.workers[-1], (None, ""))[0]
+        watching.cancel()
+        for number in self.whole:
+            if number in self.first_trouble:
+                why = self.first_trouble[number][1][:300]
+                self.broken.append(f"worker {number}, whose way is whole, was not ready: {why}")
+        return ids
+
+    async def mended(self, way: Way, ids: Sequence[UUID]) -> None:
+        """Mend the way, let more companies come, and judge; `ids` came before."""
+        left = {company.domain for company in await claims.companies(self.fleet, ids) if company.code is None}
+        await way.mend(self.fleet, self.fleet.namespaces[-1])
+        begun, bad = time.monotonic(), self.workers[-1]
+        broken = [
+            f"worker {number} is not ready after {MENDED_S:g} s: {said.why[:300]}"
+            for number, said in (await self.fleet.wait_ready(self.workers, MENDED_S)).items()
+        ]
+        self.figures["ready_again_after_s"] = round(time.monotonic() - begun, 1)
+        seen = len((await self.fleet.stack.farm.log()).sessions())
+        after: list[UUID] = []
+        asked = 0
+        while not asked and time.monotonic() < begun + MENDED_S:  # its partitions may take their time to come back
+            after += await self.fleet.stream(names(f"after{len(after)}x", _AFTER, ("info",)), _PER_S)
+            sessions = (await self.fleet.stack.farm.log()).sessions()[seen:]
+            asked = sum(1 for one in sessions if one.recipients and one.peer in self.addresses([bad]))
+        await until_decided(self.fleet, [*ids, *after], claims.DECIDED_S)
+        found, log = await claims.companies(self.fleet, [*ids, *after]), await self.fleet.stack.farm.log()
+        before, behind = [company for company in found[: len(ids)] if company.domain in left], found[len(ids) :]
+        broken += claims.wrong([*before, *behind], log, self.addresses(self.workers))
+        # Those that waited for the repair are late already, and have been named: now they must only come to an end.
+        broken += claims.late([*(company for company in before if company.code is None), *behind])
+        self.figures["after_the_repair"] = claims.took(behind)
+        self.figures["asked_by_the_mended"] = asked
+        if not asked:
+            broken.append(f"the mended worker asked no mail server about any of {len(after)} new companies")
+        self.broken += [f"after the repair: {line}" for line in broken]
+
+    async def watch(self, began: float) -> None:
+        """Look at each worker's /readyz until cancelled."""
+        while True:
+            for number in self.workers:
+                said = self.now[number] = await self.fleet.said(number)
+                if not said.is_ready:
+                    self.first_trouble.setdefault(number, (round(time.monotonic() - began, 1), said.why))
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    def unsaid(self, way: Way) -> list[str]:
+        """Return what the broken worker should say now and does not."""
+        said = self.now.get(self.workers[-1])
+        if said is None or said.status is None:
+            return ["the broken worker's /readyz does not answer"]
+        if way.noted:
+            is_said = way.noted in said.words
+            return [] if is_said else [f"the broken worker's /readyz says nothing of {way.noted}, not even in a note"]
+        if said.is_ready:
+            return ["the broken worker's /readyz says that it is ready"]
+        return [] if said.why else ["the broken worker's /readyz is not ready, and does not say why"]
+
+    def recorded_by(self, ids: Sequence[UUID]) -> dict[str, int]:
+        """Return how many of these companies' outcomes each worker recorded, whoever heard the answers."""
+        logs = {f"worker {number}": self.fleet.log(number) for number in self.workers}
+        return {worker: sum(str(company) in log for company in ids) for worker, log in logs.items()}
+
+    def addresses(self, numbers: Sequence[int]) -> set[str]:
+        """Return the addresses that servers see of these workers."""
+        return {address for number in numbers for address in self.fleet.namespaces[number].addresses}
+
+
 async def play(plan: Plan, folder: Path) -> dict[str, Any]:
     """Return the figures; under "broken" what does not hold, a sentence each."""
     way = plan.way
     workers = list(range(plan.whole + (way is not None)))
-    bad, whole = (plan.whole if way else None), workers[: plan.whole]
     ipv6 = way is not None and way.no_ipv6
     build_world(ipv6=ipv6)
-    broken: list[str] = []
     async with Fleet(folder, len(workers), ipv6=ipv6, own_egress=plan.own_egress) as fleet:
-        begun = time.monotonic()
-        for number in workers:
-            if number == bad and way is not None and way.from_its_start:
-                await way.break_(fleet, fleet.namespaces[number])
-            fleet.start(number)
-        expected = whole if way is not None and way.from_its_start else workers
-        late = await fleet.wait_ready(expected)
-        assert not late, {n: (said, fleet.log(n)[-2000:]) for n, said in late.items()}
-        figures: dict[str, Any] = {"ready_after_s": round(time.monotonic() - begun, 1)}
-        if way is None or not way.from_its_start:  # the harness is sound: whole workers decide everybody
-            first = await fleet.stream(names("first", _FIRST, ("info",)), plan.per_s)
-            await until_decided(fleet, first, claims.DECIDED_S)
-            found = await claims.companies(fleet, first)
-            log = await fleet.stack.farm.log()
-            trusted = {address for namespace in fleet.namespaces for address in namespace.addresses}
-            if ill := claims.wrong(found, log, trusted) + claims.late(found):
-                return figures | {"broken": [f"before anything broke: {line}" for line in ill]}
-        if way is not None and bad is not None and not way.from_its_start:
-            await way.break_(fleet, fleet.namespaces[bad])
-        watched = Watched()
-        watching = asyncio.create_task(watch(fleet, workers, watched))
-        kinds = way.kinds if way else ("info",)
-        ids = await fleet.stream(names("while", plan.companies, kinds), plan.per_s)
-        await until_decided(fleet, ids, claims.DECIDED_S)
-        found = await claims.companies(fleet, ids)
-        watching.cancel()
-        trusted = {address for number in (workers if way and way.noted else whole)
-                   for address in fleet.namespaces[number].addresses}  # fmt: skip
-        broken += claims.wrong(found, await fleet.stack.farm.log(), trusted) + claims.late(found)
-        figures["while_broken"] = claims.took(found)
-        figures["recorded_by"] = recorded_by(fleet, ids)
-        for number in whole:
-            if number in watched.not_ready:
-                broken.append(f"worker {number}, whose way is whole, was not ready: {watched.not_ready[number][:300]}")
-        if way is not None and bad is not None:
-            broken += unsaid(way, bad, watched, figures)
-            broken += [f"after the repair: {line}" for line in await after_the_repair(fleet, way, bad, ids, figures)]
+        run = Play(plan=plan, fleet=fleet, workers=workers, whole=workers[: plan.whole])
+        await run.all_whole()
+        ids = await run.while_broken(way)
+        if way is not None:
+            await run.mended(way, ids)
         ends = {number: process.poll() for number, process in fleet.processes.items()}
-        broken += [f"worker {n} has ended with {code}" for n, code in ends.items() if code is not None]
-    return figures | {"broken": broken}
-
-
-async def after_the_repair(fleet: Fleet, way: Way, bad: int, ids: Sequence[UUID], figures: dict[str, Any]) -> list[str]:
-    """Mend the way; return what does not hold then."""
-    broken = []
-    await way.mend(fleet, fleet.namespaces[bad])
-    mended = time.monotonic()
-    for number, said in (await fleet.wait_ready(list(fleet.processes), MENDED_S)).items():
-        broken.append(f"worker {number} is not ready after {MENDED_S:g} s: {said.why[:300]}")
-    figures["ready_again_after_s"] = round(time.monotonic() - mended, 1)
-    seen = len((await fleet.stack.farm.log()).sessions())
-    after = await fleet.stream(names("after", _AFTER, ("info",)), _PER_S)
-    await until_decided(fleet, [*ids, *after], claims.DECIDED_S)
-    found, log = await claims.companies(fleet, [*ids, *after]), await fleet.stack.farm.log()
-    # Those that came before the repair are late already; here they only must not wait any longer.
-    left = [company for company in found[: len(ids)] if company.took_s is None]
-    everybody = {address for namespace in fleet.namespaces for address in namespace.addresses}
-    broken += claims.wrong(found[len(ids) :], log, everybody) + claims.late([*left, *found[len(ids) :]])
-    figures["after_the_repair"] = claims.took(found[len(ids) :])
-    peers = [session.peer for session in log.sessions()[seen:] if session.recipients]
-    figures["sessions_of_the_mended"] = sum(1 for peer in peers if peer in fleet.namespaces[bad].addresses)
-    if not figures["sessions_of_the_mended"]:
-        broken.append(f"the mended worker asked no mail server about any of {len(after)} new companies")
-    return broken
-
-
-def unsaid(way: Way, bad: int, watched: Watched, figures: dict[str, Any]) -> list[str]:
-    """Return what the broken worker should have said and did not."""
-    figures["not_ready_after_s"] = watched.after_s.get(bad)
-    figures["says"] = watched.not_ready.get(bad) or watched.last.get(bad, "")
-    if way.noted:
-        is_said = way.noted in watched.last.get(bad, "")
-        return [] if is_said else [f"the broken worker's /readyz says nothing of {way.noted}, not even in a note"]
-    if bad not in watched.not_ready:
-        return ["the broken worker's /readyz says that it is ready"]
-    return [] if watched.not_ready[bad] else ["the broken worker's /readyz is not ready, and does not say why"]
-
-
-def recorded_by(fleet: Fleet, ids: Sequence[UUID]) -> dict[str, int]:
-    """Return how many of these companies' outcomes each worker recorded, whoever heard the answers."""
-    logs = {f"worker {number}": fleet.log(number) for number in fleet.processes}
-    return {worker: sum(str(company) in log for company in ids) for worker, log in logs.items()}
-
-
-async def watch(fleet: Fleet, workers: Sequence[int], watched: Watched) -> None:
-    """Look at each worker's /readyz until cancelled."""
-    begun = time.monotonic()
-    while True:
-        for number in workers:
-            said = await fleet.said(number)
-            watched.last[number] = said.words
-            if not said.is_ready and number not in watched.not_ready:
-                watched.not_ready[number] = said.why
-                watched.after_s[number] = round(time.monotonic() - begun, 1)
-        await asyncio.sleep(_LOOK_EVERY_S)
+        run.broken += [f"worker {number} has ended with {code}" for number, code in ends.items() if code is not None]
+    return run.figures | {"broken": run.broken}
 
 
 async def until_decided(fleet: Fleet, ids: Sequence[UUID], within_s: float) -> None:
