@@ -101,8 +101,10 @@ class Play:
                     break
                 await asyncio.sleep(_LOOK_EVERY_S)
             self.broken += unsaid
-            self.figures["says"] = self.now[self.workers[-1]].words
-            self.figures["not_ready_after_s"] = self.first_trouble.get(self.workers[-1], (None, ""))[0]
+            said = self.now[self.workers[-1]]
+            self.figures["says"] = said.words
+            if not said.is_ready:
+                self.figures["not_ready_after_s"] = self.first_trouble[self.workers[-1]][0]
         watching.cancel()
         for number in self.whole:
             if number in self.first_trouble:
