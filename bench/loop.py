@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 class NoLimits:
     """Permits, lease, controls and refusals of a loop that stops at nothing."""
 
+    def lacks(self, kind: ControlKind) -> Wait | None:  # noqa: ARG002
+        return None
+
     async def mx_lookup(self) -> Wait | None:
         return None
 
@@ -52,7 +55,7 @@ class NoLimits:
     def session_ended(self) -> None:
         return None
 
-    def greeted(self, begun_at: float) -> None:  # noqa: ARG002
+    def greeted(self, begun_at: float, ip: str) -> None:  # noqa: ARG002
         return None
 
     async def enter(self, provider: str) -> Wait | None:  # noqa: ARG002

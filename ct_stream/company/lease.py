@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.providers import is_own_provider, provider_at, provider_of
+from ct_stream.gate.questions import way_to
 from ct_stream.gate.waits import NOTHING, Wait, WaitReason
 from ct_stream.probes.needs import Met
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ct_stream.company.farewells import Farewells
     from ct_stream.company.own_way import OwnWay
     from ct_stream.company.recall import Recall
+    from ct_stream.gate.questions import ControlKind
     from ct_stream.gate.verdicts import Held
     from ct_stream.metrics import Metrics
     from ct_stream.store.control_ledger import ControlLedger
@@ -58,6 +60,10 @@ class Permits:
         self._recall = recall
         self._waited_s = waited_s
         self._providers: dict[tuple[str, str], str] = {}  # what a provider's servers at an address count as
+
+    def lacks(self, kind: ControlKind) -> Wait | None:
+        """Return the wait for a machine that has this way, if this one is not known to."""
+        return self._own_way.lacks(kind)
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit."""
@@ -154,10 +160,11 @@ class Lease:
             self._tell.metrics.tool_calls.labels(tool="TOOL-005").inc()
         return wait if len(self._entered) == 1 else self._by_time(wait)
 
-    def greeted(self, begun_at: float) -> None:
+    def greeted(self, begun_at: float, ip: str) -> None:
         """Tell the controls in a task of its own: a slow database must not keep the server waiting."""
-        if self._tell.controls.is_due("greeting"):
-            self._tell.farewells.take(self._tell.controls.greeting(begun_at))
+        way = way_to(ip)
+        if self._tell.controls.is_due(f"greeting:{way}"):
+            self._tell.farewells.take(self._tell.controls.greeting(begun_at, way))
 
     def session_ended(self) -> None:
         """Start the domain's pause."""
@@ -173,8 +180,8 @@ class Lease:
             if how is Met.SILENT and not is_own_provider(provider, self._domain) and not stalled:
                 await guardrails.silent(provider, self._domain)
         await self._lease.release(talked=self._place in talking, talked_at=greeted_at.get(self._place, ""))
-        if talking:
-            await self._tell.controls.good_talk(self._begun_at, self._domain)
+        for way in {way_to(greeted_at[provider]) for provider in talking}:
+            await self._tell.controls.good_talk(self._begun_at, self._domain, way)
         for provider in talking:
             if provider != self._place:
                 await guardrails.note_talk(provider, greeted_at[provider])

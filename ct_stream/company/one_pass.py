@@ -82,7 +82,7 @@ class WorkerGate:
         """Return the pass of a company, with its kept answers if it has waited before."""
         parts = self._parts
         since = resumed.since if resumed else parts.now()
-        proofs = Proofs(parts.controls, parts.guardrails, parts.age_s)
+        proofs = Proofs(parts.controls, parts.guardrails, parts.age_s, parts.own_way.egress)
         kept = Kept() if resumed is None else await proofs.weigh(resumed)
         recall = Recall(parts.memory, self._askers, known, rules_version=parts.rules.version, is_new=resumed is None)
         permits = Permits(
@@ -149,7 +149,7 @@ class CompanyPass:
         self._now = now
         self._begun_at = time.monotonic()
         self._ended: Waiting | None = None
-        self._refused_at = resumed.refused_at if resumed is not None else ""
+        self._refused_at = kept.refused_at or (resumed.refused_at if resumed is not None else "")
 
     async def run(self) -> Passed | Failed | Wait:
         """Run until there is a verdict or a wait."""
@@ -172,7 +172,7 @@ class CompanyPass:
 
     def _passed_on(self, ended: Waiting) -> Waiting:
         """Return how the pass ends if a server refused us: once, another egress may ask in our place."""
-        if ended.pending is None or (self._resumed is not None and self._resumed.refused_at):
+        if ended.pending is None or self._refused_at:
             return ended
         wait = self._own_way.elsewhere(ended.wait)
         if wait is None:
@@ -192,6 +192,7 @@ class CompanyPass:
     def parked(self, origin: Origin, event_at: datetime | None, wait: Wait) -> Parked:
         """Return the company as it is parked: its wait, its answers, and when those that failed were asked and came."""
         failed = self._failed()
+        on_record = self._resumed if failed is FailedAt.ON_RECORD else None
         return Parked(
             origin=origin,
             event_at=event_at,
@@ -203,7 +204,8 @@ class CompanyPass:
             asked_at=self._asked_at(),
             failed=failed,
             looks=self._kept.looks,
-            met_by=self._resumed.met_by if self._resumed is not None and failed is FailedAt.ON_RECORD else "",
+            met_by=on_record.met_by if on_record is not None else "",
+            met_at=on_record.met_at if on_record is not None else "",
             first_at=self._own_way.egress if self._kept.looks == 0 and met_trouble(self.exchanges) else "",
             refused_at=self._refused_at,
         )

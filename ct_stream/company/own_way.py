@@ -51,9 +51,21 @@ log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
 _ASK_EVERY_S = 0.5
+_ASK_EXTRAS_EVERY_S = 2.0
 _LATE_S = 60.0  #: for a control that is due: all its servers may be slow, and the one before may not have ended
-_NAMES = {ControlKind.DNS: "our resolvers", ControlKind.SMTP: "our way out to port 25"}
+_NAMES = {
+    ControlKind.DNS: "our resolvers",
+    ControlKind.SMTP: "our way out to port 25",
+    ControlKind.SMTP6: "our way out to port 25 over IPv6",
+    ControlKind.DNS_TCP: "our resolvers over TCP",
+}
+#: What a machine may lack: companies that need it are passed on.
+_EXTRAS = {
+    ControlKind.SMTP6: "this machine does not reach port 25 over IPv6: it passes on companies that have nothing else",
+    ControlKind.DNS_TCP: "its resolvers do not answer over TCP: it passes on companies whose answers are long",
+}
 _ELSEWHERE_S = 60.0  #: for a worker of another egress to take a company; then its own one asks again
+_ONLY_IPV6 = "this machine reaches port 25 over IPv6 alone: it passes on companies that have no address there"
 _FOR_EVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -98,7 +110,12 @@ class OwnWay:
     def ask_loops(self) -> tuple[Loop, ...]:
         """Return the loops that ask controls, one for each kind. An error of this machine only costs one round."""
         return tuple(
-            Loop(name=f"control:{kind}", step=partial(self.ask, kind), every_s=_ASK_EVERY_S, may_fail=True)
+            Loop(
+                name=f"control:{kind}",
+                step=partial(self.ask, kind),
+                every_s=_ASK_EXTRAS_EVERY_S if kind in _EXTRAS else _ASK_EVERY_S,
+                may_fail=True,
+            )
             for kind in ControlKind
         )
 
@@ -110,10 +127,18 @@ class OwnWay:
 
     async def look(self) -> None:
         """Read whether our own way works, and what is to be done for workers whose way does not."""
-        self._ways = {kind: await self._controls.state(kind) for kind in ControlKind}
+        self._ways = dict(await self._controls.own())
+        for kind, lacking in _EXTRAS.items():
+            if self._in_the_way(kind, self._ways[kind]) is None:
+                self._health.notes.pop(kind.value, None)
+            else:
+                self._health.notes[kind.value] = lacking
         wait = None
-        for kind, way in self._ways.items():
-            sentence = self._in_the_way(kind, way)
+        for kind in (ControlKind.DNS, ControlKind.SMTP):
+            sentence = self._in_the_way(kind, self._ways[kind])
+            if kind is ControlKind.SMTP and self._has_ipv6_alone():
+                self._health.notes[kind.value] = _ONLY_IPV6
+                sentence = None
             self._health.set(f"control_{kind}", sentence)
             if sentence is not None:
                 wait = self._wait(sentence)
@@ -121,11 +146,27 @@ class OwnWay:
         if wait is None:
             self._opened.set()
             self.put_away = 0
-            self.take_over = [WaitsOn.way(), *await self._parked.to_take_over()]
+            has = [kind for kind in ControlKind if self.lacks(kind) is None]
+            self.take_over = [WaitsOn.way(), *map(WaitsOn.way, has), *await self._parked.to_take_over()]
             self.others = await self._parked.egresses_at_work()
         else:
             self.take_over = []
             self.put_away = await self._parked.put_away(self._most)
+
+    def _has_ipv6_alone(self) -> bool:
+        """Return whether this machine has never reached port 25 over IPv4, and does over IPv6."""
+        is_proven = self._in_the_way(ControlKind.SMTP6, self._ways[ControlKind.SMTP6]) is None
+        return is_proven and self._ways[ControlKind.SMTP].control_at == UNPROVEN.control_at
+
+    def lacks(self, kind: ControlKind) -> Wait | None:
+        """Return the wait for a machine that has this way, if it is not proven here."""
+        if kind in self._ways and self._in_the_way(kind, self._ways[kind]) is None:
+            return None
+        return Wait(
+            reason=WaitReason.ANOTHER_MACHINE,
+            detail=f"worker {self._controls.worker} lacks what it needs: {_NAMES[kind]}",
+            waits_on=WaitsOn.way(kind),
+        )
 
     def elsewhere(self, wait: Wait) -> Wait | None:
         """Return the wait of a company whose server refuses this egress, if another one may ask in its place."""
@@ -159,7 +200,7 @@ class OwnWay:
         if begun_at is None:
             return
         result = await self._probing.ask_control(kind)
-        if result.refused:
+        if result.refused and kind is ControlKind.SMTP:  # what is said of an address of IPv6 says nothing of the other
             rail, whom = (MAIL_FROM_RAIL, "our sender") if result.is_sender else (self._guardrails.smtp_rail, "us")
             await self._guardrails.set_state(
                 rail, "halted", f"a control domain's server refuses {whom}: {result.detail}", None
@@ -167,14 +208,18 @@ class OwnWay:
         if result.ok:
             await self._controls.succeeded(kind, begun_at, result.detail)
         else:
-            self._lost(kind, result.detail)
+            if kind not in _EXTRAS:
+                self._lost(kind, result.detail)
+            had_it = self.lacks(kind) is None
             await self._controls.failed(kind, result.detail)
-            log.warning(
-                "The control of %s failed, so this worker asks nobody: %s",
-                _NAMES[kind],
-                result.detail,
-                extra={"action": "control_failed", "kind": kind},
-            )
+            if had_it or kind not in _EXTRAS:
+                log.warning(
+                    "The control of %s failed, so this worker %s: %s",
+                    _NAMES[kind],
+                    "passes on who needs it" if kind in _EXTRAS else "asks nobody",
+                    result.detail,
+                    extra={"action": "control_failed", "kind": kind},
+                )
         await self.look()
 
     def _lost(self, kind: ControlKind, detail: str) -> None:
@@ -201,9 +246,16 @@ class OwnWay:
 class Proofs:
     """Says what the proofs of our own way mean for the answers of one company."""
 
-    def __init__(self, controls: ControlLedger, guardrails: Guardrails, age_s: Callable[[datetime], float]) -> None:
+    def __init__(
+        self,
+        controls: ControlLedger,
+        guardrails: Guardrails,
+        age_s: Callable[[datetime], float],
+        egress: str = DEFAULT,
+    ) -> None:
         """`age_s`: of a moment of the database, at most as long as this process has been running."""
         self._controls = controls
+        self._egress = egress
         self._guardrails = guardrails
         self._age_s = age_s
         self.moments = Moments()  #: of the running pass's failed answers
@@ -218,17 +270,20 @@ class Proofs:
         others = asked if met_by == worker or not has_failed else asked | {met_by}
         known = await self._controls.of_runs(others) if others else {}
         runs = {run: its.ways for run, its in known.items()}
+        witness = Witness(
+            run=met_by,
+            is_self=met_by == worker,
+            is_gone=met_by != worker and (met_by not in known or known[met_by].is_gone),
+            is_elsewhere=resumed.met_at not in ("", self._egress),
+        )
         if not has_failed:
-            return weigh(resumed, {}, self._guardrails.settling(0.0), runs=runs)
+            return weigh(resumed, {}, self._guardrails.settling(0.0), witness=witness, runs=runs)
         if resumed.pending is not None:
             await self._guardrails.refresh(now=True)  # another worker may have halted the tool just now
         assert resumed.failed_at is not None
         settling = self._guardrails.settling(self._age_s(resumed.failed_at))
-        if met_by == worker:
-            ways = {kind: await self._controls.state(kind) for kind in ControlKind}
-            return weigh(resumed, ways, settling, runs=runs)
-        witness = Witness(run=met_by, is_self=False, is_gone=met_by not in known or known[met_by].is_gone)
-        ways = {kind: runs.get(met_by, {}).get(kind, UNPROVEN) for kind in ControlKind}
+        ways = await self._controls.own() if witness.is_self else runs.get(met_by, {})
+        ways = {kind: ways.get(kind, UNPROVEN) for kind in ControlKind}
         return weigh(resumed, ways, settling, witness=witness, runs=runs)
 
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:

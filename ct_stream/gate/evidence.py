@@ -26,6 +26,7 @@ from ct_stream.gate.questions import (
     MxStatus,
     ProbeMailbox,
     Trouble,
+    way_to,
 )
 from ct_stream.gate.records import FailedAt
 from ct_stream.gate.replies import Stage
@@ -52,6 +53,8 @@ _CONNECTION_TROUBLE = frozenset(Trouble) - _NAME_TROUBLE
 _CONTROL_SENTENCES = {
     ControlKind.DNS: "its DNS answer counts only after a control has proved that our resolvers work",
     ControlKind.SMTP: "its server's silence counts only after a control has proved that port 25 is open to us",
+    ControlKind.SMTP6: "its server's silence counts only after a control has proved our way to port 25 over IPv6",
+    ControlKind.DNS_TCP: "its DNS answer counts only after a control has proved that our resolvers answer over TCP",
 }
 
 #: When a failed answer was asked for, and when it came.
@@ -93,7 +96,9 @@ class Way:
 
         A control failed since, and none succeeded between. Then a yes proves as little as silence does.
         """
-        return any(begin <= at < end for begin, end in ((self.trouble_from, self.trouble_until), *self.earlier))
+        # What was never proven was never used.
+        stretches = ((self.trouble_from, self.trouble_until), *self.earlier)
+        return any(_NEVER < begin <= at < end for begin, end in stretches)
 
     def unbroken(self, asked_at: datetime) -> bool:
         """Return whether the chain of proofs is unbroken since before the question was put."""
@@ -156,13 +161,11 @@ def proofs_needed(answers: Iterable[MailboxAnswer]) -> list[ControlKind]:
     Every attempt counts, not only the last one: a timeout at the first host may come from our own blocked port, and the
     second host may be a backup that knows no mailboxes.
     """
-    troubles = {attempt.trouble for answer in answers for attempt in troubled(answer)}
-    needed = []
-    if troubles & _NAME_TROUBLE:
-        needed.append(ControlKind.DNS)
-    if troubles & _CONNECTION_TROUBLE:
-        needed.append(ControlKind.SMTP)
-    return needed
+    attempts = [attempt for answer in answers for attempt in troubled(answer)]
+    needed = {way_to(attempt.ip) for attempt in attempts if attempt.trouble in _CONNECTION_TROUBLE}
+    if any(attempt.trouble in _NAME_TROUBLE for attempt in attempts):
+        needed.add(ControlKind.DNS)
+    return [kind for kind in ControlKind if kind in needed]
 
 
 def without_trouble(exchanges: Sequence[Exchange]) -> list[Exchange]:
@@ -298,9 +301,12 @@ def before_astray(exchanges: Sequence[Exchange], runs: Mapping[str, Mapping[Cont
 def _was_astray(exchange: Exchange, ways: Mapping[ControlKind, Way]) -> bool:
     if not exchange.at or not isinstance(exchange.answer, MxAnswer | MailboxAnswer):
         return False
-    # Whichever control it was: a resolver that names a server of its own shows only in whom port 25 leads to.
+    # Of our resolvers or of port 25: one that names a server of its own shows only in whom port 25 leads to.
+    kinds = {ControlKind.DNS, ControlKind.SMTP}
+    if isinstance(exchange.answer, MailboxAnswer):
+        kinds |= {way_to(attempt.ip) for attempt in exchange.answer.attempts}
     at = datetime.fromisoformat(exchange.at)
-    return any(way.was_astray(at) for way in ways.values())
+    return any(kind in ways and ways[kind].was_astray(at) for kind in kinds)
 
 
 # ---------------------------------------------------------------- replies about us
@@ -411,6 +417,7 @@ class Kept:
     in_chain: bool = False  #: an unbroken chain of port-25 proofs around them was established before this wait
     in_both_chains: bool = False  #: and one of our resolvers' proofs, if it matters here
     looks: int = 0
+    refused_at: str = ""  #: the egress that was refused, if this one asks in its place
     wait: Wait | None = None  #: nothing may be asked yet: it keeps waiting, with everything it has
 
 
@@ -421,6 +428,7 @@ class Witness:
     run: str = ""
     is_self: bool = True
     is_gone: bool = False  #: it ended, so no proof of it will come any more
+    is_elsewhere: bool = False  #: it asked from another of our addresses
 
 
 ITSELF = Witness()
@@ -504,6 +512,16 @@ class Case:
         return [way for way in self.needed if not way.proves(self.failed_at)]
 
     @property
+    def _used(self) -> list[Way]:
+        """Return the ways over which it may have failed: a machine that has no IPv6 broke nothing by that."""
+        answers = [e.answer for e in self.everything if isinstance(e.answer, MailboxAnswer)]
+        kinds = {way_to(attempt.ip) for answer in answers for attempt in answer.attempts if attempt.ip}
+        ipv6 = self.ways.get(ControlKind.SMTP6, UNPROVEN)
+        if self.ways[ControlKind.SMTP].control_at > _NEVER or ipv6.control_at == _NEVER:
+            kinds.add(ControlKind.SMTP)
+        return [self.ways[kind] for kind in (*kinds, ControlKind.DNS) if kind in self.ways]
+
+    @property
     def needed(self) -> list[Way]:
         """Return the ways that matter for what another run met, and is not known to be proven yet."""
         needs = open_needs(self.everything, about_us=self.resumed.pending is not None)
@@ -521,6 +539,12 @@ class Case:
             looks=self.resumed.looks,
         )
 
+    def was_refused_elsewhere(self) -> bool:
+        return self.witness.is_elsewhere and self.resumed.pending is not None and not self.resumed.refused_at
+
+    def drop_and_ask_from_here(self) -> Kept:
+        return replace(self.void(), refused_at=self.resumed.met_at)
+
     def nothing_failed(self) -> bool:
         return nothing_failed(self.resumed)
 
@@ -529,7 +553,7 @@ class Case:
         return self._keep(with_moments=False, drops_pending=self.resumed.pending is not None)
 
     def own_way_was_broken(self) -> bool:
-        return any(way.voids(self.asked_at, self.failed_at) for way in self.ways.values())
+        return any(way.voids(self.asked_at, self.failed_at) for way in self._used)
 
     def void(self) -> Kept:
         return Kept(
@@ -637,6 +661,13 @@ ROWS = (
         then="void from there, a yes as well as a no, and asked again",
         when=Case.was_heard_astray,
         keep=Case.keep_what_was_heard_before,
+    ),
+    Row(
+        id="refused elsewhere",
+        holds="a reply about us that a worker of another egress met, and no third one before",
+        then="dropped with what failed: this egress asks for itself",
+        when=Case.was_refused_elsewhere,
+        keep=Case.drop_and_ask_from_here,
     ),
     Row(
         id="nothing failed",

@@ -22,13 +22,20 @@ RANDOM = "random"  #: the pattern name of the address that no honest server know
 
 
 class ControlKind(StrEnum):
-    """What a control proves to work: our resolvers, or our way out to port 25."""
+    """What a control proves to work: our resolvers, or our way out to port 25; and what a machine may lack."""
 
     DNS = "dns"
-    SMTP = "smtp"
+    SMTP = "smtp"  #: over IPv4
+    SMTP6 = "smtp6"  #: over IPv6, which not every machine has
+    DNS_TCP = "dns_tcp"  #: our resolvers over TCP, which long answers need, and not every network lets out
 
 
 # ---------------------------------------------------------------- questions
+
+
+def way_to(ip: str) -> ControlKind:
+    """Return which way leads to port 25 of this address."""
+    return ControlKind.SMTP6 if ":" in ip else ControlKind.SMTP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,6 +97,7 @@ class Parked:
     failed: FailedAt = FailedAt.NONE  #: when its last failed answer came; only later controls prove anything about it
     looks: int = 0  #: how often it met silence, and a control then proved that our own way works
     met_by: str = ""  #: the worker run that met its last failed answer; "": the one that parks it
+    met_at: str = ""  #: the egress of that run; "": of the one that parks it
     first_at: str = ""  #: the egress that met its silence first, as long as it was not looked at again
     refused_at: str = ""  #: the egress that was refused first, if another one asks or has asked in its place
 
@@ -119,4 +120,5 @@ class Resumed:
     looks: int
     waits_on: WaitsOn  #: what it waited for
     met_by: str = ""  #: the worker run that met its last failed answer
+    met_at: str = ""  #: the egress of that run
     refused_at: str = ""  #: the egress that was refused first, if another one asks or has asked in its place

@@ -37,6 +37,7 @@ class WaitReason(StrEnum):
     OUR_MACHINE = (
         "our_machine"  #: this machine has no descriptors, ports or memory left, or was stopped; it is tried again
     )
+    ANOTHER_MACHINE = "another_machine"  #: this one lacks what the company needs: IPv6, or TCP to its resolvers
     ROW_HELD = "row_held"  #: it is decided, and others hold its row, or a trigger of theirs fails or is too slow
     OUR_BUG = "our_bug"  #: an exception in our own code; it is tried again
     DRAIN = "drain"  #: given up by a worker that was told to stop
@@ -75,9 +76,9 @@ class WaitsOn(str):
         return cls(f"control:{kind}")
 
     @classmethod
-    def way(cls) -> WaitsOn:
-        """Until a worker has it whose own way out is proven."""
-        return cls("way")
+    def way(cls, kind: ControlKind | None = None) -> WaitsOn:
+        """Until a worker has it whose own way out is proven; with `kind`, whose machine has that."""
+        return cls("way" if kind is None else f"way:{kind}")
 
     @classmethod
     def tool(cls, tool_id: str, egress: str = DEFAULT) -> WaitsOn:

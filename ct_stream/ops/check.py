@@ -25,6 +25,7 @@ from ct_stream.store.outage import UnfitDatabase
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence, Set
 
+    from ct_stream.gate.questions import ControlKind
     from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Held
     from ct_stream.probes.answer import Ending
@@ -167,20 +168,21 @@ async def _permits(settings: Settings, toolbox: Toolbox) -> AsyncIterator[Permit
                 await database.open()
             except UnfitDatabase as error:
                 raise ServiceTrouble(f"CT_POSTGRES_DSN: {error.problem.what}", error.problem.action) from error
-        async with _limits(database, toolbox) as permits:
+        async with _limits(database, toolbox, settings.egress) as permits:
             yield permits
     finally:
         await database.close()
 
 
 @asynccontextmanager
-async def _limits(database: Database, toolbox: Toolbox) -> AsyncIterator[Permits]:
-    guardrails = Guardrails(database, toolbox.controls.settle_s)
+async def _limits(database: Database, toolbox: Toolbox, egress: str) -> AsyncIterator[Permits]:
+    guardrails = Guardrails(database, toolbox.controls.settle_s, egress=egress)
     await guardrails.refresh(now=True)
     limits = SharedLimits(
         database,
         f"check/{uuid4().hex[:8]}",
         toolbox.probe_limits(),
+        egress,
     )
     for batches in limits.batches:
         batches.start()
@@ -198,6 +200,10 @@ class _SharedPermits:
         """`closed`: the providers whose guardrail is not open."""
         self._limits = limits
         self._closed = closed
+
+    def lacks(self, kind: ControlKind) -> Wait | None:  # noqa: ARG002 - what fails is proven when it fails
+        """Try every way."""
+        return None
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit."""
@@ -231,7 +237,7 @@ class _SharedLease:
         """Start the domain's pause."""
         self._lease.session_ended()
 
-    def greeted(self, begun_at: float) -> None:
+    def greeted(self, begun_at: float, ip: str) -> None:
         """Nobody is told."""
 
     async def release(

@@ -16,6 +16,7 @@ from ct_stream.gate.pipeline import single_pass
 from ct_stream.gate.questions import (
     Answer,
     AskControl,
+    ControlKind,
     LookupMx,
     LookupSpine,
     MailboxAnswer,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_CUT_OFF_AGAIN_S = 60.0  #: for an answer that is cut off though our resolvers answered over TCP before
 _RECALL_AGAIN_S = 1.0  #: how long a look at the memory stays valid; shorter than a domain's pause
 
 
@@ -281,7 +283,7 @@ class PassDriver:
             case LookupSpine():
                 return await self._world.spine.lookup(question.outreach_id)
             case LookupMx():
-                return await self._world.permits.mx_lookup() or await self._lookup_mx(question.domain)
+                return await self._world.permits.mx_lookup() or self._whole(await self._lookup_mx(question.domain))
             case ProbeMailbox():
                 if self._prober is None:
                     self._prober = self._world.probers(self._stopwatch)
@@ -293,6 +295,16 @@ class PassDriver:
                 self._stopwatch.spent_s += brought.waited_s  # nothing else of a paid call counts for the deadline
                 return brought.result
         assert_never(question)
+
+    def _whole(self, answer: MxAnswer) -> MxAnswer | Wait:
+        """Return the answer, or the wait for a machine that can fetch all of it: what is cut off says nothing."""
+        if answer.status is not MxStatus.CUT_OFF:
+            return answer
+        return self._world.permits.lacks(ControlKind.DNS_TCP) or Wait(
+            reason=WaitReason.RESOLVER,
+            detail=f"{answer.detail}; it is asked again",
+            after_s=_CUT_OFF_AGAIN_S,
+        )
 
     async def _lookup_mx(self, domain: str) -> MxAnswer:
         try:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from ct_stream.gate.questions import Attempt, MailboxAnswer, Trouble
+from ct_stream.gate.questions import Attempt, MailboxAnswer, Trouble, way_to
 from ct_stream.gate.replies import Stage, read_reply
 from ct_stream.gate.waits import Wait
 from ct_stream.probes.mx import NameTrouble
@@ -111,7 +111,10 @@ class MailboxProber:
         if isinstance(found, NameTrouble):
             attempts.append(Attempt(host=host, stage=Stage.CONNECT, trouble=found.trouble, detail=found.detail))
             return None
-        for ip in found:
+        usable = [ip for ip in found if self._permits.lacks(way_to(ip)) is None]
+        if not usable:
+            return self._permits.lacks(way_to(found[0]))  # only a machine that has it knows whether the host is silent
+        for ip in usable:
             session = await self._open(host, ip, address.domain, attempts)
             if isinstance(session, Wait):
                 return session
@@ -146,7 +149,7 @@ class MailboxProber:
             begun_at = time.monotonic()
             stopped = await session.start(tls=tls)
             if session.greeted:
-                lease.greeted(begun_at)
+                lease.greeted(begun_at, ip)
             self._note(session, stopped)
             if stopped is None:
                 return session

@@ -45,8 +45,8 @@ class ProbeLease(Protocol):
     def session_ended(self) -> None:
         """Start the domain's pause: the next session may begin 2 s after this call."""
 
-    def greeted(self, begun_at: float) -> None:
-        """Report that a server greeted a session that began at this moment of the monotonic clock."""
+    def greeted(self, begun_at: float, ip: str) -> None:
+        """Report that a server at this address greeted a session that began at this moment of the monotonic clock."""
 
     async def release(self, *, met: Mapping[str, Met], greeted_at: Mapping[str, str], refused: Sequence[Held]) -> None:
         """Give the domain and the provider's place back; say what each provider did, and which replies were about us.
@@ -58,6 +58,9 @@ class ProbeLease(Protocol):
 
 class Permits(Protocol):
     """The limits of the toolbox, over all workers."""
+
+    def lacks(self, kind: ControlKind) -> Wait | None:
+        """Return the wait for a machine that has this way, if this one is not known to; None: it may be used."""
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit of the day and of the second; None if the look-up may start now."""

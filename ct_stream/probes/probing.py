@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from ct_stream.gate.questions import ControlKind
 from ct_stream.probes.control_probe import SmtpControl, first_success
@@ -34,16 +34,17 @@ class Probing:
         """Return the prober of one pass."""
         return MailboxProber(resolver=self.resolver, permits=permits, settings=self.smtp, stopwatch=stopwatch)
 
-    async def ask_control(self, kind: ControlKind, *, family: Family | None = None, tcp: bool = False) -> ControlResult:
-        """Ask the control domains in order until one succeeds; return that, or all their failures.
-
-        `family`: of the servers' addresses, for the SMTP control. `tcp`: ask our resolvers over TCP alone.
-        """
+    async def ask_control(self, kind: ControlKind) -> ControlResult:
+        """Ask the control domains in order until one succeeds; return that, or all their failures."""
 
         async def ask(control: ControlDomain) -> ControlResult:
-            if kind is ControlKind.DNS:
-                return await self.resolver.dns_control(control.domain, tcp=tcp)
-            return await self.smtp_control.smtp_control(control, family=family)
+            match kind:
+                case ControlKind.DNS | ControlKind.DNS_TCP:
+                    return await self.resolver.dns_control(control.domain, tcp=kind is ControlKind.DNS_TCP)
+                case ControlKind.SMTP | ControlKind.SMTP6:
+                    family: Family = 6 if kind is ControlKind.SMTP6 else 4
+                    return await self.smtp_control.smtp_control(control, family=family)
+            assert_never(kind)
 
         return await first_success(ask, self.control_domains)
 

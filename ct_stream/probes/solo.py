@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.memory import Memory
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ct_stream.gate.transcript import Exchange
     from ct_stream.gate.verdicts import Held
     from ct_stream.probes.control_probe import ControlResolver, SmtpControl
+    from ct_stream.probes.mx import Family
     from ct_stream.probes.needs import Brought, Met
 
 _RATE_PAUSE_S = 60.0  #: after a reply about our rate
@@ -45,6 +47,10 @@ class SoloPermits:
         self._clock = clock
         self._sleep = sleep
         self._free_at = 0.0  #: when the pause is over
+
+    def lacks(self, kind: ControlKind) -> Wait | None:  # noqa: ARG002 - what fails is proven when it fails
+        """Try every way."""
+        return None
 
     async def mx_lookup(self) -> Wait | None:
         """Let the look-up go."""
@@ -73,7 +79,7 @@ class SoloPermits:
         """Start the pause."""
         self._free_at = self._clock() + self._pause_s
 
-    def greeted(self, begun_at: float) -> None:
+    def greeted(self, begun_at: float, ip: str) -> None:
         """Nobody is told."""
 
     async def release(self, *, met: Mapping[str, Met], greeted_at: Mapping[str, str], refused: Sequence[Held]) -> None:
@@ -90,10 +96,11 @@ class SoloControls:
 
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:  # noqa: ARG002 - it is asked now, after them all
         """Return the first control domain's success, or the wait that all their failures make."""
+        family: Family = 6 if kind is ControlKind.SMTP6 else 4
         if kind is ControlKind.DNS:
             result = await first_success(self._resolver.dns_control, [control.domain for control in self._controls])
         else:
-            result = await first_success(self._smtp.smtp_control, self._controls)
+            result = await first_success(partial(self._smtp.smtp_control, family=family), self._controls)
         if result.ok:
             return ControlAnswer(detail=result.detail)
         return Wait(

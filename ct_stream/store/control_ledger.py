@@ -59,10 +59,14 @@ class ControlLedger:
             await self._database.persist("make_controls", self.worker, [kind.value for kind in ControlKind])
             self._is_begun = True
 
+    async def own(self) -> Mapping[ControlKind, Way]:
+        """Return what is known of this run's own ways."""
+        await self.begin_record()
+        return (await self.of_runs([self.worker]))[self.worker].ways
+
     async def state(self, kind: ControlKind) -> Way:
         """Return what is known of this run's own way of `kind`."""
-        await self.begin_record()
-        return (await self.of_runs([self.worker]))[self.worker].ways[kind]
+        return (await self.own())[kind]
 
     async def of_runs(self, runs: Collection[str]) -> dict[str, RunWays]:
         """Return what these runs have proven; one that is not in it has never begun to prove anything."""
@@ -102,25 +106,25 @@ class ControlLedger:
         await self._database.persist("control_failed", kind.value, detail, self.worker)
 
     def is_due(self, sign: str) -> bool:
-        """Return whether a sign of this kind ("greeting", "good_talk") is worth a statement: at most one a second."""
+        """Return whether a sign such as "greeting:smtp" is worth a statement: at most one of its kind a second."""
         now = time.monotonic()
         if now < self._next.get(sign, 0.0):
             return False
         self._next[sign] = now + _SIGN_EVERY_S
         return True
 
-    async def greeting(self, begun_at_monotonic: float) -> None:
-        """Record a server's greeting as a sign that port 25 is open."""
+    async def greeting(self, begun_at_monotonic: float, way: ControlKind = ControlKind.SMTP) -> None:
+        """Record a server's greeting as a sign that port 25 is open, over IPv4 or IPv6."""
         moment = self._moment(begun_at_monotonic)
         await self.begin_record()
-        await self._database.persist("greeting", moment, self._most_apart_s, self.worker)
+        await self._database.persist("greeting", moment, self._most_apart_s, self.worker, way.value)
 
-    async def good_talk(self, begun_at_monotonic: float, host: str) -> None:
-        """Record a company's normal session as a proof, at most one a second."""
-        if self.is_due("good_talk"):
+    async def good_talk(self, begun_at_monotonic: float, host: str, way: ControlKind = ControlKind.SMTP) -> None:
+        """Record a company's normal session as a proof, at most one a second of each way."""
+        if self.is_due(f"good_talk:{way}"):
             detail, moment = f"{host} greeted a session begun later", self._moment(begun_at_monotonic)
             await self.begin_record()
-            await self._database.persist("good_talk", moment, detail, self._most_apart_s, self.worker)
+            await self._database.persist("good_talk", moment, detail, self._most_apart_s, self.worker, way.value)
 
     def _moment(self, monotonic: float) -> datetime:
         # Computed once, not at each try: an outage of Postgres must not make a session look later than it was.

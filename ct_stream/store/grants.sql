@@ -88,7 +88,7 @@ GRANT INSERT (outreach_id, pipeline_stage, failure_code, blocking_reason, severi
 GRANT SELECT, INSERT ON outreach.ct_passes TO ct_gate;
 GRANT UPDATE (state, domain, reason, detail, waits_on, not_before, since, parked_at, answers, pending, spent_ms, asked_at,
     failed_at, event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header,
-    looks, met_by, first_at, refused_at, exceptions, traceback, worker_version, lease_owner, lease_until) ON outreach.ct_passes TO ct_gate;
+    looks, met_by, met_at, first_at, refused_at, exceptions, traceback, worker_version, lease_owner, lease_until) ON outreach.ct_passes TO ct_gate;
 GRANT SELECT, INSERT, UPDATE ON outreach.ct_rates, outreach.ct_domains, outreach.ct_memory, outreach.ct_workers
     TO ct_gate;
 -- ct_take_tier2 notes that a budget refused a call; people are alerted once.

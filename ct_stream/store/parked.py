@@ -137,14 +137,15 @@ class ParkedCompanies:
 
     async def _park(self, parked: Sequence[Parked]) -> list[None]:
         last = {p.origin.outreach_id: p for p in parked}  # a statement can write the row of a company only once
-        *columns, met_by, first_at, refused_at = (
-            list(column) for column in zip(*(_row(one, self._owner) for one in last.values()), strict=True)
+        *columns, met_by, met_at, first_at, refused_at = (
+            list(column)
+            for column in zip(*(_row(one, self._owner, self._egress) for one in last.values()), strict=True)
         )
-        await self._database.run("park", *columns, self._version, self._owner, met_by, first_at, refused_at)
+        await self._database.run("park", *columns, self._version, self._owner, met_by, met_at, first_at, refused_at)
         return [None] * len(parked)
 
 
-def _row(parked: Parked, owner: str) -> tuple[Any, ...]:
+def _row(parked: Parked, owner: str, egress: str) -> tuple[Any, ...]:
     """Return one company in the order of the arrays of the query `park`, and by whom its last failed answer was met."""
     origin, wait = parked.origin, parked.wait
     met_by = parked.met_by or owner
@@ -169,6 +170,7 @@ def _row(parked: Parked, owner: str) -> tuple[Any, ...]:
         origin.correlation_header,
         parked.looks,
         met_by,
+        parked.met_at or egress,
         parked.first_at,
         parked.refused_at,
     )
@@ -213,6 +215,7 @@ def _resumed(row: Any) -> Resumed:
         looks=row["looks"],
         waits_on=_waits_on(row["waits_on"] or ""),
         met_by=row["met_by"] or "",
+        met_at=row["met_at"] or "",
         refused_at=row["refused_at"] or "",
     )
 

@@ -257,7 +257,7 @@ SELECT outreach.ct_forget_passes($1::uuid[]);
 INSERT INTO outreach.ct_passes AS p (
     outreach_id, state, domain, reason, detail, waits_on, not_before, answers, pending, spent_ms, asked_at, failed_at,
     event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header,
-    worker_version, since, looks, met_by, first_at, refused_at
+    worker_version, since, looks, met_by, met_at, first_at, refused_at
 )
 SELECT i.outreach_id, 'waiting', i.domain, i.reason, i.detail, nullif(i.waits_on, ''),
     CASE WHEN i.after_s < 0 THEN 'infinity' ELSE clock_timestamp() + i.after_s * interval '1 second' END,
@@ -265,23 +265,23 @@ SELECT i.outreach_id, 'waiting', i.domain, i.reason, i.detail, nullif(i.waits_on
     CASE WHEN i.asked_at IS NULL THEN r.asked_at ELSE least(i.asked_at, clock_timestamp()) END,
     CASE i.failed WHEN 'now' THEN clock_timestamp() WHEN 'record' THEN coalesce(r.failed_at, clock_timestamp()) END,
     i.event_topic, i.event_partition, i.event_offset, i.event_at, i.correlation_id, i.traceparent,
-    i.correlation_header, $20::text, coalesce(i.asked_at, clock_timestamp()), i.looks, i.met_by,
+    i.correlation_header, $20::text, coalesce(i.asked_at, clock_timestamp()), i.looks, i.met_by, i.met_at,
     nullif(i.first_at, ''), nullif(i.refused_at, '')
 FROM unnest(
     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::text[], $8::text[], $9::integer[],
     $10::timestamptz[], $11::text[], $12::text[], $13::integer[], $14::bigint[], $15::timestamptz[], $16::text[],
-    $17::bytea[], $18::bytea[], $19::integer[], $22::text[], $23::text[], $24::text[]
+    $17::bytea[], $18::bytea[], $19::integer[], $22::text[], $23::text[], $24::text[], $25::text[]
 ) AS i (
     outreach_id, domain, reason, detail, waits_on, after_s, answers, pending, spent_ms, asked_at, failed,
     event_topic, event_partition, event_offset, event_at, correlation_id, traceparent, correlation_header, looks,
-    met_by, first_at, refused_at
+    met_by, met_at, first_at, refused_at
 )
 LEFT JOIN outreach.ct_passes AS r ON r.outreach_id = i.outreach_id
 ON CONFLICT (outreach_id) DO UPDATE SET
     domain = excluded.domain, reason = excluded.reason, detail = excluded.detail, waits_on = excluded.waits_on,
     not_before = excluded.not_before, answers = excluded.answers, pending = excluded.pending,
     spent_ms = excluded.spent_ms, asked_at = excluded.asked_at, failed_at = excluded.failed_at, looks = excluded.looks,
-    met_by = excluded.met_by, first_at = excluded.first_at, refused_at = excluded.refused_at, parked_at = excluded.parked_at, lease_owner = NULL, lease_until = NULL
+    met_by = excluded.met_by, met_at = excluded.met_at, first_at = excluded.first_at, refused_at = excluded.refused_at, parked_at = excluded.parked_at, lease_owner = NULL, lease_until = NULL
 WHERE p.state = 'waiting'
     AND (p.lease_owner IS NULL OR p.lease_owner = $21::text OR p.lease_until < clock_timestamp());
 
@@ -321,7 +321,7 @@ WHERE p.outreach_id = ANY (ARRAY(
 RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p.asked_at, p.failed_at, p.since,
     p.event_topic, p.event_partition, p.event_offset, p.event_at, p.correlation_id, p.traceparent,
     p.correlation_header, p.exceptions, p.looks, p.waits_on, p.met_by,
-    p.first_at, p.refused_at;
+    p.met_at, p.refused_at;
 
 -- name: put_away
 -- How many companies wait, at most $2, that this worker run put away because its own way is not proven?
@@ -357,7 +357,7 @@ SELECT 'egress:' || e.name FROM outreach.ct_egresses() AS e (name) WHERE e.name 
 SELECT DISTINCT w.egress FROM outreach.ct_workers AS w
 WHERE w.egress <> $1::text AND w.ended_at IS NULL
     AND w.seen_at > clock_timestamp() - $2::float8 * interval '1 second'
-    AND NOT w.troubles ?| ARRAY['start', 'control_dns', 'control_smtp', 'guardrails', 'postgres']
+    AND NOT w.troubles::jsonb ?| ARRAY['start', 'control_dns', 'control_smtp', 'guardrails', 'postgres']
     AND NOT EXISTS (
         SELECT 1 FROM outreach.ct_guardrails AS g
         WHERE g.key = outreach.ct_rail('tool:TOOL-005', w.egress) AND g.state IN ('halted', 'trial')
@@ -526,13 +526,14 @@ WHERE c.kind = $1::text AND c.worker = $4::text
     AND (
         c.failed_at > c.ok_begun_at
         OR c.control_at + $5::float8 * interval '1 second' <= clock_timestamp() OR c.control_at > clock_timestamp()
-        -- Two looks at the index. Where many waited a while ago, an EXISTS would read the table up to the first that
-        -- waits.
-        OR coalesce(
+        -- Looks at the index. Where many waited a while ago, an EXISTS would read the table up to the first that waits.
+        OR c.kind <> 'dns_tcp' AND coalesce(
             (SELECT min(p.not_before) FROM outreach.ct_passes AS p
                 WHERE p.waits_on = 'control:dns:' || $4::text AND p.state = 'waiting'),
             (SELECT min(p.not_before) FROM outreach.ct_passes AS p
-                WHERE p.waits_on = 'control:smtp:' || $4::text AND p.state = 'waiting')
+                WHERE p.waits_on = 'control:smtp:' || $4::text AND p.state = 'waiting'),
+            (SELECT min(p.not_before) FROM outreach.ct_passes AS p
+                WHERE p.waits_on = 'control:smtp6:' || $4::text AND p.state = 'waiting')
         ) IS NOT NULL
     )
 RETURNING c.started_at;
@@ -566,7 +567,9 @@ UPDATE outreach.ct_controls AS r SET (
     trouble_until, earlier
 ) = (
     SELECT '-infinity'::timestamptz, c.started_at, c.ok_begun_at, clock_timestamp(), $2, c.proven_since, c.proven_at,
-        c.control_at, CASE WHEN o.goes_on THEN c.trouble_from ELSE c.control_at END, 'infinity'::timestamptz,
+        c.control_at,
+        CASE WHEN o.goes_on AND c.trouble_from > '-infinity' THEN c.trouble_from ELSE c.control_at END,
+        'infinity'::timestamptz,
         CASE WHEN o.goes_on OR c.trouble_until = '-infinity' THEN c.earlier
             ELSE (c.earlier + tstzmultirange(tstzrange(c.trouble_from, c.trouble_until)))
                 * tstzmultirange(tstzrange(clock_timestamp() - interval '8 days', NULL))
@@ -592,12 +595,12 @@ WITH talk AS (
             greatest(c.proven_at, t.begun_at), c.control_at, c.trouble_from, c.trouble_until, c.earlier
         FROM talk AS t, outreach.ct_control_now(r) AS c
     )
-    WHERE r.kind = 'smtp' AND r.worker = $4::text
+    WHERE r.kind = $5::text AND r.worker = $4::text
         AND (SELECT c.ok_begun_at < t.begun_at AND c.failed_at <= c.ok_begun_at AND c.failed_at < t.begun_at
             FROM talk AS t, outreach.ct_control_now(r) AS c)
     RETURNING r.ok_begun_at
 )
-SELECT outreach.ct_wake_proven('smtp', $4::text, p.ok_begun_at) FROM proof AS p;
+SELECT outreach.ct_wake_proven($5::text, $4::text, p.ok_begun_at) FROM proof AS p;
 
 -- name: greeting
 -- A server greeted us in a session that began at $1, so port 25 is open to this run. Whether it accepts us is not known
@@ -606,7 +609,7 @@ UPDATE outreach.ct_controls AS r SET (proven_since, proven_at) = (
     SELECT outreach.ct_proven_since(c, t.begun_at, $2::float8), greatest(c.proven_at, t.begun_at)
     FROM outreach.ct_control_now(r) AS c, (SELECT least($1::timestamptz, clock_timestamp()) AS begun_at) AS t
 )
-WHERE r.kind = 'smtp' AND r.worker = $3::text
+WHERE r.kind = $4::text AND r.worker = $3::text
     AND (SELECT c.failed_at FROM outreach.ct_control_now(r) AS c) < least($1::timestamptz, clock_timestamp());
 
 -- name: note_refusal
@@ -630,7 +633,7 @@ WHERE r.provider = $1 AND r.at > statement_timestamp() - $2::interval AND r.at <
     )
     AND (r.kind <> 'silent' OR NOT EXISTS (
         SELECT 1 FROM outreach.ct_controls AS c
-        WHERE c.kind = 'smtp' AND c.worker = r.worker AND r.at BETWEEN c.trouble_from AND c.trouble_until
+        WHERE c.kind IN ('smtp', 'smtp6') AND c.worker = r.worker AND c.trouble_from > '-infinity' AND r.at BETWEEN c.trouble_from AND c.trouble_until
     ));
 
 -- name: refusals_around

@@ -152,6 +152,7 @@ CREATE TABLE outreach.ct_passes (
     correlation_header bytea,
     looks integer NOT NULL DEFAULT 0, -- how often it met silence, and a control then proved that our own way works
     met_by text,                      -- the worker run that met its last failed answer, or put it away unasked
+    met_at text,                      -- the egress of that run
     first_at text,                    -- the egress that met its silence first: another one looks next, if there is one
     refused_at text,                  -- the egress that was refused first, when another one asked in its place
     exceptions integer NOT NULL DEFAULT 0,
@@ -222,7 +223,7 @@ CREATE INDEX ct_domains_network_idx ON outreach.ct_domains (network) WHERE netwo
 -- What the controls of each worker run last proved of its own way (ADR-CT-IMO-023, 033), one row for each kind.
 CREATE TABLE outreach.ct_controls (
     worker text NOT NULL,             -- the run, as in ct_workers
-    kind text NOT NULL CHECK (kind IN ('dns', 'smtp')),
+    kind text NOT NULL CHECK (kind IN ('dns', 'smtp', 'smtp6', 'dns_tcp')),
     started_at timestamptz NOT NULL DEFAULT '-infinity',
     lease_until timestamptz NOT NULL DEFAULT '-infinity',
     ok_begun_at timestamptz NOT NULL DEFAULT '-infinity',
@@ -405,6 +406,10 @@ SELECT
                 || coalesce(' (one is tried at ' || g.next_try_at::timestamptz(0) || ')', '')
                 || ', or a person resumes it: ct-stream guardrails resume ' || k.rail
         WHEN p.waits_on = 'way' THEN 'a worker whose own way out is proven takes it'
+        WHEN p.waits_on = 'way:smtp6' THEN 'a worker takes it whose machine reaches port 25 over IPv6'
+        WHEN p.waits_on = 'way:dns_tcp' THEN 'a worker takes it whose resolvers answer over TCP (port 53)'
+        WHEN p.waits_on LIKE 'egress:%' THEN 'a worker of another egress asks in the place of '
+            || substring(p.waits_on FROM '^egress:(.*)$')
         WHEN p.reason = 'control'
             THEN CASE WHEN p.waits_on LIKE 'control:dns%' THEN 'a control shows that our resolvers work'
                 ELSE 'a control shows that our way out to port 25 works' END

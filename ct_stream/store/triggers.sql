@@ -88,7 +88,8 @@ CREATE OR REPLACE TRIGGER ct_alert AFTER INSERT ON outreach.ct_guardrail_log
     FOR EACH ROW EXECUTE FUNCTION outreach.ct_alert_guardrail();
 -- A first proof is not a recovery: at the beginning both moments are -infinity, and neither is greater.
 CREATE OR REPLACE TRIGGER ct_alert AFTER UPDATE ON outreach.ct_controls FOR EACH ROW
-    WHEN ((OLD.failed_at > OLD.ok_begun_at) IS DISTINCT FROM (NEW.failed_at > NEW.ok_begun_at))
+    WHEN (NEW.kind IN ('dns', 'smtp')  -- the others are what a machine may lack
+        AND (OLD.failed_at > OLD.ok_begun_at) IS DISTINCT FROM (NEW.failed_at > NEW.ok_begun_at))
     EXECUTE FUNCTION outreach.ct_alert_control();
 CREATE OR REPLACE TRIGGER ct_alert AFTER UPDATE ON outreach.ct_passes FOR EACH ROW
     WHEN (OLD.state <> 'stuck' AND NEW.state = 'stuck')

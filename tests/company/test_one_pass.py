@@ -68,8 +68,8 @@ class Controls(ControlLedger):
         super().__init__(cast("Any", None), 30.0)
         self._ways = ways
 
-    async def state(self, kind: ControlKind) -> Way:
-        return self._ways[kind]
+    async def own(self) -> dict[ControlKind, Way]:
+        return self._ways
 
     async def of_runs(self, runs: Collection[str]) -> dict[str, RunWays]:
         return {run: RunWays(ways=self._ways, is_gone=False) for run in runs}

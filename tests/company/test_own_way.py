@@ -81,7 +81,7 @@ async def test_a_worker_asks_nobody_before_both_of_its_controls_have_succeeded(d
         await w.way.opened(0.0)
 
 
-@pytest.mark.parametrize("kind", list(ControlKind))
+@pytest.mark.parametrize("kind", [ControlKind.DNS, ControlKind.SMTP])
 async def test_a_failing_control_closes_the_way_and_the_next_one_that_succeeds_opens_it(
     database: DatabaseDsns, kind: ControlKind
 ) -> None:
@@ -150,7 +150,8 @@ async def test_a_worker_whose_way_is_proven_takes_what_broken_ones_put_away(data
         await w.way.look()
         assert w.way.take_over == [], "it is not proven itself"
         await w.ask_all()
-        assert w.way.take_over == ["way", "control:smtp:broken/1/b"]
+        ways = [f"way:{kind}" for kind in ControlKind]
+        assert w.way.take_over == ["way", *ways, "control:smtp:broken/1/b"]
 
 
 @pytest.mark.parametrize(("is_sender", "rail"), [(False, "tool:TOOL-005@dc2"), (True, "mail_from")])
@@ -177,3 +178,55 @@ async def test_a_company_that_is_refused_is_passed_on_only_if_another_address_is
         wait = w.way.elsewhere(refused)
         assert wait is not None
         assert (wait.reason, wait.after_s, wait.waits_on) == (WaitReason.REFUSED, 600.0, "egress:default")
+
+
+# ---------------------------------------------------------------- what a machine may lack
+
+
+@pytest.mark.parametrize("kind", [ControlKind.SMTP6, ControlKind.DNS_TCP])
+async def test_a_machine_that_lacks_something_passes_on_who_needs_it_and_works_on(
+    database: DatabaseDsns, kind: ControlKind
+) -> None:
+    async with worker(database, window_s=0.001) as w:
+        w.broken = {kind}
+        assert await w.ask_all() is None
+        assert w.health.troubles == {}
+        assert kind.value in w.health.notes
+        wait = w.way.lacks(kind)
+        assert wait is not None
+        assert (wait.reason, wait.waits_on) == (WaitReason.ANOTHER_MACHINE, f"way:{kind}")
+        assert f"way:{kind}" not in w.way.take_over
+        heard = w.heard()
+        assert w.way.astray(heard) is None, "what needed nothing of it is true"
+        w.broken = set()
+        assert await w.ask_all() is None
+        assert w.way.lacks(kind) is None
+        assert kind.value not in w.health.notes
+        assert f"way:{kind}" in w.way.take_over
+
+
+async def test_a_machine_with_ipv6_alone_asks_over_that(database: DatabaseDsns) -> None:
+    async with worker(database) as w:
+        w.broken = {ControlKind.SMTP}
+        assert await w.ask_all() is None
+        assert w.way.lacks(ControlKind.SMTP) is not None
+        assert "IPv6 alone" in w.health.notes["smtp"]
+
+
+async def test_a_machine_that_had_ipv4_and_lost_it_is_broken(database: DatabaseDsns) -> None:
+    async with worker(database, window_s=0.001) as w:
+        assert await w.ask_all() is None
+        w.broken = {ControlKind.SMTP}
+        assert await w.ask_all() is not None
+
+
+async def test_a_refusal_over_ipv6_halts_nothing(database: DatabaseDsns) -> None:
+    """Mail servers want a reverse name of each address; over IPv4 they may take us."""
+    async with worker(database) as w:
+
+        async def refuse(_: ControlKind) -> ControlResult:
+            return ControlResult(ok=False, detail="550-5.7.1 does not meet IPv6 sending guidelines", refused=True)
+
+        w.way._probing = SimpleNamespace(ask_control=refuse)  # type: ignore[assignment]
+        await w.way.ask(ControlKind.SMTP6)
+        assert w.halts == []

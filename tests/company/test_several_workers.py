@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from ct_stream.probes.stopwatch import Stopwatch
 
 SEEDS = 250
+NEVER = UNPROVEN.control_at
+KINDS = (ControlKind.DNS, ControlKind.SMTP)
 INTERVAL, WINDOW = 3, 40  #: ticks between two controls, and for which one lets a worker ask
 HOLDS_FROM, MOST_TICKS = 120, 100  #: from when on one way holds, and by when everybody is decided after that
 MOST_LOOKS = 6  #: of one company after that
@@ -55,9 +57,9 @@ class Run:
     fault: str | None = None
     until: int = 0  #: when it is mended
     is_gone: bool = False
-    ways: dict[ControlKind, Way] = field(default_factory=lambda: dict.fromkeys(ControlKind, UNPROVEN))
+    ways: dict[ControlKind, Way] = field(default_factory=lambda: dict.fromkeys(KINDS, UNPROVEN))
     lost: list[tuple[datetime, datetime]] = field(default_factory=list)  #: from the last success to a failure
-    asked: dict[ControlKind, float] = field(default_factory=lambda: dict.fromkeys(ControlKind, -inf))
+    asked: dict[ControlKind, float] = field(default_factory=lambda: dict.fromkeys(KINDS, -inf))
 
     def is_open(self, now: datetime) -> bool:
         return all(
@@ -87,8 +89,8 @@ class Ways(ControlLedger):
         super().__init__(None, float(INTERVAL), run.name)  # type: ignore[arg-type]
         self._world, self._run = world, run
 
-    async def state(self, kind: ControlKind) -> Way:
-        return self._run.ways[kind]
+    async def own(self) -> dict[ControlKind, Way]:
+        return self._run.ways
 
     async def of_runs(self, runs: Collection[str]) -> dict[str, RunWays]:
         return {
@@ -148,13 +150,13 @@ class World:
         run.asked[kind] = self.tick
         at = self.moment()
         if run.fault == FAULTS[2] if kind is ControlKind.DNS else run.fault in FAULTS[:2]:
-            run.lost.append((way.control_at, at))
+            run.lost.append((way.control_at, at))  # before its first success it asks nobody
             goes_on = way.trouble_until > UNPROVEN.trouble_until and way.trouble_until > at - KEPT
             earlier = way.earlier if goes_on else (*way.earlier, (way.trouble_from, way.trouble_until))
+            begin = way.trouble_from if goes_on and way.trouble_from > NEVER else way.control_at
             run.ways[kind] = replace(
-                way, failed_at=at, trouble_from=way.trouble_from if goes_on else way.control_at,
-                trouble_until=UNPROVEN.proven_since, earlier=earlier,
-            )  # fmt: skip
+                way, failed_at=at, trouble_from=begin, trouble_until=UNPROVEN.proven_since, earlier=earlier
+            )
             return
         in_chain = way.failed_at < way.proven_since and at <= way.ok_begun_at + timedelta(seconds=2 * INTERVAL + 3)
         run.ways[kind] = replace(
@@ -266,7 +268,7 @@ class World:
         self.now += timedelta(seconds=1)
         self.befall(whole)
         for run in self.runs:
-            for kind in ControlKind:
+            for kind in KINDS:
                 self.control(run, kind)
         for run in self.chance.sample(self.runs, len(self.runs)):
             for company in self.open_companies:

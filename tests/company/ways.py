@@ -12,5 +12,11 @@ if TYPE_CHECKING:
 def proven_way(astray: Callable[[Any], Any] = lambda _: None) -> Any:
     """Return a way that is proven, of a worker that has no other egress beside it."""
     return SimpleNamespace(
-        trouble=None, astray=astray, egress="default", others=[], take_over=[], elsewhere=lambda _: None
+        trouble=None,
+        astray=astray,
+        egress="default",
+        others=[],
+        take_over=[],
+        elsewhere=lambda _: None,
+        lacks=lambda _: None,
     )

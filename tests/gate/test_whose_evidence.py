@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ct_stream.gate.evidence import ROWS, Case, Moments, Way, Witness, before_astray, open_needs, weigh
-from ct_stream.gate.questions import ControlAnswer, ControlKind, MxStatus, Trouble
+from ct_stream.gate.evidence import ROWS, UNPROVEN, Case, Moments, Way, Witness, before_astray, open_needs, weigh
+from ct_stream.gate.questions import Attempt, ControlAnswer, ControlKind, MailboxAnswer, MxStatus, Trouble
 from ct_stream.gate.records import FailedAt
+from ct_stream.gate.replies import Stage
 from ct_stream.gate.transcript import Exchange, from_json, to_json
 from ct_stream.gate.waits import WaitReason
 from tests.gate.test_evidence import (
@@ -106,8 +107,36 @@ def test_what_another_worker_met_is_weighed_by_its_proofs(taken: Taken) -> None:
 
 
 def test_every_row_of_the_table_has_a_case() -> None:
-    astray = "astray"  # below
-    assert {b.row for b in TABLE.values()} | {t.row for t in TAKEN.values()} | {astray} == {row.id for row in ROWS}
+    below = {"astray", "refused elsewhere"}
+    assert {b.row for b in TABLE.values()} | {t.row for t in TAKEN.values()} | below == {row.id for row in ROWS}
+
+
+@pytest.mark.parametrize(("refused_at", "drops"), [("", True), ("dc3", False)])
+def test_a_refusal_of_another_address_is_heard_again_from_this_one(refused_at: str, drops: bool) -> None:
+    """Once: what two of them are told is settled as ever."""
+    its = TABLE["its own server refuses us, for ten minutes"]
+    resumed = replace(its.resumed, met_by="two/1/b", met_at="dc2", refused_at=refused_at)
+    elsewhere = Witness(run="two/1/b", is_self=False, is_elsewhere=True)
+    kept = weigh(resumed, its.ways, its.settling, witness=elsewhere)
+    assert [exchange.key for exchange in kept.exchanges] == ([*FOUND] if drops else [*FOUND, SECOND])
+    assert kept.refused_at == ("dc2" if drops else "")
+    assert kept.gives_time_back is drops
+    here = weigh(resumed, its.ways, its.settling, witness=replace(elsewhere, is_elsewhere=False))
+    assert len(here.exchanges) == len(FOUND) + 1, "a worker of the same address has nothing else to hear"
+
+
+@pytest.mark.parametrize(
+    ("ip", "kept"), [("192.0.2.1", [*SILENT]), ("2001:db8::1", [*FOUND])], ids=["over IPv4", "over IPv6"]
+)
+def test_a_machine_without_ipv6_broke_nothing_by_that(ip: str, kept: list[str]) -> None:
+    """Its control over IPv6 fails all the time."""
+    its = Back(row="", left=[], answers=SILENT)
+    silent = Attempt(host="mx1.acme.example", ip=ip, stage=Stage.CONNECT, trouble=Trouble.TIMEOUT)
+    exchanges = [*its.resumed.exchanges[:-1], Exchange(key=FIRST, answer=MailboxAnswer(attempts=(silent,)))]
+    never = replace(UNPROVEN, failed_at=FAILED, trouble_until=UNPROVEN.proven_since)
+    ways = its.ways | {ControlKind.SMTP6: never, ControlKind.DNS_TCP: never}
+    left = weigh(replace(its.resumed, exchanges=tuple(exchanges)), ways, its.settling)
+    assert [exchange.key for exchange in left.exchanges] == kept
 
 
 def test_what_is_confirmed_once_stays_whatever_breaks_later() -> None:

@@ -91,6 +91,11 @@ ENDS = {
     WaitReason.OUR_RATE: (None, WaitsOn.provider("bigmail.example"), "another company talks normally with"),
     WaitReason.TIER2: (30.0, WaitsOn.vendor(), "the vendor gives a usable answer, or its turn comes"),
     WaitReason.OUR_MACHINE: (5.0, NOTHING, "a short time passes"),
+    WaitReason.ANOTHER_MACHINE: (
+        None,
+        WaitsOn.way(ControlKind.SMTP6),
+        "a worker takes it whose machine reaches port 25 over IPv6",
+    ),
     WaitReason.ROW_HELD: (60.0, NOTHING, "its rows can be written: who holds them"),
     WaitReason.OUR_BUG: (5.0, NOTHING, "a short time passes"),
     WaitReason.DRAIN: (0.0, NOTHING, "it is over: the next free worker continues with the company"),

@@ -10,10 +10,10 @@ import pytest
 
 from ct_stream.gate.patterns import Address
 from ct_stream.gate.providers import provider_at
-from ct_stream.gate.questions import Attempt, MailboxAnswer, Trouble
+from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, Trouble
 from ct_stream.gate.replies import Stage
 from ct_stream.gate.verdicts import Held, HeldBy
-from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.probes.mailbox import MailboxProber
 from ct_stream.probes.mx import NameTrouble
 from ct_stream.probes.needs import Met
@@ -42,8 +42,12 @@ class Permits:
         self.closed: set[str] = set()  #: networks
         self.closed_to: dict[str, Wait] = {}  #: providers
         self.greetings: list[float] = []
+        self.lacking: dict[ControlKind, Wait] = {}
         self._begin = begin
         self._sessions_left = waits_at
+
+    def lacks(self, kind: ControlKind) -> Wait | None:
+        return self.lacking.get(kind)
 
     async def mx_lookup(self) -> Wait | None:
         raise AssertionError("a prober looks up no MX")
@@ -65,7 +69,7 @@ class Permits:
     def session_ended(self) -> None:
         self.log.append("ended")
 
-    def greeted(self, begun_at: float) -> None:
+    def greeted(self, begun_at: float, ip: str) -> None:  # noqa: ARG002
         self.greetings.append(begun_at)
 
     async def enter(self, provider: str) -> Wait | None:
@@ -434,3 +438,32 @@ async def test_a_cancelled_pass_gives_its_lease_back(farm: MailFarm) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert permits.log[-2:] == ["ended", "greeted"]
+
+
+# ---------------------------------------------------------------- what this machine lacks
+
+NO_IPV6 = Wait(reason=WaitReason.ANOTHER_MACHINE, detail="no IPv6", waits_on=WaitsOn.way(ControlKind.SMTP6))
+
+
+async def test_a_host_with_an_address_that_this_machine_reaches_is_asked_there(farm: MailFarm) -> None:
+    server = await farm.server(farm.hello(farm.rcpt("info", NO)))
+    permits = Permits()
+    permits.lacking[ControlKind.SMTP6] = NO_IPV6
+    asker = prober(farm, Names(mx1=("2001:db8::1", server.ip)), permits)
+    assert ends(await ask(asker, "info")) == [("mx1", Stage.RCPT, 550)], "the other one is no trouble of the company"
+    await asker.close()
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["the best host", "behind a silent one"])
+async def test_a_host_that_this_machine_cannot_reach_is_left_to_one_that_can(farm: MailFarm, first: bool) -> None:
+    """Neither silence nor the word of a backup: nobody here knows what the host would have said."""
+    server = await farm.server(farm.hello(farm.rcpt("info", NO)))
+    permits = Permits()
+    permits.lacking[ControlKind.SMTP6] = NO_IPV6
+    silent = farm.no_answer_ip()
+    names = Names(mx1=("2001:db8::1",), mx2=(server.ip,)) if first else Names(mx1=(silent,), mx2=("2001:db8::1",))
+    asker = prober(farm, names, permits)
+    answer = await asker.ask(Address(local_part="info", domain="acme.example"), (MX1, MX2))
+    assert answer is NO_IPV6
+    await asker.close()
+    assert server.connections == 0

@@ -452,6 +452,23 @@ async def test_an_earlier_stretch_is_not_forgotten(database: DatabaseDsns) -> No
             assert not await connection.fetchval(asked.replace("worker", "x"), begin + minute, end)
 
 
+async def test_a_way_that_breaks_soon_after_its_first_success_is_astray_since_that(database: DatabaseDsns) -> None:
+    """Its first control had failed; both are one stretch, but before the success nothing was heard."""
+    async with opened(database.gate) as db:
+        controls = ControlLedger(db, interval_s=0.0)
+        await controls.failed(ControlKind.SMTP, "no answer")
+        await asyncio.sleep(0.01)
+        begun_at = await server_now(db)
+        await controls.succeeded(ControlKind.SMTP, begun_at, "takes MAIL FROM")
+        await asyncio.sleep(0.01)
+        heard_at = await server_now(db)
+        await controls.failed(ControlKind.SMTP, "no answer")
+        assert (await controls.state(ControlKind.SMTP)).was_astray(heard_at)
+        async with db.connection() as connection:
+            asked = "SELECT outreach.ct_was_astray(ARRAY['worker'], $1, $1)"
+            assert await connection.fetchval(asked, heard_at)
+
+
 async def test_a_control_is_due_at_first_and_then_each_time_its_window_is_over(database: DatabaseDsns) -> None:
     async with opened(database.gate) as db:
         controls = ControlLedger(db, 0.0, window_s=600.0)
