@@ -67,6 +67,7 @@ class GateAgent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
         self._stopping = False
+        self._is_leaving = False
         self._freed = asyncio.Event()
         self._busy_at = time.monotonic()
         self._unassigned_since: float | None = None
@@ -88,7 +89,7 @@ class GateAgent:
 
     @property
     def unassigned_since(self) -> float | None:
-        """Return since when the group has assigned us no partitions; None while it has."""
+        """Return since when the group has assigned us no partitions; None while it has, or while we are out of it."""
         return self._unassigned_since
 
     def heads(self) -> dict[str, float]:
@@ -118,7 +119,7 @@ class GateAgent:
     async def _room(self, tp: TP) -> bool:
         """Return True when there is room and the database answers; False if the worker drains meanwhile."""
         while True:
-            if self._draining or self._stopping:
+            if self._draining or self._stopping or self._is_leaving:
                 return False
             if self.gates.has_room(tp) and self._admission.may_pull(len(self._tasks)):
                 return True
@@ -198,7 +199,7 @@ class GateAgent:
     async def drain(self) -> None:
         """Take no more events, give those in hand `drain_s`, then give up the rest un-acked, with answers stored."""
         self._draining = True
-        self.join()
+        self._unassigned_since = time.monotonic()
         if self._tasks:
             log.info("Draining: %d events are in hand", len(self._tasks), extra={"action": "drain"})
             await asyncio.wait(self._tasks, timeout=self._drain_s)
@@ -211,7 +212,18 @@ class GateAgent:
 
     def join(self) -> None:
         """Note that from now on we wait for the group to assign us partitions."""
+        self._is_leaving = False
         self._unassigned_since = time.monotonic()
+
+    def leave(self) -> None:
+        """Take no more events until `join`, whatever the group still assigns to us."""
+        self._is_leaving = True
+        self._freed.set()
+
+    def left(self) -> None:
+        """Note that we are out of the group: there is nothing to drain, and nothing to wait for."""
+        self._draining = False
+        self._unassigned_since = None
 
     def stop_pulling(self) -> None:
         """Take no more events, for good."""

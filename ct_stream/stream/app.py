@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any, Literal, cast
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from urllib.parse import quote
 
 import faust
-from aiokafka.errors import CommitFailedError, KafkaError
+from aiokafka.errors import CommitFailedError, ConsumerStoppedError, KafkaError
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers import aiokafka as driver
 
@@ -17,20 +19,24 @@ from ct_stream.stream.rights import is_denied
 from ct_stream.stream.topology import kafka_options, names_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
     from datetime import datetime
 
+    from aiokafka import AIOKafkaConsumer
     from faust.types import TP
 
     from ct_stream.settings import Settings
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 SESSION_TIMEOUT_S = 45.0
 _REBALANCE_TIMEOUT_S = 60.0
 _EMBEDDED_TIMEOUT_S = 6.0
 _RECOVERED_POLL_S = 0.02
 _DENIED_S = 1.0
+_STEPS_TO_GIVE_UP = 20  #: of the loop; Faust takes about five
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):
@@ -74,6 +80,10 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
     async def _fetch_records(self, consumer: Any, *args: Any, **kwargs: Any) -> Mapping[TP, list[Any]]:
         try:
             return await super()._fetch_records(consumer, *args, **kwargs)
+        except ConsumerStoppedError:
+            if consumer is self._consumer:
+                raise
+            return {}  # another one has taken its place: we left the group
         except KafkaError as error:
             if not is_denied(error):
                 raise
@@ -86,6 +96,55 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
                 coordinator.request_rejoin()
         await asyncio.sleep(_DENIED_S)
         return {}
+
+    # ---------------------------------------------------------------- leaving the group (membership.py)
+
+    async def run_here(self, call: Coroutine[Any, Any, Result]) -> Result:
+        """Run a call in this thread, and wait for it in the main one.
+
+        Not through the thread's queue: it serves two calls at a time, and a call that waits for the main thread to
+        drain would hold up the drain's commit.
+        """
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self.thread_loop))
+
+    def topics_read(self) -> frozenset[str]:
+        """Return the topics that are subscribed to; none before Faust has subscribed, and after the group was left."""
+        return frozenset() if self._consumer is None else frozenset(self._consumer.subscription())
+
+    async def new_spare(self) -> AIOKafkaConsumer:
+        """Return a consumer that is connected and in no group, as Faust's own is before it subscribes."""
+        spare = self._create_consumer(loop=self.thread_loop)
+        try:
+            await spare.start()
+        except BaseException:
+            with suppress(Exception):
+                await spare.stop()
+            raise
+        return spare
+
+    async def leave_group(self) -> None:
+        """Leave the group at once, as at the end of a process; a rebalance under way is finished before.
+
+        It is aiokafka's coordinator that closes. `unsubscribe` would also send LeaveGroup, but not from every state:
+        during a join the group keeps a member that never answers, and during a look-up of the coordinator an assertion
+        ends aiokafka's own task.
+        """
+        await self._ensure_consumer()._coordinator.close()
+
+    async def take(self, spare: AIOKafkaConsumer) -> None:
+        """Use this consumer instead of the one that has left the group, which is stopped."""
+        left, self._consumer = self._ensure_consumer(), spare
+        await left.stop()
+
+    async def look_alive(self) -> None:
+        """Let the time in which nothing was polled begin anew: after a week of it aiokafka leaves the group."""
+        with self._ensure_consumer()._subscription.fetch_context():
+            self.time_started = time.monotonic()
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Check that a partition is read, if it still is ours: Faust asks for those it saw a moment ago."""
+        if tp in self.assignment():
+            super().verify_event_path(now, tp)
 
 
 async def _unless_given_up(call: Awaitable[None]) -> None:
@@ -163,6 +222,20 @@ class _Recovered(asyncio.Event):
         while self._recovery.in_recovery:  # noqa: ASYNC110, Faust keeps a flag
             await asyncio.sleep(_RECOVERED_POLL_S)
         return True
+
+
+async def give_up_recovery(app: GateApp) -> None:
+    """Let Faust stop what it does to recover a table, and wait for the next assignment before it begins again.
+
+    Its signal wakes whoever waits for it, who takes it for another rebalance, and is taken back before it can start one
+    (contract-tested).
+    """
+    tables: Any = app.tables
+    started = tables.recovery.signal_recovery_start
+    started.set()
+    started.clear()
+    for _ in range(_STEPS_TO_GIVE_UP):
+        await asyncio.sleep(0)
 
 
 class GateApp(faust.App):

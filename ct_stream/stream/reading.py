@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ct_stream.metrics import Health
     from ct_stream.stream.agents import GateAgent
     from ct_stream.stream.app import GateApp
+    from ct_stream.stream.membership import Membership
     from ct_stream.stream.position import OutsideView
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Reading:
         health: Health,
         on_fatal: Callable[[str], None],
         *,
+        membership: Membership,
         partitions: int,
         on_more_partitions: Callable[[int], None],
         on_kafka_gone: Callable[[str], None],
@@ -89,6 +91,7 @@ class Reading:
         self._health = health
         self._on_fatal = on_fatal
         self._on_kafka_gone = on_kafka_gone
+        self._membership = membership
         self._explain = view.explain
         self._running: asyncio.Task[None] | None = None
         self._stopping = False
@@ -109,6 +112,7 @@ class Reading:
         self._stopping = True
         if self._running is None:
             return
+        await self._membership.stop()
         await self._app.stop()
         await end_all([self._running])
 

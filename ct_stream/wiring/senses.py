@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ct_stream.stream.agents import GateAgent
     from ct_stream.stream.app import GateApp
     from ct_stream.stream.delivery import Delivery
+    from ct_stream.stream.membership import Membership
     from ct_stream.stream.position import OutsideView
 
 _POSTGRES_S = 20.0  #: to answer, before the watchdog ends the process
@@ -35,6 +36,7 @@ class WorkerSenses:
         *,
         app: GateApp,
         agent: GateAgent,
+        membership: Membership,
         scheduler: Scheduler,
         input_check: InputCheck,
         delivery: Delivery,
@@ -45,6 +47,7 @@ class WorkerSenses:
     ) -> None:
         self._app = app
         self._agent = agent
+        self._membership = membership
         self._scheduler = scheduler
         self._input_check = input_check
         self._delivery = delivery
@@ -69,12 +72,12 @@ class WorkerSenses:
         """Return the record that waits in each partition that does not advance, and report it. Raises like `committed`.
 
         While the table's changelog is being read nothing is delivered, however long that takes. Then return how much of
-        it is left.
+        it is left. Out of the group nothing waits for us, and a recovery that was given up stays unfinished.
         """
         tables: Any = self._app.tables
         recovery = tables.recovery
         self._health.notes.pop("recovery", None)
-        if recovery.in_recovery:
+        if recovery.in_recovery and not self._membership.is_left:
             left = recovery.active_remaining_total()
             self._health.notes["recovery"] = f"reading the dedupe table's changelog: {left} records are left"
             return {self._view.names.changelog: left}
@@ -92,7 +95,7 @@ class WorkerSenses:
         """Return until when a known trouble, a drain or a halted input lasted (monotonic), -inf if there was none."""
         if self._input_check.is_halted:
             return time.monotonic()
-        if (self._agent.is_draining or self._agent.unassigned_since is not None) and not self._is_left():
+        if (self._agent.is_draining or self._agent.unassigned_since is not None) and not self._is_kept_waiting():
             return time.monotonic()
         return max(self._health.troubled_until(*_EXCUSES), self._database.failed_at)
 
@@ -109,7 +112,7 @@ class WorkerSenses:
             return str(await self._view.explain(error))
         return None
 
-    def _is_left(self) -> bool:
+    def _is_kept_waiting(self) -> bool:
         """Return whether the group keeps us waiting for longer than a rebalance takes, so that it counts as a hang."""
         since = self._agent.unassigned_since
         return since is not None and time.monotonic() - since > self._thresholds.drain_s

@@ -47,6 +47,7 @@ from ct_stream.stream import connection
 from ct_stream.stream.agents import GateAgent
 from ct_stream.stream.app import make_app
 from ct_stream.stream.dedupe import DedupeTable
+from ct_stream.stream.membership import Membership
 from ct_stream.stream.position import OutsideView
 from ct_stream.stream.producer import Producer
 from ct_stream.stream.reading import Reading, guarded
@@ -235,6 +236,7 @@ async def _work(
         drain_s=settings.drain_s,
         on_fatal=on_fatal,
     )
+    membership = Membership(app, agent, health)
     partition_watch = PartitionWatch(settings, cluster.partitions, on_fatal.refuse)
     reading = Reading(
         app,
@@ -243,6 +245,7 @@ async def _work(
         view,
         health,
         on_fatal,
+        membership=membership,
         partitions=cluster.partitions,
         on_more_partitions=partition_watch.grown,
         on_kafka_gone=on_fatal.again,
@@ -250,6 +253,7 @@ async def _work(
     senses = WorkerSenses(
         app=app,
         agent=agent,
+        membership=membership,
         scheduler=scheduler,
         input_check=input_check,
         delivery=reading.delivery,

@@ -23,6 +23,7 @@ from aiokafka.errors import (
 )
 
 from ct_stream.metrics import Health
+from ct_stream.stream.membership import Membership
 from ct_stream.stream.reading import Reading, is_outage
 from ct_stream.stream.topology import UNPREFIXED
 
@@ -74,7 +75,8 @@ async def test_a_worker_that_is_told_to_stop_while_faust_starts_does_not_call_it
         explain=None,
     )  # fmt: skip
     reading = Reading(
-        cast("Any", app), parts, parts, parts, health, fail, partitions=1,
+        cast("Any", app), parts, parts, parts, health, fail, membership=Membership(cast("Any", app), parts, health),
+        partitions=1,
         on_more_partitions=fail, on_kafka_gone=fail,
     )  # fmt: skip
     with caplog.at_level("INFO"):
