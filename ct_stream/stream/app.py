@@ -141,10 +141,9 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         with self._ensure_consumer()._subscription.fetch_context():
             self.time_started = time.monotonic()
 
-    def verify_event_path(self, now: float, tp: TP) -> None:
-        """Check that a partition is read, if it still is ours: Faust asks for those it saw a moment ago."""
-        if tp in self.assignment():
-            super().verify_event_path(now, tp)
+    def _verify_aiokafka_event_path(self, now: float, tp: TP) -> bool:
+        """Check that a partition is read, if it is ours: Faust asks for those that it saw a moment ago."""
+        return tp not in self.assignment() or bool(super()._verify_aiokafka_event_path(now, tp))
 
 
 async def _unless_given_up(call: Awaitable[None]) -> None:
@@ -231,11 +230,12 @@ async def give_up_recovery(app: GateApp) -> None:
     (contract-tested).
     """
     tables: Any = app.tables
-    started = tables.recovery.signal_recovery_start
-    started.set()
-    started.clear()
+    recovery = tables.recovery
+    recovery.signal_recovery_start.set()
+    recovery.signal_recovery_start.clear()
     for _ in range(_STEPS_TO_GIVE_UP):
         await asyncio.sleep(0)
+    recovery._set_recovery_ended()
 
 
 class GateApp(faust.App):

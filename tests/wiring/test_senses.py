@@ -19,8 +19,8 @@ async def test_a_worker_excuses_each_known_trouble_a_drain_and_a_halted_input() 
     control: Any = SimpleNamespace(is_halted=False)
     nothing: Any = None
     excused = WorkerSenses(
-        app=nothing, agent=agent, membership=nothing, scheduler=nothing, input_check=control, delivery=nothing,
-        view=nothing, database=database, health=health, thresholds=Thresholds.of(90.0),
+        app=nothing, agent=agent, scheduler=nothing, input_check=control, delivery=nothing, view=nothing,
+        database=database, health=health, thresholds=Thresholds.of(90.0),
     ).excused  # fmt: skip
     began = time.monotonic()
     assert excused() < began
