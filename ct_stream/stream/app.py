@@ -289,6 +289,8 @@ def make_app(settings: Settings, *, is_embedded: bool = False, now: Callable[[],
         topic_allow_declare=False,
         table_standby_replicas=0,
         store="memory://",
+        # By its wrong end offsets Faust would have read a changelog beyond its end, after a rebalance or two.
+        recovery_consistency_check=not is_embedded,
         key_serializer="raw",
         value_serializer="raw",
         web_enabled=False,
