@@ -11,7 +11,7 @@ READY := .venv/.ready
 KAFKA_READY := .kafka/.ready
 KAFKA := $(PYTHON) -m tools.kafka.background
 # The tests that meet a broker, and tests/kafka: what only Apache Kafka can show. What meets none runs in `make test` alone.
-KAFKA_TESTS := tests/kafka tests/faults/test_kill.py tests/faults/test_recovery_race.py \
+KAFKA_TESTS := tests/kafka tests/faults/test_kill.py tests/faults/test_recovery_race.py tests/faults/test_leaving.py \
 	tests/contract/test_faust_on_a_broker.py tests/stream/test_connection.py tests/stream/test_compression.py tests/ops/test_publish.py \
 	tests/ops/test_replay.py tests/ops/test_verify.py tests/ops/test_undecided.py tests/e2e/test_verify_at_work.py tests/cli/test_readers.py
 CLEANLY := $(PYTHON) tools/no_orphans.py $(PYTHON)

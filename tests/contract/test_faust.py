@@ -9,17 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiokafka.consumer.group_coordinator
+import aiokafka.consumer.subscription_state
 import faust.app.base
 import faust.streams
 import faust.tables.recovery
 import faust.transport.consumer
+import faust.transport.drivers.aiokafka
 import pytest
 from faust.types import TP
 from intervaltree import IntervalTree
 from mode.utils.queues import FlowControlEvent, FlowControlQueue
 
 from ct_stream.settings import load_settings
-from ct_stream.stream.app import GateApp, make_app
+from ct_stream.stream.app import GateApp, give_up_recovery, make_app
 from ct_stream.stream.offset_guard import HOLD_S
 from ct_stream.stream.topology import CHANGELOG, GROUP, TABLE
 
@@ -168,6 +170,85 @@ async def test_a_rebalance_that_faust_gives_up_at_its_stop_does_not_end_aiokafka
     given_up.set_exception(asyncio.CancelledError())  # as mode does with what its main thread cancelled
     await call({PARTITION})
     consumer._thread.thread_loop.close()
+
+
+def test_the_coordinator_leaves_the_group_when_it_closes_and_ends_a_join_under_way_before() -> None:
+    coordinator = aiokafka.consumer.group_coordinator.GroupCoordinator
+    steps = source(coordinator.close)
+    order = ["_closing.set_result", "await self._coordination_task", "_stop_heartbeat_task", "_maybe_leave_group"]
+    places = [steps.index(step) for step in order]
+    assert places == sorted(places)
+    assert "if self._closing.done():\n            return" in steps, "the consumer's own stop closes it once more"
+    leave = source(coordinator._maybe_leave_group)
+    assert "if self.generation > 0 and self._group_instance_id is None:" in leave
+    assert make_app(load_settings({"CT_KAFKA_BOOTSTRAP": "127.0.0.1:9"})).conf.consumer_group_instance_id is None
+
+
+def test_unsubscribing_is_no_way_to_leave_from_every_state() -> None:
+    """It would leave a member behind that has joined and not yet been told so, or end aiokafka's own task."""
+    assert "self._coordinator.maybe_leave_group()" in source(aiokafka.AIOKafkaConsumer.unsubscribe)
+    routine = source(aiokafka.consumer.group_coordinator.GroupCoordinator._GroupCoordinator__coordination_routine)
+    assert "assignment = subscription.assignment" in routine
+    assert "assert assignment is not None and assignment.active" in routine
+
+
+def test_what_leaving_the_group_calls_in_faust_is_still_there() -> None:
+    listener = source(faust.transport.drivers.aiokafka.ConsumerRebalanceListener.on_partitions_revoked)
+    assert "thread.app.on_rebalance_start()" in listener, "we call it in its place"
+    revoked = source(faust.app.base.App._on_partitions_revoked)
+    order = ["stop_flow)()", "flow_control.suspend)()", "flow_control.clear)()", "_consumer_wait_empty", "revoked.send"]
+    places = [revoked.index(step) for step in order]
+    assert places == sorted(places)
+    forgets = source(faust.transport.consumer.Consumer.on_partitions_revoked)
+    assert forgets.index("self._acked.pop(tp, None)") < forgets.index("self._on_partitions_revoked"), (
+        "it forgets acks that are not committed; if not, leaving needs no drain of its own before"
+    )
+    thread = faust.transport.drivers.aiokafka.AIOKafkaConsumerThread
+    assert "self._consumer = self._create_consumer(loop=self.thread_loop)" in source(thread.on_start)
+    assert "self._verify_aiokafka_event_path(now, tp)" in source(thread.verify_event_path)
+    assert "self._verify_aiokafka_event_path(now, tp)" in source(thread.verify_recovery_event_path)
+    assert "raise ConsumerStoppedError()" in source(thread._fetch_records)
+    assert "await self._consumer.stop()" in source(thread.on_thread_stop)
+
+
+async def test_a_recovery_that_is_given_up_waits_for_the_next_assignment() -> None:
+    app = make_app(load_settings({"CT_KAFKA_BOOTSTRAP": "127.0.0.1:9"}))
+    tables: Any = app.tables
+    recovery = tables.recovery
+    ended: list[str] = []
+
+    async def under_way() -> None:
+        """Do as `_restart_recovery` does."""
+        try:
+            await recovery._wait(asyncio.sleep(60))
+        except faust.tables.recovery.RebalanceAgain:
+            ended.append("rebalance again")
+        await recovery.wait_for_stopped(recovery.signal_recovery_start)
+        ended.append("started again")
+
+    assert "except RebalanceAgain" in source(faust.tables.recovery.Recovery._restart_recovery.fun)
+    assert "await self.wait_for_stopped(" in source(faust.tables.recovery.Recovery._restart_recovery.fun)
+    recovery._set_recovery_started()
+    task = asyncio.create_task(under_way())
+    await asyncio.sleep(0.01)
+    await give_up_recovery(app)
+    assert ended == ["rebalance again"]
+    assert not recovery.in_recovery
+    await asyncio.sleep(0.01)
+    assert ended == ["rebalance again"]
+    recovery.signal_recovery_start.set()
+    await asyncio.wait_for(task, 1)
+
+
+async def test_a_consumer_that_waits_outside_the_group_can_be_polled_again_after_a_week() -> None:
+    heartbeat = source(aiokafka.consumer.group_coordinator.GroupCoordinator._heartbeat_routine)
+    assert "idle_time = self._subscription.fetcher_idle_time" in heartbeat
+    subscription = aiokafka.consumer.subscription_state.SubscriptionState()
+    subscription._last_fetch_ended -= 1_000_000
+    assert subscription.fetcher_idle_time > 900_000
+    with subscription.fetch_context():
+        pass
+    assert subscription.fetcher_idle_time < 60
 
 
 def test_the_changelog_has_the_name_that_topics_are_made_with() -> None:
