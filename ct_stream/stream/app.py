@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from urllib.parse import quote
 
 import faust
-from aiokafka.errors import CommitFailedError, ConsumerStoppedError, KafkaError
+from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError, KafkaError
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers import aiokafka as driver
 
@@ -36,7 +36,11 @@ _REBALANCE_TIMEOUT_S = 60.0
 _EMBEDDED_TIMEOUT_S = 6.0
 _RECOVERED_POLL_S = 0.02
 _DENIED_S = 1.0
-_STEPS_TO_GIVE_UP = 20  #: of the loop; Faust takes about five
+_STEPS_TO_GIVE_UP = 50  #: of the loop; Faust takes about five
+
+
+class _Left(IllegalStateError):  # type: ignore[misc]  # aiokafka has no types
+    """A call to a consumer that has left the group meanwhile; as if its partitions were revoked, to Faust."""
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):
@@ -50,6 +54,10 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
     """
 
     is_denied_commits = False  #: whether the last commit was refused for want of a right
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._calls: set[asyncio.Future[Any]] = set()  # of the main thread to the consumer
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -99,6 +107,34 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
 
     # ---------------------------------------------------------------- leaving the group (membership.py)
 
+    async def call_thread(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a call to the consumer in this thread. Raises IllegalStateError if that consumer leaves meanwhile."""
+        return await super().call_thread(self._until_left, fun, *args, **kwargs)
+
+    async def _until_left(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a call. A consumer that is closed would never answer some of them, such as what is committed."""
+        result = fun(*args, **kwargs)
+        if not inspect.isawaitable(result):
+            return result
+        call = asyncio.ensure_future(result)
+        self._calls.add(call)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():  # it is not the call that was given up
+                raise
+            raise _Left("the group was left") from None
+        finally:
+            self._calls.discard(call)
+
+    async def getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109, Faust's own
+        """Fetch records: none from a consumer that leaves meanwhile."""
+        try:
+            return await super().getmany(active_partitions, timeout)
+        except _Left:
+            return {}
+
     async def run_here(self, call: Coroutine[Any, Any, Result]) -> Result:
         """Run a call in this thread, and wait for it in the main one.
 
@@ -134,6 +170,8 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
     async def take(self, spare: AIOKafkaConsumer) -> None:
         """Use this consumer instead of the one that has left the group, which is stopped."""
         left, self._consumer = self._ensure_consumer(), spare
+        for call in self._calls:
+            call.cancel()
         await left.stop()
 
     async def look_alive(self) -> None:
@@ -224,18 +262,17 @@ class _Recovered(asyncio.Event):
 
 
 async def give_up_recovery(app: GateApp) -> None:
-    """Let Faust stop what it does to recover a table, and wait for the next assignment before it begins again.
+    """Let Faust stop what it does to recover a table, as at a rebalance that assigns nothing (contract-tested).
 
-    Its signal wakes whoever waits for it, who takes it for another rebalance, and is taken back before it can start one
-    (contract-tested).
+    It then waits in the offset guard's hold for the next assignment. To be called after the guard was told that the
+    partitions are revoked.
     """
     tables: Any = app.tables
     recovery = tables.recovery
+    recovery.active_tps.clear()
     recovery.signal_recovery_start.set()
-    recovery.signal_recovery_start.clear()
     for _ in range(_STEPS_TO_GIVE_UP):
         await asyncio.sleep(0)
-    recovery._set_recovery_ended()
 
 
 class GateApp(faust.App):

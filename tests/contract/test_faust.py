@@ -16,6 +16,7 @@ import faust.tables.recovery
 import faust.transport.consumer
 import faust.transport.drivers.aiokafka
 import pytest
+from aiokafka.errors import IllegalStateError
 from faust.types import TP
 from intervaltree import IntervalTree
 from mode.utils.queues import FlowControlEvent, FlowControlQueue
@@ -211,33 +212,53 @@ def test_what_leaving_the_group_calls_in_faust_is_still_there() -> None:
     assert "await self._consumer.stop()" in source(thread.on_thread_stop)
 
 
-async def test_a_recovery_that_is_given_up_waits_for_the_next_assignment() -> None:
+async def test_a_recovery_under_way_is_given_up_by_its_signal_and_begins_again_with_nothing() -> None:
     app = make_app(load_settings({"CT_KAFKA_BOOTSTRAP": "127.0.0.1:9"}))
     tables: Any = app.tables
     recovery = tables.recovery
-    ended: list[str] = []
-
-    async def under_way() -> None:
-        """Do as `_restart_recovery` does."""
-        try:
-            await recovery._wait(asyncio.sleep(60))
-        except faust.tables.recovery.RebalanceAgain:
-            ended.append("rebalance again")
-        await recovery.wait_for_stopped(recovery.signal_recovery_start)
-        ended.append("started again")
-
-    assert "except RebalanceAgain" in source(faust.tables.recovery.Recovery._restart_recovery.fun)
-    assert "await self.wait_for_stopped(" in source(faust.tables.recovery.Recovery._restart_recovery.fun)
-    recovery._set_recovery_started()
-    task = asyncio.create_task(under_way())
-    await asyncio.sleep(0.01)
+    recovery.active_tps.add(TP("changelog", 0))
+    under_way = asyncio.create_task(recovery._wait(asyncio.sleep(60)))
+    await asyncio.sleep(0)
     await give_up_recovery(app)
-    assert ended == ["rebalance again"]
-    assert not recovery.in_recovery
-    await asyncio.sleep(0.01)
-    assert ended == ["rebalance again"]
-    recovery.signal_recovery_start.set()
-    await asyncio.wait_for(task, 1)
+    assert under_way.done(), "Faust takes more steps of the loop now"
+    with pytest.raises(faust.tables.recovery.RebalanceAgain):
+        await under_way
+    assert not recovery.active_tps
+    with pytest.raises(faust.tables.recovery.RebalanceAgain):
+        await recovery._wait(asyncio.sleep(60))  # what it begins between two waits ends as well
+    steps = source(faust.tables.recovery.Recovery._restart_recovery.fun)
+    assert "except RebalanceAgain" in steps
+    assert "assigned_active_tps = self.active_tps" in steps, "it looks at the same set when it begins again"
+    assert "await self._wait(T(self.on_recovery_completed)(generation_id))" in steps
+
+
+async def test_a_call_to_a_consumer_that_leaves_ends() -> None:
+    """What is committed is looked up by a task that ends with the coordinator: who waits for it waits for ever."""
+    close = source(aiokafka.consumer.group_coordinator.GroupCoordinator.close)
+    assert "_stop_commit_offsets_refresh_task" in close
+    app = make_app(load_settings({"CT_KAFKA_BOOTSTRAP": "127.0.0.1:9"}))
+    consumer: Any = app._new_consumer()
+    thread = consumer._thread
+    never = asyncio.get_running_loop().create_future()
+    call = asyncio.create_task(thread._until_left(lambda: never))
+    await asyncio.sleep(0)
+    stopped: list[bool] = []
+
+    async def stop() -> None:
+        stopped.append(True)
+
+    thread._consumer = SimpleNamespace(stop=stop)
+    await thread.take(None)
+    with pytest.raises(IllegalStateError):
+        await call
+    assert stopped
+    assert await thread._until_left(lambda: 1) == 1
+    given_up = asyncio.create_task(thread._until_left(asyncio.sleep, 60))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    thread.thread_loop.close()
 
 
 async def test_a_consumer_that_waits_outside_the_group_can_be_polled_again_after_a_week() -> None:

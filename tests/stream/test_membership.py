@@ -31,7 +31,8 @@ class Group:
         self.connects: BaseException | None = None
         self.crashes: list[BaseException] = []
         recovery = SimpleNamespace(
-            signal_recovery_start=asyncio.Event(), _set_recovery_ended=lambda: self.said.append("recovery ended")
+            signal_recovery_start=asyncio.Event(),
+            active_tps=SimpleNamespace(clear=lambda: self.said.append("recovery given up")),
         )
         thread = SimpleNamespace(
             topics_read=lambda: self.topics, run_here=self._run_here, new_spare=self._new_spare,
@@ -86,7 +87,7 @@ class Group:
 
 
 LEFT = [
-    "agent leaves", "rebalance starts", "drained and committed", "left", "forgotten", "recovery ended", "replaced",
+    "agent leaves", "rebalance starts", "drained and committed", "left", "forgotten", "recovery given up", "replaced",
     "agent left",
 ]  # fmt: skip
 JOINED = ["agent joins", "alive", "subscribed"]
