@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ct_stream.stream.agents import GateAgent
     from ct_stream.stream.app import GateApp
     from ct_stream.stream.delivery import Delivery
+    from ct_stream.stream.membership import Membership
     from ct_stream.stream.position import OutsideView
 
 _POSTGRES_S = 20.0  #: to answer, before the watchdog ends the process
@@ -35,6 +36,7 @@ class WorkerSenses:
         *,
         app: GateApp,
         agent: GateAgent,
+        membership: Membership,
         scheduler: Scheduler,
         input_check: InputCheck,
         delivery: Delivery,
@@ -45,6 +47,7 @@ class WorkerSenses:
     ) -> None:
         self._app = app
         self._agent = agent
+        self._membership = membership
         self._scheduler = scheduler
         self._input_check = input_check
         self._delivery = delivery
@@ -69,12 +72,12 @@ class WorkerSenses:
         """Return the record that waits in each partition that does not advance, and report it. Raises like `committed`.
 
         While the table's changelog is being read nothing is delivered, however long that takes. Then return how much of
-        it is left.
+        it is left. Out of the group nothing waits for us, and a recovery that was given up stays unfinished.
         """
         tables: Any = self._app.tables
         recovery = tables.recovery
         self._health.notes.pop("recovery", None)
-        if recovery.in_recovery:
+        if recovery.in_recovery and not self._membership.is_left:
             left = recovery.active_remaining_total()
             self._health.notes["recovery"] = f"reading the dedupe table's changelog: {left} records are left"
             return {self._view.names.changelog: left}

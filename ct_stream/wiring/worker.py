@@ -253,6 +253,7 @@ async def _work(
     senses = WorkerSenses(
         app=app,
         agent=agent,
+        membership=membership,
         scheduler=scheduler,
         input_check=input_check,
         delivery=reading.delivery,

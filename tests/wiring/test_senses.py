@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from ct_stream.metrics import Health
 from ct_stream.process.watchdog import Thresholds
@@ -19,8 +19,8 @@ async def test_a_worker_excuses_each_known_trouble_a_drain_and_a_halted_input() 
     control: Any = SimpleNamespace(is_halted=False)
     nothing: Any = None
     excused = WorkerSenses(
-        app=nothing, agent=agent, scheduler=nothing, input_check=control, delivery=nothing, view=nothing,
-        database=database, health=health, thresholds=Thresholds.of(90.0),
+        app=nothing, agent=agent, membership=nothing, scheduler=nothing, input_check=control, delivery=nothing,
+        view=nothing, database=database, health=health, thresholds=Thresholds.of(90.0),
     ).excused  # fmt: skip
     began = time.monotonic()
     assert excused() < began
@@ -46,3 +46,25 @@ async def test_a_worker_excuses_each_known_trouble_a_drain_and_a_halted_input() 
     assert excused() >= now, "a rebalance"
     agent.unassigned_since = time.monotonic() - 200
     assert excused() < now, "no rebalance takes so long"
+
+
+async def test_a_recovery_that_stands_still_counts_only_in_the_group() -> None:
+    recovery = SimpleNamespace(in_recovery=True, active_remaining_total=lambda: 60)
+    membership: Any = SimpleNamespace(is_left=False)
+    app: Any = SimpleNamespace(tables=SimpleNamespace(recovery=recovery))
+    view: Any = SimpleNamespace(names=SimpleNamespace(changelog="changelog"))
+
+    async def nothing_waits() -> dict[object, int]:
+        return {}
+
+    delivery: Any = SimpleNamespace(undelivered=nothing_waits)
+    health, nothing = Health(), cast("Any", None)
+    senses = WorkerSenses(
+        app=app, agent=nothing, membership=membership, scheduler=nothing, input_check=nothing, delivery=delivery,
+        view=view, database=nothing, health=health, thresholds=Thresholds.of(90.0),
+    )  # fmt: skip
+    assert await senses.undelivered() == {"changelog": 60}
+    assert "60 records are left" in health.notes["recovery"]
+    membership.is_left = True
+    assert await senses.undelivered() == {}
+    assert "recovery" not in health.notes
