@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -101,7 +102,9 @@ class OwnWay:
         self.put_away = 0  #: how many companies wait because of that
         self.take_over: list[str] = []  #: what is in the way of other workers alone
         self.egress = egress
+        self.healthy: list[str] = []  #: other workers that can decide companies now
         self.others: list[str] = []  #: other egresses from which companies can be asked now
+        self.trouble_since: float | None = time.monotonic()  #: since when this worker may ask nothing (monotonic)
 
     def look_loop(self) -> Loop:
         """Return the loop that looks at the controls' state."""
@@ -143,13 +146,18 @@ class OwnWay:
             if sentence is not None:
                 wait = self._wait(sentence)
         self.trouble = wait
+        at_work = await self._parked.at_work()
+        self.healthy = sorted(at_work)
         if wait is None:
             self._opened.set()
+            self.trouble_since = None
             self.put_away = 0
             has = [kind for kind in ControlKind if self.lacks(kind) is None]
             self.take_over = [WaitsOn.way(), *map(WaitsOn.way, has), *await self._parked.to_take_over()]
-            self.others = await self._parked.egresses_at_work()
+            self.others = sorted({egress for egress in at_work.values() if egress not in (None, self.egress)})
         else:
+            if self.trouble_since is None:
+                self.trouble_since = time.monotonic()
             self.take_over = []
             self.put_away = await self._parked.put_away(self._most)
 

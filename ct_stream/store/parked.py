@@ -71,9 +71,10 @@ class ParkedCompanies:
         """Return the names of what companies wait for that only another worker has in its way."""
         return [row["what"] for row in await self._database.persist("to_take_over", self._owner, ALIVE_S, self._egress)]
 
-    async def egresses_at_work(self) -> list[str]:
-        """Return the names of the other egresses from which companies can be asked now."""
-        return [row["egress"] for row in await self._database.persist("egresses_at_work", self._egress, ALIVE_S)]
+    async def at_work(self) -> dict[str, str | None]:
+        """Return the other workers that can decide companies now, with their egress; None where that is on trial."""
+        rows = await self._database.persist("at_work", self._owner, ALIVE_S)
+        return {row["worker"]: None if row["on_trial"] else row["egress"] for row in rows}
 
     async def renew_leases(self, ids: Collection[UUID], leases: Mapping[UUID, str]) -> None:
         """Renew the leases of these companies, and these leases of domains and places, if they are still held."""

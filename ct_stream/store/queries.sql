@@ -352,16 +352,18 @@ SELECT * FROM (
 UNION ALL
 SELECT 'egress:' || e.name FROM outreach.ct_egresses() AS e (name) WHERE e.name <> $3::text;
 
--- name: egresses_at_work
--- From which other addresses may companies be asked now? Of workers whose own way is proven, and whose tool is not halted.
-SELECT DISTINCT w.egress FROM outreach.ct_workers AS w
-WHERE w.egress <> $1::text AND w.ended_at IS NULL
-    AND w.seen_at > clock_timestamp() - $2::float8 * interval '1 second'
-    AND NOT w.troubles::jsonb ?| ARRAY['start', 'control_dns', 'control_smtp', 'guardrails', 'postgres']
-    AND NOT EXISTS (
+-- name: at_work
+-- Which other workers can decide companies now, from which egress, and is that on trial?
+SELECT w.worker, w.egress, EXISTS (
         SELECT 1 FROM outreach.ct_guardrails AS g
         WHERE g.key = outreach.ct_rail('tool:TOOL-005', w.egress) AND g.state IN ('halted', 'trial')
-    );
+    ) AS on_trial
+FROM outreach.ct_workers AS w
+WHERE w.worker <> $1::text AND w.ended_at IS NULL
+    AND w.seen_at > clock_timestamp() - $2::float8 * interval '1 second'
+    AND NOT w.troubles ?| ARRAY[
+        'start', 'control_dns', 'control_smtp', 'guardrails', 'postgres', 'ledger', 'kafka', 'kafka_group', 'watchdog'
+    ];
 
 -- name: retry_stuck
 -- Make companies due that are stuck since a worker of another version tried them.

@@ -18,6 +18,7 @@ from ct_stream.company.one_pass import GateParts, WorkerGate
 from ct_stream.company.own_way import OwnWay
 from ct_stream.company.paid_calls import PaidCalls
 from ct_stream.company.publishing import Outbox
+from ct_stream.company.standing_aside import StandsAside
 from ct_stream.company.stuck import StuckBreaker
 from ct_stream.company.upkeep import Upkeep
 from ct_stream.company.waiting import Scheduler
@@ -262,6 +263,7 @@ async def _work(
         health=health,
         thresholds=thresholds,
     )
+    stands_aside = StandsAside(own_way, membership)
     gauges = Gauges(
         agent=agent,
         scheduler=scheduler,
@@ -289,7 +291,9 @@ async def _work(
         await coming_up.not_hung_again(database, guardrails, within_s=thresholds.window_s)
         loops.start(scheduler, watchdog.service(senses), *upkeep.loops(), *own_way.ask_loops())
         await own_way.opened(_FIRST_CONTROL_S)
+        await stands_aside.before_joining(stop.asked)
         reading.start()
+        loops.start(stands_aside.loop())
         await stop.asked.wait()
 
     # ---- the end: running companies get their time, the others store their answers, leases are given back

@@ -309,11 +309,11 @@ async def test_only_addresses_of_workers_whose_way_is_proven_can_ask_in_the_plac
     database: DatabaseDsns,
 ) -> None:
     async with fleet(database) as f:
-        assert sorted(await f.one.parked.egresses_at_work()) == ["dc2", "dc3"]
+        assert await f.one.parked.at_work() == {"dc2/1/a": "dc2", "dc3/1/a": "dc3"}
         await f.two.record.beat(Beat(troubles={"control_smtp": "no answer"}, partitions=(), running=0))
         await f.three.rails.set_state(f"{TOOL}@dc3", "halted", "listed", None)
-        assert await f.one.parked.egresses_at_work() == []
-        assert await f.two.parked.egresses_at_work() == ["default"]
+        assert await f.one.parked.at_work() == {"dc3/1/a": None}
+        assert await f.two.parked.at_work() == {"default/1/a": "default", "dc3/1/a": None}
 
 
 async def test_what_is_polite_to_strangers_holds_over_all_addresses(database: DatabaseDsns) -> None:

@@ -1,0 +1,67 @@
+"""Lets a worker whose own way is broken stand aside: it leaves the group while others can work, and comes back.
+
+It goes on with everything but reading events: its controls, its web port, companies that need no network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ct_stream.process.loops import Loop
+
+if TYPE_CHECKING:
+    from ct_stream.company.own_way import OwnWay
+    from ct_stream.stream.membership import Membership
+
+log = logging.getLogger(__name__)
+
+LEAVE_AFTER_S = 60.0  #: of a way that is broken, where a healthy worker can read in our place
+_LOOK_EVERY_S = 1.0
+
+
+class StandsAside:
+    """Decides when this worker leaves the group, and when it joins it."""
+
+    def __init__(self, own_way: OwnWay, membership: Membership, *, leave_after_s: float = LEAVE_AFTER_S) -> None:
+        self._own_way = own_way
+        self._membership = membership
+        self._leave_after_s = leave_after_s
+
+    def loop(self) -> Loop:
+        """Return the loop of this watch. A Kafka that does not answer costs one round."""
+        return Loop(name="standing_aside", step=self.look, every_s=_LOOK_EVERY_S, may_fail=True)
+
+    async def before_joining(self, stop: asyncio.Event) -> None:
+        """Return once this worker's way is proven, or nobody else can work, or it is told to stop.
+
+        Who joins only to put companies away would take partitions from those who can decide them.
+        """
+        is_said = False
+        while self._own_way.trouble is not None and self._own_way.healthy and not stop.is_set():
+            if not is_said:
+                log.warning(
+                    "Not joining the group yet, since others can work: %s",
+                    self._own_way.trouble.detail,
+                    extra={"action": "standing_aside"},
+                )
+                is_said = True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        """Leave the group if our way has been broken for long enough and others can work; rejoin once it is proven."""
+        since = self._own_way.trouble_since
+        if since is None:
+            if self._membership.is_left:
+                await self._membership.rejoin()
+        elif time.monotonic() - since >= self._leave_after_s and self._own_way.healthy and not self._membership.is_left:
+            log.warning(
+                "Our way out has been broken for %.0f s, and others can work, so this worker leaves the group",
+                time.monotonic() - since,
+                extra={"action": "standing_aside"},
+            )
+            await self._membership.leave()
