@@ -104,7 +104,7 @@ class Guardrails:
         if not is_own_server(held.host, domain):
             await self._close_where_due(provider, held.reason)
         else:
-            provider = await self._close_around(held) or provider
+            provider = await self._close_around(held) or await self._shared_address(held, domain) or provider
             if not is_whereabouts(provider):
                 # If a control domain's server accepts us, this is the company's own policy: that proof settles the
                 # scope.
@@ -288,6 +288,26 @@ class Guardrails:
         await self._close(where, why)
         self._suspects.add(where)
         return where
+
+    async def _shared_address(self, held: Held, domain: str) -> str | None:
+        """Return the address of an own server that is shared with other companies, whatever its name says.
+
+        What it says of us is no company's own policy, unless it talks normally with a neighbour meanwhile, or for a day
+        nobody asks for one.
+        """
+        address = address_of(held.ip)
+        if not address:
+            return None
+        rows = await self._database.persist(
+            "neighbours",
+            address,
+            network_of(held.ip),
+            provider_of(held.host, domain),
+            domain,
+            EVIDENCE_KEPT,
+            self._egress,
+        )
+        return address if rows[0]["is_shared"] and not rows[0]["may_be_policy"] else None
 
     async def _close_where_due(self, provider: str, reason: str) -> bool:
         rows = await self._database.persist("refusals_at_provider", provider, EVIDENCE_KEPT, self._egress)

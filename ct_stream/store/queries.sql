@@ -660,6 +660,29 @@ SELECT count(DISTINCT r.provider) FILTER (WHERE r.at > t.in_network) AS in_netwo
     count(DISTINCT r.provider) FILTER (WHERE r.address = $2 AND r.at > t.at_address) AS at_address
 FROM talks AS t LEFT JOIN refusals AS r ON true;
 
+-- name: neighbours
+-- Does a server at this address ($1, in the network $2) receive mail for others than the company of $3 (its provider, by
+-- its name) too? And may what it says of us to the domain $4 be that company's own policy: did it talk normally with a
+-- neighbour from this egress ($6) after it first refused us for that domain, or is that longer ago than $5?
+SELECT
+    EXISTS (
+        SELECT d.domain FROM outreach.ct_domains AS d
+        WHERE d.network = $2::text AND d.address = $1::text AND d.provider <> $3::text
+    ) OR EXISTS (
+        SELECT r.domain FROM outreach.ct_refusals AS r
+        WHERE r.network = $2::text AND r.is_own AND r.address = $1::text AND r.provider <> $3::text
+            AND r.at > statement_timestamp() - $5::interval AND r.at <= statement_timestamp()
+    ) AS is_shared,
+    coalesce(f.at < statement_timestamp() - $5::interval OR EXISTS (
+        SELECT d.domain FROM outreach.ct_domains AS d
+        WHERE d.network = $2::text AND d.address = $1::text AND d.provider <> $3::text AND d.egress = $6::text
+            AND d.talked_at > f.at AND d.talked_at <= statement_timestamp()
+    ), false) AS may_be_policy
+FROM (
+    SELECT min(r.at) AS at FROM outreach.ct_refusals AS r
+    WHERE r.network = $2::text AND r.is_own AND r.address = $1::text AND r.domain = $4::text AND r.egress = $6::text
+) AS f;
+
 -- name: refusing_networks
 -- Of the last $2 distinct providers contacted within $1, and since a person resumed the tool, in how many networks do
 -- those stand that refuse us? Servers that refuse us in one network count as one, also among the $2: a stranger may

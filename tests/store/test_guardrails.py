@@ -308,7 +308,37 @@ async def test_a_normal_session_in_between_keeps_a_network_open_and_one_with_the
         assert (await p.refuse("d.example", MACHINE)).waits_on == f"provider:{MACHINE}", "this machine to nobody"
 
         assert await p.talk("e.example", "e.example", BESIDE) is None
-        assert (await p.refuse("f.example", BESIDE)).waits_on == "control:smtp"
+        assert await p.state(f"provider:{BESIDE}") is None
+
+
+async def test_a_server_shared_by_companies_has_no_private_policy_whatever_its_names(database: DatabaseDsns) -> None:
+    """Shared hosting gives each customer a mail server's name of its own."""
+    async with parts(database) as p:
+        assert await p.talk("neighbour.example", "neighbour.example", MACHINE) is None
+        refused = await p.refuse("acme.example", MACHINE)
+        assert (refused.reason, refused.waits_on) == (WaitReason.REFUSED, f"provider:{MACHINE}")
+        assert refused.after_s == 600.0
+        assert await p.state(f"provider:{MACHINE}") is None, "one company"
+        assert (await p.refuse("acme.example", MACHINE)).waits_on == f"provider:{MACHINE}", "asked again, and refused"
+        assert (await p.refuse("alone.example", BESIDE)).waits_on == "control:smtp", "nobody else is there"
+        assert await p.talk("another.example", "another.example", MACHINE) is None
+        assert (await p.refuse("acme.example", MACHINE)).waits_on == "control:smtp", "others are welcome meanwhile"
+
+
+async def test_a_refusal_at_a_shared_server_is_settled_after_a_day(database: DatabaseDsns) -> None:
+    """Or a company would wait for ever for the word of neighbours that nobody asks for."""
+    async with parts(database) as p:
+        assert await p.talk("neighbour.example", "neighbour.example", MACHINE) is None
+        assert (await p.refuse("acme.example", MACHINE)).waits_on == f"provider:{MACHINE}"
+        await p.admin.execute("SET session_replication_role = replica")
+        await p.admin.execute("UPDATE outreach.ct_refusals SET at = at - interval '25 hours'")
+        assert (await p.refuse("acme.example", MACHINE)).waits_on == "control:smtp"
+
+
+async def test_two_names_of_one_company_share_no_server_with_others(database: DatabaseDsns) -> None:
+    async with parts(database) as p:
+        assert await p.talk("eu.acme.example", "acme.example", MACHINE) is None
+        assert (await p.refuse("us.acme.example", MACHINE)).waits_on == "control:smtp"
 
 
 async def test_a_normal_session_opens_the_network_and_the_address_of_its_server(database: DatabaseDsns) -> None:
