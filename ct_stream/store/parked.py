@@ -11,7 +11,7 @@ from ct_stream.gate.egress import DEFAULT
 from ct_stream.gate.output_stage import Origin
 from ct_stream.gate.records import Parked, Resumed
 from ct_stream.gate.transcript import from_json, to_json
-from ct_stream.gate.waits import WaitReason, WaitsOn
+from ct_stream.gate.waits import WaitsOn
 from ct_stream.store.batches import Batches
 from ct_stream.store.worker_record import ALIVE_S
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ct_stream.store.database import Database
 
 _AT_ONCE = 1000  #: companies in one statement
-#: Companies that wait for one of these are continued without asking anybody.
-_QUIET = [WaitReason.SPINE_GRACE.value, WaitReason.SPINE_CONTROL.value, WaitReason.ROW_HELD.value]
 LEASE_S = 20.0  #: how long a worker that went silent keeps its companies and domains; renewed four times as often
 
 
@@ -58,9 +56,7 @@ class ParkedCompanies:
         first at who met silence at this one.
         """
         first = self._egress if others_ask else None
-        rows = await self._database.persist(
-            "claim_due", self._owner, limit, LEASE_S, may_ask, _QUIET, list(take_over), first
-        )
+        rows = await self._database.persist("claim_due", self._owner, limit, LEASE_S, may_ask, list(take_over), first)
         return [resumed for resumed in map(_readable, rows) if resumed is not None]
 
     async def put_away(self, most: int) -> int:

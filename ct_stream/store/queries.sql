@@ -287,9 +287,9 @@ WHERE p.state = 'waiting'
 
 -- name: claim_due
 -- Lease companies whose wait is over, the longest over first. If times are in the future, the clock was set back since:
--- no proof can say anything about answers from an unknown time. $4: those that need the network too; otherwise only those
--- that wait for reasons of $5. $6: what companies wait for that is in the way of other workers alone: it takes them. $7:
--- its egress, if another one is at work: for 5 seconds that one may take who met silence at this one.
+-- no proof can say anything about answers from an unknown time. $4: those that need the network too. $5: what companies
+-- wait for that is in the way of other workers alone: it takes them. $6: its egress, if another one is at work: for 5
+-- seconds that one may take who met silence at this one.
 UPDATE outreach.ct_passes AS p SET
     lease_owner = $1,
     lease_until = clock_timestamp() + $3 * interval '1 second',
@@ -304,19 +304,22 @@ WHERE p.outreach_id = ANY (ARRAY(
     -- statement_timestamp: with a clock that moves during the statement, the index would be read to its end.
     WHERE q.state = 'waiting' AND q.not_before <= statement_timestamp()
         AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
-        AND (q.first_at = $7::text AND q.not_before > statement_timestamp() - interval '5 seconds') IS NOT TRUE
+        AND (q.first_at = $6::text AND q.not_before > statement_timestamp() - interval '5 seconds') IS NOT TRUE
     ORDER BY q.not_before LIMIT CASE WHEN $4::boolean THEN $2::integer ELSE 0 END FOR UPDATE SKIP LOCKED
 ) || ARRAY(
     SELECT q.outreach_id FROM outreach.ct_passes AS q
-    WHERE q.reason = ANY ($5::text[]) AND q.state = 'waiting' AND q.not_before <= statement_timestamp()
-        AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
-    LIMIT CASE WHEN $4::boolean THEN 0 ELSE $2::integer END FOR UPDATE SKIP LOCKED
+    WHERE q.state = 'waiting' AND q.reason IN ('spine_grace', 'spine_control', 'row_held')  -- ct_passes_quiet_idx
+        AND q.not_before <= statement_timestamp() AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
+    ORDER BY q.not_before LIMIT CASE WHEN $4::boolean THEN 0 ELSE $2::integer END FOR UPDATE SKIP LOCKED
 ) || ARRAY(
-    SELECT q.outreach_id FROM outreach.ct_passes AS q
-    WHERE q.waits_on = ANY ($6::text[]) AND q.state = 'waiting'
-        AND (q.not_before = 'infinity' OR q.waits_on LIKE 'egress:%')
-        AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
-    ORDER BY q.since LIMIT CASE WHEN $4::boolean THEN $2::integer ELSE 0 END FOR UPDATE SKIP LOCKED
+    -- One look at the index for each of them: a plan for all at once may read the table.
+    SELECT t.outreach_id FROM unnest($5::text[]) AS w (what) CROSS JOIN LATERAL (
+        SELECT q.outreach_id FROM outreach.ct_passes AS q
+        WHERE q.waits_on = w.what AND q.state = 'waiting' AND (q.not_before = 'infinity' OR w.what LIKE 'egress:%')
+            AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
+        ORDER BY q.not_before, q.since LIMIT $2::integer FOR UPDATE SKIP LOCKED
+    ) AS t
+    LIMIT CASE WHEN $4::boolean THEN $2::integer ELSE 0 END
 ))
 RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p.asked_at, p.failed_at, p.since,
     p.event_topic, p.event_partition, p.event_offset, p.event_at, p.correlation_id, p.traceparent,

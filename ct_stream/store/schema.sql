@@ -164,6 +164,9 @@ CREATE TABLE outreach.ct_passes (
 CREATE INDEX ct_passes_due_idx ON outreach.ct_passes (not_before) WHERE state = 'waiting';
 -- How many companies wait for what, and since when?
 CREATE INDEX ct_passes_reason_idx ON outreach.ct_passes (reason, since) INCLUDE (state);
+-- Which companies are continued without asking anybody? A worker whose own way is broken takes them (query claim_due).
+CREATE INDEX ct_passes_quiet_idx ON outreach.ct_passes (not_before)
+    WHERE state = 'waiting' AND reason IN ('spine_grace', 'spine_control', 'row_held');
 CREATE INDEX ct_passes_since_idx ON outreach.ct_passes (since);
 CREATE INDEX ct_passes_lease_idx ON outreach.ct_passes (lease_owner) WHERE lease_owner IS NOT NULL;
 CREATE INDEX ct_passes_pending_idx ON outreach.ct_passes (waits_on) WHERE pending IS NOT NULL;
@@ -259,6 +262,7 @@ CREATE TABLE outreach.ct_guardrails (
     changed_by text NOT NULL DEFAULT session_user
 );
 CREATE INDEX ct_guardrails_open_idx ON outreach.ct_guardrails (since) WHERE state = 'open';
+CREATE INDEX ct_guardrails_not_open_idx ON outreach.ct_guardrails (key) WHERE state <> 'open';
 
 -- Every change of a guardrail, and who made it.
 CREATE TABLE outreach.ct_guardrail_log (

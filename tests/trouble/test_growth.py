@@ -58,11 +58,16 @@ INSERT INTO outreach.ct_passes (
     SELECT id, 'waiting', 'd' || n || '.example', k.reason, '', k.waits_on, k.not_before, at, at, 'test'
     FROM numbers JOIN (VALUES
         (0, 'provider_closed', 'provider:closed.example', 'infinity'),
-        (1, 'control', 'control:smtp', 'infinity'),
+        (1, 'control', 'control:smtp:worker', 'infinity'),
         (2, 'daily_cap', 'cap:TOOL-005', now() + interval '6 hours'),
         (3, 'daily_cap', 'cap:TOOL-005', now() - interval '1 minute')
     ) AS k (which, reason, waits_on, not_before) ON k.which = n % 4
     WHERE n % 10 > 0;
+INSERT INTO outreach.ct_workers (worker, machine, egress, version, toolbox, troubles, partitions, running)
+    SELECT w, '', w, '', '{{}}', '{{}}', '{{}}', 0 FROM unnest(ARRAY['worker', 'broken']) AS w;
+UPDATE outreach.ct_workers SET seen_at = now() + interval '1 day';
+INSERT INTO outreach.ct_controls (worker, kind) SELECT w, k FROM unnest(ARRAY['worker', 'broken']) AS w,
+    unnest(ARRAY['dns', 'smtp', 'smtp6', 'dns_tcp']) AS k;
 INSERT INTO outreach.ct_passes (outreach_id, state, domain, reason, detail, not_before, since, worker_version)
     SELECT id, 'stuck', 'd' || n || '.example', 'our_bug', '', at - interval '2 hours', at, 'test'
     FROM numbers WHERE n % 10 = 0;
@@ -180,28 +185,35 @@ NOW = datetime.now(UTC)
 #: What runs all the time, or is a function that no plan shows, and what people ask: as whom, and with what.
 RUN: list[tuple[str, str, tuple[object, ...]]] = [
     ("gate", "server", ()),
-    ("gate", "wake_sleepers", (10,)),
+    ("gate", "wake_sleepers", (10, 30.0)),
     ("gate", "wake_capped", (10_000,)),
-    ("gate", "control_succeeded", ("smtp", NOW, "", 60.0)),
-    ("gate", "good_talk", (NOW, "", 60.0)),
-    ("gate", "begin_control", ("smtp", 30.0, 20.0)),
+    ("gate", "control", (["worker", "broken"], 30.0)),
+    ("gate", "control_succeeded", ("smtp", NOW, "", 60.0, "worker")),
+    ("gate", "good_talk", (NOW, "", 60.0, "worker", "smtp")),
+    ("gate", "begin_control", ("smtp", 30.0, 20.0, "worker", 600.0)),
+    ("gate", "to_take_over", ("worker", 30.0, "default")),
+    ("gate", "at_work", ("worker", 30.0)),
+    ("gate", "put_away", ("worker", 1000)),
+    ("gate", "neighbours", ("203.0.113.7", "203.0.113.0/24", "p1.example", "d1.example", HOUR, "default")),
     ("gate", "set_guardrail", ("provider:closed.example", "open", "talks normally again", -1.0)),
     ("gate", "set_guardrail", ("provider:closed.example", "halted", "why", -1.0)),
-    ("gate", "end_trial", ()),
+    ("gate", "close_everywhere", ("closed.example", "why", 600.0)),
+    ("gate", "end_trial", ("default",)),
     ("gate", "tidy", (5000, timedelta(hours=168), timedelta(hours=24))),
-    ("gate", "claim_due", ("worker", 100, 20.0)),
+    ("gate", "claim_due", ("worker", 100, 20.0, True, ["way", "provider:closed.example"], None)),
+    ("gate", "claim_due", ("worker", 100, 20.0, False, [], None)),
     ("gate", "retry_stuck", ("2", 1000)),
     ("gate", "stuck_lately", ()),
     ("gate", "hung_again", (600.0, 3)),
     ("gate", "count_unpublished", ()),
     ("gate", "claim_unpublished", (100, 20.0)),
-    ("gate", "refusals_at_provider", ("p1.example", HOUR)),
+    ("gate", "refusals_at_provider", ("p1.example", HOUR, "default")),
     ("gate", "take_alerts", ("worker", 10, HOUR)),
     ("gate", "wake_domains", (["d1.example"],)),
     (
         "gate",
         "begin_probes",
-        ("worker", ["new.example"], ["p1.example"], [False], [uuid4()], [None], [None], 20.0, 10, 3),
+        ("worker", ["new.example"], ["p1.example"], [False], [uuid4()], [None], [None], 20.0, 10, 3, "default"),
     ),
     ("gate", "release_owner", ("worker", 5.0)),
     ("ops", "resume_guardrail", ("provider:closed.example", "delisted")),
@@ -297,20 +309,23 @@ async def test_a_provider_that_opens_wakes_its_companies_in_slices(grown: Databa
 
 
 async def test_a_proof_that_port_25_works_wakes_those_who_wait_for_it_in_slices(grown: DatabaseDsns) -> None:
-    due = "SELECT count(*) FROM outreach.ct_passes WHERE waits_on = 'control:smtp' AND not_before <= clock_timestamp()"
+    due = (
+        "SELECT count(*) FROM outreach.ct_passes"
+        " WHERE waits_on = 'control:smtp:worker' AND not_before <= clock_timestamp()"
+    )
     admin = await asyncpg.connect(grown.admin)
     db = Database(grown.gate, pool_size=2)
     await db.open()
     passes = ParkedCompanies(db, "worker", "test")
     await passes.wake_sleepers(10)
     assert await admin.fetchval(due) == 0
-    await db.run("control_succeeded", "smtp", datetime.now(UTC), "", 60.0)
+    await db.run("control_succeeded", "smtp", datetime.now(UTC), "", 60.0, "worker")
     assert await admin.fetchval(due) == 1000
     await passes.wake_sleepers(10)
     assert await admin.fetchval(due) == 2000
-    await db.run("good_talk", datetime.now(UTC), "", 60.0)
+    await db.run("good_talk", datetime.now(UTC), "", 60.0, "worker", "smtp")
     assert await admin.fetchval(due) == 3000
-    await db.run("control_failed", "smtp", "no way out")
+    await db.run("control_failed", "smtp", "no way out", "worker")
     await passes.wake_sleepers(10)
     assert await admin.fetchval(due) == 3000
     await db.close()
