@@ -40,6 +40,9 @@ class NoLimits:
     def lacks(self, kind: ControlKind) -> Wait | None:  # noqa: ARG002
         return None
 
+    def cut_off(self, detail: str) -> Wait:
+        raise AssertionError(detail)
+
     async def mx_lookup(self) -> Wait | None:
         return None
 

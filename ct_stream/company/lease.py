@@ -65,6 +65,10 @@ class Permits:
         """Return the wait for a machine that has this way, if this one is not known to."""
         return self._own_way.lacks(kind)
 
+    def cut_off(self, detail: str) -> Wait:
+        """Return the wait for a machine whose resolvers answer over TCP: this one's have just not."""
+        return self._own_way.lost_tcp(detail)
+
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit."""
         wait = self._put_away() or await self._limits.mx_lookup()

@@ -171,8 +171,8 @@ class CompanyPass:
         return result
 
     def _passed_on(self, ended: Waiting) -> Waiting:
-        """Return how the pass ends if a server refused us: once, another egress may ask in our place."""
-        if ended.pending is None or self._refused_at:
+        """Return how the pass ends if a server refused us: another egress may ask in our place, if none has yet."""
+        if ended.pending is None or self._refused_at not in ("", self._own_way.egress):
             return ended
         wait = self._own_way.elsewhere(ended.wait)
         if wait is None:

@@ -100,6 +100,7 @@ class OwnWay:
         #: Why this worker may ask nothing. Companies are put away before they use up a unit of any limit.
         self.trouble: Wait | None = self._wait("it is not proven yet: the first control has to succeed")
         self.put_away = 0  #: how many companies wait because of that
+        self._cut_off: str | None = None  #: of an answer that was cut off since the last control over TCP
         self.take_over: list[str] = []  #: what is in the way of other workers alone
         self.egress = egress
         self.healthy: list[str] = []  #: other workers that can decide companies now
@@ -168,13 +169,21 @@ class OwnWay:
 
     def lacks(self, kind: ControlKind) -> Wait | None:
         """Return the wait for a machine that has this way, if it is not proven here."""
-        if kind in self._ways and self._in_the_way(kind, self._ways[kind]) is None:
+        is_proven = kind in self._ways and self._in_the_way(kind, self._ways[kind]) is None
+        if is_proven and not (kind is ControlKind.DNS_TCP and self._cut_off is not None):
             return None
         return Wait(
             reason=WaitReason.ANOTHER_MACHINE,
             detail=f"worker {self._controls.worker} lacks what it needs: {_NAMES[kind]}",
             waits_on=WaitsOn.way(kind),
         )
+
+    def lost_tcp(self, detail: str) -> Wait:
+        """Take our resolvers for silent over TCP until the next control of that, and return the wait for who is not."""
+        self._cut_off = detail
+        wait = self.lacks(ControlKind.DNS_TCP)
+        assert wait is not None
+        return wait
 
     def elsewhere(self, wait: Wait) -> Wait | None:
         """Return the wait of a company whose server refuses this egress, if another one may ask in its place."""
@@ -204,6 +213,10 @@ class OwnWay:
         """
         if not self._database.is_up:
             return
+        if kind is ControlKind.DNS_TCP and self._cut_off is not None:
+            await self._controls.failed(kind, self._cut_off)  # so the next control of it is due soon
+            self._cut_off = None
+            await self.look()
         begun_at = await self._controls.begin(kind)
         if begun_at is None:
             return

@@ -540,7 +540,8 @@ class Case:
         )
 
     def was_refused_elsewhere(self) -> bool:
-        return self.witness.is_elsewhere and self.resumed.pending is not None and not self.resumed.refused_at
+        resumed = self.resumed
+        return self.witness.is_elsewhere and resumed.pending is not None and resumed.refused_at in ("", resumed.met_at)
 
     def drop_and_ask_from_here(self) -> Kept:
         return replace(self.void(), refused_at=self.resumed.met_at)
@@ -664,7 +665,7 @@ ROWS = (
     ),
     Row(
         id="refused elsewhere",
-        holds="a reply about us that a worker of another egress met, and no third one before",
+        holds="a reply about us that a worker of another egress met, and none of a third one before",
         then="dropped with what failed: this egress asks for itself",
         when=Case.was_refused_elsewhere,
         keep=Case.drop_and_ask_from_here,

@@ -16,7 +16,7 @@ from ct_stream.gate.verdicts import Failed, Passed
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput, postgres_answers
 from ct_stream.probes.answer import PassDriver, Waiting, World
-from ct_stream.probes.solo import NoMemory, NoSpine, SoloControls, SoloPermits, SoloRefusals, Tier2Off
+from ct_stream.probes.solo import NoMemory, NoSpine, SoloControls, SoloPermits, SoloRefusals, Tier2Off, needs_tcp
 from ct_stream.store.database import Database
 from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.limits import DomainLease, SharedLimits
@@ -204,6 +204,10 @@ class _SharedPermits:
     def lacks(self, kind: ControlKind) -> Wait | None:  # noqa: ARG002 - what fails is proven when it fails
         """Try every way."""
         return None
+
+    def cut_off(self, detail: str) -> Wait:
+        """Say so: this machine cannot fetch all of the answer."""
+        return needs_tcp(detail)
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit."""

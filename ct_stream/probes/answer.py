@@ -16,7 +16,6 @@ from ct_stream.gate.pipeline import single_pass
 from ct_stream.gate.questions import (
     Answer,
     AskControl,
-    ControlKind,
     LookupMx,
     LookupSpine,
     MailboxAnswer,
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CUT_OFF_AGAIN_S = 60.0  #: for an answer that is cut off though our resolvers answered over TCP before
 _RECALL_AGAIN_S = 1.0  #: how long a look at the memory stays valid; shorter than a domain's pause
 
 
@@ -300,11 +298,7 @@ class PassDriver:
         """Return the answer, or the wait for a machine that can fetch all of it: what is cut off says nothing."""
         if answer.status is not MxStatus.CUT_OFF:
             return answer
-        return self._world.permits.lacks(ControlKind.DNS_TCP) or Wait(
-            reason=WaitReason.RESOLVER,
-            detail=f"{answer.detail}; it is asked again",
-            after_s=_CUT_OFF_AGAIN_S,
-        )
+        return self._world.permits.cut_off(answer.detail)
 
     async def _lookup_mx(self, domain: str) -> MxAnswer:
         try:

@@ -62,6 +62,9 @@ class Permits(Protocol):
     def lacks(self, kind: ControlKind) -> Wait | None:
         """Return the wait for a machine that has this way, if this one is not known to; None: it may be used."""
 
+    def cut_off(self, detail: str) -> Wait:
+        """Report that a resolver's answer did not fit into UDP and TCP brought nothing; return the wait for it."""
+
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit of the day and of the second; None if the look-up may start now."""
 

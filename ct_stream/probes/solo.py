@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 _RATE_PAUSE_S = 60.0  #: after a reply about our rate
 
 
+def needs_tcp(detail: str) -> Wait:
+    """Return the wait of a company whose DNS answer this machine can fetch only a part of."""
+    return Wait(reason=WaitReason.ANOTHER_MACHINE, detail=detail, waits_on=WaitsOn.way(ControlKind.DNS_TCP))
+
+
 class SoloPermits:
     """The pause between two sessions of the domain; its own lease. `clock` gives seconds that never go back."""
 
@@ -51,6 +56,10 @@ class SoloPermits:
     def lacks(self, kind: ControlKind) -> Wait | None:  # noqa: ARG002 - what fails is proven when it fails
         """Try every way."""
         return None
+
+    def cut_off(self, detail: str) -> Wait:
+        """Say so: this machine cannot fetch all of the answer."""
+        return needs_tcp(detail)
 
     async def mx_lookup(self) -> Wait | None:
         """Let the look-up go."""

@@ -289,7 +289,7 @@ WHERE p.state = 'waiting'
 -- Lease companies whose wait is over, the longest over first. If times are in the future, the clock was set back since:
 -- no proof can say anything about answers from an unknown time. $4: those that need the network too. $5: what companies
 -- wait for that is in the way of other workers alone: it takes them. $6: its egress, if another one is at work: for 5
--- seconds that one may take who met silence at this one.
+-- seconds that one may take who met silence at this one, or was refused.
 UPDATE outreach.ct_passes AS p SET
     lease_owner = $1,
     lease_until = clock_timestamp() + $3 * interval '1 second',
@@ -304,7 +304,7 @@ WHERE p.outreach_id = ANY (ARRAY(
     -- statement_timestamp: with a clock that moves during the statement, the index would be read to its end.
     WHERE q.state = 'waiting' AND q.not_before <= statement_timestamp()
         AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
-        AND (q.first_at = $6::text AND q.not_before > statement_timestamp() - interval '5 seconds') IS NOT TRUE
+        AND ($6::text IN (q.first_at, q.refused_at) AND q.not_before > statement_timestamp() - interval '5 seconds') IS NOT TRUE
     ORDER BY q.not_before LIMIT CASE WHEN $4::boolean THEN $2::integer ELSE 0 END FOR UPDATE SKIP LOCKED
 ) || ARRAY(
     SELECT q.outreach_id FROM outreach.ct_passes AS q

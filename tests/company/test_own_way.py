@@ -230,3 +230,21 @@ async def test_a_refusal_over_ipv6_halts_nothing(database: DatabaseDsns) -> None
         w.way._probing = SimpleNamespace(ask_control=refuse)  # type: ignore[assignment]
         await w.way.ask(ControlKind.SMTP6)
         assert w.halts == []
+
+
+async def test_an_answer_that_was_cut_off_counts_against_tcp_until_the_next_control(database: DatabaseDsns) -> None:
+    """Port 53 may be closed to TCP at any moment, and a control counts for ten minutes."""
+    async with worker(database) as w:
+        await w.ask_all()
+        assert w.way.lacks(ControlKind.DNS_TCP) is None
+        wait = w.way.lost_tcp("its answer does not fit into UDP")
+        assert (wait.reason, wait.waits_on) == (WaitReason.ANOTHER_MACHINE, "way:dns_tcp")
+        await w.way.look()
+        assert w.way.lacks(ControlKind.DNS_TCP) is not None
+        assert "way:dns_tcp" not in w.way.take_over
+        w.broken = {ControlKind.DNS_TCP}
+        await w.way.ask(ControlKind.DNS_TCP)
+        assert w.way.lacks(ControlKind.DNS_TCP) is not None
+        w.broken = set()
+        await w.way.ask(ControlKind.DNS_TCP)
+        assert w.way.lacks(ControlKind.DNS_TCP) is None

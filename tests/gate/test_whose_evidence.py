@@ -111,9 +111,9 @@ def test_every_row_of_the_table_has_a_case() -> None:
     assert {b.row for b in TABLE.values()} | {t.row for t in TAKEN.values()} | below == {row.id for row in ROWS}
 
 
-@pytest.mark.parametrize(("refused_at", "drops"), [("", True), ("dc3", False)])
+@pytest.mark.parametrize(("refused_at", "drops"), [("", True), ("dc2", True), ("dc3", False)])
 def test_a_refusal_of_another_address_is_heard_again_from_this_one(refused_at: str, drops: bool) -> None:
-    """Once: what two of them are told is settled as ever."""
+    """What two of them are told is settled as ever; the same one twice is one."""
     its = TABLE["its own server refuses us, for ten minutes"]
     resumed = replace(its.resumed, met_by="two/1/b", met_at="dc2", refused_at=refused_at)
     elsewhere = Witness(run="two/1/b", is_self=False, is_elsewhere=True)

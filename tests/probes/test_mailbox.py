@@ -49,6 +49,9 @@ class Permits:
     def lacks(self, kind: ControlKind) -> Wait | None:
         return self.lacking.get(kind)
 
+    def cut_off(self, detail: str) -> Wait:
+        raise AssertionError(f"a prober looks up no MX: {detail}")
+
     async def mx_lookup(self) -> Wait | None:
         raise AssertionError("a prober looks up no MX")
 

@@ -295,9 +295,12 @@ async def test_who_was_refused_is_taken_by_another_address_at_once(database: Dat
         assert back.refused_at == "default"
 
 
-async def test_silence_is_looked_at_again_by_another_address_if_there_is_one(database: DatabaseDsns) -> None:
+@pytest.mark.parametrize("met", ["first_at", "refused_at"])
+async def test_what_one_address_met_is_looked_at_again_by_another_if_there_is_one(
+    database: DatabaseDsns, met: str
+) -> None:
     async with fleet(database) as f:
-        company = await put_away(f.one, "", WaitReason.CONTROL, 0.0, first_at="default")
+        company = await put_away(f.one, "", WaitReason.CONTROL, 0.0, **{met: "default"})
         assert await taken(f.one, others_ask=True) == set(), "the others have five seconds"
         assert await taken(f.one) == {company}, "there is no other"
         assert await taken(f.two, others_ask=True) == {company}
