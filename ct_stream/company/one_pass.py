@@ -82,7 +82,7 @@ class WorkerGate:
         """Return the pass of a company, with its kept answers if it has waited before."""
         parts = self._parts
         since = resumed.since if resumed else parts.now()
-        proofs = Proofs(parts.controls, parts.guardrails, parts.age_s, parts.own_way.egress)
+        proofs = Proofs(parts.controls, parts.guardrails, parts.age_s, parts.own_way)
         kept = Kept() if resumed is None else await proofs.weigh(resumed)
         recall = Recall(parts.memory, self._askers, known, rules_version=parts.rules.version, is_new=resumed is None)
         permits = Permits(

@@ -272,11 +272,11 @@ class Proofs:
         controls: ControlLedger,
         guardrails: Guardrails,
         age_s: Callable[[datetime], float],
-        egress: str = DEFAULT,
+        own_way: OwnWay,
     ) -> None:
         """`age_s`: of a moment of the database, at most as long as this process has been running."""
         self._controls = controls
-        self._egress = egress
+        self._own_way = own_way
         self._guardrails = guardrails
         self._age_s = age_s
         self.moments = Moments()  #: of the running pass's failed answers
@@ -295,7 +295,7 @@ class Proofs:
             run=met_by,
             is_self=met_by == worker,
             is_gone=met_by != worker and (met_by not in known or known[met_by].is_gone),
-            is_elsewhere=resumed.met_at not in ("", self._egress),
+            is_elsewhere=resumed.met_at not in ("", self._own_way.egress),
         )
         if not has_failed:
             return weigh(resumed, {}, self._guardrails.settling(0.0), witness=witness, runs=runs)
@@ -328,3 +328,7 @@ class Proofs:
             if wait is not None:
                 return wait
         return answer
+
+    def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:
+        """Return the wait of a company for which this worker heard something after its way was lost."""
+        return self._own_way.astray(exchanges)

@@ -118,6 +118,10 @@ class SoloControls:
             waits_on=WaitsOn.control(kind),
         )
 
+    def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:  # noqa: ARG002 - one pass, in one moment
+        """Nobody has asked a control meanwhile."""
+        return None
+
 
 class SoloRefusals:
     """Replies about us, judged one at a time: nothing is known of what other companies' servers said."""

@@ -36,6 +36,7 @@ from ct_stream.gate.verdicts import Failed, Held, Passed, VerifiedBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.probes.answer import PassDriver, Waiting, World
 from ct_stream.probes.needs import Brought, TurnedOff
+from tests.gate.world import FULL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -79,6 +80,7 @@ class Scripted:
         self.memories = list(memories)  #: one for each look at the memory, then nothing
         self.tier2_off = tier2_off
         self.networks: set[str] = set()  #: that are closed
+        self.lost: Wait | None = None  #: what it heard was heard astray
 
     def world(self) -> World:
         return World(
@@ -142,6 +144,9 @@ class Scripted:
 
     async def close(self, *, refused: Sequence[Held] = ()) -> None:
         self.closed.append(list(refused))
+
+    def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:  # noqa: ARG002
+        return self.lost
 
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:
         del exchanges
@@ -554,3 +559,12 @@ async def test_an_answer_that_is_cut_off_is_left_to_a_machine_that_can_fetch_all
     assert isinstance(ending, Waiting)
     assert (ending.wait.reason, ending.wait.detail) == (WaitReason.ANOTHER_MACHINE, cut_off.detail)
     assert [exchange.key for exchange in run.exchanges] == ["spine"], "it says nothing about the company"
+
+
+async def test_nothing_is_paid_for_on_the_word_of_who_answers_in_the_place_of_others() -> None:
+    scripted = Scripted(SPINE, None, FOUND, *[FULL] * len(RULES.patterns), tier2_off=None)
+    scripted.lost = WAIT
+    ending = await driver(scripted).run()
+    assert isinstance(ending, Waiting)
+    assert ending.wait is WAIT
+    assert not any(asked.startswith("verify") for asked in scripted.asked)
