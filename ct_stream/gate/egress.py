@@ -23,3 +23,8 @@ def base_of(rail: str) -> str:
 def egress_of(rail: str) -> str:
     """Return the egress that a guardrail belongs to."""
     return rail.rpartition("@")[2] if "@" in rail else DEFAULT
+
+
+def is_of_an_egress(rail: str) -> bool:
+    """Return whether each egress has such a guardrail of its own: what servers think of an address."""
+    return rail.startswith(("provider:", "tool:TOOL-005"))

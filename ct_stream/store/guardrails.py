@@ -15,7 +15,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from ct_stream.gate.egress import DEFAULT, base_of, egress_of
+from ct_stream.gate.egress import DEFAULT, base_of, egress_of, is_of_an_egress
 from ct_stream.gate.evidence import Settling
 from ct_stream.gate.providers import (
     address_of,
@@ -202,7 +202,7 @@ class Guardrails:
         found = await self._database.persist("guardrails")
         if changes != self._changes:
             return  # halted meanwhile: what was read may be older than the halt
-        rows = [row for row in found if not _is_of_an_egress(row["key"]) or egress_of(row["key"]) == self._egress]
+        rows = [row for row in found if not is_of_an_egress(row["key"]) or egress_of(row["key"]) == self._egress]
         self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
         self.opened = self._openings(rows)
         self._on_trial = any(row["key"] == self.smtp_rail and row["state"] == "trial" for row in rows)
@@ -324,7 +324,3 @@ class Guardrails:
             return
         for row in await self._database.persist("close_everywhere", provider, why, FIRST_TRY_S):
             say_guardrail(WaitsOn.provider(provider, row["name"]), "closed", f"two of our addresses meet this; {why}")
-
-
-def _is_of_an_egress(rail: str) -> bool:
-    return rail.startswith((_PROVIDER, SMTP_RAIL))

@@ -1199,7 +1199,7 @@ SELECT p.outreach_id FROM outreach.ct_passes AS p WHERE p.outreach_id = ANY ($1:
 
 -- name: take_alerts
 -- See ct_take_alerts; an alert older than $3 is stale.
-SELECT a.alert_id, a.at, a.event, a.rail, a.outreach_id, a.state, a.reason,
+SELECT a.alert_id, a.at, a.event, a.rail, a.run, a.egress, a.outreach_id, a.state, a.reason,
     a.at < clock_timestamp() - $3::interval AS is_stale
 FROM outreach.ct_take_alerts($1::text, $2::integer) AS a ORDER BY a.alert_id;
 

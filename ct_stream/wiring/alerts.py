@@ -21,9 +21,11 @@ import asyncpg
 from yarl import URL
 
 from ct_stream.cancelling import end_all
+from ct_stream.gate.egress import DEFAULT, base_of, egress_of, is_of_an_egress
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.problems import said_by
 from ct_stream.process.loops import Loop
+from ct_stream.store.guardrails import MAIL_FROM_RAIL
 from ct_stream.store.outage import AGAIN, OUTAGE
 from ct_stream.texts import for_alert, for_json
 
@@ -45,6 +47,7 @@ _LOOK_EVERY_S = 1.0
 _TAKEN_AT_ONCE = 20
 _STALE = timedelta(minutes=15)  #: an alert that no worker took for so long is not sent
 _MOST_REASON = 500
+_MOST_NAME = 150
 _SCHEMA_VERSION = 1
 
 _SEVERITIES = {
@@ -68,7 +71,9 @@ class Alert:
     state: str
     reason: str
     at: datetime  #: in UTC
-    rail: str | None = None  #: tool:TOOL-005, provider:bigmail.example, spine, control:dns, control:smtp
+    rail: str | None = None  #: tool:TOOL-005@dc2, provider:bigmail.example, spine, control:dns, control:smtp
+    run: str | None = None  #: the worker run whose own way broke or works again
+    its_egress: str | None = None  #: the egress of that run
     outreach_id: UUID | None = None
 
     @property
@@ -81,12 +86,13 @@ class Alert:
         """Return the alert as one sentence."""
         match self.event:
             case "guardrail":
-                what = f"guardrail {self.rail} is {'on trial' if self.state == 'trial' else self.state}"
+                state = "on trial" if self.state == "trial" else self.state
+                what = f"guardrail {self._rail_in_words()} is {state}"
             case "control":
-                is_dns, is_failing = self.rail == "control:dns", self.state == "failing"
-                way = "our resolvers" if is_dns else "our way out to port 25"
-                again = f"{way} {'work' if is_dns else 'works'} again"
-                what = f"a control of {way} failed, so companies wait" if is_failing else again
+                way = "its resolvers" if self.rail == "control:dns" else "its way out to port 25"
+                who = f"worker {_plain(self.run or 'unknown')} (egress {_plain(self.egress or 'unknown')})"
+                asks = f"asks nobody, because a control of {way} failed"
+                what = f"{who} {asks if self.state == 'failing' else f'works again: a control of {way} succeeded'}"
             case "stuck":
                 what = f"company {self.outreach_id} is stuck because of a bug in ct-stream"
             case "conflict":
@@ -94,6 +100,20 @@ class Alert:
             case _:
                 what = f"a worker is {self.state}"
         return f"ct-stream: {what}: {for_alert(self.reason, _MOST_REASON)}"
+
+    @property
+    def egress(self) -> str | None:
+        """Return the egress that this is about; None: all of them, or none."""
+        if self.event == "guardrail" and self.rail is not None and is_of_an_egress(self.rail):
+            return egress_of(self.rail)
+        return self.its_egress
+
+    def _rail_in_words(self) -> str:
+        rail = self.rail or ""
+        if rail == MAIL_FROM_RAIL:
+            return f"{rail} (our sender, on every egress)"
+        base = _plain(base_of(rail) if is_of_an_egress(rail) else rail)
+        return base if self.egress in (None, DEFAULT) else f"{base} of egress {_plain(self.egress or '')}"
 
     def body(self, worker: str, version: str) -> bytes:
         """Return the JSON object that is sent (schemas/alert.v1.json)."""
@@ -104,6 +124,8 @@ class Alert:
                 "severity": self.severity,
                 "event": self.event,
                 "rail": self.rail,
+                "about_worker": self.run,
+                "egress": self.egress,
                 "outreach_id": None if self.outreach_id is None else str(self.outreach_id),
                 "state": self.state,
                 "reason": for_alert(self.reason, _MOST_REASON),
@@ -112,6 +134,10 @@ class Alert:
                 "version": version,
             }
         ).encode()
+
+
+def _plain(name: str) -> str:
+    return for_alert(name, _MOST_NAME)
 
 
 class Alerts:
@@ -247,6 +273,8 @@ class AlertRelay:
                     reason=row["reason"],
                     at=row["at"].astimezone(UTC),
                     rail=row["rail"],
+                    run=row["run"],
+                    its_egress=row["egress"],
                     outreach_id=row["outreach_id"],
                 )
             )

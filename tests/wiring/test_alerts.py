@@ -25,6 +25,7 @@ from ct_stream.store.control_ledger import ControlLedger
 from ct_stream.store.database import Database
 from ct_stream.store.guardrails import SMTP_RAIL, Guardrails
 from ct_stream.store.parked import ParkedCompanies
+from ct_stream.store.worker_record import WorkerRecord
 from ct_stream.wiring import alerts as alerting_module
 from ct_stream.wiring.alerts import QUEUE, TRIES, Alert, AlertRelay, Alerts, alerting
 from tests.texts import NASTY, assert_no_chat_is_steered
@@ -74,7 +75,11 @@ async def test_an_alert_is_one_post_of_the_documented_shape(receiver: Receiver) 
         alerts.put(stuck)
         alerts.worker_stops("20 companies became stuck within an hour")
         for kind in ("dns", "smtp"):
-            alerts.put(replace(HALTED, event="control", rail=f"control:{kind}", state="failing"))
+            alerts.put(
+                replace(
+                    HALTED, event="control", rail=f"control:{kind}", state="failing", run="gate-2/1/b", its_egress="dc2"
+                )
+            )
         alerts.put(conflict)
         await receiver.wait_for(6)
     assert [ALERT.problem(body) for body in receiver.bodies] == [None] * 6
@@ -84,6 +89,8 @@ async def test_an_alert_is_one_post_of_the_documented_shape(receiver: Receiver) 
         "severity": "critical",
         "event": "guardrail",
         "rail": "tool:TOOL-005",
+        "about_worker": None,
+        "egress": "default",
         "outreach_id": None,
         "state": "halted",
         "reason": "5 providers refuse us",
@@ -97,6 +104,39 @@ async def test_an_alert_is_one_post_of_the_documented_shape(receiver: Receiver) 
     assert receiver.bodies[5]["severity"] == "warning"
     assert f"a row of company {conflict.outreach_id} that the gate did not make: it was" in receiver.bodies[5]["text"]
     assert counted(metrics, "sent") == 6
+
+
+@pytest.mark.parametrize(
+    ("alert", "text", "egress"),
+    [
+        (HALTED, "guardrail tool:TOOL-005 is halted: ", "default"),
+        (replace(HALTED, rail="tool:TOOL-005@dc2"), "guardrail tool:TOOL-005 of egress dc2 is halted: ", "dc2"),
+        (
+            replace(HALTED, rail="provider:bigmail.example@dc2", state="closed"),
+            "guardrail provider:bigmail.example of egress dc2 is closed: ",
+            "dc2",
+        ),
+        (replace(HALTED, rail="mail_from"), "guardrail mail_from (our sender, on every egress) is halted: ", None),
+        (replace(HALTED, rail="spine"), "guardrail spine is halted: ", None),
+        (
+            replace(HALTED, event="control", rail="control:dns", state="failing", run="gate-2/1/b", its_egress="dc2"),
+            "worker gate-2/1/b (egress dc2) asks nobody, because a control of its resolvers failed: ",
+            "dc2",
+        ),
+        (
+            replace(HALTED, event="control", rail="control:smtp", state="working", run="gate-2/1/b", its_egress="dc2"),
+            "worker gate-2/1/b (egress dc2) works again: a control of its way out to port 25 succeeded: ",
+            "dc2",
+        ),
+    ],
+    ids=lambda value: value.rail if isinstance(value, Alert) else "",
+)
+def test_the_text_names_what_is_meant_and_the_egress(alert: Alert, text: str, egress: str | None) -> None:
+    body = orjson.loads(alert.body("w/1", "1"))
+    assert body["text"] == f"ct-stream: {text}5 providers refuse us"
+    assert body["egress"] == egress
+    assert ALERT.problem(body) is None
+    assert_no_chat_is_steered(body["text"])
 
 
 @pytest.mark.parametrize(
@@ -293,6 +333,22 @@ async def test_each_change_is_told_by_one_worker_whoever_makes_it(database: Data
         ]
     )
     assert [ALERT.problem(body) for body in receiver.bodies] == [None] * 8
+
+
+async def test_two_workers_whose_ways_break_are_two_alerts_that_name_them(
+    database: DatabaseDsns, receiver: Receiver
+) -> None:
+    async with two_workers(database, receiver.url) as (one, _):
+        for name, egress in (("gate-1/7/a", "default"), ("gate-2/9/b", "dc2")):
+            await WorkerRecord(one, worker=name, machine="m", egress=egress, version="1", toolbox={}).begin()
+            await ControlLedger(one, 1.0, name).failed(ControlKind.SMTP, "connection refused")
+        await receiver.wait_for(2)
+    told = {(body["rail"], body["state"], body["about_worker"], body["egress"]) for body in receiver.bodies}
+    assert told == {
+        ("control:smtp", "failing", "gate-1/7/a", "default"),
+        ("control:smtp", "failing", "gate-2/9/b", "dc2"),
+    }
+    assert [ALERT.problem(body) for body in receiver.bodies] == [None, None]
 
 
 async def test_old_news_is_dropped_and_counted(database: DatabaseDsns, receiver: Receiver) -> None:

@@ -23,15 +23,18 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Our own way broke, or works again.
+-- The own way of a worker run broke, or works again: the alert names the run and its egress.
 CREATE OR REPLACE FUNCTION outreach.ct_alert_control() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    is_failing boolean := NEW.failed_at > NEW.ok_begun_at;
 BEGIN
-    IF NEW.failed_at > NEW.ok_begun_at THEN
-        PERFORM outreach.ct_alert('control', 'control:' || NEW.kind, NULL::uuid, 'failing', NEW.failed_detail);
-    ELSE
-        PERFORM outreach.ct_alert('control', 'control:' || NEW.kind, NULL::uuid, 'working', NEW.ok_detail);
-    END IF;
+    INSERT INTO outreach.ct_alerts (event, rail, run, egress, state, reason) VALUES (
+        'control', 'control:' || NEW.kind, NEW.worker,
+        (SELECT w.egress FROM outreach.ct_workers AS w WHERE w.worker = NEW.worker),
+        CASE WHEN is_failing THEN 'failing' ELSE 'working' END,
+        left(CASE WHEN is_failing THEN NEW.failed_detail ELSE NEW.ok_detail END, 1000)
+    );
     RETURN NULL;
 END $$;
 

@@ -341,6 +341,8 @@ CREATE TABLE outreach.ct_alerts (
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     event text NOT NULL CHECK (event IN ('guardrail', 'control', 'stuck', 'conflict')),
     rail text,                        -- guardrail: its key; control: control:dns, control:smtp
+    run text,                         -- control: the worker run whose own way it is
+    egress text,                      -- control: the egress of that run
     outreach_id uuid,                 -- of a stuck company, or of a row in conflict
     state text NOT NULL,
     reason text NOT NULL,
