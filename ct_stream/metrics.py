@@ -57,6 +57,20 @@ class Metrics:
             "ct_alerts_total", "Alerts, by what happened to them: sent, failed, dropped", ["result"], registry=r
         )
         self.ready = Gauge("ct_ready", "1 when the worker is ready", registry=r)
+        self.way_proven = Gauge(
+            "ct_way_proven",
+            "1 while this worker's controls prove its way: resolvers (dns, over TCP dns_tcp), port 25 (smtp, smtp6)",
+            ["kind"],
+            registry=r,
+        )
+        self.put_away = Gauge(
+            "ct_put_away",
+            "Companies that wait because this worker's own way is not proven; counted up to CT_IN_FLIGHT",
+            registry=r,
+        )
+        self.worker_info = Gauge(
+            "ct_worker_info", "1: the run of this worker, and its egress", ["worker", "egress"], registry=r
+        )
 
 
 @dataclass(slots=True)

@@ -25,17 +25,18 @@ def _workers(main: click.Group) -> None:
     def workers(as_json: bool) -> None:
         """List the workers of the last day, the running ones first.
 
-        Says on which machine each one runs, whether it is ready and why not, and which partitions it reads.
+        Says for each one its egress and the address as which servers see it, whether it is ready and why not, what its
+        machine lacks, and how many partitions it reads.
         """
         rows = asyncio.run(running_workers(settings()))
         if as_json:
             print_json(rows)
             return
         print_table(
-            ["worker", "version", "egress", "state", "partitions", "in hand", "started", "last seen"],
+            ["worker", "version", "egress", "seen as", "state", "partitions", "in hand", "started", "last seen"],
             [
                 (
-                    *(row["worker"], row["version"], row["egress"], _state(row)),
+                    *(row["worker"], row["version"], row["egress"], row["address"], _state(row)),
                     *(len(row["partitions"]), row["running"], row["started_at"], row["seen_at"]),
                 )
                 for row in rows
@@ -49,9 +50,13 @@ def _state(row: dict[str, object]) -> str:
         return "ended"
     if not row["is_running"]:
         return "gone without a word"
-    troubles = row["troubles"]
+    troubles, notes = row["troubles"], row["notes"]
     assert isinstance(troubles, dict)
-    return "not ready: " + "; ".join(map(str, troubles.values())) if troubles else "ready"
+    assert isinstance(notes, dict)
+    state = "not ready: " + "; ".join(map(str, troubles.values())) if troubles else "ready"
+    # How many partitions it reads has a column of its own.
+    told = [str(note) for part, note in notes.items() if part != "partitions" or not row["partitions"]]
+    return "; ".join([state, *told])
 
 
 def _toolbox(main: click.Group) -> None:

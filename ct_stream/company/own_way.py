@@ -55,18 +55,33 @@ _ASK_EVERY_S = 0.5
 _ASK_EXTRAS_EVERY_S = 2.0
 _LATE_S = 60.0  #: for a control that is due: all its servers may be slow, and the one before may not have ended
 _NAMES = {
-    ControlKind.DNS: "our resolvers",
-    ControlKind.SMTP: "our way out to port 25",
-    ControlKind.SMTP6: "our way out to port 25 over IPv6",
-    ControlKind.DNS_TCP: "our resolvers over TCP",
+    ControlKind.DNS: "its resolvers",
+    ControlKind.SMTP: "its way out to port 25",
+    ControlKind.SMTP6: "its way out to port 25 over IPv6",
+    ControlKind.DNS_TCP: "its resolvers over TCP",
+}
+_LACKS = {
+    ControlKind.DNS: "whose resolvers answer",
+    ControlKind.SMTP: "that reaches port 25 over IPv4",
+    ControlKind.SMTP6: "that reaches port 25 over IPv6",
+    ControlKind.DNS_TCP: "whose resolvers answer over TCP",
 }
 #: What a machine may lack: companies that need it are passed on.
 _EXTRAS = {
-    ControlKind.SMTP6: "this machine does not reach port 25 over IPv6: it passes on companies that have nothing else",
-    ControlKind.DNS_TCP: "its resolvers do not answer over TCP: it passes on companies whose answers are long",
+    ControlKind.SMTP6: (
+        "this machine does not reach port 25 over IPv6, so it leaves companies whose servers have only IPv6 addresses "
+        "to workers on other machines"
+    ),
+    ControlKind.DNS_TCP: (
+        "the resolvers of this machine do not answer over TCP (port 53), so it leaves companies whose DNS answers are "
+        "long to workers on other machines"
+    ),
 }
 _ELSEWHERE_S = 60.0  #: for a worker of another egress to take a company; then its own one asks again
-_ONLY_IPV6 = "this machine reaches port 25 over IPv6 alone: it passes on companies that have no address there"
+_ONLY_IPV6 = (
+    "this machine reaches port 25 only over IPv6, so it leaves companies whose servers have only IPv4 addresses to "
+    "workers on other machines"
+)
 _FOR_EVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -97,12 +112,13 @@ class OwnWay:
         self._window = timedelta(seconds=window_s + _LATE_S)
         self._ways: dict[ControlKind, Way] = {}
         self._opened = asyncio.Event()
+        self.egress = egress
         #: Why this worker may ask nothing. Companies are put away before they use up a unit of any limit.
-        self.trouble: Wait | None = self._wait("it is not proven yet: the first control has to succeed")
+        self.trouble: Wait | None = self._asks_nobody("its first controls have not succeeded yet")
         self.put_away = 0  #: how many companies wait because of that
+        self.address = ""  #: our address of IPv4, as a control's server last saw it
         self._cut_off: str | None = None  #: of an answer that was cut off since the last control over TCP
         self.take_over: list[str] = []  #: what is in the way of other workers alone
-        self.egress = egress
         self.healthy: list[str] = []  #: other workers that can decide companies now
         self.others: list[str] = []  #: other egresses from which companies can be asked now
         self.trouble_since: float | None = time.monotonic()  #: since when this worker may ask nothing (monotonic)
@@ -139,13 +155,15 @@ class OwnWay:
                 self._health.notes[kind.value] = lacking
         wait = None
         for kind in (ControlKind.DNS, ControlKind.SMTP):
-            sentence = self._in_the_way(kind, self._ways[kind])
+            why = self._in_the_way(kind, self._ways[kind])
             if kind is ControlKind.SMTP and self._has_ipv6_alone():
                 self._health.notes[kind.value] = _ONLY_IPV6
-                sentence = None
-            self._health.set(f"control_{kind}", sentence)
-            if sentence is not None:
-                wait = self._wait(sentence)
+                why = None
+            elif kind is ControlKind.SMTP:
+                self._health.notes.pop(kind.value, None)
+            self._health.set(f"control_{kind}", None if why is None else f"this worker asks nobody: {why}")
+            if why is not None:
+                wait = self._asks_nobody(why)
         self.trouble = wait
         at_work = await self._parked.at_work()
         self.healthy = sorted(at_work)
@@ -174,7 +192,7 @@ class OwnWay:
             return None
         return Wait(
             reason=WaitReason.ANOTHER_MACHINE,
-            detail=f"worker {self._controls.worker} lacks what it needs: {_NAMES[kind]}",
+            detail=f"needs a machine {_LACKS[kind]}; that of {self._name} is none",
             waits_on=WaitsOn.way(kind),
         )
 
@@ -191,7 +209,7 @@ class OwnWay:
             return None
         return Wait(
             reason=WaitReason.REFUSED,
-            detail=f"{wait.detail} (egress {self.egress}); a worker of another egress asks: {', '.join(self.others)}",
+            detail=f"{wait.detail} (seen from egress {self.egress}); another egress asks too: {', '.join(self.others)}",
             after_s=_ELSEWHERE_S if wait.after_s is None else max(wait.after_s, _ELSEWHERE_S),
             waits_on=WaitsOn.other_than(self.egress),
         )
@@ -203,7 +221,9 @@ class OwnWay:
         """
         if len(before_astray(exchanges, {self._controls.worker: self._ways})) == len(exchanges):
             return None
-        return self.trouble or self._wait("it was lost for a moment, so the company is asked again")
+        return self.trouble or self._wait(
+            f"{self._name} lost its way out for a moment, so what it heard meanwhile is asked again"
+        )
 
     async def ask(self, kind: ControlKind) -> None:
         """Ask a control, if one is due and nobody is asking it now.
@@ -227,6 +247,8 @@ class OwnWay:
                 rail, "halted", f"a control domain's server refuses {whom}: {result.detail}", None
             )
         if result.ok:
+            if kind is ControlKind.SMTP:
+                self.address = result.our_address or self.address
             await self._controls.succeeded(kind, begun_at, result.detail)
         else:
             if kind not in _EXTRAS:
@@ -235,9 +257,9 @@ class OwnWay:
             await self._controls.failed(kind, result.detail)
             if had_it or kind not in _EXTRAS:
                 log.warning(
-                    "The control of %s failed, so this worker %s: %s",
+                    "This worker %s: a control of %s failed: %s",
+                    "leaves who needs it to others" if kind in _EXTRAS else "asks nobody",
                     _NAMES[kind],
-                    "passes on who needs it" if kind in _EXTRAS else "asks nobody",
                     result.detail,
                     extra={"action": "control_failed", "kind": kind},
                 )
@@ -248,19 +270,26 @@ class OwnWay:
         if kind in self._ways:
             way = self._ways[kind]
             self._ways[kind] = replace(way, trouble_from=way.control_at, trouble_until=_FOR_EVER)
-        self.trouble = self._wait(f"{_NAMES[kind]}: {detail}")
+        self.trouble = self._asks_nobody(f"the last control of {_NAMES[kind]} failed: {detail}")
 
     def _in_the_way(self, kind: ControlKind, way: Way) -> str | None:
         if way.is_failing:
-            return f"{_NAMES[kind]}: {way.failed_detail}; companies wait"
+            return f"the last control of {_NAMES[kind]} failed: {way.failed_detail}"
         if way.control_at <= way.failed_at:  # at first both are infinitely long ago
-            return f"{_NAMES[kind]}: not proven yet; companies wait"
+            since = "yet" if way.control_at == UNPROVEN.control_at else f"since {way.failed_at:%H:%M:%S} UTC"
+            return f"no control of {_NAMES[kind]} has succeeded {since}"
         if max(way.control_at, way.ok_begun_at) + self._window < self._database.now():
-            return f"{_NAMES[kind]}: no control since {way.control_at:%H:%M:%S}, which is too long ago; companies wait"
+            return f"the last control of {_NAMES[kind]} was at {way.control_at:%H:%M:%S} UTC, which is too long ago"
         return None
 
-    def _wait(self, sentence: str) -> Wait:
-        detail = f"the way out of worker {self._controls.worker}: {sentence}"
+    @property
+    def _name(self) -> str:
+        return f"worker {self._controls.worker} (egress {self.egress})"
+
+    def _asks_nobody(self, why: str) -> Wait:
+        return self._wait(f"{self._name} asks nobody: {why}")
+
+    def _wait(self, detail: str) -> Wait:
         return Wait(reason=WaitReason.CONTROL, detail=detail, waits_on=WaitsOn.way())
 
 

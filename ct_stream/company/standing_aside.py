@@ -15,6 +15,7 @@ from ct_stream.process.loops import Loop
 
 if TYPE_CHECKING:
     from ct_stream.company.own_way import OwnWay
+    from ct_stream.metrics import Health
     from ct_stream.stream.membership import Membership
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,12 @@ _LOOK_EVERY_S = 1.0
 class StandsAside:
     """Decides when this worker leaves the group, and when it joins it."""
 
-    def __init__(self, own_way: OwnWay, membership: Membership, *, leave_after_s: float = LEAVE_AFTER_S) -> None:
+    def __init__(
+        self, own_way: OwnWay, membership: Membership, health: Health, *, leave_after_s: float = LEAVE_AFTER_S
+    ) -> None:
         self._own_way = own_way
         self._membership = membership
+        self._health = health
         self._leave_after_s = leave_after_s
 
     def loop(self) -> Loop:
@@ -48,9 +52,14 @@ class StandsAside:
                     self._own_way.trouble.detail,
                     extra={"action": "standing_aside"},
                 )
+                self._health.notes["partitions"] = (
+                    "this worker has not joined the group: its own way is not proven, and other workers can read"
+                )
                 is_said = True
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _LOOK_EVERY_S)
+        if is_said:
+            self._health.notes.pop("partitions", None)
 
     async def look(self) -> None:
         """Leave the group if our way has been broken for long enough and others can work; rejoin once it is proven."""

@@ -34,7 +34,7 @@ async def accept_toolbox(settings: Settings, toolbox: Toolbox, reason: str) -> l
 
 
 def _told(row: Any) -> Row:
-    read = {name: orjson.loads(row[name]) for name in ("toolbox", "troubles")}
+    read = {name: orjson.loads(row[name]) for name in ("toolbox", "troubles", "notes")}
     return dict(row) | {
         name: value if isinstance(value, dict) else {"unreadable": value} for name, value in read.items()
     }

@@ -1205,10 +1205,13 @@ FROM outreach.ct_take_alerts($1::text, $2::integer) AS a ORDER BY a.alert_id;
 
 -- name: worker_beat
 -- Write what a worker says of itself now.
-INSERT INTO outreach.ct_workers AS w (worker, machine, egress, version, toolbox, troubles, partitions, running)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-ON CONFLICT (worker) DO UPDATE SET troubles = excluded.troubles, partitions = excluded.partitions,
-    running = excluded.running, seen_at = clock_timestamp(), ended_at = NULL;
+INSERT INTO outreach.ct_workers AS w (
+    worker, machine, egress, version, toolbox, troubles, notes, partitions, running, address
+)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+ON CONFLICT (worker) DO UPDATE SET troubles = excluded.troubles, notes = excluded.notes,
+    partitions = excluded.partitions, running = excluded.running, address = excluded.address,
+    seen_at = clock_timestamp(), ended_at = NULL;
 
 -- name: worker_ended
 -- A worker says goodbye.
@@ -1233,12 +1236,18 @@ ORDER BY w.seen_at DESC LIMIT 1;
 
 -- name: workers
 -- Which workers ran within the last day?
-SELECT w.worker, w.machine, w.egress, w.version, w.toolbox, w.troubles, w.partitions, w.running, w.started_at,
-    w.seen_at, w.ended_at,
+SELECT w.worker, w.machine, w.egress, w.address, w.version, w.toolbox, w.troubles, w.notes, w.partitions, w.running,
+    w.started_at, w.seen_at, w.ended_at,
     w.ended_at IS NULL AND w.seen_at > clock_timestamp() - $1::double precision * interval '1 second' AS is_running
 FROM outreach.ct_workers AS w
 WHERE w.seen_at > statement_timestamp() - interval '24 hours'
 ORDER BY is_running DESC, w.seen_at DESC LIMIT 1000;
+
+-- name: addresses
+-- As whom were the workers seen that run now?
+SELECT w.worker, w.egress, w.address FROM outreach.ct_workers AS w
+WHERE w.address IS NOT NULL AND w.ended_at IS NULL AND w.seen_at > clock_timestamp() - $1::float8 * interval '1 second'
+ORDER BY w.egress, w.worker;
 
 -- name: accept_toolbox
 -- See ct_accept_toolbox.

@@ -370,9 +370,11 @@ CREATE TABLE outreach.ct_workers (
     worker text PRIMARY KEY,          -- host/pid/random, as in leases
     machine text NOT NULL,
     egress text NOT NULL,             -- the name of the address that its probes come from
+    address text,                     -- its address of IPv4, as a control's server last saw it; NULL: none has named it
     version text NOT NULL,
     toolbox jsonb NOT NULL,           -- its limits and patterns
     troubles jsonb NOT NULL,          -- why it is not ready, by part; {}: it is ready
+    notes jsonb NOT NULL DEFAULT '{}',  -- what else is worth knowing: what its machine lacks, for one
     partitions integer[] NOT NULL,    -- of spine.created
     running integer NOT NULL,         -- companies in hand
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),

@@ -6,7 +6,7 @@ All workers take from the same limits, so two with different values would each k
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -34,6 +34,8 @@ class Beat:
     troubles: Mapping[str, str]  #: why it is not ready, by part; empty: it is ready
     partitions: Sequence[int]  #: of spine.created that are assigned to it
     running: int  #: companies in hand
+    notes: Mapping[str, str] = field(default_factory=dict)  #: what else is worth knowing, by part
+    address: str = ""  #: its address of IPv4, as a control's server last saw it; empty: none has named it
 
 
 class WorkerRecord:
@@ -82,8 +84,10 @@ class WorkerRecord:
 
     def _row(self, beat: Beat) -> tuple[Any, ...]:
         """Return the parameters of the query `worker_beat`."""
-        troubles = for_json({part: why.replace("\0", "") for part, why in beat.troubles.items()})
-        return (*self._fixed, troubles, list(beat.partitions), beat.running)
+        return (
+            *(*self._fixed, _as_json(beat.troubles), _as_json(beat.notes)),
+            *(list(beat.partitions), beat.running, beat.address or None),
+        )
 
     async def end(self) -> None:
         """Note that this run has ended; without an answer from Postgres the row ends by its age."""
@@ -91,3 +95,7 @@ class WorkerRecord:
             await self._database.run("worker_ended", self._worker)
         except (*AGAIN, *OUTAGE, asyncpg.PostgresError):
             pass
+
+
+def _as_json(sentences: Mapping[str, str]) -> str:
+    return for_json({part: sentence.replace("\0", "") for part, sentence in sentences.items()})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
 
+from ct_stream.gate.questions import ControlKind
 from ct_stream.problems import said_by
 from ct_stream.process.loops import Loop
 from ct_stream.store.outage import AGAIN, OUTAGE
@@ -24,6 +25,7 @@ from ct_stream.stream.topology import names_of, partitions_now
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ct_stream.company.own_way import OwnWay
     from ct_stream.company.waiting import Scheduler
     from ct_stream.metrics import Health, Metrics
     from ct_stream.process.pulse import Pulse
@@ -44,6 +46,7 @@ _REST_PER_COUNT = 20  #: a count may take a twentieth of the time
 _LAG_EVERY_S = 15.0
 _PARTITIONS_EVERY_S = 15.0
 _LAG_TIMEOUT_S = 25.0
+_OF_ALL_WORKERS = frozenset({"waiting", "stuck", "lag"})  #: notes that say nothing of this one
 
 
 class MachineWatch:
@@ -72,7 +75,7 @@ class MachineWatch:
 
 
 class Gauges:
-    """Counts what is in hand, what waits and what is halted."""
+    """Counts what is in hand, what waits and what is halted, and says which of our own ways are proven."""
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class Gauges:
         parked: ParkedCompanies,
         ledger: Ledger,
         guardrails: Guardrails,
+        own_way: OwnWay,
         metrics: Metrics,
         health: Health,
     ) -> None:
@@ -90,6 +94,7 @@ class Gauges:
         self._parked = parked
         self._ledger = ledger
         self._guardrails = guardrails
+        self._own_way = own_way
         self._metrics = metrics
         self._health = health
         self._known: set[tuple[str, str]] = set()
@@ -105,6 +110,9 @@ class Gauges:
         metrics.running.set(self._agent.running + self._scheduler.running)
         metrics.unacked.set(len(self._agent.gates))
         metrics.oldest_unacked.set(self._agent.gates.oldest_age_s())
+        for kind in ControlKind:
+            metrics.way_proven.labels(kind=kind.value).set(self._own_way.lacks(kind) is None)
+        metrics.put_away.set(self._own_way.put_away)
         await self._count_waiting()
         metrics.unpublished.set(await self._ledger.count_unpublished())
         await self._guardrails.refresh()
@@ -148,6 +156,7 @@ class _AtWork:
     agent: GateAgent
     scheduler: Scheduler
     guard: OffsetGuard
+    own_way: OwnWay
 
 
 class Heartbeat:
@@ -161,9 +170,9 @@ class Heartbeat:
         self._health = health
         self._at_work: _AtWork | None = None
 
-    def at_work(self, *, agent: GateAgent, scheduler: Scheduler, guard: OffsetGuard) -> None:
-        """Say from now on what these have in hand."""
-        self._at_work = _AtWork(agent=agent, scheduler=scheduler, guard=guard)
+    def at_work(self, *, agent: GateAgent, scheduler: Scheduler, guard: OffsetGuard, own_way: OwnWay) -> None:
+        """Say from now on what these have in hand, and as whom servers see us."""
+        self._at_work = _AtWork(agent=agent, scheduler=scheduler, guard=guard, own_way=own_way)
 
     def loop(self) -> Loop:
         """Return the loop of this watch."""
@@ -177,6 +186,8 @@ class Heartbeat:
                 troubles=dict(self._health.troubles),
                 partitions=[] if work is None else sorted(tp.partition for tp in work.guard.positions()),
                 running=0 if work is None else work.agent.running + work.scheduler.running,
+                notes={part: note for part, note in self._health.notes.items() if part not in _OF_ALL_WORKERS},
+                address="" if work is None else work.own_way.address,
             )
         )
 

@@ -98,6 +98,7 @@ async def _work(
     # ---- the process
     owner, version = new_owner(), our_version()
     metrics, health = Metrics(), Health()
+    metrics.worker_info.labels(worker=owner, egress=settings.egress).set(1)
     health.set("start", "starting")
     for note in settings.notes:
         log.info("%s", note)
@@ -263,13 +264,14 @@ async def _work(
         health=health,
         thresholds=thresholds,
     )
-    stands_aside = StandsAside(own_way, membership)
+    stands_aside = StandsAside(own_way, membership, health)
     gauges = Gauges(
         agent=agent,
         scheduler=scheduler,
         parked=parked,
         ledger=ledger,
         guardrails=guardrails,
+        own_way=own_way,
         metrics=metrics,
         health=health,
     )
@@ -286,7 +288,7 @@ async def _work(
         LagWatch(settings, metrics, health, tells_ends=tells_ends).loop(),
         AlertRelay(database, alerts).loop(),
     )
-    heartbeat.at_work(agent=agent, scheduler=scheduler, guard=guard)
+    heartbeat.at_work(agent=agent, scheduler=scheduler, guard=guard, own_way=own_way)
     with suppress(Stopped):
         await coming_up.not_hung_again(database, guardrails, within_s=thresholds.window_s)
         loops.start(scheduler, watchdog.service(senses), *upkeep.loops(), *own_way.ask_loops())

@@ -36,6 +36,7 @@ class Worker:
         self.db, self.health = db, Health()
         self.broken: set[ControlKind] = set()
         self.halts: list[str] = []
+        self.seen_as = dict.fromkeys(ControlKind, "")
         self.smtp_rail = "tool:TOOL-005@dc2"
         self.controls = ControlLedger(db, 0.0, ME, window_s=window_s)
         self.parked = ParkedCompanies(db, ME, "test")
@@ -44,7 +45,8 @@ class Worker:
 
     async def ask_control(self, kind: ControlKind) -> ControlResult:
         is_broken = kind in self.broken
-        return ControlResult(ok=not is_broken, detail="somebody answers in its place" if is_broken else "works")
+        detail = "somebody answers in its place" if is_broken else "works"
+        return ControlResult(ok=not is_broken, detail=detail, our_address="" if is_broken else self.seen_as[kind])
 
     async def set_state(self, rail: str, *_: object) -> None:
         self.halts.append(rail)
@@ -75,7 +77,9 @@ async def test_a_worker_asks_nobody_before_both_of_its_controls_have_succeeded(d
         await w.way.ask(ControlKind.DNS)
         assert w.way.trouble is not None, "port 25 is not proven"
         assert (w.way.trouble.reason, w.way.trouble.waits_on) == (WaitReason.CONTROL, "way")
-        assert ME in w.way.trouble.detail
+        assert w.way.trouble.detail == (
+            f"worker {ME} (egress default) asks nobody: no control of its way out to port 25 has succeeded yet"
+        )
         assert await w.ask_all() is None
         assert w.health.troubles == {}
         await w.way.opened(0.0)
@@ -89,7 +93,10 @@ async def test_a_failing_control_closes_the_way_and_the_next_one_that_succeeds_o
         assert await w.ask_all() is None
         w.broken = {kind}
         assert await w.ask_all() is not None
-        assert "somebody answers in its place" in w.health.troubles[f"control_{kind}"]
+        its_way = "its resolvers" if kind is ControlKind.DNS else "its way out to port 25"
+        assert w.health.troubles[f"control_{kind}"] == (
+            f"this worker asks nobody: the last control of {its_way} failed: somebody answers in its place"
+        )
         w.broken = set()
         assert await w.ask_all() is None
         assert w.halts == []
@@ -195,6 +202,7 @@ async def test_a_machine_that_lacks_something_passes_on_who_needs_it_and_works_o
         wait = w.way.lacks(kind)
         assert wait is not None
         assert (wait.reason, wait.waits_on) == (WaitReason.ANOTHER_MACHINE, f"way:{kind}")
+        assert f"; that of worker {ME} (egress default) is none" in wait.detail
         assert f"way:{kind}" not in w.way.take_over
         heard = w.heard()
         assert w.way.astray(heard) is None, "what needed nothing of it is true"
@@ -206,11 +214,28 @@ async def test_a_machine_that_lacks_something_passes_on_who_needs_it_and_works_o
 
 
 async def test_a_machine_with_ipv6_alone_asks_over_that(database: DatabaseDsns) -> None:
-    async with worker(database) as w:
+    async with worker(database, window_s=0.001) as w:
         w.broken = {ControlKind.SMTP}
         assert await w.ask_all() is None
         assert w.way.lacks(ControlKind.SMTP) is not None
-        assert "IPv6 alone" in w.health.notes["smtp"]
+        assert "reaches port 25 only over IPv6" in w.health.notes["smtp"]
+        w.broken = set()
+        assert await w.ask_all() is None
+        assert "smtp" not in w.health.notes, "it has IPv4 now"
+
+
+async def test_the_address_as_which_servers_see_us_is_the_one_of_ipv4_that_was_named_last(
+    database: DatabaseDsns,
+) -> None:
+    async with worker(database, window_s=0.001) as w:
+        w.seen_as = dict.fromkeys(ControlKind, "2001:db8::25") | {ControlKind.SMTP: "203.0.113.25"}
+        await w.ask_all()
+        assert w.way.address == "203.0.113.25"
+        w.seen_as[ControlKind.SMTP] = ""
+        await w.ask_all()
+        w.broken = {ControlKind.SMTP}
+        await w.ask_all()
+        assert w.way.address == "203.0.113.25", "not every server names it"
 
 
 async def test_a_machine_that_had_ipv4_and_lost_it_is_broken(database: DatabaseDsns) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from ct_stream.company.standing_aside import LEAVE_AFTER_S, StandsAside
 from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.metrics import Health
 
 BROKEN = Wait(reason=WaitReason.CONTROL, detail="our way out to port 25: no answer")
 
@@ -54,7 +55,7 @@ async def test_it_leaves_after_a_minute_if_somebody_can_work_in_its_place(
     broken_s: float | None, healthy: bool, leaves: bool
 ) -> None:
     group: Any = Group()
-    stands_aside = StandsAside(way(broken_s=broken_s, healthy=healthy), group)
+    stands_aside = StandsAside(way(broken_s=broken_s, healthy=healthy), group, Health())
     for _ in range(2):
         await stands_aside.look()
     assert group.done == (["left"] if leaves else [])
@@ -63,7 +64,7 @@ async def test_it_leaves_after_a_minute_if_somebody_can_work_in_its_place(
 async def test_it_comes_back_once_its_way_is_proven_and_not_before() -> None:
     group: Any = Group()
     own_way = way(broken_s=LEAVE_AFTER_S + 1)
-    stands_aside = StandsAside(own_way, group)
+    stands_aside = StandsAside(own_way, group, Health())
     await stands_aside.look()
     own_way.healthy = []
     await stands_aside.look()
@@ -77,9 +78,12 @@ async def test_it_comes_back_once_its_way_is_proven_and_not_before() -> None:
 @pytest.mark.parametrize("why", ["proven", "alone", "told to stop"])
 async def test_it_does_not_join_only_to_put_companies_away(why: str) -> None:
     own_way, stop = way(broken_s=1.0), asyncio.Event()
-    joining = asyncio.create_task(StandsAside(own_way, Group()).before_joining(stop))  # type: ignore[arg-type]
+    group: Any = Group()
+    health = Health()
+    joining = asyncio.create_task(StandsAside(own_way, group, health).before_joining(stop))
     await asyncio.sleep(0.05)
     assert not joining.done(), "others can work"
+    assert "has not joined the group" in health.notes["partitions"]
     if why == "proven":
         own_way.trouble = None
     elif why == "alone":
@@ -88,3 +92,4 @@ async def test_it_does_not_join_only_to_put_companies_away(why: str) -> None:
         stop.set()
     async with asyncio.timeout(3):
         await joining
+    assert "partitions" not in health.notes

@@ -219,6 +219,44 @@ async def test_doctor_tries_whether_a_worker_gets_its_connections(
     assert checks["schema"].ok, "the other checks go on"
 
 
+@pytest.mark.parametrize(
+    ("seen", "names"),
+    [
+        ([("default", "203.0.113.7"), ("default", "203.0.113.7"), ("dc2", "203.0.113.9")], []),
+        ([("default", "203.0.113.7"), ("default", "203.0.113.9")], ["egress default"]),
+        ([("default", "203.0.113.7"), ("dc2", "203.0.113.7"), ("dc2", None)], ["address 203.0.113.7"]),
+    ],
+    ids=["as it should be", "two addresses under one name", "one address under two names"],
+)
+async def test_doctor_notes_names_of_egresses_that_do_not_fit_their_addresses(
+    database: DatabaseDsns, seen: list[tuple[str, str | None]], names: list[str]
+) -> None:
+    for number, (egress, address) in enumerate(seen):
+        await execute(
+            database.gate,
+            "INSERT INTO outreach.ct_workers "
+            "(worker, machine, egress, version, toolbox, troubles, partitions, running, address)"
+            " VALUES ($1, 'm', $2, '1', '{}', '{}', '{}', 0, $3)",
+            f"w/{number}",
+            egress,
+            address,
+        )
+
+    async def noted() -> list[Check]:
+        checks = await examine({"CT_POSTGRES_DSN": database.gate})
+        return [check for check in checks if check.name.startswith(("egress ", "address "))]
+
+    found = await noted()
+    assert [check.name for check in found] == names
+    for check in found:
+        assert check.ok is None, "no problem that ends a deployment: an address may change"
+        assert bool(check.action) is check.name.startswith("egress")
+    if names == ["egress default"]:
+        assert "203.0.113.7 (worker w/0), 203.0.113.9 (worker w/1)" in found[0].detail
+    await execute(database.gate, "UPDATE outreach.ct_workers SET ended_at = now()")
+    assert await noted() == [], "only workers that run count"
+
+
 # ---------------------------------------------------------------- controls
 
 

@@ -42,10 +42,13 @@ async def test_a_run_says_what_it_does_and_when_it_ends(database: DatabaseDsns) 
         one, two = record("one", PLAIN), record("two", PLAIN)
         assert await one.begin() is None
         assert await two.begin() is None
-        await one.beat(Beat(troubles={}, partitions=[0, 3], running=7))
+        notes = {"smtp6": "no way over IPv6"}
+        await one.beat(Beat(troubles={}, partitions=[0, 3], running=7, notes=notes, address="203.0.113.25"))
         await two.end()
     first, second = await workers(settings)
     assert (first["worker"], first["troubles"], first["partitions"], first["running"]) == ("one", {}, [0, 3], 7)
+    assert (first["notes"], first["address"]) == (notes, "203.0.113.25")
+    assert (second["notes"], second["address"]) == ({}, None)
     assert first["is_running"]
     assert first["toolbox"]["smtp"]["per_day"] == PLAIN.smtp.per_day
     assert (second["worker"], second["is_running"]) == ("two", False)

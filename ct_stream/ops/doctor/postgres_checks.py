@@ -20,6 +20,7 @@ from ct_stream.store.outage import no_triggers
 from ct_stream.store.queries import query
 from ct_stream.store.rehearsal import rehearse
 from ct_stream.store.row_security import hides_companies
+from ct_stream.store.worker_record import ALIVE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -295,6 +296,41 @@ async def _guards(gate: _GateLogin) -> Seen:
     return bad
 
 
+async def _addresses(gate: _GateLogin) -> Seen:
+    """Compare the egress names of the running workers with the addresses as which controls' servers saw them."""
+    if (await _schema(gate)).ok is False:
+        return ()
+    rows = await gate.connection.fetch(query("addresses"), ALIVE_S)
+    by_name: dict[str, dict[str, str]] = {}
+    by_address: dict[str, dict[str, str]] = {}
+    for row in rows:
+        by_name.setdefault(row["egress"], {})[row["address"]] = row["worker"]
+        by_address.setdefault(row["address"], {})[row["egress"]] = row["worker"]
+    mixed = [
+        Check(
+            name=f"egress {name}",
+            ok=None,
+            detail="its workers were seen with different addresses: "
+            + ", ".join(f"{address} (worker {worker})" for address, worker in sorted(seen.items()))
+            + ". What servers think of one of them halts or closes all of them",
+            action="give the workers behind each address a CT_EGRESS of its own, unless one worker's address changes",
+        )
+        for name, seen in by_name.items()
+        if len(seen) > 1
+    ]
+    split = [
+        Check(
+            name=f"address {address}",
+            ok=None,
+            detail=f"it has several names: egress {', '.join(sorted(names))}. The refusals of each are counted apart, "
+            "so it is halted later than it should be",
+        )
+        for address, names in by_address.items()
+        if len(names) > 1
+    ]
+    return [*mixed, *split]
+
+
 POSTGRES_GATE = Part(
     name="Postgres, gate",
     setting="postgres_dsn",
@@ -312,6 +348,7 @@ POSTGRES_GATE = Part(
         _cl_schema,
         _row_security,
         _rehearsal,
+        _addresses,
         _objects,
         _guards,
         _public,
