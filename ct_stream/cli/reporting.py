@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING
 
 import click
 
 from ct_stream.cli.shared import Exit, Since, command, json_option, print_json, print_table, settings
+from ct_stream.gate.egress import DEFAULT
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.waits import WaitReason
 from ct_stream.ops import reports
@@ -186,23 +186,33 @@ def _guardrails(main: click.Group) -> None:
     def list_guardrails(as_json: bool) -> None:
         """List every guardrail that was ever closed or halted.
 
-        Shows its state, the reason, and who changed it last.
+        Shows its state, the reason, and who changed it last. What servers think of us they think of an address, so
+        TOOL-005 and each provider have a guardrail for each egress (CT_EGRESS); the others hold all workers.
         """
         rows = asyncio.run(reports.guardrails(settings()))
         if as_json:
             print_json(rows)
             return
         print_table(
-            ["key", "state", "since", "next try", "by", "reason"],
-            [(r["key"], r["state"], r["since"], r["next_try_at"], r["changed_by"], r["reason"]) for r in rows],
+            ["guardrail", "egress", "state", "since", "next try", "by", "reason"],
+            [
+                (
+                    *(r["base"], r["egress"] or "all", r["state"], r["since"], r["next_try_at"], r["changed_by"]),
+                    r["reason"],
+                )
+                for r in rows
+            ],
             empty="all guardrails are open",
         )
+        if any(row["state"] not in reports.WORKING and row["egress"] not in (None, DEFAULT) for row in rows):
+            click.echo("\nTo resume one of another egress than default: ct-stream guardrails resume GUARDRAIL@EGRESS")
 
     @command(
         guardrails,
         "resume",
         examples=[
             "ct-stream guardrails resume TOOL-005 --reason 'delisted, see the ticket of 7 January'",
+            "ct-stream guardrails resume TOOL-005@dc2 --reason 'delisted, see the ticket of 7 January'",
             "ct-stream guardrails resume provider:bigmail.example --reason 'they took us off their list'",
         ],
     )
@@ -211,13 +221,15 @@ def _guardrails(main: click.Group) -> None:
     def resume(key: str, reason: str) -> None:
         """Open a guardrail that is closed, paused or halted.
 
-        KEY is the key that `guardrails list` shows, such as provider:bigmail.example or spine; TOOL-005 is short for
-        tool:TOOL-005. Fix the cause first; the runbook says how. The evidence
-        so far no longer counts, and the log keeps your login and the reason. TOOL-005 comes back carefully: one company
-        at a time, until three providers have talked normally.
+        KEY is what `guardrails list` shows, such as provider:bigmail.example, mail_from or spine. Behind an @ it names
+        the egress, where that is not `default`: TOOL-005@dc2, provider:bigmail.example@dc2. TOOL-005 is short for
+        tool:TOOL-005.
+
+        Fix the cause first; the runbook says how. The evidence so far no longer counts, and the log keeps your login
+        and the reason. TOOL-005 comes back carefully: one company at a time, until three providers have talked
+        normally. So does every egress when you resume mail_from.
         """
         if not reason.strip():
             raise click.UsageError("--reason is empty; say why it may be used again")
-        if re.fullmatch(r"TOOL-[0-9]{3}", key, re.IGNORECASE):
-            key = f"tool:{key.upper()}"
-        click.echo(for_log(f"{key}: {asyncio.run(reports.resume_guardrail(settings(), key, reason.strip()))}"))
+        said = asyncio.run(reports.resume_guardrail(settings(), key, reason.strip()))
+        click.echo(for_log(f"{reports.full_key(key)}: {said}"))

@@ -121,15 +121,21 @@ def story_lines(told: Story) -> Iterator[str]:
 
 
 def exchange_lines(values: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield each question with its answer, one line an attempt. A transcript of another version is shown as it is."""
+    """Yield each question with its answer, one line an attempt, and who heard it where that was not always the same.
+
+    A transcript of another version is shown as it is.
+    """
     try:
         exchanges = from_json(values)
     except (KeyError, ValueError, TypeError):
         for value in values:
             yield orjson.dumps(value).decode()
         return
+    are_several = len({exchange.by for exchange in exchanges if exchange.by}) > 1
     for number, exchange in enumerate(exchanges, 1):
         first, *more = _answer_lines(exchange)
+        if are_several and exchange.by:
+            more.append(f"heard by worker {exchange.by}")
         if exchange.remembered:
             more.append(f"remembered: this is what it answered for another company of this domain at {exchange.at}")
         yield f"{number:2}. {_question(exchange)}: {first}"

@@ -55,8 +55,24 @@ READERS: dict[tuple[str, ...], Reader] = {
     ("failures",): Reader(holds=lambda rows: str(FAILED) in {row["outreach_id"] for row in rows}),
     ("distribution",): Reader(holds=lambda rows: {"CT-M-NO-PATTERN", "OLD-CODE"} <= {r["failure_code"] for r in rows}),
     ("pass-rate",): Reader(holds=lambda row: row["passed"] > 0 and 0 < row["pass_rate"] < 100),
-    ("guardrails", "list"): Reader(holds=lambda rows: "provider:bigmail.example" in {row["key"] for row in rows}),
-    ("workers",): Reader(holds=lambda rows: rows[0]["troubles"] == {"kafka": NASTY} and rows[0]["is_running"]),
+    ("guardrails", "list"): Reader(
+        holds=lambda rows: (
+            {(row["key"], row["base"], row["egress"]) for row in rows}
+            >= {
+                ("provider:bigmail.example", "provider:bigmail.example", "default"),
+                ("tool:TOOL-005@dc2", "tool:TOOL-005", "dc2"),
+                ("mail_from", "mail_from", None),
+            }
+        )
+    ),
+    ("workers",): Reader(
+        holds=lambda rows: (
+            rows[0]["troubles"] == {"kafka": NASTY}
+            and rows[0]["notes"] == {"smtp6": NASTY}
+            and (rows[0]["egress"], rows[0]["address"]) == ("dc2", "203.0.113.25")
+            and rows[0]["is_running"]
+        )
+    ),
     ("whatif",): Reader(holds=lambda told: told["outcomes"] > 0 and told["moves"]),
     ("replay",): Reader(holds=lambda rows: len(rows) > 1, is_lines=True),
     ("lag",): Reader(holds=lambda told: told["lag"] >= 0),
@@ -115,10 +131,14 @@ async def rows_of_every_kind(database: DatabaseDsns) -> None:
     )
     await execute(
         database.gate,
-        "INSERT INTO outreach.ct_workers (worker, machine, egress, version, toolbox, troubles, partitions, running) "
-        "VALUES ('a/1/x', 'a', 'default', '1', '{}', jsonb_build_object('kafka', $1::text), '{1,2}', 3)",
+        "INSERT INTO outreach.ct_workers "
+        "(worker, machine, egress, version, toolbox, troubles, notes, partitions, running, address) VALUES ('a/1/x', "
+        "'a', 'dc2', '1', '{}', jsonb_build_object('kafka', $1::text), jsonb_build_object('smtp6', $1::text), '{1,2}', "
+        "3, '203.0.113.25')",
         NASTY,
     )
+    for key in ("tool:TOOL-005@dc2", "mail_from"):
+        await execute(database.gate, "SELECT outreach.ct_set_guardrail($1, 'halted', $2, NULL)", key, NASTY)
     for reason in WaitReason:
         await park(database.gate, uuid4(), reason, NASTY)
     await execute(
@@ -243,6 +263,33 @@ async def test_no_cell_makes_a_row_of_its_own(database: DatabaseDsns) -> None:
     lines = (await run(("guardrails", "list"), settings={"CT_POSTGRES_OPS_DSN": database.ops})).stdout.splitlines()
     assert [line for line in lines if "alice" in line] == [line for line in lines if line.startswith("provider:x")]
     assert "one\\nline" in "".join(lines)
+
+
+async def test_guardrails_and_workers_are_shown_with_their_egress(database: DatabaseDsns) -> None:
+    settings = {"CT_POSTGRES_OPS_DSN": database.ops}
+    for key in ("tool:TOOL-005@dc2", "mail_from"):
+        await execute(database.gate, "SELECT outreach.ct_set_guardrail($1, 'halted', 'listed', NULL)", key)
+    table = (await run(("guardrails", "list"), settings=settings)).stdout
+    sender, tool = sorted(line.split() for line in table.splitlines() if "halted" in line)
+    assert sender[:3] == ["mail_from", "all", "halted"]
+    assert tool[:3] == ["tool:TOOL-005", "dc2", "halted"]
+    assert "ct-stream guardrails resume GUARDRAIL@EGRESS" in table
+    refused = await run(("guardrails", "resume"), "TOOL-005", "--reason", "x", settings=settings)
+    assert (refused.exit_code, "guardrails resume TOOL-005@dc2" in refused.output) == (64, True)
+    resumed = await run(("guardrails", "resume"), "tool-005@dc2", "--reason", "x", settings=settings)
+    assert resumed.output == "tool:TOOL-005@dc2: halted -> trial\n"
+    await execute(
+        database.gate,
+        "INSERT INTO outreach.ct_workers "
+        "(worker, machine, egress, version, toolbox, troubles, notes, partitions, running, address) VALUES "
+        "('a/1/x', 'a', 'dc2', '1', '{}', '{}', "
+        '\'{"smtp6": "no IPv6", "partitions": "left"}\', \'{}\', 0, \'203.0.113.25\'), '
+        "('b/1/x', 'b', 'default', '1', '{}', '{\"control_smtp\": \"asks nobody\"}', "
+        "'{\"partitions\": \"3 of them\"}', '{1}', 0, NULL)",
+    )
+    table = (await run(("workers",), settings=settings)).stdout
+    assert re.search(r"^a/1/x +1 +dc2 +203\.0\.113\.25 +ready; (no IPv6; left|left; no IPv6) +0 ", table, re.MULTILINE)
+    assert re.search(r"^b/1/x +1 +default +not ready: asks nobody +1 ", table, re.MULTILINE)
 
 
 async def test_without_a_row_there_is_a_sentence_and_empty_json(empty_world: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -10,12 +11,13 @@ import pytest
 
 from ct_stream.gate.failures import FailureCode
 from ct_stream.gate.questions import ControlKind
+from ct_stream.gate.transcript import to_json
 from ct_stream.gate.waits import NOTHING, WaitReason, WaitsOn
 from ct_stream.ops import reports
-from ct_stream.ops.story import story, story_lines
+from ct_stream.ops.story import exchange_lines, story, story_lines
 from ct_stream.ops.troubles import ServiceTrouble, WrongInput
 from ct_stream.settings import Settings, SettingsError
-from tests.ops.rows import execute, failed, park, passed, record
+from tests.ops.rows import EXCHANGES, execute, failed, park, passed, record
 
 if TYPE_CHECKING:
     from tests.conftest import DatabaseDsns
@@ -82,7 +84,10 @@ ENDS = {
     ),
     WaitReason.PROVIDER_SILENT: (600.0, NOTHING, "it is known whether the provider is silent for other companies too"),
     WaitReason.HALTED: (None, WaitsOn.tool("TOOL-005"), "a worker sees within seconds"),  # it is open here
-    WaitReason.CONTROL: (None, WaitsOn.control(ControlKind.SMTP), "a control shows that our way out to port 25 works"),
+    WaitReason.CONTROL: (
+        *(None, WaitsOn.control(ControlKind.SMTP)),
+        "another worker takes it within seconds: worker test/1, which met its last answer, has ended",
+    ),
     WaitReason.RESOLVER: (1.0, WaitsOn.control(ControlKind.DNS), "a short time passes"),  # only `check` says it
     WaitReason.REFUSED: (
         *(600.0, WaitsOn.provider("bigmail.example")),
@@ -120,6 +125,104 @@ async def test_held_names_the_command_that_resumes_a_halted_tool(database: Datab
     await park(database.gate, uuid4(), WaitReason.HALTED, "why", after_s=None, waits_on=WaitsOn.tool("TOOL-005"))
     _, companies = await reports.held(settings, reason=None, limit=10)
     assert companies[0]["what_ends_it"] == "a person resumes it: ct-stream guardrails resume tool:TOOL-005"
+
+
+WORKER = (
+    "INSERT INTO outreach.ct_workers (worker, machine, egress, version, toolbox, troubles, notes, partitions, running) "
+    "VALUES ($1, 'm', $2, '1', '{}', $3, $4, '{}', 0)"
+)
+
+
+async def ends(settings: Settings) -> str:
+    _, (company,) = await reports.held(settings, reason=None, limit=10)
+    return str(company["what_ends_it"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        (ControlKind.DNS, "the resolvers of worker test/1 (egress dc2) work"),
+        (ControlKind.SMTP, "the way out to port 25 of worker test/1 (egress dc2) works"),
+        (ControlKind.SMTP6, "the way out to port 25 over IPv6 of worker test/1 (egress dc2) works"),
+        (ControlKind.DNS_TCP, "the resolvers over TCP of worker test/1 (egress dc2) work"),
+    ],
+)
+async def test_held_names_the_worker_whose_control_is_awaited_and_its_egress(
+    database: DatabaseDsns, settings: Settings, kind: ControlKind, way: str
+) -> None:
+    await execute(database.gate, WORKER, "test/1", "dc2", "{}", "{}")
+    await park(database.gate, uuid4(), WaitReason.CONTROL, "why", after_s=None, waits_on=WaitsOn.control(kind))
+    assert await ends(settings) == f"a control shows that {way}"
+    await execute(database.gate, "UPDATE outreach.ct_workers SET ended_at = now()")
+    assert await ends(settings) == (
+        "another worker takes it within seconds: worker test/1, which met its last answer, has ended"
+    )
+
+
+@pytest.mark.parametrize(
+    ("waits_on", "lack", "sentence"),
+    [
+        ("way", "{}", "a worker takes it whose own way out is proven"),
+        ("way:smtp", '{"smtp": "x"}', "a worker takes it whose machine reaches port 25 over IPv4"),
+        ("way:smtp6", '{"smtp6": "x"}', "a worker takes it whose machine reaches port 25 over IPv6"),
+        ("way:dns_tcp", '{"dns_tcp": "x"}', "a worker takes it whose resolvers answer over TCP (port 53)"),
+    ],
+)
+async def test_held_says_whether_a_worker_is_there_that_can_take_the_company(
+    database: DatabaseDsns, settings: Settings, waits_on: str, lack: str, sentence: str
+) -> None:
+    await park(database.gate, uuid4(), WaitReason.CONTROL, "why", after_s=None, waits_on=WaitsOn(waits_on))
+    nobody = f"{sentence}; there is none now, see ct-stream workers"
+    assert await ends(settings) == nobody
+    await execute(database.gate, WORKER, "broken/1", "default", '{"control_smtp": "no answer"}', "{}")
+    if lack != "{}":
+        await execute(database.gate, WORKER, "lacking/1", "default", "{}", lack)
+    assert await ends(settings) == nobody
+    await execute(database.gate, WORKER, "whole/1", "default", "{}", "{}")
+    assert await ends(settings) == sentence
+
+
+async def test_held_says_that_another_egress_may_take_what_waits_for_one(
+    database: DatabaseDsns, settings: Settings
+) -> None:
+    halt = "SELECT outreach.ct_set_guardrail($1, 'halted', 'listed', NULL)"
+    await execute(database.gate, halt, "tool:TOOL-005@dc2")
+    await park(
+        *(database.gate, uuid4(), WaitReason.HALTED, "why"), after_s=None, waits_on=WaitsOn.tool("TOOL-005", "dc2")
+    )
+    resume = "a person resumes it: ct-stream guardrails resume tool:TOOL-005@dc2"
+    await execute(database.gate, WORKER, "same/1", "dc2", "{}", "{}")
+    assert await ends(settings) == resume
+    await execute(database.gate, WORKER, "other/1", "default", "{}", "{}")
+    assert await ends(settings) == f"{resume}, or a worker of another egress takes it"
+
+
+async def test_held_names_the_egress_to_which_a_provider_is_closed(database: DatabaseDsns, settings: Settings) -> None:
+    rail = WaitsOn.provider("bigmail.example", "dc2")
+    await execute(database.gate, "SELECT outreach.ct_set_guardrail($1, 'closed', 'no', NULL)", rail)
+    await park(database.gate, uuid4(), WaitReason.PROVIDER_CLOSED, "why", after_s=None, waits_on=rail)
+    assert await ends(settings) == (
+        "another company talks normally with bigmail.example from egress dc2, or a person resumes it: "
+        "ct-stream guardrails resume provider:bigmail.example@dc2"
+    )
+
+
+async def test_held_says_that_another_egress_asks_whom_this_one_was_refused_by(
+    database: DatabaseDsns, settings: Settings
+) -> None:
+    waits_on = WaitsOn.other_than("dc2")
+    await park(database.gate, uuid4(), WaitReason.REFUSED, "why", after_s=60.0, waits_on=waits_on)
+    assert (await ends(settings)).startswith("a worker of another egress than dc2 asks instead; looked at again at ")
+
+
+def heard(*runs: str) -> list[dict[str, object]]:
+    return to_json([replace(one, by=by) for one, by in zip(EXCHANGES, runs, strict=True)])
+
+
+def test_show_says_who_heard_an_answer_only_where_that_was_not_always_the_same() -> None:
+    assert "heard by" not in "\n".join(exchange_lines(heard("a/1/x", "a/1/x", "a/1/x")))
+    lines = list(exchange_lines(heard("", "a/1/x", "b/2/y")))
+    assert [line.strip() for line in lines if "heard by" in line] == ["heard by worker a/1/x", "heard by worker b/2/y"]
 
 
 async def test_show_tells_the_story_of_a_decided_company_from_event_to_publication(
@@ -182,6 +285,60 @@ async def test_resuming_a_guardrail_is_logged_with_login_and_reason(database: Da
     assert await reports.resume_guardrail(settings, "tool:TOOL-005", "again") == "trial already"
     with pytest.raises(WrongInput, match=r"there is no guardrail 'spine'; not open are: tool:TOOL-005 \(trial\)"):
         await reports.resume_guardrail(settings, "spine", "never halted")
+
+
+HALT = "SELECT outreach.ct_set_guardrail($1, 'halted', 'listed', NULL)"
+
+
+async def test_a_guardrail_is_listed_with_the_egress_that_it_holds(database: DatabaseDsns, settings: Settings) -> None:
+    for key in ("mail_from", "provider:bigmail.example", "tool:TOOL-005@dc2", "tool:TOOL-019"):
+        await execute(database.gate, HALT, key)
+    assert [(row["key"], row["base"], row["egress"]) for row in await reports.guardrails(settings)] == [
+        ("mail_from", "mail_from", None),
+        ("provider:bigmail.example", "provider:bigmail.example", "default"),
+        ("tool:TOOL-005@dc2", "tool:TOOL-005", "dc2"),
+        ("tool:TOOL-019", "tool:TOOL-019", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "key"),
+    [
+        ("TOOL-005", "tool:TOOL-005"), ("tool-005@dc2", "tool:TOOL-005@dc2"), ("TOOL-005@default", "tool:TOOL-005"),
+        ("provider:bigmail.example@default", "provider:bigmail.example"), ("mail_from", "mail_from"),
+        ("provider:x.example@dc2", "provider:x.example@dc2"), ("spine@default", "spine@default"),
+    ],
+)  # fmt: skip
+def test_a_key_may_be_typed_in_short(typed: str, key: str) -> None:
+    assert reports.full_key(typed) == key
+
+
+async def test_only_the_egress_is_resumed_that_was_named(database: DatabaseDsns, settings: Settings) -> None:
+    await execute(database.gate, HALT, "tool:TOOL-005@dc2")
+    with pytest.raises(WrongInput) as caught:
+        await reports.resume_guardrail(settings, "TOOL-005", "delisted")
+    assert str(caught.value.problems[0]) == (
+        "tool:TOOL-005 is open for egress default; not open is tool:TOOL-005@dc2 (halted): "
+        "`ct-stream guardrails resume TOOL-005@dc2 --reason ...`"
+    )
+    with pytest.raises(WrongInput, match=r"there is no guardrail 'tool:TOOL-005@dc3'; not open are: tool:TOOL-005@dc2"):
+        await reports.resume_guardrail(settings, "TOOL-005@dc3", "delisted")
+    assert [row["state"] for row in await reports.guardrails(settings)] == ["halted"]
+    await execute(database.gate, HALT, "tool:TOOL-005")
+    said = await reports.resume_guardrail(settings, "TOOL-005", "delisted")
+    assert said == "halted -> trial; still not open: tool:TOOL-005@dc2 (halted)"
+    with pytest.raises(WrongInput, match="tool:TOOL-005 is on trial for egress default; not open is tool:TOOL-005@dc2"):
+        await reports.resume_guardrail(settings, "TOOL-005", "delisted")
+    assert await reports.resume_guardrail(settings, "TOOL-005@dc2", "delisted") == "halted -> trial"
+    assert await reports.resume_guardrail(settings, "TOOL-005", "delisted") == "trial already"
+
+
+async def test_resuming_our_sender_says_that_each_address_is_tried_first(
+    database: DatabaseDsns, settings: Settings
+) -> None:
+    await execute(database.gate, HALT, "mail_from")
+    said = await reports.resume_guardrail(settings, "mail_from", "it accepts bounces again")
+    assert said == "halted -> open; TOOL-005 goes on trial on every egress where it is open"
 
 
 async def test_what_a_person_must_look_at_comes_first(database: DatabaseDsns, settings: Settings) -> None:

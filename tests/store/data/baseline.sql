@@ -408,21 +408,34 @@ SELECT
         WHEN p.reason = 'halted' AND g.state = 'trial'
             THEN 'its turn comes: companies are tried one at a time until enough providers have talked normally'
         WHEN p.reason IN ('halted', 'spine_control') AND g.state = 'halted'
-            THEN 'a person resumes it: ct-stream guardrails resume ' || k.rail
+            THEN 'a person resumes it: ct-stream guardrails resume ' || k.rail || coalesce(e.said, '')
         WHEN p.reason IN ('provider_closed', 'our_rate') AND p.not_before = 'infinity'
-            THEN 'another company talks normally with ' || substring(p.waits_on FROM position(':' IN p.waits_on) + 1)
+            THEN 'another company talks normally with ' || k.provider
                 || coalesce(' (one is tried at ' || g.next_try_at::timestamptz(0) || ')', '')
-                || ', or a person resumes it: ct-stream guardrails resume ' || k.rail
-        WHEN p.waits_on = 'way' THEN 'a worker whose own way out is proven takes it'
-        WHEN p.waits_on = 'way:smtp6' THEN 'a worker takes it whose machine reaches port 25 over IPv6'
-        WHEN p.waits_on = 'way:dns_tcp' THEN 'a worker takes it whose resolvers answer over TCP (port 53)'
-        WHEN p.waits_on LIKE 'egress:%' THEN 'a worker of another egress asks in the place of '
-            || substring(p.waits_on FROM '^egress:(.*)$')
-        WHEN p.reason = 'control'
-            THEN CASE WHEN p.waits_on LIKE 'control:dns%' THEN 'a control shows that our resolvers work'
-                ELSE 'a control shows that our way out to port 25 works' END
+                || ', or a person resumes it: ct-stream guardrails resume ' || k.rail || coalesce(e.said, '')
+        WHEN p.waits_on = 'way' OR p.waits_on LIKE 'way:%'
+            THEN CASE p.waits_on
+                WHEN 'way' THEN 'a worker takes it whose own way out is proven'
+                WHEN 'way:smtp6' THEN 'a worker takes it whose machine reaches port 25 over IPv6'
+                WHEN 'way:dns_tcp' THEN 'a worker takes it whose resolvers answer over TCP (port 53)'
+                ELSE 'a worker takes it whose machine reaches port 25 over IPv4' END
+                || CASE WHEN EXISTS (
+                    SELECT FROM outreach.ct_workers AS o
+                    WHERE o.ended_at IS NULL AND o.seen_at > now() - interval '30 seconds'
+                        AND NOT o.troubles ?| ARRAY['start', 'control_dns', 'control_smtp']
+                        AND NOT o.notes ? split_part(p.waits_on, ':', 2)  -- it notes what its machine lacks
+                ) THEN '' ELSE '; there is none now, see ct-stream workers' END
+        WHEN p.waits_on LIKE 'egress:%' THEN 'a worker of another egress than '
+            || substring(p.waits_on FROM '^egress:(.*)$') || ' asks instead'
+        WHEN p.reason = 'control' AND k.run IS NOT NULL AND w.is_running IS NOT TRUE
+            THEN 'another worker takes it within seconds: worker ' || k.run || ', which met its last answer, has ended'
+        WHEN p.reason = 'control' AND k.run IS NOT NULL
+            THEN 'a control shows that ' || CASE split_part(p.waits_on, ':', 2)
+                    WHEN 'dns' THEN 'the resolvers' WHEN 'dns_tcp' THEN 'the resolvers over TCP'
+                    WHEN 'smtp6' THEN 'the way out to port 25 over IPv6' ELSE 'the way out to port 25' END
+                || ' of worker ' || k.run || ' (egress ' || w.egress || ')'
+                || CASE WHEN p.waits_on LIKE 'control:dns%' THEN ' work' ELSE ' works' END
                 || coalesce(', after ' || p.failed_at::timestamptz(0), '')
-                || coalesce(' (worker ' || substring(p.waits_on FROM '^control:[^:]*:(.*)$') || ' has to ask it)', '')
         WHEN p.reason = 'domain_busy' AND p.waits_on IS NOT NULL
             THEN 'the company that asks ' || split_part(p.waits_on, ':', 2) || ' now is done, and a short pause is over'
         WHEN p.reason = 'provider_busy' AND p.waits_on IS NOT NULL
@@ -450,6 +463,24 @@ SELECT
 FROM outreach.ct_passes AS p
 LEFT JOIN outreach.ct_guardrails AS g ON g.key = p.waits_on
 CROSS JOIN LATERAL (
-    -- The key as an argument of a command, which people paste into a shell.
-    SELECT CASE WHEN p.waits_on ~ '^[A-Za-z0-9:._/-]+$' THEN p.waits_on ELSE quote_literal(p.waits_on) END AS rail
-) AS k;
+    SELECT
+        -- The key as an argument of a command, which people paste into a shell.
+        CASE WHEN p.waits_on ~ '^[A-Za-z0-9:._/@-]+$' THEN p.waits_on ELSE quote_literal(p.waits_on) END AS rail,
+        -- The provider that such a key names, and the egress to which it is closed.
+        regexp_replace(substring(p.waits_on FROM position(':' IN p.waits_on) + 1), '@([^@]*)$', ' from egress \1') AS provider,
+        coalesce(substring(p.waits_on FROM '@([^@]*)$'), 'default') AS egress,
+        substring(p.waits_on FROM '^control:[^:]*:(.*)$') AS run  -- that has to ask a control
+) AS k
+LEFT JOIN LATERAL (
+    SELECT r.egress, r.ended_at IS NULL AND r.seen_at > now() - interval '30 seconds' AS is_running
+    FROM outreach.ct_workers AS r WHERE r.worker = k.run
+) AS w ON true
+-- What is in the way of one address is taken over by workers with another one.
+LEFT JOIN LATERAL (
+    SELECT ', or a worker of another egress takes it' AS said
+    WHERE (p.waits_on LIKE 'tool:TOOL-005%' OR p.waits_on LIKE 'provider:%') AND EXISTS (
+        SELECT FROM outreach.ct_workers AS o
+        WHERE o.egress <> k.egress AND o.ended_at IS NULL AND o.seen_at > now() - interval '30 seconds'
+            AND NOT o.troubles ?| ARRAY['start', 'control_dns', 'control_smtp', 'guardrails']
+    )
+) AS e ON true;
