@@ -131,11 +131,14 @@ def exchange_lines(values: list[dict[str, Any]]) -> Iterator[str]:
         for value in values:
             yield orjson.dumps(value).decode()
         return
-    are_several = len({exchange.by for exchange in exchanges if exchange.by}) > 1
-    for number, exchange in enumerate(exchanges, 1):
+    # The spine row comes from Postgres, and says nothing of a worker's way.
+    hearers = ["" if exchange.key == "spine" else exchange.by for exchange in exchanges]
+    are_several, last = len(set(hearers) - {""}) > 1, ""
+    for number, (exchange, by) in enumerate(zip(exchanges, hearers, strict=True), 1):
         first, *more = _answer_lines(exchange)
-        if are_several and exchange.by:
-            more.append(f"heard by worker {exchange.by}")
+        if are_several and by not in ("", last):
+            last = by
+            yield f"    heard by worker {by}:"
         if exchange.remembered:
             more.append(f"remembered: this is what it answered for another company of this domain at {exchange.at}")
         yield f"{number:2}. {_question(exchange)}: {first}"

@@ -24,7 +24,7 @@ from ct_stream.stream.topology import create_topics
 from tests.brokers import kafka, lend_broker
 from tests.cli.test_program import COMMANDS
 from tests.ops.planted import Place, plant_violations, well
-from tests.ops.rows import execute, failed, park, passed, record
+from tests.ops.rows import RUN, execute, failed, park, passed, record
 from tests.texts import NASTY, assert_no_terminal_is_steered
 
 if TYPE_CHECKING:
@@ -48,7 +48,13 @@ class Reader:
 
 #: Each command with `--json`, and what it must find.
 READERS: dict[tuple[str, ...], Reader] = {
-    ("show",): Reader(args=(str(FAILED),), holds=lambda told: told["outcome"]["failure_code"] == "CT-M-NO-PATTERN"),
+    ("show",): Reader(
+        args=(str(FAILED),),
+        holds=lambda told: (
+            told["outcome"]["failure_code"] == "CT-M-NO-PATTERN"
+            and {answer["by"] for answer in told["outcome"]["transcript"]} == {RUN}
+        ),
+    ),
     ("held",): Reader(
         holds=lambda told: {row["outreach_id"] for row in told["companies"]} >= {str(WAITING), str(STUCK)}
     ),

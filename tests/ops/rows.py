@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from ct_stream.gate.failures import FailureCode
 
-EXCHANGES = (
+_EXCHANGES = (
     Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example"), asked="acme"),
     Exchange(
         key="mx",
@@ -47,6 +48,8 @@ EXCHANGES = (
         asked="jordan.whitfield@acme.example",
     ),
 )
+RUN = "gate-1/7/a"  #: the worker run that heard them
+EXCHANGES = tuple(replace(exchange, by=RUN) for exchange in _EXCHANGES)
 
 
 def origin(outreach_id: UUID | None = None) -> Origin:

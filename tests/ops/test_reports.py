@@ -220,9 +220,13 @@ def heard(*runs: str) -> list[dict[str, object]]:
 
 
 def test_show_says_who_heard_an_answer_only_where_that_was_not_always_the_same() -> None:
-    assert "heard by" not in "\n".join(exchange_lines(heard("a/1/x", "a/1/x", "a/1/x")))
-    lines = list(exchange_lines(heard("", "a/1/x", "b/2/y")))
-    assert [line.strip() for line in lines if "heard by" in line] == ["heard by worker a/1/x", "heard by worker b/2/y"]
+    for one_run in (("a/1/x", "a/1/x", "a/1/x"), ("a/1/x", "b/2/y", "b/2/y"), ("", "", "b/2/y")):
+        assert "heard by" not in "\n".join(exchange_lines(heard(*one_run))), "the spine row is no server's answer"
+    lines = [line.strip().partition(":")[0] for line in exchange_lines(heard("a/1/x", "a/1/x", "b/2/y"))]
+    assert lines == [
+        *("1. spine row", "heard by worker a/1/x", "2. MX of acme.example", "heard by worker b/2/y"),
+        "3. RCPT TO jordan.whitfield@acme.example (first.last)",
+    ]
 
 
 async def test_show_tells_the_story_of_a_decided_company_from_event_to_publication(

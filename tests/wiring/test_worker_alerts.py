@@ -20,7 +20,7 @@ OwnWay.look = broken
 async def test_a_blocked_port_and_its_return_are_told(tmp_path: Path) -> None:
     async with receiving() as receiver, Stack(tmp_path, CT_ALERT_WEBHOOK=receiver.url) as stack:
         await stack.farm.block_smtp("refused")
-        stack.start_worker()
+        stack.start_worker(CT_EGRESS="dc2")
         await stack.publish(await stack.mint(["info-a.example", "info-b.example"]))
         await receiver.wait_for(1, 60)
         await stack.farm.block_smtp(None)
@@ -29,6 +29,9 @@ async def test_a_blocked_port_and_its_return_are_told(tmp_path: Path) -> None:
             ("control:smtp", "failing"),
             ("control:smtp", "working"),
         ]
+        assert {(body["about_worker"], body["egress"]) for body in receiver.bodies} == {
+            (receiver.bodies[0]["worker"], "dc2")
+        }
         assert [ALERT.problem(body) for body in receiver.bodies] == [None, None]
         assert stack.end_worker(stack.workers[-1]) == 0
         assert "very-secret" not in stack.worker_log()
