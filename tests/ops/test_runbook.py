@@ -10,7 +10,8 @@ import asyncpg
 import pytest
 
 from ct_stream.gate.failures import FailureCode
-from ct_stream.gate.waits import WaitReason
+from ct_stream.gate.questions import ControlKind
+from ct_stream.gate.waits import WaitReason, WaitsOn
 from ct_stream.ops.verify.kinds import Kind, is_note
 from ct_stream.store.queries import query
 from tests.ops.rows import failed, passed, record
@@ -82,6 +83,19 @@ def first_column(head: str) -> list[str]:
 
 def test_the_runbook_has_a_row_for_each_wait_reason_and_no_other() -> None:
     assert first_column("| reason | why it waits |") == sorted(reason.value for reason in WaitReason)
+
+
+def test_the_runbook_has_a_row_for_each_name_that_a_company_may_wait_on() -> None:
+    rows = RUNBOOK.partition("| `waits_on` | what wakes the company |")[2].partition("\n\n")[0].splitlines()[2:]
+    named = {name.partition(":")[0] for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    assert named == WaitsOn.KINDS
+
+
+def test_the_runbook_says_what_a_worker_lacks_whose_controls_fail() -> None:
+    troubles, notes = first_column("| key of `troubles` |"), first_column("| key of `notes` |")
+    must, may = (ControlKind.DNS, ControlKind.SMTP), (ControlKind.SMTP, ControlKind.SMTP6, ControlKind.DNS_TCP)
+    assert {f"control_{kind}" for kind in must} <= set(troubles)
+    assert {kind.value for kind in may} <= set(notes)
 
 
 def test_the_runbook_has_a_row_for_each_finding_of_verify_and_no_other() -> None:
