@@ -73,7 +73,7 @@ class NoLimits:
     ) -> None:
         return None
 
-    def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:  # noqa: ARG002
+    async def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:  # noqa: ARG002
         return None
 
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:  # noqa: ARG002

@@ -71,7 +71,7 @@ class Permits:
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit."""
-        wait = self._put_away() or await self._limits.mx_lookup()
+        wait = self._put_away() or await self._limits.mx_lookup() or self._put_away()
         if wait is None:
             self._tellings.metrics.tool_calls.labels(tool="TOOL-004").inc()
         return wait
@@ -93,8 +93,13 @@ class Permits:
         granted = self._put_away() or await self._limits.begin_probe(domain, provider, self._recall.looked)
         if isinstance(granted, Wait):
             return granted
+        if (lost := self._put_away()) is not None:  # while the limits were asked
+            await granted.release(talked=False)
+            return lost
         self._tellings.metrics.tool_calls.labels(tool="TOOL-005").inc()
-        return Lease(self._tellings, granted, domain, provider, self._waited_s(), self.provider_at)
+        return Lease(
+            self._tellings, granted, domain, provider, self._waited_s(), self.provider_at, in_the_way=self._put_away
+        )
 
     def _put_away(self) -> Wait | None:
         """Return the wait while this worker may ask nothing, and count it until the next look at the database."""
@@ -114,8 +119,11 @@ class Lease:
         place: str,
         waited_s: float,
         provider_at: Callable[[str, str, str], str],
+        *,
+        in_the_way: Callable[[], Wait | None] = lambda: None,
     ) -> None:
-        """`provider_at`: of a host at an address, for a domain, as in `Permits`."""
+        """`provider_at`: of a host at an address, for a domain, as in `Permits`; `in_the_way`: of any session."""
+        self._in_the_way = in_the_way
         self._tell = tellings
         self._provider_at = provider_at
         self._lease = lease
@@ -159,7 +167,7 @@ class Lease:
     async def next_session(self) -> Wait | None:
         """Take the next session's unit and wait for the domain's slot."""
         self._sessions += 1
-        wait = await self._lease.next_session()
+        wait = self._in_the_way() or await self._lease.next_session() or self._in_the_way()
         if wait is None and self._sessions > 1:
             self._tell.metrics.tool_calls.labels(tool="TOOL-005").inc()
         return wait if len(self._entered) == 1 else self._by_time(wait)

@@ -123,7 +123,7 @@ class WorkerGate:
             now=parts.now,
         )
         proofs.moments = Moments.of(resumed, kept, taken=len(driver.exchanges))
-        return CompanyPass(driver, recall, proofs.moments, kept, resumed, own_way=parts.own_way, now=parts.now)
+        return CompanyPass(driver, recall, proofs, kept, resumed, own_way=parts.own_way, now=parts.now)
 
 
 class CompanyPass:
@@ -133,7 +133,7 @@ class CompanyPass:
         self,
         driver: PassDriver,
         recall: Recall,
-        moments: Moments,
+        proofs: Proofs,
         kept: Kept,
         resumed: Resumed | None,
         *,
@@ -142,7 +142,8 @@ class CompanyPass:
     ) -> None:
         self._driver = driver
         self._recall = recall
-        self._moments = moments
+        self._proofs = proofs
+        self._moments = proofs.moments
         self._kept = kept
         self._resumed = resumed
         self._own_way = own_way
@@ -164,7 +165,7 @@ class CompanyPass:
         if isinstance(result, Waiting):
             self._ended = self._passed_on(result)
             return self._ended.wait
-        wait = self._own_way.astray(self.exchanges)
+        wait = await self._proofs.astray(self.exchanges)
         if wait is not None:
             self.leave()
             return wait
@@ -172,7 +173,7 @@ class CompanyPass:
 
     def _passed_on(self, ended: Waiting) -> Waiting:
         """Return how the pass ends if a server refused us: another egress may ask in our place, if none has yet."""
-        if ended.pending is None or self._refused_at not in ("", self._own_way.egress):
+        if ended.pending is None or self._refused_at:
             return ended
         wait = self._own_way.elsewhere(ended.wait)
         if wait is None:

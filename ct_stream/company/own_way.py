@@ -23,6 +23,7 @@ from ct_stream.gate.evidence import (
     Moments,
     Way,
     Witness,
+    askers,
     before_astray,
     met_trouble,
     nothing_failed,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from ct_stream.gate.records import Resumed
     from ct_stream.gate.transcript import Exchange
     from ct_stream.metrics import Health
+    from ct_stream.probes.mx import ControlResult
     from ct_stream.probes.probing import Probing
     from ct_stream.store.control_ledger import ControlLedger
     from ct_stream.store.database import Database
@@ -113,15 +115,24 @@ class OwnWay:
         self._ways: dict[ControlKind, Way] = {}
         self._opened = asyncio.Event()
         self.egress = egress
-        #: Why this worker may ask nothing. Companies are put away before they use up a unit of any limit.
-        self.trouble: Wait | None = self._asks_nobody("its first controls have not succeeded yet")
+        self._trouble: Wait | None = self._asks_nobody("its first controls have not succeeded yet")
+        self._open_until = _FOR_EVER  #: as the last look saw it
+        self._failing: dict[ControlKind, str] = {}  #: controls that failed, which the database does not know yet
         self.put_away = 0  #: how many companies wait because of that
         self.address = ""  #: our address of IPv4, as a control's server last saw it
         self._cut_off: str | None = None  #: of an answer that was cut off since the last control over TCP
         self.take_over: list[str] = []  #: what is in the way of other workers alone
+        self._at_work: dict[str, str | None] = {}  #: those, with their egress
         self.healthy: list[str] = []  #: other workers that can decide companies now
         self.others: list[str] = []  #: other egresses from which companies can be asked now
         self.trouble_since: float | None = time.monotonic()  #: since when this worker may ask nothing (monotonic)
+
+    @property
+    def trouble(self) -> Wait | None:
+        """Return why this worker may ask nothing. Companies are put away before they use up a unit of any limit."""
+        if self._trouble is None and self._database.now() > self._open_until:
+            return self._asks_nobody("its last controls were too long ago")
+        return self._trouble
 
     def look_loop(self) -> Loop:
         """Return the loop that looks at the controls' state."""
@@ -148,6 +159,8 @@ class OwnWay:
     async def look(self) -> None:
         """Read whether our own way works, and what is to be done for workers whose way does not."""
         self._ways = dict(await self._controls.own())
+        for kind, detail in self._failing.items():
+            self._lost(kind, detail)
         for kind, lacking in _EXTRAS.items():
             if self._in_the_way(kind, self._ways[kind]) is None:
                 self._health.notes.pop(kind.value, None)
@@ -164,8 +177,13 @@ class OwnWay:
             self._health.set(f"control_{kind}", None if why is None else f"this worker asks nobody: {why}")
             if why is not None:
                 wait = self._asks_nobody(why)
-        self.trouble = wait
-        at_work = await self._parked.at_work()
+        if self._failing:
+            wait = self._trouble
+        self._trouble = wait
+        used = (self._ways[kind] for kind in (ControlKind.DNS, ControlKind.SMTP))
+        ends = (self._end_of(way) for way in used if way.control_at > UNPROVEN.control_at)
+        self._open_until = min(ends, default=_FOR_EVER)
+        at_work = self._at_work = await self._parked.at_work()
         self.healthy = sorted(at_work)
         if wait is None:
             self._opened.set()
@@ -217,10 +235,11 @@ class OwnWay:
     def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:
         """Return the wait of a company for which this worker heard something after its way was lost; None: it is true.
 
-        Asked before a verdict is recorded: a control may have failed since the answers came.
+        Asked before a verdict is recorded: a control may have failed since the answers came, or have been due for long.
         """
-        if len(before_astray(exchanges, {self._controls.worker: self._ways})) == len(exchanges):
-            return None
+        worker = self._controls.worker
+        if len(before_astray(exchanges, {worker: self._ways})) == len(exchanges):
+            return self.trouble if worker in askers(exchanges) else None
         return self.trouble or self._wait(
             f"{self._name} lost its way out for a moment, so what it heard meanwhile is asked again"
         )
@@ -241,7 +260,7 @@ class OwnWay:
         if begun_at is None:
             return
         result = await self._probing.ask_control(kind)
-        if result.refused and kind is ControlKind.SMTP:  # what is said of an address of IPv6 says nothing of the other
+        if kind is ControlKind.SMTP and self._halts(result):  # of IPv4: what is said of another address says nothing
             rail, whom = (MAIL_FROM_RAIL, "our sender") if result.is_sender else (self._guardrails.smtp_rail, "us")
             await self._guardrails.set_state(
                 rail, "halted", f"a control domain's server refuses {whom}: {result.detail}", None
@@ -252,9 +271,11 @@ class OwnWay:
             await self._controls.succeeded(kind, begun_at, result.detail)
         else:
             if kind not in _EXTRAS:
+                self._failing[kind] = result.detail
                 self._lost(kind, result.detail)
             had_it = self.lacks(kind) is None
             await self._controls.failed(kind, result.detail)
+            self._failing.pop(kind, None)
             if had_it or kind not in _EXTRAS:
                 log.warning(
                     "This worker %s: a control of %s failed: %s",
@@ -265,12 +286,35 @@ class OwnWay:
                 )
         await self.look()
 
+    def _halts(self, result: ControlResult) -> bool:
+        """Return whether a control's refusal halts this egress, and not only this worker.
+
+        Before TLS nobody knows who refuses us. Where another worker of this address is welcome, it may be a proxy.
+        """
+        return result.refused and (result.is_authentic or self.egress not in self._at_work.values())
+
+    async def last_word(self, within_s: float) -> None:
+        """Ask both controls once more before this worker ends, so that what it heard since the last ones counts.
+
+        Nobody can ask them later: a proxy that came in between would stay unnoticed.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                for kind in (ControlKind.DNS, ControlKind.SMTP):
+                    if self.trouble is None and self._database.is_up:
+                        begun_at = self._database.now()
+                        result = await self._probing.ask_control(kind)
+                        if result.ok:
+                            await self._controls.succeeded(kind, begun_at, result.detail)
+                        else:
+                            await self._controls.failed(kind, result.detail)
+
     def _lost(self, kind: ControlKind, detail: str) -> None:
         """Stop asking and recording at once, before the database knows."""
         if kind in self._ways:
             way = self._ways[kind]
             self._ways[kind] = replace(way, trouble_from=way.control_at, trouble_until=_FOR_EVER)
-        self.trouble = self._asks_nobody(f"the last control of {_NAMES[kind]} failed: {detail}")
+        self._trouble = self._asks_nobody(f"the last control of {_NAMES[kind]} failed: {detail}")
 
     def _in_the_way(self, kind: ControlKind, way: Way) -> str | None:
         if way.is_failing:
@@ -278,9 +322,13 @@ class OwnWay:
         if way.control_at <= way.failed_at:  # at first both are infinitely long ago
             since = "yet" if way.control_at == UNPROVEN.control_at else f"since {way.failed_at:%H:%M:%S} UTC"
             return f"no control of {_NAMES[kind]} has succeeded {since}"
-        if max(way.control_at, way.ok_begun_at) + self._window < self._database.now():
+        if self._end_of(way) < self._database.now():
             return f"the last control of {_NAMES[kind]} was at {way.control_at:%H:%M:%S} UTC, which is too long ago"
         return None
+
+    def _end_of(self, way: Way) -> datetime:
+        """Return until when a way counts as proven. A good talk extends that; only a control begins it."""
+        return max(way.control_at, way.ok_begun_at) + self._window
 
     @property
     def _name(self) -> str:
@@ -316,6 +364,11 @@ class Proofs:
         has_failed, worker = not nothing_failed(resumed), self._controls.worker
         if not asked and not has_failed:
             return weigh(resumed, {}, self._guardrails.settling(0.0))
+        undated = [e for e in resumed.exchanges if met_trouble([e]) and e.by not in ("", worker)]
+        if not has_failed and resumed.failed_at is None and undated:
+            # Its worker was told to stop before it asked for a proof: what it met is still its own.
+            failed_at = datetime.fromisoformat(undated[-1].at) + timedelta(milliseconds=1)
+            resumed, has_failed = replace(resumed, failed_at=failed_at, met_by=undated[-1].by), True
         met_by = resumed.met_by or worker
         others = asked if met_by == worker or not has_failed else asked | {met_by}
         known = await self._controls.of_runs(others) if others else {}
@@ -352,12 +405,20 @@ class Proofs:
         if met_trouble(exchanges):
             await self._guardrails.refresh(now=True)  # another worker may have closed its network just now
         for provider in sorted(silent_providers(exchanges, self._guardrails.closed)):
-            assert moments.failed_at is not None  # a proof began after it
-            wait = await self._guardrails.unreached(provider, self._age_s(moments.failed_at))
+            age_s = 0.0 if moments.failed_at is None else self._age_s(moments.failed_at)
+            wait = await self._guardrails.unreached(provider, age_s)
             if wait is not None:
                 return wait
         return answer
 
-    def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:
-        """Return the wait of a company for which this worker heard something after its way was lost."""
-        return self._own_way.astray(exchanges)
+    async def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:
+        """Return the wait of a company for which a worker heard one of these answers after its way was lost."""
+        wait = self._own_way.astray(exchanges)
+        others = askers(exchanges) - {self._controls.worker}
+        if wait is not None or not others:
+            return wait
+        runs = {run: its.ways for run, its in (await self._controls.of_runs(others)).items()}
+        if len(before_astray(exchanges, runs)) == len(exchanges):
+            return None
+        detail = "another worker lost its way out when it asked, so what it heard is asked again"
+        return Wait(reason=WaitReason.CONTROL, detail=detail, waits_on=WaitsOn.way())

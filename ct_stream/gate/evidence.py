@@ -265,18 +265,17 @@ def silent_providers(exchanges: Iterable[Exchange], closed: Container[str] = ())
 # ---------------------------------------------------------------- whose answers
 
 
-def open_needs(exchanges: Sequence[Exchange], *, about_us: bool = False) -> list[ControlKind]:
+def open_needs(exchanges: Sequence[Exchange], *, about_us: Iterable[ControlKind] = ()) -> list[ControlKind]:
     """Return which ways must be proven for what failed in these answers, and is not known to be proven yet.
 
-    `about_us`: a reply about us is among them. Whether it is about us alone, only a control can show.
+    `about_us`: the ways over which replies about us came. Whether they are about us alone, only a control can show.
     """
     confirmed_already = {e.key for e in exchanges if isinstance(e.answer, ControlAnswer)}
     unproven_answers = [e.answer for e in exchanges if not e.proven]
     needed = set(proofs_needed(a for a in unproven_answers if isinstance(a, MailboxAnswer)))
     if any(isinstance(a, MxAnswer) and a.status is not MxStatus.FOUND for a in unproven_answers):
         needed.add(ControlKind.DNS)
-    if about_us:
-        needed.add(ControlKind.SMTP)
+    needed |= set(about_us)
     return [kind for kind in ControlKind if kind in needed and f"control:{kind}" not in confirmed_already]
 
 
@@ -292,21 +291,29 @@ def before_astray(exchanges: Sequence[Exchange], runs: Mapping[str, Mapping[Cont
     """
     kept: list[Exchange] = []
     for exchange in exchanges:
-        if not exchange.proven and _was_astray(exchange, runs.get(exchange.by, {})):
-            break
+        if _is_heard(exchange) and not exchange.proven and exchange.at:
+            at = datetime.fromisoformat(exchange.at)
+            if any(way.was_astray(at) for way in _used(exchange, runs.get(exchange.by, {}))):
+                break
         kept.append(exchange)
     return kept
 
 
-def _was_astray(exchange: Exchange, ways: Mapping[ControlKind, Way]) -> bool:
-    if not exchange.at or not isinstance(exchange.answer, MxAnswer | MailboxAnswer):
-        return False
+def askers(exchanges: Iterable[Exchange]) -> set[str]:
+    """Return the runs that heard answers of servers or resolvers for this company."""
+    return {e.by for e in exchanges if _is_heard(e) and e.by and not e.remembered and not e.proven}
+
+
+def _is_heard(exchange: Exchange) -> bool:
+    return isinstance(exchange.answer, MxAnswer | MailboxAnswer)
+
+
+def _used(exchange: Exchange, ways: Mapping[ControlKind, Way]) -> list[Way]:
     # Of our resolvers or of port 25: one that names a server of its own shows only in whom port 25 leads to.
     kinds = {ControlKind.DNS, ControlKind.SMTP}
     if isinstance(exchange.answer, MailboxAnswer):
         kinds |= {way_to(attempt.ip) for attempt in exchange.answer.attempts}
-    at = datetime.fromisoformat(exchange.at)
-    return any(kind in ways and ways[kind].was_astray(at) for kind in kinds)
+    return [ways[kind] for kind in kinds if kind in ways]
 
 
 # ---------------------------------------------------------------- replies about us
@@ -472,7 +479,17 @@ class Case:
     @property
     def is_proven_about_us(self) -> bool:
         """Return whether a reply about us is pending and port 25 was proven after it, so that it can be settled."""
-        return self.resumed.pending is not None and self.ways[ControlKind.SMTP].proves(self.failed_at)
+        if self.resumed.pending is None:
+            return False
+        ways = [self.ways[kind] for kind in self.refused_over if kind in self.ways]
+        return bool(ways) and all(way.proves(self.failed_at) for way in ways)
+
+    @property
+    def refused_over(self) -> set[ControlKind]:
+        """Return the ways to the servers that said something about us."""
+        if self.resumed.pending is None:
+            return set()
+        return {way_to(held.ip) for held in self.refuses_us} or {ControlKind.SMTP}
 
     @property
     def needs_names(self) -> bool:
@@ -524,7 +541,7 @@ class Case:
     @property
     def needed(self) -> list[Way]:
         """Return the ways that matter for what another run met, and is not known to be proven yet."""
-        needs = open_needs(self.everything, about_us=self.resumed.pending is not None)
+        needs = open_needs(self.everything, about_us=self.refused_over)
         return [self.ways[kind] for kind in needs if kind in self.ways]
 
     # For each row of the table, in order: when it holds, and what it keeps.
@@ -557,9 +574,11 @@ class Case:
         return any(way.voids(self.asked_at, self.failed_at) for way in self._used)
 
     def void(self) -> Kept:
+        kept = without_trouble(self.resumed.exchanges)
         return Kept(
-            exchanges=without_trouble(self.resumed.exchanges),
+            exchanges=kept,
             answered=answered(self.resumed.exchanges),
+            failed_at=self.resumed.failed_at if any(exchange.proven for exchange in kept) else None,
             gives_time_back=True,
             looks=self.resumed.looks,
         )
@@ -571,7 +590,7 @@ class Case:
         return bool(self.unproven)
 
     def wait_for_its_control(self) -> Kept:
-        needs = open_needs(self.everything, about_us=self.resumed.pending is not None)
+        needs = open_needs(self.everything, about_us=self.refused_over)
         kind = next(kind for kind in needs if self.ways[kind] in self.unproven)
         sentence = f"{_CONTROL_SENTENCES[kind]}; worker {self.witness.run} met it, and has to ask one"
         return self._keep(wait=control_wait(kind, sentence))

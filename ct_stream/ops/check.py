@@ -177,10 +177,12 @@ async def _permits(settings: Settings, toolbox: Toolbox) -> AsyncIterator[Permit
 @asynccontextmanager
 async def _limits(database: Database, toolbox: Toolbox, egress: str) -> AsyncIterator[Permits]:
     guardrails = Guardrails(database, toolbox.controls.settle_s, egress=egress)
+    owner = f"check/{uuid4().hex[:8]}"
+    await database.persist("begin_egress", owner, egress)  # a new name slips out of no halt
     await guardrails.refresh(now=True)
     limits = SharedLimits(
         database,
-        f"check/{uuid4().hex[:8]}",
+        owner,
         toolbox.probe_limits(),
         egress,
     )

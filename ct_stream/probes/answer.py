@@ -289,7 +289,7 @@ class PassDriver:
             case AskControl():
                 return await self._world.controls.confirm(question.kind, self.exchanges)
             case VerifyEmail():
-                if (lost := self._world.controls.astray(self.exchanges)) is not None:
+                if (lost := await self._world.controls.astray(self.exchanges)) is not None:
                     return lost  # nothing is paid for on the word of who answers in the place of others
                 brought = await self._world.tier2.verify(self._outreach_id, question.address)
                 self._stopwatch.spent_s += brought.waited_s  # nothing else of a paid call counts for the deadline

@@ -80,8 +80,8 @@ class SmtpControl:
             asked += 1
             for ip in found:
                 result = await self._ask(SmtpSession(host, ip, self._settings, stopwatch), peer)
-                if result.ok:
-                    return result
+                if result.ok or result.impostor is not None:
+                    return result  # who answers in its place may let another address through
                 failed.append(result)
         return _together(failed, f"{domain}: no host to connect to")
 
@@ -113,6 +113,7 @@ def _failed(session: SmtpSession, stopped: Attempt, family: Family) -> ControlRe
         ok=False,
         detail=f"{session.host} at {stopped.stage}: {said}"[:300],
         refused=refused,
+        is_authentic=session.identity is not None,
         is_sender=refused and reading is not None and reading.is_sender,
         family=family,
     )
@@ -131,11 +132,14 @@ def address_seen(greeting: str) -> str:
 async def first_success(
     ask: Callable[[Control], Awaitable[ControlResult]], controls: Sequence[Control]
 ) -> ControlResult:
-    """Ask one control after the other until one succeeds; return that result, or all failures together."""
+    """Ask one control after the other until one succeeds; return that result, or all failures together.
+
+    Where somebody answers in the place of one, the next one is not asked: he may let it through.
+    """
     failed: list[ControlResult] = []
     for control in controls:
         result = await ask(control)
-        if result.ok:
+        if result.ok or result.impostor is not None:
             return result
         failed.append(result)
     return _together(failed, "no control domain is set")
@@ -147,6 +151,7 @@ def _together(failed: Sequence[ControlResult], nothing: str) -> ControlResult:
         ok=False,
         detail="; ".join(result.detail for result in failed) or nothing,
         refused=any(result.refused for result in failed),
+        is_authentic=any(result.is_authentic for result in failed if result.refused),
         is_sender=any(result.is_sender for result in failed),
         family=families.pop() if len(families) == 1 else 0,
         impostor=next((result.impostor for result in failed if result.impostor is not None), None),

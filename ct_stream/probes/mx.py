@@ -74,6 +74,7 @@ class ControlResult:
     ok: bool
     detail: str
     refused: bool = False  #: a control's server refuses us
+    is_authentic: bool = False  #: who said that has proven to be the control's own server
     is_sender: bool = False  #: what it refuses is our sender, whatever address we come from
     our_address: str = ""  #: our public address, if the control's server named it
     family: Literal[0, 4, 6] = 0  #: of the addresses that were connected to; 0: of none, or of both

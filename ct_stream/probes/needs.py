@@ -88,7 +88,7 @@ class Controls(Protocol):
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:
         """Return the success of a control that began after the last failed one of these answers, or a wait for it."""
 
-    def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:
+    async def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:
         """Return the wait of a pass that heard one of these answers after its way was lost; None: they hold so far."""
 
 

@@ -118,7 +118,7 @@ class SoloControls:
             waits_on=WaitsOn.control(kind),
         )
 
-    def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:  # noqa: ARG002 - one pass, in one moment
+    async def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:  # noqa: ARG002 - one pass, in one moment
         """Nobody has asked a control meanwhile."""
         return None
 

@@ -139,7 +139,7 @@ DECLARE
         'ct_forget_passes',
         'ct_recall', 'ct_tidy',
         'ct_rail', 'ct_egress_of', 'ct_egresses', 'ct_is_asking', 'ct_close_everywhere', 'ct_begin_egress',
-        'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since', 'ct_is_running', 'ct_was_astray',
+        'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since', 'ct_is_running', 'ct_was_astray', 'ct_alive_s',
         'ct_count_try', 'ct_lock_try', 'ct_talks_wanted', 'ct_trial_talks', 'ct_set_guardrail', 'ct_end_trial',
         'ct_take_tier2', 'ct_answer_tier2',
         'ct_take_alerts', 'ct_recorded_here', 'ct_written_here', 'ct_nearest', 'ct_next_number', 'ct_opened_at'

@@ -25,7 +25,7 @@ from ct_stream.gate.providers import (
     provider_of,
     whereabouts,
 )
-from ct_stream.gate.questions import ControlKind
+from ct_stream.gate.questions import way_to
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
 
@@ -109,7 +109,7 @@ class Guardrails:
                 # If a control domain's server accepts us, this is the company's own policy: that proof settles the
                 # scope.
                 sentence = f"{held.host} refuses us; a control must show whether others do too"
-                return control_wait(ControlKind.SMTP, sentence)
+                return control_wait(way_to(held.ip), sentence)
         return Wait(
             reason=WaitReason.REFUSED,
             detail=f"{provider} refuses us: {held.reason}",

@@ -56,7 +56,9 @@ class ParkedCompanies:
         first at who met silence at this one.
         """
         first = self._egress if others_ask else None
-        rows = await self._database.persist("claim_due", self._owner, limit, LEASE_S, may_ask, list(take_over), first)
+        rows = await self._database.persist(
+            "claim_due", self._owner, limit, LEASE_S, may_ask, list(take_over), first, self._egress
+        )
         return [resumed for resumed in map(_readable, rows) if resumed is not None]
 
     async def put_away(self, most: int) -> int:

@@ -289,7 +289,7 @@ WHERE p.state = 'waiting'
 -- Lease companies whose wait is over, the longest over first. If times are in the future, the clock was set back since:
 -- no proof can say anything about answers from an unknown time. $4: those that need the network too. $5: what companies
 -- wait for that is in the way of other workers alone: it takes them. $6: its egress, if another one is at work: for 5
--- seconds that one may take who met silence at this one, or was refused.
+-- seconds that one may take who met silence at this one, or was refused. $7: its egress.
 UPDATE outreach.ct_passes AS p SET
     lease_owner = $1,
     lease_until = clock_timestamp() + $3 * interval '1 second',
@@ -317,6 +317,8 @@ WHERE p.outreach_id = ANY (ARRAY(
         SELECT q.outreach_id FROM outreach.ct_passes AS q
         WHERE q.waits_on = w.what AND q.state = 'waiting' AND (q.not_before = 'infinity' OR w.what LIKE 'egress:%')
             AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
+            -- Refused here, it waits for what is in another egress' way: taken back, it would be refused again.
+            AND (q.refused_at = $7::text AND w.what NOT LIKE 'way%') IS NOT TRUE
         ORDER BY q.not_before, q.since LIMIT $2::integer FOR UPDATE SKIP LOCKED
     ) AS t
     LIMIT CASE WHEN $4::boolean THEN $2::integer ELSE 0 END

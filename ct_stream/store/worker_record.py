@@ -52,19 +52,20 @@ class WorkerRecord:
 
     async def begin(self) -> str | None:
         """Write the row. Return why this worker must not run beside others, in a sentence; None if it may."""
+        # Before the row, which would make the name of our egress one that is known.
+        for row in await self._database.persist("begin_egress", self._worker, self._egress):
+            log.warning(
+                "The egress %s is a new name, and another one is halted or closed there: guardrail %s holds it too",
+                self._egress,
+                row["rail"],
+                extra={"action": "new_egress", "rail": row["rail"]},
+            )
         # Without the row nobody could be compared with: this one beat is waited for.
         await self._database.persist(
             "worker_beat", *self._row(Beat(troubles={"start": "starting"}, partitions=(), running=0))
         )
         rows = await self._database.persist("worker_with_another_toolbox", self._worker, ALIVE_S)
         if not rows:
-            for row in await self._database.persist("begin_egress", self._worker, self._egress):
-                log.warning(
-                    "The egress %s is a new name, and another one is halted or closed there: guardrail %s holds it too",
-                    self._egress,
-                    row["rail"],
-                    extra={"action": "new_egress", "rail": row["rail"]},
-                )
             return None
         other = rows[0]
         changes = differences(self._toolbox, orjson.loads(other["toolbox"]))

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_LAST_CONTROL_S = 2.0
 _FIRST_CONTROL_S = 5.0  #: to prove our own way before the first event comes, which would have to be put away
 
 
@@ -303,6 +304,7 @@ async def _work(
     health.set("start", "stopping")
     agent.stop_pulling()
     await asyncio.gather(scheduler.drain(settings.drain_s), reading.stop(), paid_calls.drain(settings.drain_s))
+    await own_way.last_word(_LAST_CONTROL_S)
     await companies.wait_parked()
     await farewells.wait()
     await loops.stop()

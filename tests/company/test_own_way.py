@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import SimpleNamespace
@@ -54,6 +55,9 @@ class Worker:
     async def ask_all(self) -> Wait | None:
         for kind in ControlKind:
             await self.way.ask(kind)
+        return self.way.trouble
+
+    def trouble(self) -> Wait | None:
         return self.way.trouble
 
     def heard(self) -> list[Exchange]:
@@ -273,3 +277,87 @@ async def test_an_answer_that_was_cut_off_counts_against_tcp_until_the_next_cont
         w.broken = set()
         await w.way.ask(ControlKind.DNS_TCP)
         assert w.way.lacks(ControlKind.DNS_TCP) is None
+
+
+async def test_a_failed_control_holds_before_the_database_knows_of_it(database: DatabaseDsns) -> None:
+    async with worker(database, window_s=0.001) as w:
+        await w.ask_all()
+        heard, known, record = w.heard(), asyncio.Event(), w.controls.failed
+
+        async def slow(kind: ControlKind, detail: str) -> None:
+            await known.wait()
+            await record(kind, detail)
+
+        w.controls.failed = slow  # type: ignore[method-assign]
+        w.broken = {ControlKind.SMTP}
+        asking = asyncio.create_task(w.way.ask(ControlKind.SMTP))
+        await asyncio.sleep(0.2)
+        await w.way.look()
+        assert w.trouble() is not None
+        assert w.way.astray(heard) is not None
+        known.set()
+        await asking
+        assert w.trouble() is not None
+
+
+async def test_no_verdict_is_recorded_and_nothing_asked_long_after_the_last_control(database: DatabaseDsns) -> None:
+    """Postgres was away, or this process stopped: the next look may come later than what was waiting for it."""
+    async with worker(database) as w:
+        await w.ask_all()
+        heard = w.heard()
+        assert w.db._clock_base is not None
+        base, looked_at = w.db._clock_base
+        w.db._clock_base = (base + timedelta(hours=2), looked_at)
+        assert w.trouble() is not None
+        assert w.way.astray(heard) is not None
+        assert w.way.astray(heard[:0]) is None, "what needed no network"
+
+
+async def test_a_clock_of_postgres_that_was_set_back_makes_nothing_true(database: DatabaseDsns) -> None:
+    async with worker(database, window_s=0.001) as w:
+        await w.ask_all()
+        heard = w.heard()
+        w.broken = {ControlKind.SMTP}
+        await w.way.ask(ControlKind.SMTP)
+        stamps = ("started_at", "ok_begun_at", "failed_at", "proven_at", "control_at", "trouble_from", "proven_since")
+        ahead = ", ".join(f"{name} = {name} + interval '1 hour'" for name in stamps)
+        async with w.db.connection() as connection:
+            await connection.execute(f"UPDATE outreach.ct_controls SET {ahead}")
+            await w.way.look()
+            now = w.db.now()
+            asked = f"SELECT outreach.ct_was_astray(ARRAY['{ME}'], $1, $2)"
+            assert await connection.fetchval(asked, now - timedelta(minutes=1), now)
+        assert w.way.astray(heard) is not None
+
+
+@pytest.mark.parametrize(
+    ("is_welcome", "is_authentic", "halts"), [(True, False, 0), (True, True, 1), (False, False, 1)]
+)
+async def test_who_refuses_us_before_tls_halts_no_address_at_which_others_are_welcome(
+    database: DatabaseDsns, is_welcome: bool, is_authentic: bool, halts: int
+) -> None:
+    """It may be a proxy on this machine's way. Alone, nobody can tell."""
+    async with worker(database) as w:
+        if is_welcome:
+            await seen(w.db, "other/1/b")
+        await w.way.look()
+
+        async def refuse(_: ControlKind) -> ControlResult:
+            return ControlResult(ok=False, detail="554 go away", refused=True, is_authentic=is_authentic)
+
+        w.way._probing = SimpleNamespace(ask_control=refuse)  # type: ignore[assignment]
+        await w.way.ask(ControlKind.SMTP)
+        assert len(w.halts) == halts
+        assert w.trouble() is not None
+
+
+async def test_a_worker_asks_its_controls_once_more_before_it_ends(database: DatabaseDsns) -> None:
+    """Or what it wrote since the last ones would be forgotten: nobody can ask them for it later."""
+    async with worker(database) as w:
+        await w.ask_all()
+        heard_at = w.db.now()
+        await w.way.last_word(5.0)
+        async with w.db.connection() as connection:
+            asked = f"SELECT outreach.ct_was_astray(ARRAY['{ME}'], $1, $1)"
+            assert not await connection.fetchval(asked, heard_at), "it has ended, and has proven it"
+            assert await connection.fetchval(asked, w.db.now() + timedelta(minutes=1)), "what came after is anybody's"

@@ -27,6 +27,7 @@ from tests.gate.test_evidence import (
     SILENT,
     TABLE,
     Back,
+    refusal,
     way,
 )
 from tests.gate.world import NO, YES, mx, no_mx, trouble
@@ -174,7 +175,7 @@ def test_each_failure_needs_the_proof_of_one_way(
     answers: dict[str, Answer], about_us: bool, needed: list[ControlKind]
 ) -> None:
     exchanges = [Exchange(key=key, answer=answer) for key, answer in answers.items()]
-    assert open_needs(exchanges, about_us=about_us) == needed
+    assert open_needs(exchanges, about_us=[ControlKind.SMTP] if about_us else []) == needed
     assert open_needs([replace(e, proven=True) for e in exchanges]) == []
 
 
@@ -223,3 +224,24 @@ def test_who_asked_is_kept_with_every_answer() -> None:
     exchanges = [*heard(), Exchange(key="x", answer=no_mx(MxStatus.NXDOMAIN), proven=True)][:3]
     assert from_json(to_json(exchanges)) == exchanges
     assert "by" not in to_json([Exchange(key="mx", answer=mx())])[0]
+
+
+def test_a_void_answer_takes_no_moment_from_what_is_proven() -> None:
+    """A shared provider's silence that another worker proved still has its age, when this one's is void."""
+    its = back(TAKEN["its silence, proven before and after"])
+    proven = weigh(its.resumed, its.ways, its.settling, witness=ANOTHER).exchanges
+    more = [*proven, Exchange(key=SECOND, answer=trouble(Trouble.TIMEOUT))]
+    kept = weigh(replace(its.resumed, exchanges=tuple(more)), its.ways | {ControlKind.SMTP: OUTAGE}, its.settling)
+    assert [exchange.key for exchange in kept.exchanges] == [*SILENT]
+    assert kept.failed_at == FAILED
+
+
+def test_a_refusal_over_ipv6_is_settled_by_a_control_over_ipv6() -> None:
+    refused = refusal()
+    over_ipv6 = replace(refused, attempts=(replace(refused.attempts[-1], ip="2001:db8::1"),))
+    its = Back(row="", left=[], answers=FOUND, pending=over_ipv6)
+    ways = its.ways | {ControlKind.SMTP: NO_PROOF_YET, ControlKind.SMTP6: GOOD}
+    kept = weigh(its.resumed, ways, its.settling)
+    assert [exchange.key for exchange in kept.exchanges] == [*FOUND, SECOND], "the company's own policy"
+    unproven = weigh(its.resumed, its.ways | {ControlKind.SMTP6: NO_PROOF_YET}, its.settling)
+    assert [exchange.key for exchange in unproven.exchanges] == [*FOUND], "what IPv4 proves says nothing of it"

@@ -145,7 +145,7 @@ class Scripted:
     async def close(self, *, refused: Sequence[Held] = ()) -> None:
         self.closed.append(list(refused))
 
-    def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:  # noqa: ARG002
+    async def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:  # noqa: ARG002
         return self.lost
 
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:

@@ -338,9 +338,21 @@ async def test_a_control_must_take_mail_from_us_inside(farm: MailFarm, authority
 async def test_a_second_server_may_prove_what_the_first_could_not(
     farm: MailFarm, authority: trustme.CA, peers: Peers
 ) -> None:
-    await farm.server(["220 proxy", (EHLO, "250 proxy")])
+    await farm.server(["421 busy"])
     await farm.server(up_to_tls(*INSIDE), tls=shows(authority, "mx.google.example"))
     assert (await ask(farm, peers, names=Names(a=("127.0.0.1",), b=("127.0.0.2",)))).ok
+
+
+async def test_a_second_server_proves_nothing_where_somebody_answers_in_the_place_of_the_first(
+    farm: MailFarm, authority: trustme.CA, peers: Peers
+) -> None:
+    """Who intercepts a part of port 25 may let a control through, and answer for companies."""
+    await farm.server(["220 proxy", (EHLO, "250 proxy")])
+    behind = await farm.server(up_to_tls(*INSIDE), tls=shows(authority, "mx.google.example"))
+    result = await ask(farm, peers, names=Names(a=("127.0.0.1",), b=("127.0.0.2",)))
+    assert not result.ok
+    assert result.impostor is not None
+    assert behind.connections == 0
 
 
 async def test_a_plain_control_says_that_nobody_was_checked(farm: MailFarm, peers: Peers) -> None:
@@ -391,14 +403,16 @@ def test_our_address_is_read_only_where_it_is_one(greeting: str, address: str) -
 async def test_all_failures_together_keep_what_was_found_out() -> None:
     impostor = Impostor(mismatch=Mismatch.NO_TLS, reason="r")
     failures = {
-        "a": ControlResult(ok=False, detail="a", refused=True, family=4),
-        "b": ControlResult(ok=False, detail="b", impostor=impostor, family=4),
+        "a": ControlResult(ok=False, detail="a", refused=True, is_authentic=True, family=4),
+        "b": ControlResult(ok=False, detail="b", family=4),
+        "c": ControlResult(ok=False, detail="c", impostor=impostor, family=4),
     }
 
     async def failing(name: str) -> ControlResult:
         return failures[name]
 
-    together = ControlResult(ok=False, detail="a; b", refused=True, family=4, impostor=impostor)
+    together = ControlResult(ok=False, detail="a; b", refused=True, is_authentic=True, family=4)
     assert await first_success(failing, ["a", "b"]) == together
+    assert await first_success(failing, ["c", "a"]) == failures["c"], "the next one is not asked"
     failures["b"] = ControlResult(ok=True, detail="b")
     assert (await first_success(failing, ["a", "b"])).ok

@@ -1049,7 +1049,7 @@ async def test_a_time_that_python_cannot_show_keeps_nothing_from_being_read(
         guardrails = Guardrails(db, 60.0)
         await guardrails.refresh(now=True)
         assert guardrails.closed == {"x.example"}
-        assert len(await db.fetch("claim_due", "me", 10, 60.0, True, [], None)) == 1
+        assert len(await db.fetch("claim_due", "me", 10, 60.0, True, [], None, "default")) == 1
         assert await ControlLedger(db, 30.0, "me").state(ControlKind.SMTP)
 
 

@@ -329,3 +329,43 @@ async def test_what_is_polite_to_strangers_holds_over_all_addresses(database: Da
         for lease in (held, *more):
             if isinstance(lease, DomainLease):
                 await lease.release(talked=False)
+
+
+async def test_who_is_refused_at_one_address_and_closed_at_another_goes_in_no_circle(database: DatabaseDsns) -> None:
+    """It would be asked every few seconds, from the address that is refused."""
+    async with fleet(database) as f:
+        await f.two.rails.set_state(f"{PROVIDER}@dc2", "closed", "three refused", 600.0)
+        company = await put_away(f.two, f"{PROVIDER}@dc2", WaitReason.PROVIDER_CLOSED, refused_at="default")
+        assert await taken(f.one) == set()
+        assert await taken(f.three) == {company}, "a third one was not refused"
+        other = await put_away(f.two, "way:smtp6", WaitReason.ANOTHER_MACHINE, refused_at="default")
+        names = [*await f.one.parked.to_take_over(), "way:smtp6"]
+        assert [c.origin.outreach_id for c in await f.one.parked.claim_due(9, take_over=names)] == [other]
+
+
+async def test_a_new_name_slips_out_of_no_halt_however_its_workers_start(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        await f.one.rails.set_state(TOOL, "halted", "listed", None)
+        many = [new_run("dc8", n, f.one.db) for n in range(3)]
+        await asyncio.gather(*(record.begin() for record in many))
+        assert await f.state(f"{TOOL}@dc8") == "halted", "all at once"
+        refused = new_run("dc9", 1, f.one.db, toolbox={"smtp": 1})
+        assert await refused.begin() is not None, "it has another toolbox"
+        await new_run("dc9", 2, f.one.db).begin()
+        assert await f.state(f"{TOOL}@dc9") == "halted", "after one that was turned away"
+
+
+def new_run(egress: str, number: int, db: Database, toolbox: dict[str, int] | None = None) -> WorkerRecord:
+    """Return the record of a run at an egress that nobody has seen."""
+    return WorkerRecord(
+        db, worker=f"{egress}/{number}/x", machine="host", egress=egress, version="test", toolbox=toolbox or {}
+    )
+
+
+@pytest.mark.parametrize("name", ["dc2@x", "a b", "x" * 65, "tool:TOOL-005"])
+async def test_a_name_that_would_be_another_guardrail_is_refused(database: DatabaseDsns, name: str) -> None:
+    async with fleet(database, at_work=False) as f:
+        with pytest.raises(asyncpg.CheckViolationError):
+            await f.one.db.fetch(
+                "worker_beat", *new_run(name, 1, f.one.db)._row(Beat(troubles={}, partitions=(), running=0))
+            )

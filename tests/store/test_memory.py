@@ -24,7 +24,7 @@ from ct_stream.store.ledger import Ledger
 from ct_stream.store.limits import DomainLease, Looked, SharedLimits
 from ct_stream.store.parked import ParkedCompanies
 from tests.gate.world import NO, YES
-from tests.store.parts import EXCHANGES, LIMITS, PASSED, opened, origin, parked, running
+from tests.store.parts import EXCHANGES, LIMITS, PASSED, opened, origin, parked, running, seen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -250,6 +250,7 @@ async def test_who_looked_before_the_domain_answered_begins_no_probe(database: D
 async def test_what_a_worker_heard_astray_is_no_memory(database: DatabaseDsns, by: str) -> None:
     """A resolver that names hosts of its own, or a proxy on port 25, would make a PASS of everybody for a week."""
     async with opened(database.gate) as db:
+        await seen(db, "astray/1/a", "whole/1/b")
         for run in ("astray/1/a", "whole/1/b"):
             begun_at = db.now() - timedelta(seconds=5)
             await ControlLedger(db, 0.0, run).succeeded(ControlKind.SMTP, begun_at, "takes MAIL FROM")
@@ -262,3 +263,18 @@ async def test_what_a_worker_heard_astray_is_no_memory(database: DatabaseDsns, b
     assert after.answered_at == before.answered_at, "or whoever asks again would wait for what it has seen already"
     again = decided(exchanges=[replace(e, by="whole/1/b") for e in ANSWERS])
     assert (await remembered(database.gate, again)).answers, "another worker has heard it since"
+
+
+async def test_what_a_worker_heard_after_its_last_control_is_no_memory_once_it_is_gone(database: DatabaseDsns) -> None:
+    """It would have been found out by its next control, which nobody asks any more."""
+    async with opened(database.gate) as db:
+        await seen(db, "killed/1/a")
+        ledger = ControlLedger(db, 0.0, "killed/1/a")
+        await ledger.succeeded(ControlKind.SMTP, db.now() - timedelta(seconds=5), "takes MAIL FROM")
+    heard = decided(exchanges=[replace(e, by="killed/1/a") for e in ANSWERS])
+    assert (await remembered(database.gate, heard)).answers
+    admin = await asyncpg.connect(database.admin)
+    await admin.execute("SET session_replication_role = replica")
+    await admin.execute("UPDATE outreach.ct_workers SET seen_at = now() - interval '1 minute'")
+    await admin.close()
+    assert not (await remembered(database.gate)).answers

@@ -14,7 +14,7 @@ from ct_stream.ops.workers import accept_toolbox, workers
 from ct_stream.probes.toolbox import Toolbox, load_toolbox
 from ct_stream.settings import Settings
 from ct_stream.store.database import Database
-from ct_stream.store.worker_record import Beat, WorkerRecord
+from ct_stream.store.worker_record import ALIVE_S, Beat, WorkerRecord
 from tests.store.parts import opened
 
 if TYPE_CHECKING:
@@ -119,3 +119,8 @@ async def test_an_outage_at_the_first_beat_lets_no_other_limits_in(
         monkeypatch.setattr(Database, "fetch", away_once)
         assert await record("two", FASTER).begin() is not None
         assert outages == []
+
+
+async def test_sql_counts_a_worker_as_running_for_as_long_as_python_does(database: DatabaseDsns) -> None:
+    async with opened(database.gate) as db, db.connection() as connection:
+        assert await connection.fetchval("SELECT outreach.ct_alive_s()") == ALIVE_S

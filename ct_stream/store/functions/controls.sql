@@ -16,6 +16,7 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     just_now timestamptz := clock_timestamp() - interval '1 millisecond';  -- a control that begins now proves more
     is_failing boolean := c.failed_at > c.ok_begun_at;
+    was_proven boolean := c.control_at > '-infinity' OR c.trouble_from > '-infinity';
 BEGIN
     IF NOT outreach.ct_control_is_ahead(c) THEN
         RETURN c;
@@ -28,7 +29,8 @@ BEGIN
     c.proven_at := '-infinity';
     c.control_at := '-infinity';
     c.earlier := '{}';
-    c.trouble_from := '-infinity';
+    -- A way that was never proven was never used: what begins at -infinity makes nothing void that was heard.
+    c.trouble_from := CASE WHEN was_proven THEN 'epoch' ELSE '-infinity' END;
     c.trouble_until := CASE WHEN is_failing THEN 'infinity' ELSE clock_timestamp() END;
     RETURN c;
 END $$;
@@ -54,6 +56,9 @@ CREATE OR REPLACE FUNCTION outreach.ct_is_running(its_worker text, alive_s float
     )
 $$;
 
+-- For so many seconds after its last sign a worker run counts as running (store/worker_record.py).
+CREATE OR REPLACE FUNCTION outreach.ct_alive_s() RETURNS float8 LANGUAGE sql IMMUTABLE AS $$ SELECT 30.0::float8 $$;
+
 -- Did one of these runs lose its way in this span? Whoever answers in the place of others says yes as well as no, so
 -- nothing counts that a run heard between its last control and one that failed.
 CREATE OR REPLACE FUNCTION outreach.ct_was_astray(runs text[], begins timestamptz, ends timestamptz) RETURNS boolean
@@ -61,8 +66,10 @@ LANGUAGE sql STABLE AS $$
     SELECT EXISTS (
         SELECT 1 FROM outreach.ct_controls AS c
         -- What was never proven was never used.
-        WHERE c.worker = ANY (runs) AND c.kind <> 'dns_tcp' AND c.trouble_from > '-infinity'
-            AND (c.trouble_from <= ends AND begins < c.trouble_until
+        WHERE c.worker = ANY (runs) AND c.kind <> 'dns_tcp' AND greatest(c.control_at, c.trouble_from) > '-infinity'
+            AND (c.trouble_from > '-infinity' AND c.trouble_from <= ends AND begins < c.trouble_until
+                -- Nobody asks the control any more that would have shown it.
+                OR c.kind <> 'smtp6' AND c.control_at < ends AND NOT outreach.ct_is_running(c.worker, outreach.ct_alive_s())
                 OR c.earlier && tstzrange(begins, greatest(begins, ends), '[]'))
     )
 $$;

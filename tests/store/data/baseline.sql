@@ -369,7 +369,8 @@ CREATE INDEX ct_watchdog_exits_at_idx ON outreach.ct_watchdog_exits (at);
 CREATE TABLE outreach.ct_workers (
     worker text PRIMARY KEY,          -- host/pid/random, as in leases
     machine text NOT NULL,
-    egress text NOT NULL,             -- the name of the address that its probes come from
+    -- The name of the address that its probes come from, which becomes a part of the names of guardrails.
+    egress text NOT NULL CHECK (egress COLLATE "C" ~ '^[A-Za-z0-9._-]{0,64}$'),
     address text,                     -- its address of IPv4, as a control's server last saw it; NULL: none has named it
     version text NOT NULL,
     toolbox jsonb NOT NULL,           -- its limits and patterns
