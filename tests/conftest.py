@@ -51,10 +51,10 @@ CREATE TABLE cl.company_identity (sovereign_id uuid PRIMARY KEY, company_name te
 
 # Debian's mail servers, which need root (`make test-mta`), Apache Kafka, which needs Java (`make test-kafka`), troubles
 # that take their time to be met and mended (`make test-trouble`), one worker's broken way out beside whole ones, which
-# needs root (`make test-ways`), and a race that takes minutes, which `make test-kafka` shows on the broker that people
-# have.
+# needs root (`make test-ways`), and what takes minutes, which `make test-kafka` shows on the broker that people have.
 _ONLY_WHEN_NAMED = [
-    Path(__file__).parent / name for name in ("mta", "kafka", "trouble", "ways", "faults/test_recovery_race.py")
+    Path(__file__).parent / name
+    for name in ("mta", "kafka", "trouble", "ways", "faults/test_recovery_race.py", "faults/test_leaving.py")
 ]
 
 
