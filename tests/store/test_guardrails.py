@@ -16,7 +16,7 @@ from ct_stream.gate.providers import registrable_domain
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.exits import Exit, hung_again, record_exit
-from ct_stream.store.guardrails import SMTP_RAIL, Guardrails
+from ct_stream.store.guardrails import FIRST_TRY_S, SMTP_RAIL, Guardrails
 from ct_stream.store.limits import DomainLease, SharedLimits
 from ct_stream.store.parked import ParkedCompanies
 from tests.store.parts import EXCHANGES, LIMITS, opened, parked, running
@@ -453,6 +453,25 @@ async def test_a_resumed_tool_tries_one_company_at_a_time_until_three_providers_
         assert len(await p.passes.claim_due(100)) == 17, "all the others go on"
         begun = await asyncio.gather(*(p.limits.begin_probe(f"d{n}.example", f"d{n}.example") for n in range(4)))
         assert all(isinstance(lease, DomainLease) for lease in begun)
+
+
+async def test_who_was_refused_itself_is_woken_when_a_person_resumes_its_provider(database: DatabaseDsns) -> None:
+    """It waits for the first try, 600 s, not for ever; the gate's own opening wakes it too."""
+    rail = "provider:bigmail.example"
+    async with parts(database) as p:
+        refused = parked(after_s=FIRST_TRY_S, waits_on=rail, reason=WaitReason.REFUSED)
+        await p.passes.park(refused)
+        await p.one.set_state(rail, "closed", "refuses us", FIRST_TRY_S)
+        await p.passes.wake_sleepers(10)
+        assert await p.passes.claim_due(10) == []
+        await p.resume(rail)
+        again = parked(after_s=FIRST_TRY_S, waits_on="provider:other.example", reason=WaitReason.REFUSED)
+        await p.passes.park(again)
+        await p.passes.wake_sleepers(10)
+        assert [one.origin for one in await p.passes.claim_due(10)] == [refused.origin]
+        await p.passes.park(refused)  # refused again: that is no reason to ask at once
+        await p.passes.wake_sleepers(10)
+        assert await p.passes.claim_due(10) == []
 
 
 async def test_after_a_resume_the_window_of_refusals_starts_empty(database: DatabaseDsns) -> None:

@@ -70,11 +70,18 @@ BEGIN
         FROM waited AS w
         WHERE (w.what LIKE 'domain:%' OR w.what LIKE 'places:%' OR w.what LIKE 'provider:%' OR w.what LIKE 'tool:%'
                 OR w.what LIKE 'control:%' OR w.what IN ('spine', 'mail_from'))
-            -- Only companies that do not wait for a fixed time.
-            AND EXISTS (
+            -- Only companies that do not wait for a fixed time,
+            AND (EXISTS (
                 SELECT 1 FROM outreach.ct_passes AS p
                 WHERE p.waits_on = w.what AND p.state = 'waiting' AND p.not_before = 'infinity'
             )
+            -- or that were refused before a person resumed their provider: they wait for its first try.
+            OR EXISTS (
+                SELECT 1 FROM outreach.ct_guardrails AS g
+                JOIN outreach.ct_passes AS p ON p.waits_on = g.key AND p.state = 'waiting'
+                WHERE g.key = w.what AND g.key LIKE 'provider:%' AND g.state = 'open' AND g.since <= moment
+                    AND p.not_before > moment AND p.parked_at < g.since
+            ))
     LOOP
         IF asleep.kind = 'domain' THEN
             IF NOT EXISTS (
