@@ -46,8 +46,8 @@ soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kaf
 outages: $(READY)  ## break network and database in turn under a stream (root, nft, ip): MINUTES=5 each, ONLY=Postgres
 	@$(CLEANLY) -m tests.soak.outages --minutes $(or $(MINUTES),5) $(if $(ONLY),--only '$(ONLY)')
 
-test-ways: $(READY)  ## break one worker's way out beside whole ones, in eleven ways (root, ip; nft, or Debian)
-	@$(PYTEST) --numprocesses 2 $(IN_ORDER) tests/ways
+test-ways: $(READY)  ## break one worker's way out beside whole ones, in eleven ways (root, ip; nft, or Debian): SHORT=1
+	@$(PYTEST) --numprocesses 2 $(IN_ORDER) $(if $(SHORT),-m short) tests/ways
 
 ways: $(READY)  ## the same for longer, under 400 companies: MINUTES=5 each, ONLY='proxy resolver'
 	@$(CLEANLY) -m tests.ways.long --minutes $(or $(MINUTES),5) $(if $(ONLY),--only '$(ONLY)')
