@@ -49,10 +49,10 @@ outages: $(READY)  ## break network and database in turn under a stream (root, n
 test-ways: $(READY)  ## break one worker's way out beside whole ones, in eleven ways (root, ip; nft, or Debian): SHORT=1
 	@$(PYTEST) --numprocesses 2 $(IN_ORDER) $(if $(SHORT),-m short) tests/ways
 
-ways: $(READY)  ## the same for longer, under 400 companies: MINUTES=5 each, ONLY='proxy resolver'
-	@$(CLEANLY) -m tests.ways.long --minutes $(or $(MINUTES),5) $(if $(ONLY),--only '$(ONLY)')
+ways: $(READY) $(if $(filter kafka,$(BROKER)),$(KAFKA_READY))  ## the same, longer, under 400 companies: MINUTES=5 each, ONLY='proxy resolver' BROKER=kafka
+	@$(CLEANLY) -m tests.ways.long --minutes $(or $(MINUTES),5) $(if $(ONLY),--only '$(ONLY)') $(if $(BROKER),--broker $(BROKER))
 
-nightly: $(READY)  ## soak, outages, ways, kills, fuzz, hostile servers, a million companies; 3.5 h: ONLY='soak fuzz' MINUTES='soak=60 fuzz=2'
+nightly: $(READY)  ## soak, outages, ways, kills, fuzz, hostile servers, a million companies; 4.7 h: ONLY='soak fuzz' MINUTES='soak=60 fuzz=2'
 	@$(PYTHON) -m tools.nightly --only '$(ONLY)' --minutes '$(MINUTES)'
 
 test-%: $(READY)  ## run the tests of one folder of tests/, such as test-gate or test-e2e

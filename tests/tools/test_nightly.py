@@ -47,7 +47,7 @@ def test_what_is_chosen_runs_for_the_minutes_that_it_is_given(
     assert night(monkeypatch, parts, "--only", "soak", "--minutes", "soak=7") == 0
     said = capfd.readouterr().out
     assert "for 7, <>" in said
-    assert "in all      8 min" in said
+    assert "in all        8 min" in said
     assert "fuzz" not in said
 
 
