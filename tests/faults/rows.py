@@ -27,6 +27,7 @@ _OWN = "e2e/test_own_trouble.py::"
 _HANGS = "trouble/test_watchdog.py::"
 _BUGS = "trouble/test_our_bugs.py::"
 _MACHINE = "trouble/test_machine.py::"
+_WAYS = "ways/test_ways.py::"
 _REFUSALS = "trouble/test_refusals.py::"
 
 ROWS: tuple[Row, ...] = (
@@ -258,6 +259,21 @@ ROWS: tuple[Row, ...] = (
         behaviour="the worker ends, and refuses to start until the group is reset; no record is skipped as read",
         tests=("kafka/test_reset.py::test_a_topic_that_ends_before_the_committed_offset_is_not_read",),
         open="a topic that has grown past the group's offset before a worker looks: no offset shows what is new",
+    ),
+    Row(
+        fault="one machine's way out is broken, others' are whole: port 25, a proxy, resolvers, IPv6, a listed address",
+        behaviour="its worker says why it is not ready, asks nobody and leaves the group; no company fails, passes or "
+        "waits by it, and it comes back after the repair",
+        tests=(
+            _WAYS + "test_one_broken_way_harms_no_company_and_its_worker_says_so_and_comes_back",
+            _WAYS + "test_a_blocked_port_25_of_one_worker_harms_no_company_on_apache_kafka",
+            "company/test_several_workers.py::test_every_company_is_decided_within_a_few_looks_once_one_way_holds",
+            "company/test_own_way.py::test_a_worker_asks_nobody_before_both_of_its_controls_have_succeeded",
+            "company/test_own_way.py::test_a_verdict_is_not_recorded_after_the_way_on_which_it_was_heard_was_lost",
+            "company/test_other_egress.py::test_a_refusal_is_passed_on_to_another_address_and_its_word_counts_there",
+            "company/test_standing_aside.py::test_it_leaves_after_a_minute_if_somebody_can_work_in_its_place",
+        ),
+        open="who begins to answer in the place of others is believed until the next control, `window_s` at most",
     ),
     Row(
         fault="a host that we ask answers with ICMP of any type and code, or a route of this machine refuses",
