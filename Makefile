@@ -1,7 +1,7 @@
 # Each target sets up what it needs, in .venv and nowhere else.
 .DEFAULT_GOAL := help
 .PHONY: help demo farm fuzz test test-mta test-kafka test-trouble setup check fmt lint types imports bench up down lock clean
-.PHONY: soak outages ways test-ways nightly score kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
+.PHONY: soak outages ways test-ways test-network nightly score kafka-cluster kafka-status kafka-start kafka-stop kafka-kill kafka-down
 unexport PYTHONPATH PYTHONHOME
 # Each test starts programs: compiled once, they start in half the time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -48,6 +48,10 @@ outages: $(READY)  ## break network and database in turn under a stream (root, n
 
 test-ways: $(READY)  ## break one worker's way out beside whole ones, in eleven ways (root, ip; nft, or Debian): SHORT=1
 	@$(PYTEST) --numprocesses 2 $(IN_ORDER) $(if $(SHORT),-m short) tests/ways
+
+test-network:  # what the checks run beside test-trouble, one after the other
+	@$(MAKE) --no-print-directory test-mta
+	@$(MAKE) --no-print-directory test-ways SHORT=1
 
 ways: $(READY) $(if $(filter kafka,$(BROKER)),$(KAFKA_READY))  ## the same, longer, under 400 companies: MINUTES=5 each, ONLY='proxy resolver' BROKER=kafka
 	@$(CLEANLY) -m tests.ways.long --minutes $(or $(MINUTES),5) $(if $(ONLY),--only '$(ONLY)') $(if $(BROKER),--broker $(BROKER))
