@@ -75,6 +75,13 @@ async def test_it_comes_back_once_its_way_is_proven_and_not_before() -> None:
     assert group.done == ["left", "joined"]
 
 
+async def test_it_does_not_bring_back_who_was_sent_out_for_another_reason() -> None:
+    group: Any = Group()
+    await group.leave()
+    await StandsAside(way(broken_s=None), group, Health()).look()
+    assert group.done == ["left"]
+
+
 @pytest.mark.parametrize("why", ["proven", "alone", "told to stop"])
 async def test_it_does_not_join_only_to_put_companies_away(why: str) -> None:
     own_way, stop = way(broken_s=1.0), asyncio.Event()
