@@ -40,7 +40,7 @@ fuzz: $(READY)  ## send garbage to the SMTP driver and from resolvers, for FUZZ_
 test-trouble: $(READY)  ## break things on our side, slowly: refusals, Postgres, poison, descriptors
 	@$(PYTEST) --numprocesses 3 $(IN_ORDER) tests/trouble
 
-soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break at random on Apache Kafka: MINUTES=30 SEED=7
+soak: $(READY) $(KAFKA_READY)  ## kill, freeze and break three workers and their ways out on Apache Kafka (root): MINUTES=30 SEED=7
 	@$(CLEANLY) -m tests.soak.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
 outages: $(READY)  ## break network and database in turn under a stream (root, nft, ip): MINUTES=5 each, ONLY=Postgres

@@ -43,11 +43,11 @@ class Part:
 
 PARTS = {
     "soak": Part(
-        shows="three brokers of Apache Kafka, two workers: kills, freezes, restarts and lies at random",
+        shows="three brokers of Apache Kafka, three workers: kills, freezes, broken ways and lies at random",
         minutes=60,
         command=lambda minutes: ("make", "soak", f"MINUTES={minutes:g}"),
         takes=lambda minutes: minutes + 4,
-        lacks=lambda: lacks("java", "mvn"),
+        lacks=lambda: lacks("java", "mvn", "unshare", "ip", "mount", root=True),
     ),
     "outages": Part(
         shows="port 25, resolvers and Postgres broken in turn under a stream, so many minutes each",

@@ -20,6 +20,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from ct_stream.gate.evidence import WINDOW_S
 from ct_stream.local.farm import FarmClient, FarmProcess
 from ct_stream.local.postgres import EmbeddedPostgres
 from ct_stream.settings import load_settings
@@ -42,7 +43,7 @@ tools:
   - {id: TOOL-019, name: EmailVerifier, tier: 2, gated: true, guardrail: none,
      limits: {per_second: 50, per_month: 10000, attempts_per_outreach_id: 1},
      budget: {usd_per_month: 50, usd_per_call: 0.004}}
-controls: {interval_s: %(control)s, settle_s: %(settle)s}
+controls: {interval_s: %(control)s, window_s: %(window)s, settle_s: %(settle)s}
 """
 
 _WORKER = """
@@ -80,6 +81,7 @@ class Stack:
         control_s: float = 1.0,
         partitions: int | None = None,
         settle_s: float = 2.0,
+        window_s: float = WINDOW_S,
         smtp_per_day: int = 100_000_000,
         tables: str = SPINE,
         farm_networks: Sequence[str] = (),
@@ -89,7 +91,8 @@ class Stack:
         self._reply_delay_s = reply_delay_s
         self._partitions = partitions
         self._toolbox = TOOLBOX % {
-            "pause": pause_s, "control": control_s, "settle": settle_s, "smtp_per_day": smtp_per_day,
+            "pause": pause_s, "control": control_s, "window": window_s, "settle": settle_s,
+            "smtp_per_day": smtp_per_day,
         }  # fmt: skip
         self._tables = tables
         self._farm_networks = farm_networks

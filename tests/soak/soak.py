@@ -1,10 +1,13 @@
-"""A seeded random soak: kills, freezes, restarts and lies, on three brokers of Apache Kafka, and then the invariants.
+"""A seeded random soak: kills, freezes, broken ways and lies on three brokers of Apache Kafka, then the invariants.
 
     make soak MINUTES=30 SEED=7
 
-The limits are lifted, a killed worker is missed after 6 s (the product's own 45 s would make every kill wait), and each
-company has a domain of its own. Prints each fault as it comes, the figures, and whatever does not hold; exits with 1
-then. The same seed plays the same faults in the same order.
+Three workers, each in a network namespace of its own, with an egress of its own; each way out breaks and is mended at
+random, and who takes a killed worker's place finds its way as it is. The limits of a day are lifted, a killed worker is
+missed after 6 s (the product's own 45 s would make every kill wait), and all but a few companies have domains of their
+own. Controls are due every 15 s and not every 600: so lies may begin at any moment, and passes are forgiven only to
+companies that a lie was told about, and only until the control that follows. Prints each fault as it comes, the
+figures, and whatever does not hold; exits with 1 then. The same seed draws the same faults.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import asyncio
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,27 +36,31 @@ from aiokafka.errors import KafkaError
 from ct_stream.stream.topology import SPINE_CREATED
 from tests import brokers
 from tests.faults import invariants
-from tests.faults.harness import Stack
+from tests.soak.ways import SILENT, WINDOW_S, Break, Ways, most_at_once, too_close
+from tests.ways.breaking import WAYS
+from tests.ways.fleet import Fleet
+from tests.ways.namespaces import build_world, in_a_world, missing
 from tools.kafka.cluster import BROKERS, KafkaCluster
 
 if TYPE_CHECKING:
-    import subprocess
     from datetime import datetime
 
-PER_S = 21.0
+PER_S = 14.0
 REPLY_S = 2.2  #: so that a pass takes about 25 s, and hundreds are in flight in each worker
-LEAST_IN_FLIGHT = 200  #: SMTP dialogues of a worker that is killed
-WORKERS = 2
+LEAST_IN_FLIGHT = 120  #: SMTP dialogues of a worker that is killed
+WORKERS = 3
+PAUSE_S, AT_PROVIDER, PROVIDER = 2.0, 10, "bigmail.example"
 #: Of 100 companies; 78 of them end in an SMTP dialogue.
 KINDS = (
-    ("info",) * 40 + ("allreject",) * 14 + ("contact",) * 6 + ("catchall",) * 8 + ("421after3",) * 4
+    ("info",) * 31 + ("onlyipv6",) * 4 + ("bigmx",) * 4 + ("info-at-bigmail",)
+    + ("allreject",) * 14 + ("contact",) * 6 + ("catchall",) * 8 + ("421after3",) * 4
     + ("closeafter550",) * 2 + ("greyunknown",) * 4 + ("nxdomain",) * 10 + ("nullmx",) * 5 + ("refuse",) * 4
     + ("",) * 3
 )  # fmt: skip
-DIALOGUES = frozenset({"info", "allreject", "contact", "catchall", "421after3", "closeafter550", "greyunknown"})
+DIALOGUES = frozenset(KINDS) - {"nxdomain", "nullmx", "refuse", ""}
 LATE_STEPS = ("smtp done", "recording", "recorded", "published", "stamped", "acked")
 DUPLICATES, JUNK = 0.02, 0.004
-AT_REST_S = 600.0
+AT_REST_S = 300.0
 SEEN_S = 8.0
 _AGAIN_S = 0.3
 #: What a query meets while Postgres is crashed, or its pool is taken down under it.
@@ -68,6 +76,7 @@ _BELIEVED = """
     WHERE o.failure_code IN ('CT-M-NO-MX', 'CT-M-SMTP-FAIL')
         AND (a.said->>'at')::timestamptz
             BETWEEN $1::timestamptz + interval '0.5 s' AND $2::timestamptz
+        AND ($4::text[] IS NULL OR a.said->>'by' = ANY ($4::text[]))
         AND CASE WHEN $3::boolean
             THEN a.said->>'key' = 'mx' AND a.said->'answer'->>'status' <> 'found'
                 OR EXISTS (SELECT FROM jsonb_array_elements(a.said->'answer'->'attempts') AS t (tried)
@@ -94,7 +103,6 @@ class Tally:
     kills: list[int] = field(default_factory=list)  #: dialogues in flight at each
     late_kills: Counter[str] = field(default_factory=Counter)
     other: Counter[str] = field(default_factory=Counter)
-    lies: list[tuple[str, datetime, datetime]] = field(default_factory=list)
     #: When answers that nobody had stored yet may have been lost, and their questions put again.
     blows: list[datetime] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)  #: of workers, that no fault made by us explains
@@ -105,11 +113,13 @@ class Tally:
 class Soak:
     """The stack, its upstream, and what befalls them."""
 
-    def __init__(self, stack: Stack, cluster: KafkaCluster, seed: int, until: float) -> None:
-        self.stack = stack
+    def __init__(self, fleet: Fleet, cluster: KafkaCluster, seed: int, until: float) -> None:
+        self.fleet = fleet
+        self.stack = fleet.stack
         self.cluster = cluster
         self.chance = random.Random(seed)
         self.until = until
+        self.ways = Ways(fleet=fleet, chance=random.Random(seed + 1), until=until)
         self.domains: dict[UUID, str | None] = {}
         self.tally = Tally()
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -190,13 +200,14 @@ class Soak:
 
     # ---------------------------------------------------------------- faults
 
-    def start_worker(self, step: str = "") -> subprocess.Popen[bytes]:
-        """Start a worker; with a step, one that kills itself there."""
+    def start_worker(self, number: int, step: str = "") -> subprocess.Popen[bytes]:
+        """Start a worker behind its own way; with a step, one that kills itself there."""
         prelude = ""
         if step:
             times = self.chance.randint(60, 240)
             prelude = f"from tests.faults.steps import strike\nstrike({step!r}, {times})\n"
-        worker = self.stack.start_worker(prelude=prelude)
+        worker = self.fleet.start(number, prelude=prelude)
+        self.ways.started(number, worker.pid)
         self.workers.append(worker)
         if step:
             self.late[worker.pid] = step
@@ -218,12 +229,12 @@ class Soak:
                     self.tally.blows.append(await self.now())
                     self.say(f"killed at {step!r} with {flying} in flight")
                 else:
-                    number = self.stack.workers.index(worker)
+                    log = self.stack.workers.index(worker)
                     self.tally.other[f"worker ended with {code}"] += 1
                     self.tally.ends.append(f"a worker ended with {code}")
-                    said = [line for line in self.stack.worker_log(number).splitlines() if "Gate " not in line]
+                    said = [line for line in self.stack.worker_log(log).splitlines() if "Gate " not in line]
                     self.say(f"a worker ended with {code}: {' | '.join(said[-8:])}")
-                self.start_worker()
+                self.start_worker(self.ways.numbers[worker.pid])
             await asyncio.sleep(0.2)
 
     async def kill(self) -> None:
@@ -241,7 +252,7 @@ class Soak:
         self.say(f"killed with {flying} in flight")
         self.hashes = [*self.hashes[-3:], await self.look()]
         is_late = not self.late and self.chance.random() < 0.6  # one at a time: the other is there to be killed
-        self.start_worker(self.chance.choice(LATE_STEPS) if is_late else "")
+        self.start_worker(self.ways.numbers[victim.pid], self.chance.choice(LATE_STEPS) if is_late else "")
 
     async def _busy(self) -> subprocess.Popen[bytes] | None:
         """Return a worker with enough in flight, once there is one."""
@@ -266,20 +277,24 @@ class Soak:
     async def freeze(self) -> None:
         """SIGSTOP a worker for longer than the group waits, then let it go on."""
         victim = self.chance.choice(self.workers)
-        self.tally.blows.append(await self.now())
+        this = Break(number=self.ways.numbers[victim.pid], way="frozen", begin=await self.now())
+        self.ways.frozen.append(this)
+        self.tally.blows.append(this.begin)
         victim.send_signal(signal.SIGSTOP)
         await asyncio.sleep(self.chance.uniform(8, 30))
         with suppress(ProcessLookupError):
             victim.send_signal(signal.SIGCONT)
+        this.end = await self.now()
 
     async def one_more(self) -> None:
-        """Let a third worker come and go: two rebalances."""
-        extra = self.stack.start_worker()
+        """Let one more worker, whose way is whole, come and go: two rebalances."""
+        extra = self.fleet.start(WORKERS)
+        self.ways.started(WORKERS, extra.pid)
         await asyncio.sleep(self.chance.uniform(8, 20))
         extra.send_signal(signal.SIGTERM)
         code = await asyncio.to_thread(extra.wait)
         if code:
-            self.tally.ends.append(f"a third worker ended with {code}")
+            self.tally.ends.append(f"one more worker ended with {code}")
 
     async def broker(self) -> None:
         """Kill, stop or freeze one broker, and bring it back."""
@@ -316,12 +331,13 @@ class Soak:
         self.say(f"{what}: {mode}")
         setter = self.stack.farm.set_resolvers if what == "resolvers" else self.stack.farm.block_smtp
         await setter(mode)
-        begin = await self.now()  # on a busy machine the farm may take its time to begin, and to end
+        # On a busy machine the farm may take its time to begin, and to end.
+        this = Break(number=None, way=f"{what} {mode}", begin=await self.now())
+        self.ways.breaks.append(this)
         # A short fault may fall between two controls; then nothing on our side shows that it was there.
         await asyncio.sleep(self.chance.choice([self.chance.uniform(0.2, 2), self.chance.uniform(8, 20)]))
-        end = await self.now()
+        this.end = await self.now()
         await (self.stack.farm.set_resolvers("ok") if what == "resolvers" else self.stack.farm.block_smtp(None))
-        self.tally.lies.append((f"{what} {mode}", begin, end))
 
     async def befall(self) -> None:
         """Play faults until the time is up: a kill each time, and something else between two kills."""
@@ -336,10 +352,67 @@ class Soak:
                 self.say(fault.__name__)
                 await fault()
 
+    async def break_way(self, number: int) -> None:
+        """Break one worker's way again and again; a person has servers take its address off their list each time."""
+        async for name in self.ways.befall(number, self.say):
+            if WAYS[name].listed_at is not None:
+                await self.delisted(f"@way-{number}")
+
+    async def delisted(self, egress: str = "") -> None:
+        """Resume what refusals of one egress, or of all, have halted and closed."""
+        await self.sql(
+            "SELECT outreach.resume_guardrail(key, 'delisted') FROM outreach.ct_guardrails"
+            " WHERE state NOT IN ('open', 'trial') AND key LIKE '%' || $1",
+            egress,
+        )
+
+    async def judge(self) -> tuple[invariants.Found, int]:
+        """Return what does not hold, with figures, and how many dead servers' answers fell between two proofs."""
+        log = await self.stack.farm.log()
+        exposed, unexplained = await self.ways.exposed(log)
+        voided = await self.ways.voided(log)
+        found = await invariants.check(
+            self.stack,
+            self.domains,
+            kills=await self.blows_met(),
+            pause_s=None,
+            before=self.hashes,
+            junk=self.tally.junk,
+            exposed=exposed,
+            voided=voided,
+        )
+        found.expect(not unexplained, 7, f"{len(unexplained)} passes have no server's word: {unexplained[:3]}")
+        close = too_close(log, PAUSE_S, self.ways.was_mute)
+        found.expect(not close, 8, f"{len(close)} pairs of sessions are too close: {close[:3]}")
+        at_once = most_at_once(log, f"mx1.{PROVIDER}", self.ways.was_mute)
+        found.expect(at_once <= AT_PROVIDER, 8, f"{at_once} sessions at once at a provider")
+        found.figures |= {
+            "passed on a lie before the control that followed": len(exposed),
+            "answers that broken ways made void": voided.total(),
+            "most sessions at once at a provider": at_once,
+        }
+        runs = [row["worker"] for row in await self.sql("SELECT DISTINCT worker FROM outreach.ct_controls")]
+        between_proofs = 0
+        for one in self.ways.breaks:
+            what = one.way.split(" ")[0] if one.number is None else SILENT.get(one.way, "")
+            if not what:
+                continue
+            rows = await self.sql(
+                _BELIEVED, one.begin, one.end, what == "resolvers", self.ways.runs_of(one.number, runs)
+            )
+            if rows and what != "resolvers" and (one.end - one.begin).total_seconds() < SEEN_S:
+                between_proofs += len(rows)
+            elif rows:
+                found.broken.append(
+                    f"{one}: {len(rows)} answers from inside the fault are believed, such as "
+                    f"{[dict(row) for row in rows[:3]]}"
+                )
+        return found, between_proofs
+
     async def blows_met(self) -> dict[str, int]:
         """Return for each domain how many blows fell while its company was under way, and one more.
 
-        One that ends a third worker, or a session that a lie broke, costs at most that one question.
+        One that ends one more worker, or a session that a lie broke, costs at most that one question.
         """
         rows = await self.sql(
             "SELECT s.domain, s.created_at, o.recorded_at FROM outreach.outreach AS s"
@@ -358,47 +431,41 @@ class Soak:
 
 async def run(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
     """Soak; return the figures, with what does not hold."""
+    build_world(ipv6=True)
     async with KafkaCluster(folder / "kafka") as cluster:
         brokers.use(cluster)
-        async with Stack(folder, reply_delay_s=REPLY_S, pause_s=0.2, CT_PASS_DEADLINE_S="90", CT_DRAIN_S="5") as stack:
-            soak = Soak(stack, cluster, seed, time.monotonic() + minutes * 60)
-            for _ in range(WORKERS):
-                soak.start_worker()
+        async with Fleet(
+            folder, WORKERS + 1, ipv6=True, own_egress=True, reply_delay_s=REPLY_S, pause_s=PAUSE_S, control_s=1.0,
+            settle_s=20.0, window_s=WINDOW_S, CT_PASS_DEADLINE_S="90", CT_DRAIN_S="5",
+        ) as fleet:  # fmt: skip
+            stack = fleet.stack
+            soak = Soak(fleet, cluster, seed, time.monotonic() + minutes * 60)
+            for number in range(WORKERS):
+                soak.start_worker(number)
             keeping = asyncio.create_task(soak.keep_workers())
-            upstream = asyncio.create_task(soak.upstream())
-            await soak.befall()
-            await upstream
+            async with asyncio.TaskGroup() as befalling:
+                befalling.create_task(soak.upstream())
+                befalling.create_task(soak.befall())
+                for number in range(WORKERS):
+                    befalling.create_task(soak.break_way(number))
+            await soak.delisted()
             mended = time.monotonic()
             soak.until = mended
             await invariants.wait_at_rest(stack, len(soak.domains), AT_REST_S)
             rest_s = time.monotonic() - mended
-            for row in await soak.sql(_UNDECIDED):
+            undecided = await soak.sql(_UNDECIDED)
+            for row in undecided:
                 soak.say(f"undecided: {dict(row)}")
             keeping.cancel()
-            found = await invariants.check(
-                stack,
-                soak.domains,
-                kills=await soak.blows_met(),
-                pause_s=None,
-                before=soak.hashes,
-                junk=soak.tally.junk,
-            )
+            found, between_proofs = await soak.judge()
             broken = [*found.broken, *soak.tally.ends]
-            between_proofs = 0
-            for name, begin, end in soak.tally.lies:
-                rows = await soak.sql(_BELIEVED, begin, end, name.startswith("resolvers"))
-                if rows and name.startswith("port 25") and (end - begin).total_seconds() < SEEN_S:
-                    between_proofs += len(rows)
-                elif rows:
-                    broken.append(
-                        f"{name}, {begin} to {end}: {len(rows)} answers from inside the fault are believed, such as "
-                        f"{[dict(row) for row in rows[:3]]}"
-                    )
-            ends = [stack.end_worker(worker) for worker in soak.workers]
+            if undecided:
+                broken.append(f"not at rest {AT_REST_S:g} s after the last repair")
+            ends = [await asyncio.to_thread(stack.end_worker, worker) for worker in soak.workers]
             if any(ends):
                 broken.append(f"workers ended with {ends}")
     tally = soak.tally
-    dialogues = sum(1 for name in soak.domains.values() if name and name.partition("-")[0] in DIALOGUES)
+    dialogues = sum(1 for name in soak.domains.values() if name and name.rpartition("-")[0] in DIALOGUES)
     return {
         "seed": seed,
         "minutes": minutes,
@@ -407,9 +474,10 @@ async def run(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
         "duplicates": tally.duplicates,
         "junk": tally.junk,
         "sigkills": len(tally.kills),
-        "sigkills_with_200_in_flight": sum(1 for n in tally.kills if n >= LEAST_IN_FLIGHT),
+        f"sigkills_with_{LEAST_IN_FLIGHT}_in_flight": sum(1 for n in tally.kills if n >= LEAST_IN_FLIGHT),
         "sigkills_at_late_steps": dict(tally.late_kills),
         "other_faults": dict(tally.other),
+        "breaks": soak.ways.count(),
         "at_rest_after_s": round(rest_s),
         **found.figures,
         "dead servers' answers from a closed port 25 between two proofs": between_proofs,
@@ -423,10 +491,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--figures", type=Path, help="write the figures to this file, as JSON")
+    parser.add_argument("--keep", type=Path, help="a folder for logs that stays")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not options.inside:
+        if sentence := missing():
+            sys.exit(f"make soak {sentence}")
+        inside = in_a_world("tests.soak.soak", [*sys.argv[1:], "--inside"])
+        return subprocess.run(inside, check=False).returncode
     print(f"seed {options.seed}: the same again with --seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="ct-stream-soak-") as folder:
-        figures = asyncio.run(run(options.minutes, options.seed, Path(folder)))
+        figures = asyncio.run(run(options.minutes, options.seed, options.keep or Path(folder)))
     text = orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode()
     print(text)
     if options.figures:

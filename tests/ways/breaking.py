@@ -46,14 +46,19 @@ class Way:
 
     async def mend(self, fleet: Fleet, namespace: Namespace) -> None:
         """Mend it, and do what a person has to do then."""
+        await self.unbreak(fleet, namespace)
+        if self.listed_at is not None:
+            await fleet.stack.admin.execute(
+                "SELECT outreach.resume_guardrail(key, 'delisted') FROM outreach.ct_guardrails WHERE state = 'halted'"
+            )
+
+    async def unbreak(self, fleet: Fleet, namespace: Namespace) -> None:
+        """Mend it."""
         namespace.rules()
         if self.no_ipv6:
             namespace.give_ipv6()
         if self.listed_at is not None:
             await fleet.stack.farm.accept_client(namespace.address)
-            await fleet.stack.admin.execute(
-                "SELECT outreach.resume_guardrail(key, 'delisted') FROM outreach.ct_guardrails WHERE state = 'halted'"
-            )
 
 
 _NO_TCP = "tcp dport {dns} reject with tcp reset"

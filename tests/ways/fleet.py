@@ -57,13 +57,17 @@ class Said:
 class Fleet:
     """The workers are numbered from 0; `start` starts one."""
 
-    def __init__(self, folder: Path, workers: int, *, ipv6: bool, own_egress: bool) -> None:
-        self.stack = Stack(
-            folder, reply_delay_s=_REPLY_S, control_s=5.0, farm_networks=WORLD[: 2 if ipv6 else 1],
-            CT_WEB_PORT=str(_WEB_PORT),
-        )  # fmt: skip
+    def __init__(self, folder: Path, workers: int, *, ipv6: bool, own_egress: bool, **stack: Any) -> None:
+        """`stack`: what its stack is to have besides."""
+        own: dict[str, Any] = {
+            "reply_delay_s": _REPLY_S, "control_s": 5.0, "farm_networks": WORLD[: 2 if ipv6 else 1],
+            "CT_WEB_PORT": str(_WEB_PORT),
+        }  # fmt: skip
+        self.stack = Stack(folder, **(own | stack))
         self.namespaces = [Namespace(number, ipv6=ipv6) for number in range(workers)]
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        #: Whom impostors on each worker's way have said yes to, and when (time of day).
+        self.taken: dict[int, list[tuple[float, str]]] = {number: [] for number in range(workers)}
         self._own_egress = own_egress
         self._exits = AsyncExitStack()
         self._kept: list[object] = []
@@ -74,9 +78,9 @@ class Fleet:
         await stack.admin.execute("ALTER ROLE ct_ops LOGIN PASSWORD 'ops'")
         bootstrap = stack.env["CT_KAFKA_BOOTSTRAP"]
         ports = [int(port) for port in re.findall(r":(\d+)", bootstrap)] + [stack.postgres.port]
-        for namespace in self.namespaces:
+        for number, namespace in enumerate(self.namespaces):
             self._kept += await forward(namespace, ports)
-            self._kept += await impostors.move_in(namespace)
+            self._kept += await impostors.move_in(namespace, self.taken[number])
         self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap, linger_ms=5, acks="all")
         await self._producer.start()
         self._exits.push_async_callback(self._producer.stop)
@@ -96,11 +100,13 @@ class Fleet:
         ports = [server.rpartition(":")[2] for server in self.stack.env["CT_DNS_SERVERS"].split(",")]
         return f"{{ {', '.join(ports)} }}"
 
-    def start(self, number: int) -> None:
+    def start(self, number: int, *, prelude: str = "") -> subprocess.Popen[bytes]:
         """Start a worker. Its way out has a name of its own, where the settings know such names."""
         knows = "egress" in {field.name for field in fields(Settings)}
         egress: dict[str, Any] = {"CT_EGRESS": f"way-{number}"} if self._own_egress and knows else {}
-        self.processes[number] = self.stack.start_worker(enter=self.namespaces[number].enter, **egress)
+        enter = self.namespaces[number].enter
+        self.processes[number] = self.stack.start_worker(enter=enter, prelude=prelude, **egress)
+        return self.processes[number]
 
     def log(self, number: int) -> str:
         """Return what a worker has said."""

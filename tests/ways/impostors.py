@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,9 @@ _EHLO = b"250-mx1.control.example\r\n250-PIPELINING\r\n%s250 8BITMIME\r\n"
 class YesServer:
     """A mail server that takes every recipient."""
 
-    def __init__(self, *, starttls: bool) -> None:
+    def __init__(self, taken: list[tuple[float, str]], *, starttls: bool) -> None:
+        """`taken`: each recipient that it took, and when (time of day)."""
+        self._taken = taken
         self._tls = _own_certificate() if starttls else None
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -47,6 +50,9 @@ class YesServer:
                     case b"QUIT":
                         writer.write(b"221 2.0.0 Bye\r\n")
                         break
+                    case b"RCPT":
+                        self._taken.append((time.time(), line.decode(errors="replace")[8:].strip().strip("<>")))
+                        writer.write(b"250 2.1.5 Ok\r\n")
                     case _:
                         writer.write(b"250 2.1.5 Ok\r\n")
         writer.close()
@@ -83,14 +89,17 @@ class LyingResolver(asyncio.DatagramProtocol):
             self._transport.sendto(response.to_wire(), addr)
 
 
-async def move_in(namespace: Namespace) -> list[asyncio.BaseTransport | asyncio.Server]:
-    """Let them all listen in a namespace; nobody meets them until its rules lead there."""
+async def move_in(namespace: Namespace, taken: list[tuple[float, str]]) -> list[asyncio.BaseTransport | asyncio.Server]:
+    """Let them all listen in a namespace; nobody meets them until its rules lead there.
+
+    `taken` gets each recipient that one of them says yes to, and when.
+    """
     loop = asyncio.get_running_loop()
     inside: list[asyncio.BaseTransport | asyncio.Server] = []
     for port, starttls in ((YES_PORT, False), (YES_TLS_PORT, True)):
         with namespace.inside():
             listening = socket.create_server(("127.0.0.1", port), backlog=256)
-        inside.append(await asyncio.start_server(YesServer(starttls=starttls).talk, sock=listening))
+        inside.append(await asyncio.start_server(YesServer(taken, starttls=starttls).talk, sock=listening))
     for port, own_mx in ((NOTHING_EXISTS_PORT, None), (OWN_MX_PORT, OWN_MX)):
         with namespace.inside():
             sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
