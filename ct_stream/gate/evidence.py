@@ -86,10 +86,13 @@ class Way:
         """Return whether a proof began after an answer that failed at `failed_at`."""
         return self.ok_begun_at > failed_at
 
+    @property
+    def _stretches(self) -> tuple[Window, ...]:
+        return (*self.earlier, (self.trouble_from, self.trouble_until))
+
     def voids(self, asked_at: datetime, failed_at: datetime) -> bool:
         """Return whether our own trouble overlaps this window, from the question to its failed answer."""
-        stretches = ((self.trouble_from, self.trouble_until), *self.earlier)
-        return any(begin < failed_at and asked_at < end for begin, end in stretches)
+        return any(begin < failed_at and asked_at < end for begin, end in self._stretches)
 
     def was_astray(self, at: datetime) -> bool:
         """Return whether an answer of this moment may be somebody's who answers in the place of others.
@@ -97,8 +100,7 @@ class Way:
         A control failed since, and none succeeded between. Then a yes proves as little as silence does.
         """
         # What was never proven was never used.
-        stretches = ((self.trouble_from, self.trouble_until), *self.earlier)
-        return any(_NEVER < begin <= at < end for begin, end in stretches)
+        return any(_NEVER < begin <= at < end for begin, end in self._stretches)
 
     def unbroken(self, asked_at: datetime) -> bool:
         """Return whether the chain of proofs is unbroken since before the question was put."""
