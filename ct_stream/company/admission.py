@@ -15,7 +15,7 @@ class Admission:
     """Answers the agent, which asks before each event.
 
     No event is taken while the database is away, or while a person must look at the input. While this worker's own way
-    is not proven, companies are put away before anything is asked, and other workers take them. Once as many wait for
+    is not proven, companies are parked before anything is asked, and other workers take them. Once as many wait for
     that as may be in flight, no more events are taken. Until then companies that need no network (NOT-FOUND, NO-DOMAIN)
     are still decided.
     """

@@ -129,7 +129,7 @@ class OwnWay:
 
     @property
     def trouble(self) -> Wait | None:
-        """Return why this worker may ask nothing. Companies are put away before they use up a unit of any limit."""
+        """Return why this worker may ask nothing. Companies are parked before they use up a unit of any limit."""
         if self._trouble is None and self._database.now() > self._open_until:
             return self._asks_nobody("its last controls were too long ago")
         return self._trouble

@@ -1,6 +1,6 @@
 """Lets a worker whose own way is broken stand aside: it leaves the group while others can work, and comes back.
 
-It goes on with everything but reading events: its controls, its web port, companies that need no network.
+Only reading events stops. All else continues: its controls, its web port, companies that need no network.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class StandsAside:
     async def before_joining(self, stop: asyncio.Event) -> None:
         """Return once this worker's way is proven, or nobody else can work, or it is told to stop.
 
-        Who joins only to put companies away would take partitions from those who can decide them.
+        Who joins only to park companies would take partitions from those who can decide them.
         """
         is_said = False
         while self._own_way.trouble is not None and self._own_way.healthy and not stop.is_set():

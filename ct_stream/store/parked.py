@@ -49,7 +49,7 @@ class ParkedCompanies:
         take_over: Collection[str] = ("way",),
         others_ask: bool = False,
     ) -> list[Resumed]:
-        """Lease up to `limit` companies whose wait is over, and as many of those that others had to put away.
+        """Lease up to `limit` companies whose wait is over, and as many of those that others had to park.
 
         `may_ask`: this worker's own way is proven. Otherwise it takes only companies that need no network.
         `take_over`: what is in the way of other workers alone. `others_ask`: another egress is at work, which looks
@@ -62,7 +62,7 @@ class ParkedCompanies:
         return [resumed for resumed in map(_readable, rows) if resumed is not None]
 
     async def put_away(self, most: int) -> int:
-        """Return how many companies wait, at most `most`, that this worker put away for its own way."""
+        """Return how many companies wait, at most `most`, that this worker parked because its own way is not proven."""
         return int((await self._database.persist("put_away", self._owner, most))[0]["companies"])
 
     async def to_take_over(self) -> list[str]:

@@ -329,7 +329,7 @@ RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p
     p.met_at, p.refused_at;
 
 -- name: put_away
--- How many companies wait, at most $2, that this worker run put away because its own way is not proven?
+-- How many companies wait, at most $2, that this worker run parked because its own way is not proven?
 SELECT count(*) AS companies FROM (
     SELECT p.outreach_id FROM outreach.ct_passes AS p
     WHERE p.waits_on = 'way' AND p.state = 'waiting' AND p.met_by = $1 LIMIT $2

@@ -175,7 +175,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         await left.stop()
 
     async def look_alive(self) -> None:
-        """Let the time in which nothing was polled begin anew: after a week of it aiokafka leaves the group."""
+        """Restart the time in which nothing was polled: after a week of it aiokafka leaves the group."""
         with self._ensure_consumer()._subscription.fetch_context():
             self.time_started = time.monotonic()
 

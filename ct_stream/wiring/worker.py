@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LAST_CONTROL_S = 2.0
-_FIRST_CONTROL_S = 5.0  #: to prove our own way before the first event comes, which would have to be put away
+_FIRST_CONTROL_S = 5.0  #: to prove our own way before the first event comes, which would have to be parked
 
 
 def run_worker(settings: Settings, *, first_start: bool = False) -> int:
