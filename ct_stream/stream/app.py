@@ -74,7 +74,14 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
                 raise CommitFailedError("denied; to Faust as if already rebalanced") from error  # it skips this one
             self.is_denied_commits = False
 
+        start = consumer.start
+
+        async def start_and_outlive_denials() -> None:
+            await start()
+            _outlive_denials(consumer._coordinator)  # there is none before
+
         consumer.commit = commit_if_allowed
+        consumer.start = start_and_outlive_denials
         return consumer
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
@@ -95,13 +102,6 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         except KafkaError as error:
             if not is_denied(error):
                 raise
-        # aiokafka's task that sends heartbeats has ended by this, and it never starts another one without a rejoin.
-        coordinator = consumer._coordinator
-        for name in ("_heartbeat_task", "_commit_refresh_task"):
-            task = getattr(coordinator, name)
-            if task is not None and task.done():
-                setattr(coordinator, name, None)
-                coordinator.request_rejoin()
         await asyncio.sleep(_DENIED_S)
         return {}
 
@@ -184,6 +184,29 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         return tp not in self.assignment() or bool(super()._verify_aiokafka_event_path(now, tp))
 
 
+def _outlive_denials(coordinator: Any) -> None:
+    """Have a member of the group try again after a denial, until the right is back.
+
+    aiokafka's coordinator hands its errors to whoever calls `getmany`, and does nothing until then; Faust calls the
+    fetcher below it. Such a consumer is out of the group for ever, though it reads on, and commits as one that is in
+    no group, which Kafka allows while the group is empty (contract-tested).
+    """
+    hand_over = coordinator._push_error_to_user
+
+    async def try_again(error: KafkaError) -> None:
+        if not is_denied(error):
+            await hand_over(error)
+            return
+        for name in ("_heartbeat_task", "_commit_refresh_task"):
+            task = getattr(coordinator, name)
+            if task is not None and task.done():  # by this error; only a rejoin starts another one
+                setattr(coordinator, name, None)
+                coordinator.request_rejoin()
+        await asyncio.wait([coordinator._closing], timeout=_DENIED_S)
+
+    coordinator._push_error_to_user = try_again
+
+
 async def _unless_given_up(call: Awaitable[None]) -> None:
     """Wait for a call to the main thread; return too if it was cancelled there.
 
@@ -218,9 +241,15 @@ class _Consumer(driver.Consumer):
         return did_commit
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Forget what is owed: the next owner commits for itself."""
+        """Forget what is owed: the next owner commits for itself.
+
+        Forget too what the last commit named. Faust notes it after a commit that failed as well, and forgets only what
+        was noted before (contract-tested). An event that came once more would then not be acked.
+        """
         await super().on_partitions_revoked(revoked)
         self._owed = {}
+        for tp in revoked:
+            self._committed_offset.pop(tp, None)
 
 
 class _Producer(driver.Producer):

@@ -185,6 +185,28 @@ def test_the_coordinator_leaves_the_group_when_it_closes_and_ends_a_join_under_w
     assert make_app(load_settings({"CT_KAFKA_BOOTSTRAP": "127.0.0.1:9"})).conf.consumer_group_instance_id is None
 
 
+def test_the_coordinator_waits_after_an_error_for_a_call_that_faust_never_makes() -> None:
+    """See _outlive_denials in stream/app.py."""
+    coordinator = aiokafka.consumer.group_coordinator.GroupCoordinator
+    assert "[self._error_consumed_fut, self._closing]" in source(coordinator._push_error_to_user)
+    assert "self._coordinator.check_errors()" in source(aiokafka.AIOKafkaConsumer.getmany)
+    thread = faust.transport.drivers.aiokafka.AIOKafkaConsumerThread
+    assert "await fetcher.fetched_records(" in source(thread._fetch_records)
+    assert "check_errors" not in source(faust.transport.drivers.aiokafka)
+    routine = source(coordinator._GroupCoordinator__coordination_routine)
+    assert routine.count("await self._push_error_to_user(exc)") == 2, "after an error, and after one of a task"
+    assert "self._coordinator = GroupCoordinator(" in source(aiokafka.AIOKafkaConsumer.start)
+
+
+def test_faust_notes_as_committed_what_it_failed_to_commit() -> None:
+    """See _Consumer.on_partitions_revoked in stream/app.py."""
+    steps = source(faust.transport.consumer.Consumer._commit_offsets)
+    noted = "        self._committed_offset.update(committable_offsets)\n        self.app.monitor"
+    assert noted in steps, "whatever did_commit says"
+    revoked = source(faust.transport.consumer.Consumer.on_partitions_revoked)
+    assert revoked.index("_committed_offset.pop") < revoked.index("self._on_partitions_revoked")
+
+
 def test_unsubscribing_is_no_way_to_leave_from_every_state() -> None:
     """It would leave a member behind that has joined and not yet been told so, or end aiokafka's own task."""
     assert "self._coordinator.maybe_leave_group()" in source(aiokafka.AIOKafkaConsumer.unsubscribe)

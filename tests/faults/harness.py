@@ -335,6 +335,17 @@ class Stack:
         finally:
             await admin.close()
 
+    async def members(self) -> int:
+        """Return how many members the gate's group has."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.env["CT_KAFKA_BOOTSTRAP"])
+        await admin.start()
+        try:
+            (answer,) = await admin.describe_consumer_groups([self.names.group])
+            ((_, _, _, _, _, members, *_),) = answer.groups
+            return len(members)
+        finally:
+            await admin.close()
+
     async def wait_committed(self, count: int, within_s: float) -> int:
         """Wait until the gate's group has committed so many records, or time is up; return how many it has."""
         deadline = time.monotonic() + within_s

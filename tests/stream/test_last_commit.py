@@ -1,8 +1,9 @@
-"""The commit at the end of an assignment names everything that is done, also if another commit is under way."""
+"""The commit at the end of an assignment: it names all that is done, and is not taken for done if it failed."""
 
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from faust.types import TP
@@ -71,3 +72,25 @@ async def test_the_end_waits_for_no_commit_where_none_is_under_way() -> None:
         commits.may_end.release()
         await asyncio.wait_for(commits.app._consumer_wait_empty(commits.consumer, None), 5)
         assert commits.begun == [1]
+
+
+async def test_what_a_last_commit_failed_to_commit_is_acked_when_it_comes_once_more() -> None:
+    app = make_app(load_settings({"CT_KAFKA_BOOTSTRAP": "127.0.0.1:1"}))
+    make: Any = app.transport.create_consumer
+
+    async def last_commit(_revoked: object) -> None:
+        await consumer._commit_offsets({PARTITION: 1})
+
+    consumer = make(_nothing, on_partitions_revoked=last_commit, on_partitions_assigned=_nothing)
+    consumer.assignment = lambda: {PARTITION}
+    consumer._commit = _fails
+    app._producer = SimpleNamespace(flush=_nothing)  # type: ignore[assignment]
+    try:
+        await consumer.on_partitions_revoked({PARTITION})
+        assert PARTITION not in consumer._committed_offset
+    finally:
+        consumer._thread.thread_loop.close()
+
+
+async def _fails(_: object) -> bool:
+    return False
