@@ -63,8 +63,8 @@ class Metrics:
             ["kind"],
             registry=r,
         )
-        self.put_away = Gauge(
-            "ct_put_away",
+        self.parked_for_own_way = Gauge(
+            "ct_parked_for_own_way",
             "Companies that wait because this worker's own way is not proven; counted up to CT_IN_FLIGHT",
             registry=r,
         )

@@ -34,6 +34,6 @@ class Admission:
         return (
             running + self._scheduler.running < self._in_flight  # resumed companies count as well
             and self._database.is_up
-            and (self._own_way.trouble is None or self._own_way.put_away < self._in_flight)
+            and (self._own_way.trouble is None or self._own_way.parked_for_it < self._in_flight)
             and not self._input_check.is_halted
         )

@@ -71,7 +71,7 @@ class Permits:
 
     async def mx_lookup(self) -> Wait | None:
         """Take one MXLookup unit."""
-        wait = self._put_away() or await self._limits.mx_lookup() or self._put_away()
+        wait = self._until_proven() or await self._limits.mx_lookup() or self._until_proven()
         if wait is None:
             self._tellings.metrics.tool_calls.labels(tool="TOOL-004").inc()
         return wait
@@ -90,21 +90,27 @@ class Permits:
 
     async def begin_probe(self, domain: str, provider: str) -> Lease | Wait:
         """Take the domain's slot, a place at the provider and one SMTPCheck unit."""
-        granted = self._put_away() or await self._limits.begin_probe(domain, provider, self._recall.looked)
+        granted = self._until_proven() or await self._limits.begin_probe(domain, provider, self._recall.looked)
         if isinstance(granted, Wait):
             return granted
-        if (lost := self._put_away()) is not None:  # while the limits were asked
+        if (lost := self._until_proven()) is not None:  # while the limits were asked
             await granted.release(talked=False)
             return lost
         self._tellings.metrics.tool_calls.labels(tool="TOOL-005").inc()
         return Lease(
-            self._tellings, granted, domain, provider, self._waited_s(), self.provider_at, in_the_way=self._put_away
+            self._tellings,
+            granted,
+            domain,
+            provider,
+            self._waited_s(),
+            self.provider_at,
+            in_the_way=self._until_proven,
         )
 
-    def _put_away(self) -> Wait | None:
+    def _until_proven(self) -> Wait | None:
         """Return the wait while this worker may ask nothing, and count it until the next look at the database."""
         if self._own_way.trouble is not None:
-            self._own_way.put_away += 1
+            self._own_way.parked_for_it += 1
         return self._own_way.trouble
 
 

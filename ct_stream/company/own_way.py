@@ -103,7 +103,7 @@ class OwnWay:
         window_s: float = WINDOW_S,
         egress: str = DEFAULT,
     ) -> None:
-        """`most`: of the companies that it puts away, so many are counted."""
+        """`most`: of the companies that wait for this way, so many are counted."""
         self._database = database
         self._controls = controls
         self._guardrails = guardrails
@@ -118,7 +118,7 @@ class OwnWay:
         self._trouble: Wait | None = self._asks_nobody("its first controls have not succeeded yet")
         self._open_until = _FOR_EVER  #: as the last look saw it
         self._failing: dict[ControlKind, str] = {}  #: controls that failed, which the database does not know yet
-        self.put_away = 0  #: how many companies wait because of that
+        self.parked_for_it = 0  #: how many companies wait because of that
         self.address = ""  #: our address of IPv4, as a control's server last saw it
         self._cut_off: str | None = None  #: of an answer that was cut off since the last control over TCP
         self.take_over: list[str] = []  #: what is in the way of other workers alone
@@ -188,7 +188,7 @@ class OwnWay:
         if wait is None:
             self._opened.set()
             self.trouble_since = None
-            self.put_away = 0
+            self.parked_for_it = 0
             has = [kind for kind in ControlKind if self.lacks(kind) is None]
             self.take_over = [WaitsOn.way(), *map(WaitsOn.way, has), *await self._parked.to_take_over()]
             self.others = sorted({egress for egress in at_work.values() if egress not in (None, self.egress)})
@@ -196,7 +196,7 @@ class OwnWay:
             if self.trouble_since is None:
                 self.trouble_since = time.monotonic()
             self.take_over = []
-            self.put_away = await self._parked.put_away(self._most)
+            self.parked_for_it = await self._parked.count_for_own_way(self._most)
 
     def _has_ipv6_alone(self) -> bool:
         """Return whether this machine has never reached port 25 over IPv4, and does over IPv6."""

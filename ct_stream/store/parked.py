@@ -61,9 +61,9 @@ class ParkedCompanies:
         )
         return [resumed for resumed in map(_readable, rows) if resumed is not None]
 
-    async def put_away(self, most: int) -> int:
+    async def count_for_own_way(self, most: int) -> int:
         """Return how many companies wait, at most `most`, that this worker parked because its own way is not proven."""
-        return int((await self._database.persist("put_away", self._owner, most))[0]["companies"])
+        return int((await self._database.persist("count_for_own_way", self._owner, most))[0]["companies"])
 
     async def to_take_over(self) -> list[str]:
         """Return the names of what companies wait for that only another worker has in its way."""

@@ -328,7 +328,7 @@ RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p
     p.correlation_header, p.exceptions, p.looks, p.waits_on, p.met_by,
     p.met_at, p.refused_at;
 
--- name: put_away
+-- name: count_for_own_way
 -- How many companies wait, at most $2, that this worker run parked because its own way is not proven?
 SELECT count(*) AS companies FROM (
     SELECT p.outreach_id FROM outreach.ct_passes AS p

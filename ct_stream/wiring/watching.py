@@ -112,7 +112,7 @@ class Gauges:
         metrics.oldest_unacked.set(self._agent.gates.oldest_age_s())
         for kind in ControlKind:
             metrics.way_proven.labels(kind=kind.value).set(self._own_way.lacks(kind) is None)
-        metrics.put_away.set(self._own_way.put_away)
+        metrics.parked_for_own_way.set(self._own_way.parked_for_it)
         await self._count_waiting()
         metrics.unpublished.set(await self._ledger.count_unpublished())
         await self._guardrails.refresh()

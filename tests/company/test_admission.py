@@ -16,7 +16,7 @@ BROKEN = control_wait(ControlKind.SMTP, "our way out to port 25: refused; compan
 
 def admission(**changed: Any) -> Admission:
     """Return one with nothing in the way, of ten in flight; three resumed companies are running."""
-    parts = {"is_up": True, "is_halted": False, "trouble": None, "put_away": 0, "running": 3} | changed
+    parts = {"is_up": True, "is_halted": False, "trouble": None, "parked_for_it": 0, "running": 3} | changed
     world: Any = SimpleNamespace(**parts)
     return Admission(database=world, input_check=world, own_way=world, scheduler=world, in_flight=10)
 
@@ -32,6 +32,6 @@ def test_nothing_is_pulled_while_something_is_in_the_way(changed: dict[str, bool
 
 
 def test_a_worker_puts_away_as_many_as_may_be_in_flight_for_its_own_way_and_pulls_no_more() -> None:
-    assert admission(trouble=BROKEN, put_away=9).may_pull(0), "what needs no network goes through"
-    assert not admission(trouble=BROKEN, put_away=10).may_pull(0)
-    assert admission(put_away=100).may_pull(0), "what it put away before holds up nobody once its way is proven"
+    assert admission(trouble=BROKEN, parked_for_it=9).may_pull(0), "what needs no network goes through"
+    assert not admission(trouble=BROKEN, parked_for_it=10).may_pull(0)
+    assert admission(parked_for_it=100).may_pull(0), "what it parked before holds up nobody once its way is proven"

@@ -49,7 +49,7 @@ def refuses(host: str, *before: Attempt) -> MailboxAnswer:
 class Company:
     """What is kept of it while it is parked, what its servers say, and how often they were asked."""
 
-    def __init__(self, hosts: tuple[str, ...], says: MailboxAnswer | Wait, **put_away: Any) -> None:
+    def __init__(self, hosts: tuple[str, ...], says: MailboxAnswer | Wait, **parked: Any) -> None:
         self.says = says
         self.asked = 0
         self.judged: list[str] = []
@@ -59,7 +59,7 @@ class Company:
         self.takes_s = 0.1
         self.then: MailboxAnswer | None = None  #: what the shared server says once it is asked alone
         self.cap: Wait | None = None  #: what our limits say once, between two of its hosts
-        last = put_away.pop("last", None)
+        last = parked.pop("last", None)
         self.row: dict[str, Any] = {
             "exchanges": (
                 Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example")),
@@ -68,7 +68,7 @@ class Company:
             ),
             "pending": None, "looks": 0, "reason": "control", "waits_on": WaitsOn("control:smtp"), "asked_at": ASKED,
             "failed_at": FAILED, "spent_s": 5.0,
-        } | put_away  # fmt: skip
+        } | parked  # fmt: skip
 
     async def _recall(self, _domain: str) -> Memory:
         return Memory()

@@ -137,22 +137,22 @@ async def test_a_verdict_is_not_recorded_after_the_way_on_which_it_was_heard_was
         assert w.way.astray(w.heard()) is None
 
 
-async def test_companies_that_are_put_away_are_counted_up_to_what_may_be_in_flight(database: DatabaseDsns) -> None:
+async def test_companies_that_wait_for_it_are_counted_up_to_what_may_be_in_flight(database: DatabaseDsns) -> None:
     async with worker(database) as w, running(w.parked.park):
         for _ in range(2):
             await w.parked.park(parked(after_s=None, waits_on="way", reason=WaitReason.CONTROL))
         await w.parked.park(parked(after_s=None, waits_on="cap:TOOL-005", reason=WaitReason.DAILY_CAP))
         await w.way.look()
-        assert w.way.put_away == 2
+        assert w.way.parked_for_it == 2
         for _ in range(2):
             await w.parked.park(parked(after_s=None, waits_on="way", reason=WaitReason.CONTROL))
         await w.way.look()
-        assert w.way.put_away == 3, "more need not be counted"
+        assert w.way.parked_for_it == 3, "more need not be counted"
         await w.ask_all()
-        assert w.way.put_away == 0
+        assert w.way.parked_for_it == 0
 
 
-async def test_a_worker_whose_way_is_proven_takes_what_broken_ones_put_away(database: DatabaseDsns) -> None:
+async def test_a_worker_whose_way_is_proven_takes_what_broken_ones_parked(database: DatabaseDsns) -> None:
     async with worker(database) as w:
         broken = ControlLedger(w.db, 0.0, "broken/1/b")
         await seen(w.db, "broken/1/b", ME)

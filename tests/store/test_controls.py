@@ -539,7 +539,7 @@ async def test_what_a_worker_puts_away_for_its_own_way_is_for_those_whose_way_is
     async with opened(database.gate) as db:
         company = await waiting(db, "broken/1/a", waits_on="way")
         broken, whole = ParkedCompanies(db, "broken/1/a", "test"), ParkedCompanies(db, "whole/1/b", "test")
-        assert (await broken.put_away(10), await whole.put_away(10)) == (1, 0)
+        assert (await broken.count_for_own_way(10), await whole.count_for_own_way(10)) == (1, 0)
         assert await broken.claim_due(10, may_ask=False, take_over=[]) == []
         assert [c.origin.outreach_id for c in await whole.claim_due(10)] == [company]
 

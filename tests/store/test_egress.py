@@ -255,9 +255,7 @@ async def test_a_first_worker_meets_only_what_was_halted_before_it(database: Dat
 # ---------------------------------------------------------------- who takes whose companies
 
 
-async def put_away(
-    worker: Worker, waits_on: str, reason: WaitReason, after_s: float | None = None, **more: Any
-) -> UUID:
+async def park(worker: Worker, waits_on: str, reason: WaitReason, after_s: float | None = None, **more: Any) -> UUID:
     company = parked(after_s=after_s, waits_on=waits_on, reason=reason, failed=FailedAt.NOW, **more)
     await worker.parked.park(company)
     return company.origin.outreach_id
@@ -275,9 +273,9 @@ async def test_companies_that_wait_for_another_address_are_taken_where_nothing_i
 ) -> None:
     async with fleet(database) as f:
         await f.one.rails.set_state(TOOL, "halted", "listed", None)
-        halted = await put_away(f.one, TOOL, WaitReason.HALTED)
+        halted = await park(f.one, TOOL, WaitReason.HALTED)
         await f.one.rails.set_state(PROVIDER, "closed", "refuses us", 600.0)
-        closed = await put_away(f.one, PROVIDER, WaitReason.PROVIDER_CLOSED)
+        closed = await park(f.one, PROVIDER, WaitReason.PROVIDER_CLOSED)
         await f.two.rails.set_state(f"{PROVIDER}@dc2", "paused", "too fast", 60.0)
         assert await taken(f.two) == {halted}
         assert await taken(f.three) == {halted, closed}
@@ -288,7 +286,7 @@ async def test_companies_that_wait_for_another_address_are_taken_where_nothing_i
 
 async def test_who_was_refused_is_taken_by_another_address_at_once(database: DatabaseDsns) -> None:
     async with fleet(database) as f:
-        company = await put_away(f.one, WaitsOn.other_than("default"), WaitReason.REFUSED, 600.0, refused_at="default")
+        company = await park(f.one, WaitsOn.other_than("default"), WaitReason.REFUSED, 600.0, refused_at="default")
         assert await taken(f.one) == set()
         assert await taken(f.two) == {company}
         [back] = await f.two.parked.claim_due(10, take_over=["egress:default"])
@@ -300,7 +298,7 @@ async def test_what_one_address_met_is_looked_at_again_by_another_if_there_is_on
     database: DatabaseDsns, met: str
 ) -> None:
     async with fleet(database) as f:
-        company = await put_away(f.one, "", WaitReason.CONTROL, 0.0, **{met: "default"})
+        company = await park(f.one, "", WaitReason.CONTROL, 0.0, **{met: "default"})
         assert await taken(f.one, others_ask=True) == set(), "the others have five seconds"
         assert await taken(f.one) == {company}, "there is no other"
         assert await taken(f.two, others_ask=True) == {company}
@@ -335,10 +333,10 @@ async def test_who_is_refused_at_one_address_and_closed_at_another_goes_in_no_ci
     """It would be asked every few seconds, from the address that is refused."""
     async with fleet(database) as f:
         await f.two.rails.set_state(f"{PROVIDER}@dc2", "closed", "three refused", 600.0)
-        company = await put_away(f.two, f"{PROVIDER}@dc2", WaitReason.PROVIDER_CLOSED, refused_at="default")
+        company = await park(f.two, f"{PROVIDER}@dc2", WaitReason.PROVIDER_CLOSED, refused_at="default")
         assert await taken(f.one) == set()
         assert await taken(f.three) == {company}, "a third one was not refused"
-        other = await put_away(f.two, "way:smtp6", WaitReason.ANOTHER_MACHINE, refused_at="default")
+        other = await park(f.two, "way:smtp6", WaitReason.ANOTHER_MACHINE, refused_at="default")
         names = [*await f.one.parked.to_take_over(), "way:smtp6"]
         assert [c.origin.outreach_id for c in await f.one.parked.claim_due(9, take_over=names)] == [other]
 

@@ -157,7 +157,7 @@ class Gate(RuleBasedStateMachine):
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
-    def put_away(self, data: st.DataObject) -> None:
+    def park(self, data: st.DataObject) -> None:
         one = data.draw(st.sampled_from(self.running))
         if one.company not in self.ledger:
             self.parked[one.company] = to_json(one.play.exchanges)

@@ -193,7 +193,7 @@ RUN: list[tuple[str, str, tuple[object, ...]]] = [
     ("gate", "begin_control", ("smtp", 30.0, 20.0, "worker", 600.0)),
     ("gate", "to_take_over", ("worker", 30.0, "default")),
     ("gate", "at_work", ("worker", 30.0)),
-    ("gate", "put_away", ("worker", 1000)),
+    ("gate", "count_for_own_way", ("worker", 1000)),
     ("gate", "neighbours", ("203.0.113.7", "203.0.113.0/24", "p1.example", "d1.example", HOUR, "default")),
     ("gate", "set_guardrail", ("provider:closed.example", "open", "talks normally again", -1.0)),
     ("gate", "set_guardrail", ("provider:closed.example", "halted", "why", -1.0)),

@@ -19,7 +19,7 @@ class Parts:
 
     def __init__(self, lacking: set[ControlKind]) -> None:
         self.lacking = lacking
-        self.running, self.put_away, self.address = 2, 7, "203.0.113.25"
+        self.running, self.parked_for_it, self.address = 2, 7, "203.0.113.25"
         self.halted: dict[str, str] = {}
         self.beats: list[Beat] = []
 
@@ -64,7 +64,7 @@ async def test_the_gauges_say_which_of_our_own_ways_are_proven(lacking: set[Cont
     assert {kind: value("ct_way_proven", {"kind": kind.value}) for kind in ControlKind} == {
         kind: float(kind not in lacking) for kind in ControlKind
     }
-    assert value("ct_put_away") == 7
+    assert value("ct_parked_for_own_way") == 7
 
 
 async def test_the_heartbeat_carries_the_notes_of_this_worker_and_its_address() -> None:
