@@ -35,7 +35,7 @@ SESSION_TIMEOUT_S = 45.0
 _REBALANCE_TIMEOUT_S = 60.0
 _EMBEDDED_TIMEOUT_S = 6.0
 _RECOVERED_POLL_S = 0.02
-_DENIED_S = 1.0
+_REFUSED_S = 1.0
 _STEPS_TO_GIVE_UP = 50  #: of the loop; Faust takes about five
 
 
@@ -76,16 +76,17 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
 
         start = consumer.start
 
-        async def start_and_outlive_denials() -> None:
+        async def start_and_try_again() -> None:
             await start()
-            _outlive_denials(consumer._coordinator)  # there is none before
+            _try_again_after_errors(consumer._coordinator, self.app)  # there is none before
 
         consumer.commit = commit_if_allowed
-        consumer.start = start_and_outlive_denials
+        consumer.start = start_and_try_again
         return consumer
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Have the main thread take the partitions, unless Faust gives that up because it stops."""
+        cast("GateApp", self.app).refused = None
         await _unless_given_up(super().on_partitions_assigned(assigned, generation_id))
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
@@ -102,7 +103,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         except KafkaError as error:
             if not is_denied(error):
                 raise
-        await asyncio.sleep(_DENIED_S)
+        await asyncio.sleep(_REFUSED_S)
         return {}
 
     # ---------------------------------------------------------------- leaving the group (membership.py)
@@ -184,25 +185,22 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         return tp not in self.assignment() or bool(super()._verify_aiokafka_event_path(now, tp))
 
 
-def _outlive_denials(coordinator: Any) -> None:
-    """Have a member of the group try again after a denial, until the right is back.
+def _try_again_after_errors(coordinator: Any, app: Any) -> None:
+    """Have aiokafka's coordinator try again when Kafka refuses it something, until it does not.
 
-    aiokafka's coordinator hands its errors to whoever calls `getmany`, and does nothing until then; Faust calls the
-    fetcher below it. Such a consumer is out of the group for ever, though it reads on, and commits as one that is in
-    no group, which Kafka allows while the group is empty (contract-tested).
+    It hands its errors to whoever calls `getmany`, and does nothing until then; Faust calls the fetcher below it
+    (contract-tested). Such a consumer is out of the group for ever, though it may read on, and commit as one that is
+    in no group, which Kafka allows while the group is empty.
     """
-    hand_over = coordinator._push_error_to_user
 
     async def try_again(error: KafkaError) -> None:
-        if not is_denied(error):
-            await hand_over(error)
-            return
+        app.refused = error
         for name in ("_heartbeat_task", "_commit_refresh_task"):
             task = getattr(coordinator, name)
             if task is not None and task.done():  # by this error; only a rejoin starts another one
                 setattr(coordinator, name, None)
                 coordinator.request_rejoin()
-        await asyncio.wait([coordinator._closing], timeout=_DENIED_S)
+        await asyncio.wait([coordinator._closing], timeout=_REFUSED_S)
 
     coordinator._push_error_to_user = try_again
 
@@ -309,6 +307,7 @@ class GateApp(faust.App):
 
     drain: Callable[[], Awaitable[None]] | None = None
     now: Callable[[], datetime] | None = None  #: the clock that dates records; None: this machine's
+    refused: KafkaError | None = None  #: why the group last refused this member, until it assigns partitions
 
     def _new_transport(self) -> Any:
         return _Transport(self.conf.broker_consumer, self)

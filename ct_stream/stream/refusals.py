@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka.errors import (
     IllegalSaslStateError,
+    InconsistentGroupProtocolError,
     KafkaError,
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
@@ -75,6 +76,20 @@ async def explain(settings: Settings, error: BaseException) -> Problem:
     return found or Problem(
         what=f"Kafka at {settings.kafka_bootstrap} does not answer: {said_by(error)}",
         action="see whether its brokers run, and check CT_KAFKA_BOOTSTRAP",
+    )
+
+
+def refused_by_group(group: str, error: BaseException) -> Problem:
+    """Return why the group does not take this worker in, after an error of its coordinator."""
+    if isinstance(error, InconsistentGroupProtocolError):
+        return Problem(
+            what=f"the group {group} does not take this worker in: a program of another kind is a member of it",
+            action=f"end that program, or give it a group of its own (kafka-consumer-groups.sh --describe --members "
+            f"--group {group} names it)",
+        )
+    return Problem(
+        what=f"the group {group} does not take this worker in: {said_by(error)}",
+        action="see the log of the broker that coordinates it; it may have as many members as group.max.size allows",
     )
 
 

@@ -18,8 +18,8 @@ from ct_stream.process.loops import Loop
 from ct_stream.store.outage import AGAIN, OUTAGE
 from ct_stream.store.worker_record import BEAT_S, Beat
 from ct_stream.stream.position import LagUnknown, lag
-from ct_stream.stream.refusals import explain
-from ct_stream.stream.rights import Denied, require_rights
+from ct_stream.stream.refusals import explain, refused_by_group
+from ct_stream.stream.rights import Denied, is_denied, require_rights
 from ct_stream.stream.topology import names_of, partitions_now
 
 if TYPE_CHECKING:
@@ -243,8 +243,20 @@ class LagWatch:
     Otherwise a worker with nothing to publish would not notice that the brokers are gone.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, health: Health, *, tells_ends: bool) -> None:
-        """`tells_ends`: False for the embedded broker, whose end offsets are wrong; no number is better than that."""
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        health: Health,
+        *,
+        refused: Callable[[], KafkaError | None],
+        tells_ends: bool,
+    ) -> None:
+        """`tells_ends`: False for the embedded broker, whose end offsets are wrong; no number is better than that.
+
+        `refused`: why the group refuses this worker.
+        """
+        self._refused = refused
         self._settings = settings
         self._metrics = metrics
         self._health = health
@@ -269,6 +281,10 @@ class LagWatch:
             trouble = str(error)
         except (KafkaError, OSError, TimeoutError) as error:
             trouble = f"Kafka cannot be read, or does not know our group: {await explain(self._settings, error)}"
+        else:
+            refusal = self._refused()
+            if refusal is not None and not is_denied(refusal):
+                trouble = str(refused_by_group(names_of(self._settings).group, refusal))
         if trouble is not None:
             self._metrics.lag.set(-1)
             if self._health.troubles.get("kafka_group") != trouble:

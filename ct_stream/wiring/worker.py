@@ -286,7 +286,7 @@ async def _work(
         gauges.loop(),
         own_way.look_loop(),
         partition_watch.loop(),
-        LagWatch(settings, metrics, health, tells_ends=tells_ends).loop(),
+        LagWatch(settings, metrics, health, refused=lambda: app.refused, tells_ends=tells_ends).loop(),
         AlertRelay(database, alerts).loop(),
     )
     heartbeat.at_work(agent=agent, scheduler=scheduler, guard=guard, own_way=own_way)

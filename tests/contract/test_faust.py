@@ -186,7 +186,7 @@ def test_the_coordinator_leaves_the_group_when_it_closes_and_ends_a_join_under_w
 
 
 def test_the_coordinator_waits_after_an_error_for_a_call_that_faust_never_makes() -> None:
-    """See _outlive_denials in stream/app.py."""
+    """See _try_again_after_errors in stream/app.py."""
     coordinator = aiokafka.consumer.group_coordinator.GroupCoordinator
     assert "[self._error_consumed_fut, self._closing]" in source(coordinator._push_error_to_user)
     assert "self._coordinator.check_errors()" in source(aiokafka.AIOKafkaConsumer.getmany)

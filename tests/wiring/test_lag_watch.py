@@ -32,7 +32,7 @@ async def test_each_reason_is_said_once_and_the_end_too(
     monkeypatch.setattr(watching, "require_rights", rights)
     monkeypatch.setattr(watching, "lag", three)
     metrics, health = Metrics(), Health()
-    watch = LagWatch(Settings(kafka_bootstrap="127.0.0.1:1"), metrics, health, tells_ends=True)
+    watch = LagWatch(Settings(kafka_bootstrap="127.0.0.1:1"), metrics, health, refused=lambda: None, tells_ends=True)
     seen = []
     with caplog.at_level("INFO"):
         for _ in range(4):
