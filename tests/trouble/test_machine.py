@@ -160,9 +160,11 @@ SmtpSettings.__init__.__kwdefaults__["command_s"] = 250.0
 @pytest.mark.long
 async def test_five_thousand_in_flight_are_given_up_within_the_drain_and_come_again(tmp_path: Path) -> None:
     number = 5000
-    async with Stack(tmp_path, reply_delay_s=200.0, CT_IN_FLIGHT=str(number), CT_PASS_DEADLINE_S="300") as stack:
+    async with Stack(tmp_path, CT_IN_FLIGHT=str(number), CT_PASS_DEADLINE_S="300") as stack:
         worker = stack.start_worker(prelude=PATIENT)
         assert await stack.wait_said("Ready", 60)
+        await stack.wait_ready(200, 60)  # its first controls have succeeded
+        await stack.farm.set_reply_delay(200.0)
         ids = await stack.mint([f"contact-d{n}.example" for n in range(number)])
         await stack.publish(ids)
         leases = "SELECT count(*) FROM outreach.ct_domains WHERE lease_until > clock_timestamp()"
