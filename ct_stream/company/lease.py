@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.providers import is_own_provider, provider_at, provider_of
-from ct_stream.gate.questions import way_to
+from ct_stream.gate.questions import ControlKind, way_to
 from ct_stream.gate.waits import NOTHING, Wait, WaitReason
 from ct_stream.probes.needs import Met
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ct_stream.company.farewells import Farewells
     from ct_stream.company.own_way import OwnWay
     from ct_stream.company.recall import Recall
-    from ct_stream.gate.questions import ControlKind
     from ct_stream.gate.verdicts import Held
     from ct_stream.metrics import Metrics
     from ct_stream.store.control_ledger import ControlLedger
@@ -62,8 +61,11 @@ class Permits:
         self._providers: dict[tuple[str, str], str] = {}  # what a provider's servers at an address count as
 
     def lacks(self, kind: ControlKind) -> Wait | None:
-        """Return the wait for a machine that has this way, if this one is not known to."""
-        return self._own_way.lacks(kind)
+        """Return the wait for a machine that has this way, if this one is not known to.
+
+        Without DNS a worker may ask nothing at all.
+        """
+        return self._until_proven() if kind is ControlKind.DNS else self._own_way.lacks(kind)
 
     def cut_off(self, detail: str) -> Wait:
         """Return the wait for a machine whose resolvers answer over TCP: this one's have just not."""

@@ -25,6 +25,7 @@ from ct_stream.gate.evidence import (
     Witness,
     askers,
     before_astray,
+    heard_elsewhere,
     met_trouble,
     nothing_failed,
     open_needs,
@@ -79,7 +80,6 @@ _EXTRAS = {
         "long to workers on other machines"
     ),
 }
-_ELSEWHERE_S = 60.0  #: for a worker of another egress to take a company; then its own one asks again
 _ONLY_IPV6 = (
     "this machine reaches port 25 only over IPv6, so it leaves companies whose servers have only IPv4 addresses to "
     "workers on other machines"
@@ -190,7 +190,12 @@ class OwnWay:
             self.trouble_since = None
             self.parked_for_it = 0
             has = [kind for kind in ControlKind if self.lacks(kind) is None]
-            self.take_over = [WaitsOn.way(), *map(WaitsOn.way, has), *await self._parked.to_take_over()]
+            if self._guardrails.smtp_rail in self._guardrails.halted:
+                has = [kind for kind in has if kind not in (ControlKind.SMTP, ControlKind.SMTP6)]
+            # What failed over a way that is gone since, such as IPv6, is asked again over the others.
+            lost = [kind for kind in ControlKind if self._ways[kind].is_failing]
+            mine = [WaitsOn(f"{WaitsOn.control(kind)}:{self._controls.worker}") for kind in lost]
+            self.take_over = [WaitsOn.way(), *map(WaitsOn.way, has), *mine, *await self._parked.to_take_over()]
             self.others = sorted({egress for egress in at_work.values() if egress not in (None, self.egress)})
         else:
             if self.trouble_since is None:
@@ -200,6 +205,8 @@ class OwnWay:
 
     def _has_ipv6_alone(self) -> bool:
         """Return whether this machine has never reached port 25 over IPv4, and does over IPv6."""
+        if not self._ways:
+            return False
         is_proven = self._in_the_way(ControlKind.SMTP6, self._ways[ControlKind.SMTP6]) is None
         return is_proven and self._ways[ControlKind.SMTP].control_at == UNPROVEN.control_at
 
@@ -225,12 +232,7 @@ class OwnWay:
         """Return the wait of a company whose server refuses this egress, if another one may ask in its place."""
         if not self.others:
             return None
-        return Wait(
-            reason=WaitReason.REFUSED,
-            detail=f"{wait.detail} (seen from egress {self.egress}); another egress asks too: {', '.join(self.others)}",
-            after_s=_ELSEWHERE_S if wait.after_s is None else max(wait.after_s, _ELSEWHERE_S),
-            waits_on=WaitsOn.other_than(self.egress),
-        )
+        return heard_elsewhere(wait, self.egress, self.others)
 
     def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:
         """Return the wait of a company for which this worker heard something after its way was lost; None: it is true.
@@ -270,16 +272,17 @@ class OwnWay:
                 self.address = result.our_address or self.address
             await self._controls.succeeded(kind, begun_at, result.detail)
         else:
-            if kind not in _EXTRAS:
+            is_extra = kind in _EXTRAS or (kind is ControlKind.SMTP and self._has_ipv6_alone())
+            if not is_extra:
                 self._failing[kind] = result.detail
                 self._lost(kind, result.detail)
             had_it = self.lacks(kind) is None
             await self._controls.failed(kind, result.detail)
             self._failing.pop(kind, None)
-            if had_it or kind not in _EXTRAS:
+            if had_it or not is_extra:
                 log.warning(
                     "This worker %s: a control of %s failed: %s",
-                    "leaves who needs it to others" if kind in _EXTRAS else "asks nobody",
+                    "leaves who needs it to others" if is_extra else "asks nobody",
                     _NAMES[kind],
                     result.detail,
                     extra={"action": "control_failed", "kind": kind},
@@ -357,6 +360,7 @@ class Proofs:
         self._guardrails = guardrails
         self._age_s = age_s
         self.moments = Moments()  #: of the running pass's failed answers
+        self._met_at = ""  #: the egress that met what a company brings back, if not this one
 
     async def weigh(self, resumed: Resumed) -> Kept:
         """Return what a company brings back from its wait. Proofs are read only of runs that asked or met a failure."""
@@ -378,13 +382,16 @@ class Proofs:
             is_self=met_by == worker,
             is_gone=met_by != worker and (met_by not in known or known[met_by].is_gone),
             is_elsewhere=resumed.met_at not in ("", self._own_way.egress),
+            here=self._own_way.egress,
+            others=self._own_way.others,
         )
+        self._met_at = resumed.met_at if witness.is_elsewhere else ""
         if not has_failed:
             return weigh(resumed, {}, self._guardrails.settling(0.0), witness=witness, runs=runs)
         if resumed.pending is not None:
             await self._guardrails.refresh(now=True)  # another worker may have halted the tool just now
         assert resumed.failed_at is not None
-        settling = self._guardrails.settling(self._age_s(resumed.failed_at))
+        settling = self._guardrails.settling(self._age_s(resumed.failed_at), self._met_at)
         ways = await self._controls.own() if witness.is_self else runs.get(met_by, {})
         ways = {kind: ways.get(kind, UNPROVEN) for kind in ControlKind}
         return weigh(resumed, ways, settling, witness=witness, runs=runs)
@@ -404,11 +411,14 @@ class Proofs:
             return answer
         if met_trouble(exchanges):
             await self._guardrails.refresh(now=True)  # another worker may have closed its network just now
-        for provider in sorted(silent_providers(exchanges, self._guardrails.closed)):
-            age_s = 0.0 if moments.failed_at is None else self._age_s(moments.failed_at)
-            wait = await self._guardrails.unreached(provider, age_s)
-            if wait is not None:
-                return wait
+        # Whether a provider shuns an address, the guardrails of that address know.
+        is_from_elsewhere = self._met_at != "" and any(exchange.proven for exchange in exchanges)
+        for met_at in (self._own_way.egress, *([self._met_at] if is_from_elsewhere else [])):
+            for provider in sorted(silent_providers(exchanges, self._guardrails.closed_to(met_at))):
+                age_s = 0.0 if moments.failed_at is None else self._age_s(moments.failed_at)
+                wait = await self._guardrails.unreached(provider, age_s, met_at)
+                if wait is not None:
+                    return wait
         return answer
 
     async def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:

@@ -35,6 +35,7 @@ class StandsAside:
         self._health = health
         self._leave_after_s = leave_after_s
         self._is_aside = False  #: out of the group by our own decision
+        self._is_told = False  #: it cannot leave before it has joined: that is said once
 
     def loop(self) -> Loop:
         """Return the loop of this watch. A Kafka that does not answer costs one round."""
@@ -66,14 +67,17 @@ class StandsAside:
         """Leave the group if our way has been broken for long enough and others can work; rejoin once it is proven."""
         since = self._own_way.trouble_since
         if since is None:
+            self._is_told = False
             if self._is_aside:
                 await self._membership.rejoin()
                 self._is_aside = False
         elif time.monotonic() - since >= self._leave_after_s and self._own_way.healthy and not self._membership.is_left:
-            log.warning(
-                "Our way out has been broken for %.0f s, and others can work, so this worker leaves the group",
-                time.monotonic() - since,
-                extra={"action": "standing_aside"},
-            )
+            if not self._is_told:
+                log.warning(
+                    "Our way out has been broken for %.0f s, and others can work, so this worker leaves the group",
+                    time.monotonic() - since,
+                    extra={"action": "standing_aside"},
+                )
+            self._is_told = True
             await self._membership.leave()
             self._is_aside = self._membership.is_left

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
 
 from ct_stream.gate.attempts import refusals
+from ct_stream.gate.egress import DEFAULT
 from ct_stream.gate.providers import is_own_provider, is_own_server, provider_at, provider_of, whereabouts
 from ct_stream.gate.questions import (
     NO_ANSWER,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from ct_stream.gate.verdicts import Held
 
 WINDOW_S = 600.0  #: for so long a control lets a worker ask; so much of what it hears may be astray unnoticed
+ELSEWHERE_S = 60.0  #: for a worker of another egress to take a company; then its own one asks again
 LOOKS = 1  #: how often a silent server is asked again once our own way is proven
 _SERVICE_CLOSES = 421  #: RFC 5321 section 3.8: a server that waited too long for us says so, and closes
 
@@ -337,6 +339,11 @@ def is_private(held: Held, domain: str) -> bool:
     return held.by is HeldBy.REFUSED and is_own_server(held.host, domain)
 
 
+def is_about_sender(pending: Exchange) -> bool:
+    """Return whether a reply about us is about our sender, which is the same whatever address we come from."""
+    return isinstance(pending.answer, MailboxAnswer) and any(held.is_sender for held in refusals(pending.answer))
+
+
 def to_judge(helds: Sequence[Held], domain: str) -> list[Held]:
     """Return the replies about us that are to be judged. The wait of the first one counts.
 
@@ -361,7 +368,8 @@ class Settling:
 
     settle_s: float  #: how long no other company must have met the same
     age_s: float  #: of the failed answer, at most as long as this process has been running
-    halted: str | None = None  #: why TOOL-005 is halted
+    halted_by: WaitsOn | None = None  #: the guardrail that halts TOOL-005
+    halted: str = ""  #: and why
     closed: Container[str] = ()  #: providers, networks and addresses whose guardrail is not open
     opened: Mapping[str, datetime] = field(default_factory=dict)  #: when the others' guardrails were opened again
     resumed_at: datetime | None = None  #: when a person last resumed TOOL-005
@@ -381,11 +389,11 @@ class Settling:
 
     def refusal(self, what: str) -> Wait | None:
         """Return the wait until a refusal by one company's own server counts as its policy; None: it counts now."""
-        if self.halted is not None:
+        if self.halted_by is not None:
             return Wait(
                 reason=WaitReason.HALTED,
-                detail=f"TOOL-005 is halted: {self.halted}",
-                waits_on=WaitsOn.tool("TOOL-005"),
+                detail=f"TOOL-005 is halted ({self.halted_by}): {self.halted}",
+                waits_on=self.halted_by,
             )
         if self._left_s <= 0:
             return None
@@ -409,6 +417,16 @@ class Settling:
     @property
     def _left_s(self) -> float:
         return self.settle_s - max(0.0, self.age_s)
+
+
+def heard_elsewhere(wait: Wait, here: str, others: Sequence[str]) -> Wait:
+    """Return the wait of a company whose server refuses the egress `here`: one of `others` asks in its place."""
+    return Wait(
+        reason=WaitReason.REFUSED,
+        detail=f"{wait.detail} (seen from egress {here}); another egress asks too: {', '.join(others)}",
+        after_s=max(ELSEWHERE_S, wait.after_s or 0.0),
+        waits_on=WaitsOn.other_than(here),
+    )
 
 
 # ---------------------------------------------------------------- what a waiting company brings back
@@ -438,6 +456,8 @@ class Witness:
     is_self: bool = True
     is_gone: bool = False  #: it ended, so no proof of it will come any more
     is_elsewhere: bool = False  #: it asked from another of our addresses
+    here: str = DEFAULT  #: the egress of who weighs
+    others: Sequence[str] = ()  #: egresses from which companies can be asked now, beside that one
 
 
 ITSELF = Witness()
@@ -560,7 +580,19 @@ class Case:
 
     def was_refused_elsewhere(self) -> bool:
         resumed = self.resumed
-        return self.witness.is_elsewhere and resumed.pending is not None and resumed.refused_at in ("", resumed.met_at)
+        if not self.witness.is_elsewhere or not (resumed.pending is not None or self._provider_was_silent_twice):
+            return False
+        # Once for each company: two addresses that are refused would pass it on for ever. A third one may ask for an
+        # address that servers shun altogether.
+        is_first = resumed.refused_at in ("", resumed.met_at)
+        return is_first or (self.settling.halted_by is not None and resumed.refused_at != self.witness.here)
+
+    @property
+    def _provider_was_silent_twice(self) -> bool:
+        """Return whether a shared provider dropped our packets, perhaps because of the address that they came from."""
+        is_open = met_trouble(self.everything) and bool(open_needs(self.everything))
+        was_silent = is_open and bool(silent_providers(self.everything, self.settling.closed))
+        return was_silent and self.resumed.looks >= LOOKS
 
     def drop_and_ask_from_here(self) -> Kept:
         return replace(self.void(), refused_at=self.resumed.met_at)
@@ -575,8 +607,8 @@ class Case:
     def own_way_was_broken(self) -> bool:
         return any(way.voids(self.asked_at, self.failed_at) for way in self._used)
 
-    def void(self) -> Kept:
-        kept = without_trouble(self.resumed.exchanges)
+    def void(self, exchanges: Sequence[Exchange] | None = None) -> Kept:
+        kept = without_trouble(self.resumed.exchanges if exchanges is None else exchanges)
         return Kept(
             exchanges=kept,
             answered=answered(self.resumed.exchanges),
@@ -613,8 +645,10 @@ class Case:
         return any(way.proves(self.failed_at) and not way.unbroken(self.asked_at) for way in [*waited_for, *names])
 
     def is_a_closed_providers_silence(self) -> bool:
-        # The one company that tries a closed provider must really ask: this silence is from before it closed.
-        return self.resumed.reason == WaitReason.PROVIDER_CLOSED and met_trouble(self.resumed.exchanges)
+        return _waits_for_a_silent_provider(self.resumed)
+
+    def void_though_proven(self) -> Kept:
+        return self.void(_as_if_unproven(self.resumed.exchanges))
 
     def lacks_a_proof_of_names(self) -> bool:
         return self.needs_names and not self.ways[ControlKind.DNS].proves(self.failed_at)
@@ -633,6 +667,21 @@ class Case:
 
     def drop_and_ask_the_provider(self) -> Kept:
         return self._keep(with_moments=False, drops_pending=True)
+
+    def can_be_heard_elsewhere(self) -> bool:
+        resumed, witness = self.resumed, self.witness
+        return (
+            resumed.pending is not None
+            and self.is_proven_about_us
+            and bool(witness.others)
+            and not (witness.is_elsewhere or resumed.refused_at)
+            and not is_about_sender(resumed.pending)
+        )
+
+    def pass_on(self) -> Kept:
+        refused = Wait(reason=WaitReason.REFUSED, detail=f"{self.refuses_us[0].host} refuses us")
+        wait = heard_elsewhere(self._unsettled() or refused, self.witness.here, self.witness.others)
+        return replace(self._keep(wait=wait), refused_at=self.witness.here)
 
     def _unsettled(self) -> Wait | None:
         return self.settling.refusal(f"{self.refuses_us[0].host} refuses us")
@@ -686,7 +735,8 @@ ROWS = (
     ),
     Row(
         id="refused elsewhere",
-        holds="a reply about us that a worker of another egress met, and none of a third one before",
+        holds="a reply about us that a worker of another egress met, or a shared provider's silence that one met "
+        "twice; once for each company, or while that egress is halted",
         then="dropped with what failed: this egress asks for itself",
         when=Case.was_refused_elsewhere,
         keep=Case.drop_and_ask_from_here,
@@ -738,7 +788,7 @@ ROWS = (
         holds="the company waited for a closed provider, and met silence",
         then="void: its one try must ask",
         when=Case.is_a_closed_providers_silence,
-        keep=Case.void,
+        keep=Case.void_though_proven,
     ),
     Row(
         id="names unproven",
@@ -754,6 +804,13 @@ ROWS = (
         then="that answer is dropped, and its provider asked again",
         when=Case.is_a_providers_word,
         keep=Case.drop_and_ask_the_provider,
+    ),
+    Row(
+        id="heard elsewhere",
+        holds="a reply about us (not about our sender), port 25 proven, no other egress asked yet, and one can now",
+        then="waits for a worker of another egress",
+        when=Case.can_be_heard_elsewhere,
+        keep=Case.pass_on,
     ),
     Row(
         id="not settled",
@@ -802,10 +859,24 @@ def nothing_failed(resumed: Resumed) -> bool:
     """Return whether a waiting company has no failed answer on record, so that no proof matters to it."""
     if resumed.failed_at is None:
         return True
-    return resumed.pending is None and (
-        len(without_trouble(resumed.exchanges)) == len(resumed.exchanges)
-        or (_is_confirmed(resumed.exchanges) and not open_needs(resumed.exchanges))
+    if resumed.pending is not None or _waits_for_a_silent_provider(resumed):
+        return False
+    return len(without_trouble(resumed.exchanges)) == len(resumed.exchanges) or (
+        _is_confirmed(resumed.exchanges) and not open_needs(resumed.exchanges)
     )
+
+
+def _waits_for_a_silent_provider(resumed: Resumed) -> bool:
+    """Return whether a company that met silence waits until its provider is tried.
+
+    The one that tries a closed provider must really ask: its silence is from before that, and proves our way alone.
+    """
+    exchanges = _as_if_unproven(resumed.exchanges)
+    return resumed.reason == WaitReason.PROVIDER_CLOSED and met_trouble(exchanges) and bool(open_needs(exchanges))
+
+
+def _as_if_unproven(exchanges: Iterable[Exchange]) -> list[Exchange]:
+    return [replace(exchange, proven=False) for exchange in exchanges]
 
 
 def _is_confirmed(exchanges: Sequence[Exchange]) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from ct_stream.gate.questions import Attempt, MailboxAnswer, Trouble, way_to
+from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, Trouble, way_to
 from ct_stream.gate.replies import Stage, read_reply
 from ct_stream.gate.waits import Wait
 from ct_stream.probes.mx import NameTrouble
@@ -107,6 +107,8 @@ class MailboxProber:
 
     async def _ask_host(self, host: str, address: Address, attempts: list[Attempt]) -> Wait | None:
         """Add what `host` did at each of its addresses, up to its first reply to RCPT TO."""
+        if host not in self._addresses and (wait := self._permits.lacks(ControlKind.DNS)) is not None:
+            return wait
         found = await self._lookup(host)
         if isinstance(found, NameTrouble):
             attempts.append(Attempt(host=host, stage=Stage.CONNECT, trouble=found.trouble, detail=found.detail))

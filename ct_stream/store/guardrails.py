@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,15 @@ def say_guardrail(rail: str, state: str, reason: str) -> None:
     log.log(level, "Guardrail %s is %s: %s", rail, state, reason, extra={"action": "guardrail", "rail": rail})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _InTheWay:
+    """The guardrails of one egress, and those in everybody's way, as last read."""
+
+    halted: dict[str, str]
+    closed: set[str]
+    opened: dict[str, datetime]
+
+
 class Guardrails:
     """The guardrails, shared by all workers."""
 
@@ -81,6 +91,9 @@ class Guardrails:
         self.closed: set[str] = set()
         self._not_open: set[str] = set()  # guardrails, as last read
         self._first_seen: dict[str, datetime] = {}  # guardrails that are open
+        self._read: Sequence[asyncpg.Record] = ()
+        self._openings: dict[str, datetime] = {}  # of all egresses, as last read
+        self._of_others: dict[str, _InTheWay] = {}
         self.opened: dict[str, datetime] = {}  #: guardrail to when it was opened again or resumed, as last read
 
     async def judge(self, held: Held, domain: str, provider: str) -> Wait:
@@ -121,17 +134,23 @@ class Guardrails:
         """Record a reply about us that causes no wait for this company."""
         await self.judge(held, domain, provider)
 
-    def settling(self, age_s: float) -> Settling:
-        """Return what settles a failed answer of this age, with the last known halt."""
+    def settling(self, age_s: float, met_at: str = "") -> Settling:
+        """Return what settles a failed answer of this age, with the last known halt.
+
+        `met_at`: the egress that met it, if not this one. Whether servers refuse that one, its own guardrails know.
+        """
+        rails = self._seen_by(met_at or self._egress)
+        smtp_rail = WaitsOn.tool("TOOL-005", met_at or self._egress)
+        halted_by = next((rail for rail in (smtp_rail, WaitsOn.mail_from()) if rail in rails.halted), None)
         return Settling(
             settle_s=self._settle_s,
             age_s=age_s,
-            halted=self.halted.get(self.smtp_rail) or self.halted.get(MAIL_FROM_RAIL),
-            closed=self.closed,
-            opened={rail.removeprefix(_PROVIDER): since for rail, since in self.opened.items()},
+            halted_by=halted_by,
+            halted="" if halted_by is None else rails.halted[halted_by],
+            closed=rails.closed,
+            opened={rail.removeprefix(_PROVIDER): since for rail, since in rails.opened.items()},
             resumed_at=max(
-                (self.opened[rail] for rail in (base_of(self.smtp_rail), MAIL_FROM_RAIL) if rail in self.opened),
-                default=None,
+                (rails.opened[rail] for rail in (SMTP_RAIL, MAIL_FROM_RAIL) if rail in rails.opened), default=None
             ),
         )
 
@@ -143,19 +162,25 @@ class Guardrails:
         )  # fmt: skip
         self._suspects.add(provider)
 
-    async def unreached(self, provider: str, age_s: float) -> Wait | None:
+    async def unreached(self, provider: str, age_s: float, met_at: str = "") -> Wait | None:
         """Return the wait for a shared provider's silence of this age; None: it counts against the company.
 
         In a network that is closed it never counts: an own server there may drop our packets, as others there refuse
-        us.
+        us. `met_at`: the egress that met it, if not this one.
         """
-        if is_whereabouts(provider) or await self._close_where_due(provider, "none of its servers could be reached"):
+        egress = met_at or self._egress
+        why = "none of its servers could be reached"
+        if is_whereabouts(provider) or await self._close_where_due(provider, why, egress):
             return Wait(
                 reason=WaitReason.PROVIDER_CLOSED,
                 detail=f"several companies at {provider} were refused or got no answer: it is down, or blocks us",
-                waits_on=self._provider(provider),
+                waits_on=WaitsOn.provider(provider, egress),
             )
-        return self.settling(age_s).silence(provider)
+        return self.settling(age_s, egress).silence(provider)
+
+    def closed_to(self, met_at: str) -> set[str]:
+        """Return the providers (networks and addresses too) that are not open to an egress, as last read."""
+        return self._seen_by(met_at).closed
 
     async def note_talk(self, provider: str, ip: str) -> None:
         """Record a normal session at a provider, by a company that has its place at another one."""
@@ -181,12 +206,13 @@ class Guardrails:
         rows = await self._database.persist(
             "set_guardrail", rail, state, reason, -1.0 if next_try_s is None else next_try_s
         )
+        ours = not is_of_an_egress(rail) or egress_of(rail) == self._egress
         if state == "halted":
             self._changes += 1
             self.halted.setdefault(rail, reason)
-        elif state == "closed":
+        elif state == "closed" and ours:
             self.closed.add(base_of(rail).removeprefix(_PROVIDER))
-        elif state == "open":
+        elif state == "open" and ours:
             self.closed.discard(base_of(rail).removeprefix(_PROVIDER))
         changed = bool(rows[0]["changed"])
         if changed:
@@ -202,19 +228,33 @@ class Guardrails:
         found = await self._database.persist("guardrails")
         if changes != self._changes:
             return  # halted meanwhile: what was read may be older than the halt
-        rows = [row for row in found if not is_of_an_egress(row["key"]) or egress_of(row["key"]) == self._egress]
-        self.halted = {row["key"]: row["reason"] for row in rows if row["state"] == "halted"}
-        self.opened = self._openings(rows)
-        self._on_trial = any(row["key"] == self.smtp_rail and row["state"] == "trial" for row in rows)
-        self.closed = {
-            base_of(row["key"]).removeprefix(_PROVIDER)
-            for row in rows
-            if row["state"] != "open" and row["key"].startswith(_PROVIDER)
-        }
+        self._read, self._openings, self._of_others = found, self._when_opened(found), {}
+        ours = self._in_the_way_of(self._egress)
+        self.halted, self.closed, self.opened = ours.halted, ours.closed, ours.opened
+        self._on_trial = any(row["key"] == self.smtp_rail and row["state"] == "trial" for row in found)
         self._suspects |= self.closed
 
-    def _openings(self, rows: Sequence[asyncpg.Record]) -> dict[str, datetime]:
-        """Return when each open guardrail was opened, by its name without the egress.
+    def _seen_by(self, egress: str) -> _InTheWay:
+        if egress == self._egress:  # with what this worker itself has changed since they were read
+            return _InTheWay(halted=self.halted, closed=self.closed, opened=self.opened)
+        if egress not in self._of_others:
+            self._of_others[egress] = self._in_the_way_of(egress)
+        return self._of_others[egress]
+
+    def _in_the_way_of(self, egress: str) -> _InTheWay:
+        rows = [row for row in self._read if not is_of_an_egress(row["key"]) or egress_of(row["key"]) == egress]
+        return _InTheWay(
+            halted={row["key"]: row["reason"] for row in rows if row["state"] == "halted"},
+            closed={
+                base_of(row["key"]).removeprefix(_PROVIDER)
+                for row in rows
+                if row["state"] != "open" and row["key"].startswith(_PROVIDER)
+            },
+            opened={base_of(row["key"]): self._openings[row["key"]] for row in rows if row["key"] in self._openings},
+        )
+
+    def _when_opened(self, rows: Sequence[asyncpg.Record]) -> dict[str, datetime]:
+        """Return when each open guardrail was opened.
 
         A person's transaction may end long after it has resumed one: then it counts from when we first saw it open.
         What is later than now was written before the clock was set back.
@@ -227,9 +267,7 @@ class Guardrails:
         }
         self._not_open = {row["key"] for row in rows} - set(are_open)
         latest = now + _CLOCKS_DIFFER
-        return {
-            base_of(rail): max(since, self._first_seen[rail]) for rail, since in are_open.items() if since <= latest
-        }
+        return {rail: max(since, self._first_seen[rail]) for rail, since in are_open.items() if since <= latest}
 
     async def _note_reply(self, held: Held, domain: str) -> None:
         """Record a reply about us under the name of its server's provider, and where the server is."""
@@ -309,18 +347,20 @@ class Guardrails:
         )
         return address if rows[0]["is_shared"] and not rows[0]["may_be_policy"] else None
 
-    async def _close_where_due(self, provider: str, reason: str) -> bool:
-        rows = await self._database.persist("refusals_at_provider", provider, EVIDENCE_KEPT, self._egress)
+    async def _close_where_due(self, provider: str, reason: str, egress: str = "") -> bool:
+        egress = egress or self._egress
+        rows = await self._database.persist("refusals_at_provider", provider, EVIDENCE_KEPT, egress)
         if rows[0]["companies"] < CLOSE_AFTER_COMPANIES:
             return False
         companies = f"{rows[0]['companies']} companies within {_HOURS} h were refused or got no answer"
         why = f"{companies}, with no normal session in between; the last one: {reason}"
-        await self._close(provider, why)
+        await self._close(provider, why, egress)
         return True
 
-    async def _close(self, provider: str, why: str) -> None:
-        """Close a provider for this egress, and for all if another one was refused there too (no snowshoeing)."""
-        if not await self.set_state(self._provider(provider), "closed", why, FIRST_TRY_S):
+    async def _close(self, provider: str, why: str, egress: str = "") -> None:
+        """Close a provider for an egress, and for all if another one was refused there too (no snowshoeing)."""
+        rail = WaitsOn.provider(provider, egress or self._egress)
+        if not await self.set_state(rail, "closed", why, FIRST_TRY_S):
             return
         for row in await self._database.persist("close_everywhere", provider, why, FIRST_TRY_S):
             say_guardrail(WaitsOn.provider(provider, row["name"]), "closed", f"two of our addresses meet this; {why}")

@@ -319,6 +319,9 @@ WHERE p.outreach_id = ANY (ARRAY(
             AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
             -- Refused here, it waits for what is in another egress' way: taken back, it would be refused again.
             AND (q.refused_at = $7::text AND w.what NOT LIKE 'way%') IS NOT TRUE
+            -- Who was taken over and had to be parked again is not taken at once, lest two workers pass it back and
+            -- forth: each time it waits a tenth of its age, and at most a minute.
+            AND q.parked_at <= clock_timestamp() - least(interval '1 minute', (clock_timestamp() - q.since) / 10)
         ORDER BY q.not_before, q.since LIMIT $2::integer FOR UPDATE SKIP LOCKED
     ) AS t
     LIMIT CASE WHEN $4::boolean THEN $2::integer ELSE 0 END
@@ -337,11 +340,18 @@ SELECT count(*) AS companies FROM (
 
 -- name: to_take_over
 -- What do companies wait for that is in the way of other workers alone? The controls of runs that fail now (of those that
--- are gone, $2 seconds without a sign, ct_wake_sleepers wakes who waits), and the guardrails of another egress than ours
--- ($3), if ours is open. At most 200 of those: the rest waits for its own.
+-- are gone, $2 seconds without a sign, ct_wake_sleepers wakes who waits). While our egress ($3) may ask: the guardrails of
+-- another one, if ours is open, and who was refused there. At most 200 of those: the rest waits for its own. Networks and
+-- addresses are compared by their network, since one egress may have closed the one and another egress the other.
 WITH rails AS (
-    SELECT g.key FROM outreach.ct_guardrails AS g
+    SELECT g.key, outreach.ct_egress_of(g.key) AS egress, coalesce(  -- the first three groups of a /24 or a /48
+            substring(g.key FROM '^provider:([0-9]+[.][0-9]+[.][0-9]+)[.][0-9]+(/[0-9]+)?(@|$)'),
+            substring(g.key FROM '^provider:([0-9a-f]+:[0-9a-f]*:[0-9a-f]*)')
+        ) AS network
+    FROM outreach.ct_guardrails AS g
     WHERE g.state <> 'open' AND (g.key LIKE 'provider:%' OR g.key LIKE 'tool:TOOL-005%')
+), here AS (
+    SELECT outreach.ct_rail('tool:TOOL-005', $3::text) NOT IN (SELECT r.key FROM rails AS r) AS may_ask
 )
 SELECT 'control:' || c.kind || ':' || c.worker AS what FROM outreach.ct_controls AS c
 JOIN outreach.ct_workers AS w ON w.worker = c.worker
@@ -350,25 +360,31 @@ WHERE c.worker <> $1 AND c.failed_at > c.ok_begun_at AND w.ended_at IS NULL
 UNION ALL
 SELECT * FROM (
     SELECT r.key FROM rails AS r
-    WHERE outreach.ct_egress_of(r.key) <> $3::text
+    WHERE r.egress <> $3::text AND (SELECT h.may_ask FROM here AS h)
         AND outreach.ct_rail(split_part(r.key, '@', 1), $3::text) NOT IN (SELECT o.key FROM rails AS o)
+        AND (
+            r.network IS NULL
+            OR r.network NOT IN (SELECT o.network FROM rails AS o WHERE o.egress = $3::text AND o.network IS NOT NULL)
+        )
     LIMIT 200
 ) AS theirs
 UNION ALL
-SELECT 'egress:' || e.name FROM outreach.ct_egresses() AS e (name) WHERE e.name <> $3::text;
+SELECT 'egress:' || e.name FROM outreach.ct_egresses() AS e (name) CROSS JOIN here AS h
+WHERE e.name <> $3::text AND h.may_ask;
 
 -- name: at_work
--- Which other workers can decide companies now, from which egress, and is that on trial?
-SELECT w.worker, w.egress, EXISTS (
-        SELECT 1 FROM outreach.ct_guardrails AS g
-        WHERE g.key = outreach.ct_rail('tool:TOOL-005', w.egress) AND g.state IN ('halted', 'trial')
-    ) AS on_trial
+-- Which other workers can decide companies now, from which egress, and is that on trial? What a beat says of guardrails
+-- is about any of them, such as a vendor's.
+SELECT w.worker, w.egress, coalesce(g.state = 'trial', false) AS on_trial
 FROM outreach.ct_workers AS w
+LEFT JOIN outreach.ct_guardrails AS g ON g.key = outreach.ct_rail('tool:TOOL-005', w.egress)
 WHERE w.worker <> $1::text AND w.ended_at IS NULL
     AND w.seen_at > clock_timestamp() - $2::float8 * interval '1 second'
     AND NOT w.troubles ?| ARRAY[
-        'start', 'control_dns', 'control_smtp', 'guardrails', 'postgres', 'ledger', 'kafka', 'kafka_group', 'watchdog'
-    ];
+        'start', 'control_dns', 'control_smtp', 'postgres', 'ledger', 'kafka', 'kafka_group', 'watchdog'
+    ]
+    AND g.state IS DISTINCT FROM 'halted'
+    AND NOT EXISTS (SELECT FROM outreach.ct_guardrails AS s WHERE s.key = 'mail_from' AND s.state = 'halted');
 
 -- name: retry_stuck
 -- Make companies due that are stuck since a worker of another version tried them.

@@ -171,6 +171,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
     async def take(self, spare: AIOKafkaConsumer) -> None:
         """Use this consumer instead of the one that has left the group, which is stopped."""
         left, self._consumer = self._ensure_consumer(), spare
+        cast("GateApp", self.app).refused = None
         for call in self._calls:
             call.cancel()
         await left.stop()
@@ -194,12 +195,14 @@ def _try_again_after_errors(coordinator: Any, app: Any) -> None:
     """
 
     async def try_again(error: KafkaError) -> None:
-        app.refused = error
         for name in ("_heartbeat_task", "_commit_refresh_task"):
             task = getattr(coordinator, name)
             if task is not None and task.done():  # by this error; only a rejoin starts another one
                 setattr(coordinator, name, None)
                 coordinator.request_rejoin()
+        # An error may also be one of a look-up, while the member goes on as it was.
+        subscription = coordinator._subscription.subscription
+        app.refused = error if subscription is not None and coordinator.need_rejoin(subscription) else None
         await asyncio.wait([coordinator._closing], timeout=_REFUSED_S)
 
     coordinator._push_error_to_user = try_again

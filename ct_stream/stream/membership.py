@@ -116,9 +116,9 @@ class Membership:
         if not self.is_left:
             return
         consumer: Any = self._app.consumer
-        topics, self._topics = self._topics, frozenset()
         log.info("Joining the group again", extra={"action": "rejoining"})
         self._health.notes["partitions"] = "this worker joins the group again"
         self._agent.join()
         await consumer._thread.run_here(consumer._thread.look_alive())
-        await consumer.subscribe(topics)
+        await consumer.subscribe(self._topics)
+        self._topics = frozenset()

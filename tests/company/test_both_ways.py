@@ -92,8 +92,9 @@ def parts(controls: ControlLedger, prober: Prober, now: Any) -> Any:
         guardrails=SimpleNamespace(
             unreached=nothing,
             refresh=nothing,
-            settling=lambda age_s: Settling(settle_s=600.0, age_s=age_s),
+            settling=lambda age_s, _: Settling(settle_s=600.0, age_s=age_s),
             closed=set(),
+            closed_to=lambda _: set(),
         ),
         spine_check=SimpleNamespace(saw=lambda **_: None),
         pass_deadline_s=90.0,

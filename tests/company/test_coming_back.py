@@ -111,7 +111,10 @@ class Company:
             limits=SimpleNamespace(mx_lookup=self._nothing), rules=RULES, controls=Controls(self.ways),
             guardrails=SimpleNamespace(
                 refresh=self._nothing, closed=set(), unreached=self._nothing, judge=self._judge, note=self._judge,
-                settling=lambda _: SimpleNamespace(refusal=self._refusal, is_of_many=lambda *_: False),
+                settling=lambda *_: SimpleNamespace(
+                    refusal=self._refusal, is_of_many=lambda *_: False, closed=(), halted_by=None
+                ),
+                closed_to=lambda _: set(),
             ),
             probing=SimpleNamespace(resolver=None, prober=prober),
             paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,

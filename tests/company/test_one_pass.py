@@ -105,15 +105,15 @@ async def resume(
     async def close(**_: object) -> None:
         return None
 
-    def settling(_age_s: float) -> SimpleNamespace:
-        return SimpleNamespace(refusal=lambda _: unsettled, is_of_many=lambda *_: False)
+    def settling(*_: object) -> SimpleNamespace:
+        return SimpleNamespace(refusal=lambda _: unsettled, is_of_many=lambda *_: False, closed=(), halted_by=None)
 
     prober = SimpleNamespace(ask=ask, close=close, heard=())
     parts: Any = SimpleNamespace(
         memory=SimpleNamespace(recall=recall), own_way=proven_way(),
         farewells=Farewells(), metrics=None, spine_check=None, spine_grace_s=60.0,
         limits=SimpleNamespace(mx_lookup=mx_lookup),
-        guardrails=SimpleNamespace(refresh=refresh, settling=settling, closed=set()),
+        guardrails=SimpleNamespace(refresh=refresh, settling=settling, closed=set(), closed_to=lambda _: set()),
         rules=RULES, controls=Controls({ControlKind.DNS: dns, ControlKind.SMTP: smtp}),
         probing=SimpleNamespace(resolver=None, prober=lambda *_: prober),
         paid_calls=SimpleNamespace(off_because=lambda: "off"),

@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ct_stream.company.lease import Permits
 from ct_stream.company.own_way import OwnWay
+from ct_stream.gate.patterns import Address
 from ct_stream.gate.questions import ControlKind
+from ct_stream.gate.records import FailedAt
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.metrics import Health
+from ct_stream.probes.mailbox import MailboxProber
 from ct_stream.probes.mx import ControlResult
+from ct_stream.probes.smtp import SmtpSettings
+from ct_stream.probes.stopwatch import Stopwatch
 from ct_stream.store.control_ledger import ControlLedger
 from ct_stream.store.parked import ParkedCompanies
 from tests.gate.world import YES, mx
@@ -39,6 +45,7 @@ class Worker:
         self.halts: list[str] = []
         self.seen_as = dict.fromkeys(ControlKind, "")
         self.smtp_rail = "tool:TOOL-005@dc2"
+        self.halted: dict[str, str] = {}
         self.controls = ControlLedger(db, 0.0, ME, window_s=window_s)
         self.parked = ParkedCompanies(db, ME, "test")
         parts: Any = self
@@ -361,3 +368,75 @@ async def test_a_worker_asks_its_controls_once_more_before_it_ends(database: Dat
             asked = f"SELECT outreach.ct_was_astray(ARRAY['{ME}'], $1, $1)"
             assert not await connection.fetchval(asked, heard_at), "it has ended, and has proven it"
             assert await connection.fetchval(asked, w.db.now() + timedelta(minutes=1)), "what came after is anybody's"
+
+
+async def test_a_company_that_waits_for_our_ipv6_is_not_left_waiting_when_we_lose_it(database: DatabaseDsns) -> None:
+    """Its server has an IPv4 address too, and this is the only worker. It was silent over both."""
+    async with worker(database, window_s=0.001) as w, running(w.parked.park):
+        await seen(w.db, ME)
+        assert await w.ask_all() is None
+        company = parked(after_s=None, waits_on="control:smtp6", reason=WaitReason.CONTROL, failed=FailedAt.NOW)
+        await w.parked.park(company)
+        w.broken = {ControlKind.SMTP6}
+        for _ in range(3):
+            assert await w.ask_all() is None, "it works on without IPv6"
+            await w.parked.wake_sleepers(10)
+        due = await w.parked.claim_due(10, take_over=w.way.take_over)
+        assert [one.origin.outreach_id for one in due] == [company.origin.outreach_id], "nobody ever goes on with it"
+
+
+async def test_a_machine_with_ipv6_alone_goes_on_while_its_control_of_ipv4_fails_again(
+    database: DatabaseDsns, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with worker(database, window_s=0.001) as w:
+        w.broken = {ControlKind.SMTP}
+        assert await w.ask_all() is None
+        caplog.clear()
+        stored, seen_meanwhile = w.controls.failed, []
+
+        async def failed(kind: ControlKind, detail: str) -> None:
+            seen_meanwhile.append(w.way.trouble)
+            await stored(kind, detail)
+
+        w.controls.failed = failed  # type: ignore[method-assign]
+        await w.way.ask(ControlKind.SMTP)
+        assert w.way.trouble is None
+        assert seen_meanwhile == [None], "companies under way are put away each time that IPv4 is tried"
+        assert "This worker asks nobody" not in caplog.text, "which is not true"
+
+
+async def test_a_company_whose_hosts_are_remembered_asks_nothing_before_the_way_is_proven(
+    database: DatabaseDsns,
+) -> None:
+    """It has no look-up of its MX, which would have met the closed way."""
+    async with worker(database) as w:
+        await w.way.look()
+        assert w.way.trouble is not None
+        asked: list[str] = []
+
+        async def lookup_addresses(host: str) -> tuple[str, ...]:
+            asked.append(host)
+            return ("192.0.2.1",)
+
+        nothing: Any = None
+        permits = Permits(nothing, w.way, nothing, nothing, waited_s=lambda: 0.0)
+        prober = MailboxProber(
+            resolver=SimpleNamespace(lookup_addresses=lookup_addresses),
+            permits=permits,
+            settings=SmtpSettings(helo="probe.example", mail_from=""),
+            stopwatch=Stopwatch(90.0),
+        )
+        wait = await prober.ask(Address(local_part="info", domain="acme.example"), ("mx1.acme.example",))
+        assert isinstance(wait, Wait)
+        assert (wait.waits_on, w.way.parked_for_it) == ("way", 1), "not counted, so this worker reads on and on"
+        assert asked == [], "resolvers that are not proven were asked"
+
+
+async def test_a_halted_worker_takes_nobody_over_for_its_ipv6(database: DatabaseDsns) -> None:
+    """It would park that company for its halt, and another one take it for that, back and forth."""
+    async with worker(database) as w:
+        assert await w.ask_all() is None
+        assert {"way", "way:smtp", "way:smtp6", "way:dns", "way:dns_tcp"} <= set(w.way.take_over)
+        w.halted = {w.smtp_rail: "listed"}
+        await w.way.look()
+        assert {"way", "way:dns", "way:dns_tcp"} == {name for name in w.way.take_over if name.startswith("way")}

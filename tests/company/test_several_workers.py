@@ -18,7 +18,7 @@ import pytest
 
 from ct_stream.company.farewells import Farewells
 from ct_stream.company.one_pass import WorkerGate
-from ct_stream.gate.evidence import UNPROVEN, before_astray
+from ct_stream.gate.evidence import UNPROVEN, Settling, before_astray
 from ct_stream.gate.memory import Memory
 from ct_stream.gate.output_stage import Origin
 from ct_stream.gate.questions import ControlAnswer, ControlKind, MxAnswer, MxStatus, SpineAnswer, Trouble
@@ -227,7 +227,10 @@ class World:
             farewells=Farewells(), metrics=SimpleNamespace(tool_calls=count),
             spine_check=SimpleNamespace(saw=lambda **_: None), spine_grace_s=0.0, rules=RULES,
             limits=SimpleNamespace(mx_lookup=nothing), controls=Ways(self, run),
-            guardrails=SimpleNamespace(refresh=nothing, closed=set(), unreached=nothing, settling=lambda _: None),
+            guardrails=SimpleNamespace(
+                refresh=nothing, closed=set(), closed_to=lambda _: set(), unreached=nothing,
+                settling=lambda *_: Settling(settle_s=0.0, age_s=1.0),
+            ),
             probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=lookup_mx), prober=prober),
             paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,
             stalled_since=lambda _: 0.0, now=self.moment, age_s=lambda _: 1000.0,

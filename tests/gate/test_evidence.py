@@ -115,7 +115,8 @@ class Back:
         return Settling(
             settle_s=600.0,
             age_s=self.age_s,
-            halted=self.halted,
+            halted_by=None if self.halted is None else WaitsOn.tool("TOOL-005"),
+            halted=self.halted or "",
             closed=frozenset(self.closed),
             opened=opened,
             resumed_at=None if self.resumed_s is None else FAILED + timedelta(seconds=self.resumed_s),

@@ -108,7 +108,7 @@ def test_what_another_worker_met_is_weighed_by_its_proofs(taken: Taken) -> None:
 
 
 def test_every_row_of_the_table_has_a_case() -> None:
-    below = {"astray", "refused elsewhere"}
+    below = {"astray", "refused elsewhere", "heard elsewhere"}
     assert {b.row for b in TABLE.values()} | {t.row for t in TAKEN.values()} | below == {row.id for row in ROWS}
 
 
@@ -124,6 +124,55 @@ def test_a_refusal_of_another_address_is_heard_again_from_this_one(refused_at: s
     assert kept.gives_time_back is drops
     here = weigh(resumed, its.ways, its.settling, witness=replace(elsewhere, is_elsewhere=False))
     assert len(here.exchanges) == len(FOUND) + 1, "a worker of the same address has nothing else to hear"
+
+
+def test_a_refusal_is_heard_from_another_address_before_it_is_settled_once() -> None:
+    """Nobody could ask in its place when it was met."""
+    its = TABLE["its own server refuses us, for ten minutes"]
+    alone, together = Witness(here="dc2"), Witness(here="dc2", others=("default",))
+    kept = weigh(its.resumed, its.ways, its.settling, witness=together)
+    assert kept.wait is not None
+    assert (kept.wait.waits_on, kept.refused_at) == ("egress:dc2", "dc2")
+    assert weigh(its.resumed, its.ways, its.settling, witness=alone).wait is None
+    again = replace(its.resumed, refused_at="dc2")
+    assert weigh(again, its.ways, its.settling, witness=together).wait is None
+
+
+@pytest.mark.parametrize(("refused_at", "here", "asks"), [("default", "dc3", True), ("default", "default", False)])
+def test_who_asked_in_anothers_place_and_was_halted_has_no_say(refused_at: str, here: str, asks: bool) -> None:
+    its = TABLE["TOOL-005 was halted meanwhile"]
+    resumed = replace(its.resumed, met_by="two/1/b", met_at="dc2", refused_at=refused_at)
+    witness = Witness(run="two/1/b", is_self=False, is_elsewhere=True, here=here)
+    kept = weigh(resumed, its.ways, its.settling, witness=witness)
+    assert (kept.wait is None) is asks, "one that was refused itself waits for the halt to end"
+
+
+@pytest.mark.parametrize("host", ["mx1.acme.example", "mx1.bigmail.example"])
+def test_a_shared_providers_silence_is_heard_again_from_another_address_once(host: str) -> None:
+    """It may drop the packets of that address alone; a company's own server has no reason to."""
+    its = Back(row="", left=[], answers={**FOUND, FIRST: MailboxAnswer(attempts=(silence(host),))}, looks=1)
+    exchanges = tuple(replace(exchange, asked="info@acme.example") for exchange in its.resumed.exchanges)
+    for refused_at, asks in (("", True), ("dc2", True), ("dc3", False)):
+        resumed = replace(its.resumed, exchanges=exchanges, met_by="two/1/b", met_at="dc2", refused_at=refused_at)
+        elsewhere = Witness(run="two/1/b", is_self=False, is_elsewhere=True)
+        kept = weigh(resumed, its.ways, its.settling, witness=elsewhere)
+        is_shared = host != "mx1.acme.example"
+        assert [exchange.key for exchange in kept.exchanges] == ([*FOUND] if asks and is_shared else [*FOUND, FIRST])
+        assert kept.refused_at == ("dc2" if asks and is_shared else "")
+
+
+def test_a_closed_providers_silence_is_asked_again_though_it_was_proven_once() -> None:
+    its = Back(
+        row="", left=[], answers={**FOUND, FIRST: MailboxAnswer(attempts=(silence("mx1.bigmail.example"),))}, looks=1
+    )
+    proven = tuple(replace(exchange, proven=True) for exchange in its.resumed.exchanges)
+    resumed = replace(its.resumed, exchanges=proven, reason=WaitReason.PROVIDER_CLOSED)
+    kept = weigh(resumed, its.ways, its.settling)
+    assert [exchange.key for exchange in kept.exchanges] == [*FOUND]
+
+
+def silence(host: str) -> Attempt:
+    return Attempt(host=host, ip="192.0.2.1", stage=Stage.CONNECT, trouble=Trouble.TIMEOUT)
 
 
 @pytest.mark.parametrize(

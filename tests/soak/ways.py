@@ -37,6 +37,8 @@ EXPOSED_S = WINDOW_S + _CONTROL_S + _SLACK_S
 #: Whoever says yes, or names a server of its own, from its middle on is believed until the next control. If that comes
 #: after the end, nobody ever notices: so these last until it has come.
 LIES = frozenset(name for name, way in WAYS.items() if way.from_its_start)
+#: And longer than that, so that a pass which comes too late is seen.
+_SEEN_S = 30.0
 #: A short one may fall between two controls; in a long one the worker leaves the group.
 LASTS_S = ((0.5, 5.0), (15.0, 45.0), (70.0, 110.0))
 #: Silence that our rules made: what fails in it must not be believed.
@@ -96,13 +98,13 @@ class Ways:
         namespace = self.fleet.namespaces[number]
         await asyncio.sleep(chance.uniform(15, 60))
         names: list[str] = []
-        while time.monotonic() < self.until - EXPOSED_S:
+        while time.monotonic() < self.until - EXPOSED_S - _SEEN_S:
             names = names or chance.sample(list(WAYS), len(WAYS))
             name = names.pop()
             least_s, most_s = chance.choices(LASTS_S, (3, 5, 2))[0]
             lasts_s = chance.uniform(least_s, most_s)
             if name in LIES:
-                lasts_s = max(lasts_s, EXPOSED_S)
+                lasts_s = max(lasts_s, EXPOSED_S + _SEEN_S)
             say(f"way {number}: {name} for {lasts_s:.0f} s")
             this = Break(number=number, way=name, begin=datetime.now(UTC))
             self.breaks.append(this)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from ct_stream.gate.providers import registrable_domain
+from ct_stream.gate.providers import provider_at, registrable_domain
 from ct_stream.gate.records import FailedAt
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
@@ -117,8 +117,8 @@ async def test_a_halt_of_one_address_leaves_the_others_at_work(database: Databas
         for worker, halted in ((f.one, set()), (f.two, {f"{TOOL}@dc2"})):
             await worker.rails.refresh(now=True)
             assert worker.rails.halted.keys() == halted
-        assert f.two.rails.settling(0.0).halted is not None
-        assert f.one.rails.settling(0.0).halted is None
+        assert f.two.rails.settling(0.0).halted_by is not None
+        assert f.one.rails.settling(0.0).halted_by is None
 
 
 async def test_a_halted_address_comes_back_by_its_own_talks(database: DatabaseDsns) -> None:
@@ -208,7 +208,7 @@ async def test_what_many_say_of_our_sender_halts_every_address(database: Databas
             wait = await worker.limits.begin_probe(f"{worker.egress}.example", "x.example")
             assert isinstance(wait, Wait)
             assert (wait.reason, wait.waits_on) == (WaitReason.HALTED, WaitsOn.mail_from())
-            assert worker.rails.settling(0.0).halted is not None or worker is not f.one
+            assert worker.rails.settling(0.0).halted_by is not None or worker is not f.one
         assert await f.resume("mail_from") == "halted -> open"
         assert [await f.state(rail) for rail in (TOOL, f"{TOOL}@dc2", f"{TOOL}@dc3")] == ["trial"] * 3
         await f.one.rails.refresh(now=True)
@@ -281,7 +281,7 @@ async def test_companies_that_wait_for_another_address_are_taken_where_nothing_i
         assert await taken(f.three) == {halted, closed}
         assert await taken(f.one) == set()
         await f.three.rails.set_state(f"{TOOL}@dc3", "halted", "listed", None)
-        assert await taken(f.three) == {closed}
+        assert await taken(f.three) == set(), "it could only park whom it takes"
 
 
 async def test_who_was_refused_is_taken_by_another_address_at_once(database: DatabaseDsns) -> None:
@@ -313,8 +313,10 @@ async def test_only_addresses_of_workers_whose_way_is_proven_can_ask_in_the_plac
         assert await f.one.parked.at_work() == {"dc2/1/a": "dc2", "dc3/1/a": "dc3"}
         await f.two.record.beat(Beat(troubles={"control_smtp": "no answer"}, partitions=(), running=0))
         await f.three.rails.set_state(f"{TOOL}@dc3", "halted", "listed", None)
-        assert await f.one.parked.at_work() == {"dc3/1/a": None}
-        assert await f.two.parked.at_work() == {"default/1/a": "default", "dc3/1/a": None}
+        assert await f.one.parked.at_work() == {}
+        assert await f.two.parked.at_work() == {"default/1/a": "default"}
+        await f.three.rails.set_state("mail_from", "halted", "many networks refuse our sender", None)
+        assert await f.two.parked.at_work() == {}, "whatever address it is sent from"
 
 
 async def test_what_is_polite_to_strangers_holds_over_all_addresses(database: DatabaseDsns) -> None:
@@ -367,3 +369,129 @@ async def test_a_name_that_would_be_another_guardrail_is_refused(database: Datab
             await f.one.db.fetch(
                 "worker_beat", *new_run(name, 1, f.one.db)._row(Beat(troubles={}, partitions=(), running=0))
             )
+
+
+async def test_who_is_closed_at_one_address_is_not_taken_by_one_that_is_halted(database: DatabaseDsns) -> None:
+    """Each would put it away again at once, and the other would take it: as fast as both can."""
+    async with fleet(database) as f:
+        await f.one.rails.set_state(TOOL, "halted", "listed", None)
+        await f.two.rails.set_state(f"{PROVIDER}@dc2", "closed", "three refused", 600.0)
+        await f.three.record.end()
+        company = await park(f.two, f"{PROVIDER}@dc2", WaitReason.PROVIDER_CLOSED)
+        rounds = 0
+        for _ in range(5):
+            for worker in (f.one, f.two):
+                for resumed in await worker.parked.claim_due(9, take_over=["way", *await worker.parked.to_take_over()]):
+                    assert resumed.origin.outreach_id == company
+                    wait = await worker.limits.begin_probe("acme.example", "bigmail.example")
+                    assert isinstance(wait, Wait)
+                    await worker.parked.park(parked(company, after_s=None, waits_on=wait.waits_on, reason=wait.reason))
+                    rounds += 1
+        assert rounds <= 1, "passed back and forth"
+
+
+async def test_who_was_taken_over_and_parked_again_is_taken_later_each_time(database: DatabaseDsns) -> None:
+    """Whatever two workers may pass back and forth, they do not do it as fast as they can."""
+    async with fleet(database) as f:
+        company = await park(f.two, f"{TOOL}@dc2", WaitReason.HALTED)
+        await f.two.rails.set_state(f"{TOOL}@dc2", "halted", "listed", None)
+        for age_s, parked_s, is_taken in (
+            (0.0, 0.0, True),
+            (100.0, 1.0, False),
+            (100.0, 11.0, True),
+            (9000.0, 59.0, False),
+        ):
+            await f.admin.execute(
+                "UPDATE outreach.ct_passes SET since = now() - $1::float8 * interval '1 s',"
+                " parked_at = now() - $2::float8 * interval '1 s'",
+                age_s,
+                parked_s,
+            )
+            assert await taken(f.one) == ({company} if is_taken else set()), (age_s, parked_s)
+
+
+async def test_a_halted_address_does_not_take_who_was_refused_elsewhere(database: DatabaseDsns) -> None:
+    """It cannot ask, and the first one may not take it back: it waits for a person, or for an address that is gone."""
+    async with fleet(database) as f:
+        await f.two.rails.set_state(f"{TOOL}@dc2", "halted", "listed", None)
+        await f.three.record.end()
+        company = await park(f.one, WaitsOn.other_than("default"), WaitReason.REFUSED, 60.0, refused_at="default")
+        for resumed in await f.two.parked.claim_due(9, take_over=["way", *await f.two.parked.to_take_over()]):
+            wait = await f.two.limits.begin_probe("acme.example", "acme.example")
+            assert isinstance(wait, Wait)
+            await f.two.parked.park(
+                parked(
+                    resumed.origin.outreach_id,
+                    after_s=wait.after_s,
+                    waits_on=wait.waits_on,
+                    reason=wait.reason,
+                    refused_at=resumed.refused_at,
+                )
+            )
+        await f.two.record.end()
+        # The minute is over.
+        await f.admin.execute(
+            "UPDATE outreach.ct_passes SET not_before = now() - interval '9 s' WHERE not_before < 'infinity'"
+        )
+        await f.one.parked.wake_sleepers(10)
+        assert await taken(f.one) == {company}, "the first address asks again after a minute, as it was told"
+
+
+async def test_an_unsettled_refusal_waits_for_the_halt_that_is_in_its_way(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        await f.two.rails.set_state(f.two.rails.smtp_rail, "halted", "listed", None)
+        wait = f.two.rails.settling(0.0).refusal("mx1.acme.example refuses us")
+        assert wait is not None
+        assert wait.waits_on == f"{TOOL}@dc2"
+
+
+async def test_an_unsettled_refusal_waits_for_our_sender_if_that_is_halted(database: DatabaseDsns) -> None:
+    """Named by a tool that is not halted, it is woken every five seconds, and parked again."""
+    async with fleet(database) as f:
+        await f.one.rails.set_state("mail_from", "halted", "five networks", None)
+        wait = f.one.rails.settling(0.0).refusal("mx1.acme.example refuses us")
+        assert wait is not None
+        company = await park(f.one, wait.waits_on, wait.reason, wait.after_s)
+        await f.one.parked.wake_sleepers(10)
+        assert await taken(f.one) == set(), f"{company} is woken though our sender is halted"
+
+
+async def test_a_worker_whose_paid_vendor_is_halted_can_still_ask_in_the_place_of_others(
+    database: DatabaseDsns,
+) -> None:
+    """A vendor without credit is halted for days; a beat names all halts by one word."""
+    async with fleet(database) as f:
+        await f.two.rails.set_state("tool:TOOL-019", "halted", "402 no credit", None)
+        await f.two.record.beat(Beat(troubles={"guardrails": "tool:TOOL-019 is halted: 402"}, partitions=(), running=0))
+        assert "dc2/1/a" in await f.one.parked.at_work()
+
+
+async def test_a_hoster_closed_as_a_network_here_and_as_an_address_there_sends_nobody_in_circles(
+    database: DatabaseDsns,
+) -> None:
+    """Three customers at three of its machines refuse `one`, two at one machine refuse `two`."""
+    network, address = "203.0.113.0/24", "203.0.113.7"
+    async with fleet(database) as f:
+        await f.three.record.end()
+
+        def own(domain: str, ip: str) -> Held:
+            return Held(by=HeldBy.REFUSED, host=f"mx.{domain}", reason="550 no", ip=ip)
+
+        for n, ip in enumerate((address, "203.0.113.8", "203.0.113.9")):
+            await f.one.rails.judge(own(f"a{n}.example", ip), f"a{n}.example", f"a{n}.example")
+        for n in range(2):
+            await f.two.rails.judge(own(f"b{n}.example", address), f"b{n}.example", f"b{n}.example")
+        for worker in (f.one, f.two):
+            await worker.rails.refresh(now=True)
+        company = await park(f.one, f"provider:{network}", WaitReason.PROVIDER_CLOSED)
+        rounds = 0
+        for _ in range(5):
+            for worker in (f.two, f.one):
+                for resumed in await worker.parked.claim_due(9, take_over=["way", *await worker.parked.to_take_over()]):
+                    assert resumed.origin.outreach_id == company
+                    where = provider_at("mx.acme.example", address, "acme.example", worker.rails.closed)
+                    wait = await worker.limits.begin_probe("acme.example", where)
+                    assert isinstance(wait, Wait)
+                    await worker.parked.park(parked(company, after_s=None, waits_on=wait.waits_on, reason=wait.reason))
+                    rounds += 1
+        assert rounds <= 1, "passed back and forth"

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, UnknownError
 from faust.types import TP
 
 from ct_stream.metrics import Health
+from ct_stream.stream.app import _try_again_after_errors
 from ct_stream.stream.membership import Membership
 
 if TYPE_CHECKING:
@@ -162,3 +163,42 @@ async def test_the_end_waits_for_what_is_under_way_and_nothing_follows() -> None
     await asyncio.wait_for(asyncio.gather(leaving, ended, late), 1)
     await group.membership.rejoin()
     assert group.said == LEFT
+
+
+async def test_an_error_that_cost_no_membership_does_not_count_as_a_refusal_for_ever() -> None:
+    """One failed look-up of the coordinator (UNKNOWN_SERVER_ERROR, while it moves): our member goes on as it was."""
+
+    async def goes_on() -> None:
+        await asyncio.sleep(60)
+
+    asked_to_rejoin: list[str] = []
+    tasks = [asyncio.create_task(goes_on()) for _ in range(2)]
+    coordinator: Any = SimpleNamespace(
+        _heartbeat_task=tasks[0], _commit_refresh_task=tasks[1],
+        _closing=asyncio.get_running_loop().create_future(),
+        _subscription=SimpleNamespace(subscription="spine.created"), need_rejoin=lambda _: bool(asked_to_rejoin),
+        request_rejoin=lambda: asked_to_rejoin.append("rejoin"),
+    )  # fmt: skip
+    app: Any = SimpleNamespace(refused=None)
+    _try_again_after_errors(coordinator, app)
+    await coordinator._push_error_to_user(UnknownError())
+    for task in tasks:
+        task.cancel()
+    # It is cleared only when the group assigns partitions, and nothing asks it to.
+    assert asked_to_rejoin or app.refused is None, "`the group does not take this worker in`, until the next rebalance"
+
+
+async def test_a_worker_that_could_not_join_again_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group()
+    await group.membership.leave()
+    consumer: Any = group.membership._app.consumer
+
+    async def fails(_: object) -> None:
+        raise KafkaConnectionError("away")
+
+    with monkeypatch.context() as away:
+        away.setattr(consumer, "subscribe", fails)
+        with pytest.raises(KafkaConnectionError):
+            await group.membership.rejoin()
+    await group.membership.rejoin()
+    assert group.said[-1] == "subscribed", "it is in no group, and says that it is not out of it"

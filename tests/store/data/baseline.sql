@@ -167,6 +167,8 @@ CREATE INDEX ct_passes_reason_idx ON outreach.ct_passes (reason, since) INCLUDE 
 -- Which companies are continued without asking anybody? A worker whose own way is broken takes them (query claim_due).
 CREATE INDEX ct_passes_quiet_idx ON outreach.ct_passes (not_before)
     WHERE state = 'waiting' AND reason IN ('spine_grace', 'spine_control', 'row_held');
+-- How many companies wait because this worker's own way is not proven? (query count_for_own_way)
+CREATE INDEX ct_passes_own_way_idx ON outreach.ct_passes (met_by) WHERE state = 'waiting' AND waits_on = 'way';
 CREATE INDEX ct_passes_since_idx ON outreach.ct_passes (since);
 CREATE INDEX ct_passes_lease_idx ON outreach.ct_passes (lease_owner) WHERE lease_owner IS NOT NULL;
 CREATE INDEX ct_passes_pending_idx ON outreach.ct_passes (waits_on) WHERE pending IS NOT NULL;
@@ -482,6 +484,11 @@ LEFT JOIN LATERAL (
     WHERE (p.waits_on LIKE 'tool:TOOL-005%' OR p.waits_on LIKE 'provider:%') AND EXISTS (
         SELECT FROM outreach.ct_workers AS o
         WHERE o.egress <> k.egress AND o.ended_at IS NULL AND o.seen_at > now() - interval '30 seconds'
-            AND NOT o.troubles ?| ARRAY['start', 'control_dns', 'control_smtp', 'guardrails']
+            AND NOT o.troubles ?| ARRAY['start', 'control_dns', 'control_smtp']
+            AND NOT EXISTS (
+                SELECT FROM outreach.ct_guardrails AS t
+                WHERE t.state = 'halted'
+                    AND t.key = 'tool:TOOL-005' || CASE WHEN o.egress = 'default' THEN '' ELSE '@' || o.egress END
+            )
     )
 ) AS e ON true;
