@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, Trouble, way_to
 from ct_stream.gate.replies import Stage, read_reply
 from ct_stream.gate.waits import Wait
-from ct_stream.probes.mx import NameTrouble
+from ct_stream.probes.mx import MAX_ADDRESSES, NameTrouble
 from ct_stream.probes.needs import Met
 from ct_stream.probes.routable import is_ip_literal
 from ct_stream.probes.smtp import MAX_RCPTS, SmtpSession, SmtpSettings
@@ -116,7 +116,7 @@ class MailboxProber:
         usable = [ip for ip in found if self._permits.lacks(way_to(ip)) is None]
         if not usable:
             return self._permits.lacks(way_to(found[0]))  # only a machine that has it knows whether the host is silent
-        for ip in usable:
+        for ip in usable[:MAX_ADDRESSES]:
             session = await self._open(host, ip, address.domain, attempts)
             if isinstance(session, Wait):
                 return session

@@ -150,15 +150,18 @@ class Resolver:
         return MxAnswer(status=MxStatus.UNAVAILABLE, detail=", ".join(troubles))
 
     async def lookup_addresses(self, host: str, family: Family | None = None) -> tuple[str, ...] | NameTrouble:
-        """Return at most two addresses of `host` that may be connected to, IPv4 before IPv6, or of one family alone."""
+        """Return at most two addresses of each family that may be connected to, IPv4 first, or of one family alone.
+
+        A machine that lacks a family leaves those addresses out; then two are tried.
+        """
         if not _HOST_NAME.fullmatch(host):
             return NameTrouble(trouble=Trouble.NO_ADDRESS, detail="the MX is not a host name")
         answers = await _both(self._first_answer(host, kind) for kind in _ADDRESS_KINDS[family])
-        found = [address for a in answers if not isinstance(a, _NoAnswer) for address in _addresses(a)]
-        routable = [address for address in found if is_routable(address, self._allowed)]
-        if routable:
-            return tuple(routable[:MAX_ADDRESSES])
-        if found:
+        families = [_addresses(answer) for answer in answers if not isinstance(answer, _NoAnswer)]
+        routable = [[address for address in of if is_routable(address, self._allowed)] for of in families]
+        if any(routable):
+            return tuple(address for of in routable for address in of[:MAX_ADDRESSES])
+        if found := [address for of in families for address in of]:
             return NameTrouble(trouble=Trouble.UNROUTABLE, detail=f"its address is {', '.join(found[:MAX_ADDRESSES])}")
         for answer in answers:
             if isinstance(answer, _NoAnswer):

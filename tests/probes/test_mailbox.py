@@ -457,6 +457,21 @@ async def test_a_host_with_an_address_that_this_machine_reaches_is_asked_there(f
     await asker.close()
 
 
+async def test_the_addresses_that_a_machine_lacks_take_no_place_of_the_others(farm: MailFarm) -> None:
+    """A machine with IPv6 alone, and a host that has IPv4 addresses enough."""
+    permits = Permits()
+    permits.lacking[ControlKind.SMTP] = NO_IPV6
+    asker = prober(farm, Names(mx1=("192.0.2.1", "192.0.2.2", "::1")), permits)
+    assert ends(await ask(asker, "info")) == [("mx1", Stage.CONNECT, Trouble.REFUSED)], "nobody listens there"
+    await asker.close()
+
+
+async def test_two_addresses_of_a_host_are_tried_at_most(farm: MailFarm) -> None:
+    asker = prober(farm, Names(mx1=("127.9.9.1", "127.9.9.2", "127.9.9.3", "::1")), Permits())
+    assert len((await ask(asker, "info")).attempts) == 2
+    await asker.close()
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["the best host", "behind a silent one"])
 async def test_a_host_that_this_machine_cannot_reach_is_left_to_one_that_can(farm: MailFarm, first: bool) -> None:
     """Neither silence nor the word of a backup: nobody here knows what the host would have said."""
