@@ -341,8 +341,8 @@ SELECT count(*) AS companies FROM (
 -- name: to_take_over
 -- What do companies wait for that is in the way of other workers alone? The controls of runs that fail now (of those that
 -- are gone, $2 seconds without a sign, ct_wake_sleepers wakes who waits). While our egress ($3) may ask: the guardrails of
--- another one, if ours is open, and who was refused there. At most 200 of those: the rest waits for its own. Networks and
--- addresses are compared by their network, since one egress may have closed the one and another egress the other.
+-- another one, if ours is open, and who was refused there. At most 200 of those: the rest waits for its own. What is closed
+-- there as one address may be closed here with its whole network.
 WITH rails AS (
     SELECT g.key, outreach.ct_egress_of(g.key) AS egress, coalesce(  -- the first three groups of a /24 or a /48
             substring(g.key FROM '^provider:([0-9]+[.][0-9]+[.][0-9]+)[.][0-9]+(/[0-9]+)?(@|$)'),
@@ -364,7 +364,10 @@ SELECT * FROM (
         AND outreach.ct_rail(split_part(r.key, '@', 1), $3::text) NOT IN (SELECT o.key FROM rails AS o)
         AND (
             r.network IS NULL
-            OR r.network NOT IN (SELECT o.network FROM rails AS o WHERE o.egress = $3::text AND o.network IS NOT NULL)
+            OR r.network NOT IN (
+                SELECT o.network FROM rails AS o
+                WHERE o.egress = $3::text AND o.network IS NOT NULL AND split_part(o.key, '@', 1) LIKE '%/%'
+            )
         )
     LIMIT 200
 ) AS theirs

@@ -495,3 +495,14 @@ async def test_a_hoster_closed_as_a_network_here_and_as_an_address_there_sends_n
                     await worker.parked.park(parked(company, after_s=None, waits_on=wait.waits_on, reason=wait.reason))
                     rounds += 1
         assert rounds <= 1, "passed back and forth"
+
+
+async def test_an_address_that_is_closed_elsewhere_is_no_other_one_in_its_network(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        await f.three.record.end()
+        await f.one.rails.set_state("provider:203.0.113.9", "closed", "refuses us", 600.0)
+        await f.two.rails.set_state("provider:203.0.113.7@dc2", "closed", "refuses us", 600.0)
+        company = await park(f.two, "provider:203.0.113.7@dc2", WaitReason.PROVIDER_CLOSED)
+        assert await taken(f.one) == {company}
+        await f.one.rails.set_state("provider:203.0.113.0/24", "closed", "refuses us", 600.0)
+        assert await taken(f.one) == set(), "closed here too, with its network"
