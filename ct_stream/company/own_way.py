@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ct_stream.gate.egress import DEFAULT
 from ct_stream.gate.evidence import (
+    PORT_25,
     UNPROVEN,
     WINDOW_S,
     Moments,
@@ -29,6 +30,7 @@ from ct_stream.gate.evidence import (
     met_trouble,
     nothing_failed,
     open_needs,
+    shunned_elsewhere,
     silent_providers,
     weigh,
 )
@@ -360,7 +362,9 @@ class Proofs:
         self._guardrails = guardrails
         self._age_s = age_s
         self.moments = Moments()  #: of the running pass's failed answers
-        self._met_at = ""  #: the egress that met what a company brings back, if not this one
+        # Of what a company brings back: the egress that met it, which one was refused before that, and those of runs.
+        self._met_at = self._refused_at = ""
+        self._egresses: dict[str, str] = {}
 
     async def weigh(self, resumed: Resumed) -> Kept:
         """Return what a company brings back from its wait. Proofs are read only of runs that asked or met a failure."""
@@ -377,15 +381,19 @@ class Proofs:
         others = asked if met_by == worker or not has_failed else asked | {met_by}
         known = await self._controls.of_runs(others) if others else {}
         runs = {run: its.ways for run, its in known.items()}
+        ours = self._guardrails.settling(0.0)
         witness = Witness(
             run=met_by,
             is_self=met_by == worker,
             is_gone=met_by != worker and (met_by not in known or known[met_by].is_gone),
             is_elsewhere=resumed.met_at not in ("", self._own_way.egress),
             here=self._own_way.egress,
+            is_halted_here=ours.halted_by is not None,
+            closed_here=ours.closed,
             others=self._own_way.others,
         )
-        self._met_at = resumed.met_at if witness.is_elsewhere else ""
+        self._met_at, self._refused_at = resumed.met_at or self._own_way.egress, resumed.refused_at
+        self._egresses = {run: its.egress for run, its in known.items() if its.egress}
         if not has_failed:
             return weigh(resumed, {}, self._guardrails.settling(0.0), witness=witness, runs=runs)
         if resumed.pending is not None:
@@ -407,19 +415,42 @@ class Proofs:
             answer = ControlAnswer(detail="the worker that met it has proven its own way before and after")
         else:
             answer = await self._controls.confirm(kind, moments.window(exchanges), in_chain=moments.is_in_chain(kind))
-        if isinstance(answer, Wait) or kind is not ControlKind.SMTP:
+        more = [other for other in open_needs(exchanges) if other in PORT_25 and other is not kind]
+        if isinstance(answer, Wait) or kind not in PORT_25 or more:
             return answer
         if met_trouble(exchanges):
             await self._guardrails.refresh(now=True)  # another worker may have closed its network just now
-        # Whether a provider shuns an address, the guardrails of that address know.
-        is_from_elsewhere = self._met_at != "" and any(exchange.proven for exchange in exchanges)
-        for met_at in (self._own_way.egress, *([self._met_at] if is_from_elsewhere else [])):
-            for provider in sorted(silent_providers(exchanges, self._guardrails.closed_to(met_at))):
-                age_s = 0.0 if moments.failed_at is None else self._age_s(moments.failed_at)
-                wait = await self._guardrails.unreached(provider, age_s, met_at)
+        return await self._unreached(exchanges) or answer
+
+    async def _unreached(self, exchanges: Sequence[Exchange]) -> Wait | None:
+        """Return the wait for what shared providers left without an answer; None: it counts against the company.
+
+        Whether a provider shuns an address, the guardrails of that address know: of who met its silence, and of who
+        met it first.
+        """
+        failed_at = self.moments.failed_at
+        age_s = 0.0 if failed_at is None else self._age_s(failed_at)
+        by_egress: dict[str, list[Exchange]] = {}
+        for exchange in exchanges:
+            by_egress.setdefault(self._egress_of(exchange), []).append(exchange)
+        for egress, met in by_egress.items():
+            closed = self._guardrails.closed_to(egress)
+            for provider in sorted(silent_providers(exchanges, closed) & silent_providers(met, closed)):
+                wait = await self._guardrails.unreached(provider, age_s, egress)
                 if wait is not None:
                     return wait
-        return answer
+        if self._refused_at:
+            closed = self._guardrails.closed_to(self._refused_at)
+            for provider in sorted(silent_providers(exchanges, closed)):
+                if provider in closed:
+                    return shunned_elsewhere(provider, self._refused_at)
+        return None
+
+    def _egress_of(self, exchange: Exchange) -> str:
+        # What another worker met is marked as proven when this one goes on with it.
+        if not exchange.proven:
+            return self._own_way.egress
+        return self._egresses.get(exchange.by) or self._met_at or self._own_way.egress
 
     async def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:
         """Return the wait of a company for which a worker heard one of these answers after its way was lost."""

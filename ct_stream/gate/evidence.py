@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 WINDOW_S = 600.0  #: for so long a control lets a worker ask; so much of what it hears may be astray unnoticed
 ELSEWHERE_S = 60.0  #: for a worker of another egress to take a company; then its own one asks again
+SHUNNED_S = 600.0  #: until it is seen again whether a provider that is closed to another egress still is
 LOOKS = 1  #: how often a silent server is asked again once our own way is proven
+PORT_25 = (ControlKind.SMTP, ControlKind.SMTP6)
 _SERVICE_CLOSES = 421  #: RFC 5321 section 3.8: a server that waited too long for us says so, and closes
 
 #: Trouble that one of our resolvers may have caused.
@@ -419,6 +421,16 @@ class Settling:
         return self.settle_s - max(0.0, self.age_s)
 
 
+def shunned_elsewhere(provider: str, egress: str) -> Wait:
+    """Return the wait for a provider's silence while it is closed to the address that met its silence first."""
+    return Wait(
+        reason=WaitReason.PROVIDER_SILENT,
+        detail=f"no server of {provider} could be reached, and it is closed to egress {egress}, which met that first; "
+        "this counts against the company only once it is open to that one again",
+        after_s=SHUNNED_S,
+    )
+
+
 def heard_elsewhere(wait: Wait, here: str, others: Sequence[str]) -> Wait:
     """Return the wait of a company whose server refuses the egress `here`: one of `others` asks in its place."""
     return Wait(
@@ -457,6 +469,8 @@ class Witness:
     is_gone: bool = False  #: it ended, so no proof of it will come any more
     is_elsewhere: bool = False  #: it asked from another of our addresses
     here: str = DEFAULT  #: the egress of who weighs
+    is_halted_here: bool = False  #: that one may ask nobody
+    closed_here: Container[str] = ()  #: providers, networks and addresses that are not open to it
     others: Sequence[str] = ()  #: egresses from which companies can be asked now, beside that one
 
 
@@ -580,12 +594,27 @@ class Case:
 
     def was_refused_elsewhere(self) -> bool:
         resumed = self.resumed
-        if not self.witness.is_elsewhere or not (resumed.pending is not None or self._provider_was_silent_twice):
+        if not (self.witness.is_elsewhere and self._may_ask_from_here):
+            return False  # to drop what the other one met would be to lose it
+        if resumed.pending is None and not self._provider_was_silent_twice:
+            return False
+        if resumed.pending is not None and is_about_sender(resumed.pending):
             return False
         # Once for each company: two addresses that are refused would pass it on for ever. A third one may ask for an
         # address that servers shun altogether.
         is_first = resumed.refused_at in ("", resumed.met_at)
         return is_first or (self.settling.halted_by is not None and resumed.refused_at != self.witness.here)
+
+    @property
+    def _may_ask_from_here(self) -> bool:
+        """Return whether this egress may ask the company's servers."""
+        domain, closed = self.resumed.domain or "", self.witness.closed_here
+        answers = [e.answer for e in self.everything if isinstance(e.answer, MailboxAnswer)]
+        return not self.witness.is_halted_here and not any(
+            provider_at(attempt.host, attempt.ip, domain, closed) in closed
+            for answer in answers
+            for attempt in answer.attempts
+        )
 
     @property
     def _provider_was_silent_twice(self) -> bool:
@@ -736,7 +765,7 @@ ROWS = (
     Row(
         id="refused elsewhere",
         holds="a reply about us that a worker of another egress met, or a shared provider's silence that one met "
-        "twice; once for each company, or while that egress is halted",
+        "twice, and this egress may ask there; once for each company, or while that egress is halted",
         then="dropped with what failed: this egress asks for itself",
         when=Case.was_refused_elsewhere,
         keep=Case.drop_and_ask_from_here,
@@ -943,13 +972,14 @@ class Moments:
 
     def is_in_chain(self, kind: ControlKind) -> bool:
         """Return whether a chain of proofs of this kind around them was established before this wait."""
-        return self.in_both_chains or (self.in_chain and kind is ControlKind.SMTP)
+        return self.in_both_chains or (self.in_chain and kind in PORT_25)
 
     def failed(
         self, exchanges: Sequence[Exchange], ended_by: Wait | None = None, pending: Exchange | None = None
     ) -> FailedAt:
         """Return what to record as the moment of the last failed answer of a pass that ends in this wait."""
-        if ended_by is not None and ended_by.waits_on.is_control and self.is_fresh(exchanges, pending):
+        is_to_be_proven = ended_by is not None and (ended_by.waits_on.is_control or ended_by.waits_on.is_passed_on)
+        if is_to_be_proven and self.is_fresh(exchanges, pending):
             return FailedAt.NOW
         if ended_by is not None and not ended_by.waits_on.is_control and pending is not None:
             return FailedAt.NONE  # a provider's word: it is asked for again, and the next session settles it

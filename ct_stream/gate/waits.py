@@ -116,6 +116,11 @@ class WaitsOn(str):
         return cls("spine")
 
     @property
+    def is_passed_on(self) -> bool:
+        """Return whether a worker of another egress ends it."""
+        return self.startswith("egress:")
+
+    @property
     def is_control(self) -> bool:
         """Return whether a control ends it."""
         return self.startswith("control:")

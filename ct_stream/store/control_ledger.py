@@ -35,6 +35,7 @@ class RunWays:
 
     ways: Mapping[ControlKind, Way]
     is_gone: bool
+    egress: str = ""  #: it asked from; "" if that is not known any more
 
 
 class ControlLedger:
@@ -73,11 +74,13 @@ class ControlLedger:
         rows = await self._database.persist("control", list(runs), ALIVE_S)
         found: dict[str, dict[ControlKind, Way]] = {}
         gone: dict[str, bool] = {}
+        egress: dict[str, str] = {}
         for row in rows:
             self._database.saw_clock(row["now"])
             found.setdefault(row["worker"], {})[ControlKind(row["kind"])] = _way(row)
             gone[row["worker"]] = row["is_gone"] and row["worker"] != self.worker
-        return {run: RunWays(ways=ways, is_gone=gone[run]) for run, ways in found.items()}
+            egress[row["worker"]] = row["egress"] or ""
+        return {run: RunWays(ways=ways, is_gone=gone[run], egress=egress[run]) for run, ways in found.items()}
 
     async def confirm(
         self, kind: ControlKind, window: Window | None, *, in_chain: bool = False

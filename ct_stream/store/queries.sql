@@ -319,8 +319,8 @@ WHERE p.outreach_id = ANY (ARRAY(
             AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
             -- Refused here, it waits for what is in another egress' way: taken back, it would be refused again.
             AND (q.refused_at = $7::text AND w.what NOT LIKE 'way%') IS NOT TRUE
-            -- Who was taken over and had to be parked again is not taken at once, lest two workers pass it back and
-            -- forth: each time it waits a tenth of its age, and at most a minute.
+            -- Who was taken over and had to be parked again is not taken at once: each time it waits a tenth of its
+            -- age, and at most a minute. Where two workers do pass somebody back and forth, that is cheap.
             AND q.parked_at <= clock_timestamp() - least(interval '1 minute', (clock_timestamp() - q.since) / 10)
         ORDER BY q.not_before, q.since LIMIT $2::integer FOR UPDATE SKIP LOCKED
     ) AS t
@@ -344,10 +344,11 @@ SELECT count(*) AS companies FROM (
 -- another one, if ours is open, and who was refused there. At most 200 of those: the rest waits for its own. What is closed
 -- there as one address may be closed here with its whole network.
 WITH rails AS (
-    SELECT g.key, outreach.ct_egress_of(g.key) AS egress, coalesce(  -- the first three groups of a /24 or a /48
-            substring(g.key FROM '^provider:([0-9]+[.][0-9]+[.][0-9]+)[.][0-9]+(/[0-9]+)?(@|$)'),
-            substring(g.key FROM '^provider:([0-9a-f]+:[0-9a-f]*:[0-9a-f]*)')
-        ) AS network
+    SELECT g.key, outreach.ct_egress_of(g.key) AS egress, CASE  -- the first three groups of a /24 or a /48
+            WHEN g.key LIKE 'provider:%:%' THEN substring(g.key FROM '^provider:([0-9a-f]+:[0-9a-f]*:[0-9a-f]*)')
+            WHEN substr(g.key, 10, 1) BETWEEN '0' AND '9'
+            THEN substring(g.key FROM '^provider:([0-9]+[.][0-9]+[.][0-9]+)[.][0-9]+(/[0-9]+)?(@|$)')
+        END AS network
     FROM outreach.ct_guardrails AS g
     WHERE g.state <> 'open' AND (g.key LIKE 'provider:%' OR g.key LIKE 'tool:TOOL-005%')
 ), here AS (
@@ -358,9 +359,11 @@ JOIN outreach.ct_workers AS w ON w.worker = c.worker
 WHERE c.worker <> $1 AND c.failed_at > c.ok_begun_at AND w.ended_at IS NULL
     AND w.seen_at > clock_timestamp() - $2::float8 * interval '1 second'
 UNION ALL
+SELECT r.key FROM rails AS r WHERE r.key LIKE 'tool:%' AND r.egress <> $3::text AND (SELECT h.may_ask FROM here AS h)
+UNION ALL
 SELECT * FROM (
     SELECT r.key FROM rails AS r
-    WHERE r.egress <> $3::text AND (SELECT h.may_ask FROM here AS h)
+    WHERE r.key LIKE 'provider:%' AND r.egress <> $3::text AND (SELECT h.may_ask FROM here AS h)
         AND outreach.ct_rail(split_part(r.key, '@', 1), $3::text) NOT IN (SELECT o.key FROM rails AS o)
         AND (
             r.network IS NULL
@@ -535,7 +538,7 @@ WITH forgotten AS (
 SELECT c.worker, c.kind, c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until,
     c.proven_since, c.control_at, ARRAY(SELECT coalesce(lower(r), '-infinity') FROM unnest(c.earlier) AS r) AS began,
     ARRAY(SELECT coalesce(upper(r), 'infinity') FROM unnest(c.earlier) AS r) AS ended, NOT outreach.ct_is_running(c.worker, $2::float8) AS is_gone,
-    clock_timestamp() AS now
+    (SELECT w.egress FROM outreach.ct_workers AS w WHERE w.worker = c.worker) AS egress, clock_timestamp() AS now
 FROM outreach.ct_controls AS r, outreach.ct_control_now(r) AS c WHERE r.worker = ANY ($1::text[]);
 
 -- name: begin_control

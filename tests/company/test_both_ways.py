@@ -92,7 +92,7 @@ def parts(controls: ControlLedger, prober: Prober, now: Any) -> Any:
         guardrails=SimpleNamespace(
             unreached=nothing,
             refresh=nothing,
-            settling=lambda age_s, _: Settling(settle_s=600.0, age_s=age_s),
+            settling=lambda age_s, _="": Settling(settle_s=600.0, age_s=age_s),
             closed=set(),
             closed_to=lambda _: set(),
         ),

@@ -133,7 +133,7 @@ class Company:
                 "exchanges": tuple(run.exchanges), "pending": left.pending, "looks": left.looks,
                 "reason": result.reason.value, "waits_on": result.waits_on, "failed_at": failed[left.failed],
                 "asked_at": self.row["asked_at"] if left.asked_at is None else ASKED, "spent_s": left.spent_s,
-                "refused_at": left.refused_at,
+                "refused_at": left.refused_at, "met_at": left.met_at or parts.own_way.egress,
             }  # fmt: skip
         return result
 
