@@ -314,16 +314,16 @@ WHERE p.outreach_id = ANY (ARRAY(
 ) || ARRAY(
     -- One look at the index for each of them: a plan for all at once may read the table.
     SELECT t.outreach_id FROM unnest($5::text[]) AS w (what) CROSS JOIN LATERAL (
-        SELECT q.outreach_id FROM outreach.ct_passes AS q
+        SELECT q.outreach_id, q.parked_at, q.since FROM outreach.ct_passes AS q
         WHERE q.waits_on = w.what AND q.state = 'waiting' AND (q.not_before = 'infinity' OR w.what LIKE 'egress:%')
             AND (q.lease_until IS NULL OR q.lease_until < clock_timestamp())
             -- Refused here, it waits for what is in another egress' way: taken back, it would be refused again.
             AND (q.refused_at = $7::text AND w.what NOT LIKE 'way%') IS NOT TRUE
-            -- Who was taken over and had to be parked again is not taken at once: each time it waits a tenth of its
-            -- age, and at most a minute. Where two workers do pass somebody back and forth, that is cheap.
-            AND q.parked_at <= clock_timestamp() - least(interval '1 minute', (clock_timestamp() - q.since) / 10)
-        ORDER BY q.not_before, q.since LIMIT $2::integer FOR UPDATE SKIP LOCKED
+        ORDER BY q.parked_at LIMIT $2::integer FOR UPDATE SKIP LOCKED
     ) AS t
+    -- Who was taken over and had to be parked again is not taken at once: each time it waits a tenth of its age, and at
+    -- most a minute. Where two workers do pass somebody back and forth, that is cheap.
+    WHERE t.parked_at <= clock_timestamp() - least(interval '1 minute', (clock_timestamp() - t.since) / 10)
     LIMIT CASE WHEN $4::boolean THEN $2::integer ELSE 0 END
 ))
 RETURNING p.outreach_id, p.domain, p.reason, p.answers, p.pending, p.spent_ms, p.asked_at, p.failed_at, p.since,

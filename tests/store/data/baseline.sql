@@ -174,9 +174,9 @@ CREATE INDEX ct_passes_lease_idx ON outreach.ct_passes (lease_owner) WHERE lease
 CREATE INDEX ct_passes_pending_idx ON outreach.ct_passes (waits_on) WHERE pending IS NOT NULL;
 CREATE INDEX ct_passes_stuck_idx ON outreach.ct_passes (not_before) WHERE state = 'stuck';
 CREATE INDEX ct_passes_waits_on_idx ON outreach.ct_passes (waits_on, not_before, since) WHERE state = 'waiting';
--- Whose turn is it to try a provider that is not open?
+-- Whose turn is it to try a provider that is not open, and whom does a worker take over first?
 CREATE INDEX ct_passes_turn_idx ON outreach.ct_passes (waits_on, parked_at)
-    WHERE state = 'waiting' AND waits_on LIKE 'provider:%';
+    WHERE state = 'waiting' AND waits_on IS NOT NULL;
 -- Which companies of a domain wait for something other than the domain itself?
 CREATE INDEX ct_passes_ahead_idx ON outreach.ct_passes (domain) WHERE state = 'waiting' AND reason <> 'domain_busy';
 
