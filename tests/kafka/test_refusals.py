@@ -7,7 +7,6 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer
 from click.testing import CliRunner
 
 from ct_stream.cli.program import main
@@ -223,26 +222,6 @@ async def test_a_worker_says_why_kafka_refuses_it_and_waits(guarded: Guarded, tm
             assert stack.end_worker(worker) == 0
             assert "bootstrap from" not in stack.worker_log()
             assert "wrong-one" not in stack.worker_log()
-
-
-async def test_a_member_of_another_kind_keeps_a_worker_out_of_the_group_until_it_leaves(
-    guarded: Guarded, tmp_path: Path
-) -> None:
-    async with Stack(tmp_path, CT_KAFKA_BOOTSTRAP=guarded.plain) as stack:
-        await stack.publish(await stack.mint(["info-a1.example"]))
-        stranger = AIOKafkaConsumer(
-            "spine.created", bootstrap_servers=guarded.plain, group_id=stack.names.group, enable_auto_commit=False
-        )
-        await stranger.start()
-        try:
-            stack.start_worker(prelude=_LOOKS_OFTEN)
-            assert await stack.wait_said("Health and metrics", 20), stack.worker_log()
-            await stack.wait_trouble("kafka_group", "a program of another kind is a member of it", 40)
-            assert (await stack.readyz())[0] == 503
-        finally:
-            await stranger.stop()
-        await stack.wait_ready(200, 20)
-        assert await stack.wait_decided(1, 20) == 1, stack.worker_log()
 
 
 async def test_a_right_that_is_taken_from_a_running_worker_stops_it_until_it_is_granted_again(

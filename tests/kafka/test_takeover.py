@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 
 from tests.faults.harness import Stack, said
 from tests.faults.test_recovery_race import DELAY
@@ -103,3 +104,22 @@ async def test_a_worker_that_hangs_is_replaced_and_cannot_overwrite_when_it_cont
         assert await stack.wait_decided(500, 90) == 500, stack.worker_log(1)[-3000:]
         assert await stack.wait_published(60) == 0
         await each_published_once_or_alike(stack, ids)
+
+
+async def test_a_member_of_another_kind_keeps_a_worker_out_of_the_group_until_it_leaves(tmp_path: Path) -> None:
+    async with Stack(tmp_path) as stack:
+        await stack.publish(await stack.mint(["info-a1.example"]))
+        brokers = stack.env["CT_KAFKA_BOOTSTRAP"]
+        stranger = AIOKafkaConsumer(
+            "spine.created", bootstrap_servers=brokers, group_id=stack.names.group, enable_auto_commit=False
+        )
+        await stranger.start()
+        try:
+            stack.start_worker(prelude="import ct_stream.wiring.watching as w; w._LAG_EVERY_S = 1.0")
+            assert await stack.wait_said("Health and metrics", 20), stack.worker_log()
+            await stack.wait_trouble("kafka_group", "a program of another kind is a member of it", 40)
+            assert (await stack.readyz())[0] == 503
+        finally:
+            await stranger.stop()
+        await stack.wait_ready(200, 20)
+        assert await stack.wait_decided(1, 20) == 1, stack.worker_log()
