@@ -85,6 +85,7 @@ class Way:
     proven_since: datetime  #: where the unbroken chain of proofs begins that the last one belongs to
     control_at: datetime = _NEVER  #: when the last control began that succeeded: it knows who answered
     earlier: tuple[Window, ...] = ()  #: stretches of trouble before the last one
+    is_gone: bool = False  #: its run ended, so no control of it will come any more
 
     def proves(self, failed_at: datetime) -> bool:
         """Return whether a proof began after an answer that failed at `failed_at`."""
@@ -101,9 +102,12 @@ class Way:
     def was_astray(self, at: datetime) -> bool:
         """Return whether an answer of this moment may be somebody's who answers in the place of others.
 
-        A control failed since, and none succeeded between. Then a yes proves as little as silence does.
+        A control failed since, and none succeeded between; or its run was killed before the next one. Then a yes
+        proves as little as silence does.
         """
         # What was never proven was never used.
+        if self.is_gone and _NEVER < self.control_at <= at:
+            return True
         return any(_NEVER < begin <= at < end for begin, end in self._stretches)
 
     def unbroken(self, asked_at: datetime) -> bool:
@@ -757,7 +761,7 @@ ROWS = (
     Row(
         id="astray",
         holds="one of them came while its worker had lost its way: a control of that worker failed since, with no "
-        "success between",
+        "success between, or it was killed before its next one",
         then="void from there, a yes as well as a no, and asked again",
         when=Case.was_heard_astray,
         keep=Case.keep_what_was_heard_before,

@@ -6,7 +6,7 @@ Postgres keeps the proofs, their chain and the stretches of trouble. gate/eviden
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -80,7 +80,14 @@ class ControlLedger:
             found.setdefault(row["worker"], {})[ControlKind(row["kind"])] = _way(row)
             gone[row["worker"]] = row["is_gone"] and row["worker"] != self.worker
             egress[row["worker"]] = row["egress"] or ""
-        return {run: RunWays(ways=ways, is_gone=gone[run], egress=egress[run]) for run, ways in found.items()}
+        return {
+            run: RunWays(
+                ways={kind: replace(way, is_gone=gone[run]) for kind, way in ways.items()},
+                is_gone=gone[run],
+                egress=egress[run],
+            )
+            for run, ways in found.items()
+        }
 
     async def confirm(
         self, kind: ControlKind, window: Window | None, *, in_chain: bool = False

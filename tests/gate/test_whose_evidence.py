@@ -231,6 +231,7 @@ def test_each_failure_needs_the_proof_of_one_way(
 # ---------------------------------------------------------------- astray: a yes proves as little as silence does
 
 HEARD: dict[str, Answer] = {"mx": mx(), FIRST: YES, SECOND: NO}
+BEFORE, AFTER = FAILED - timedelta(seconds=9), FAILED + timedelta(seconds=9)
 AFTER_S = 2.0  #: after the question, in seconds: when everything was heard
 
 
@@ -248,6 +249,13 @@ def heard(by: str = "two/1/b", **fields: object) -> list[Exchange]:
         pytest.param(GOOD, way(trouble_s=(3, 9)), 3, id="a control succeeded between"),
         pytest.param(GOOD, way(trouble_s=(-9, 2)), 3, id="after the repair"),
         pytest.param(GOOD, way(trouble_s=(2, 9)), 0, id="in the moment of the last success"),
+        pytest.param(GOOD, replace(GOOD, control_at=BEFORE), 3, id="its next control is still to come"),
+        pytest.param(GOOD, replace(GOOD, control_at=BEFORE, is_gone=True), 0, id="killed before its next control"),
+        pytest.param(
+            replace(GOOD, control_at=BEFORE, is_gone=True), GOOD, 0, id="and before the next of its resolvers"
+        ),
+        pytest.param(GOOD, replace(GOOD, control_at=AFTER, is_gone=True), 3, id="asked once more before it ended"),
+        pytest.param(GOOD, replace(GOOD, is_gone=True), 3, id="ended, and never used that way"),
     ],
 )
 def test_nothing_counts_that_a_worker_heard_after_its_last_control(dns: Way, smtp: Way, left: int) -> None:
