@@ -117,6 +117,7 @@ class WorkerGate:
             spent_s=spent_s(resumed, kept),
             kept=kept.exchanges,
             answered=kept.answered,
+            asks_mx_itself=kept.looks > 0,
             see_off=parts.farewells.take,
             stalled_since=parts.stalled_since,
             by=parts.controls.worker,

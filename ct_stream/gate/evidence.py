@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import TYPE_CHECKING, TypeAlias
 
 from ct_stream.gate.attempts import refusals
@@ -667,7 +668,10 @@ class Case:
         return self.resumed.looks < LOOKS and met_trouble(self.everything)
 
     def void_for_one_more_look(self) -> Kept:
-        return replace(self.void(), looks=self.resumed.looks + 1)
+        # Its hosts too are asked for again: a resolver that lies names hosts that nobody reaches.
+        kept = self.void()
+        before_mx = takewhile(lambda exchange: not isinstance(exchange.answer, MxAnswer), kept.exchanges)
+        return replace(kept, exchanges=list(before_mx), failed_at=None, looks=self.resumed.looks + 1)
 
     def has_no_chain(self) -> bool:
         # Nothing proved our own way shortly before: it may have been broken when the answers came.
@@ -805,7 +809,7 @@ ROWS = (
     Row(
         id="first look",
         holds="trouble, and not asked a second time yet",
-        then="void, and asked once more",
+        then="void, and asked once more, its MX too",
         when=Case.was_not_looked_at_twice,
         keep=Case.void_for_one_more_look,
     ),

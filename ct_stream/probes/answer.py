@@ -96,6 +96,7 @@ class PassDriver:
         spent_s: float = 0.0,
         kept: Sequence[Exchange] = (),
         answered: Sequence[Exchange] = (),
+        asks_mx_itself: bool = False,
         flow: Callable[[], Flow] | None = None,
         see_off: Callable[[Coroutine[Any, Any, None]], None] | None = None,
         stalled_since: Callable[[float], float] = lambda _moment: 0.0,
@@ -105,7 +106,7 @@ class PassDriver:
         """Resume from `kept` after `spent_s` seconds of waiting; `flow` makes another decision than the single pass.
 
         `answered` are answers to questions that come up again because an earlier answer is void. Such a question is not
-        put again (law 2) if the same server would be asked.
+        put again (law 2) if the same server would be asked. `asks_mx_itself`: remembered MX hosts do not serve it.
 
         `flow` is called again whenever answers are played again. `see_off` takes over the end of a decided company's
         session (QUIT, which no verdict depends on), so that the verdict does not wait for it. `stalled_since` says
@@ -118,6 +119,7 @@ class PassDriver:
         self._stopwatch = Stopwatch(deadline_s, spent_s)
         self._kept = tuple(kept)
         self._answered = {exchange.key: exchange for exchange in answered}
+        self._asks_mx_itself = asks_mx_itself
         self._prober: MailboxAsker | None = None
         self._refused: list[Held] = []  # what servers said about us in this run
         self._is_judged = False
@@ -260,7 +262,7 @@ class PassDriver:
     def _recall(self, memory: Memory) -> bool:
         """Continue from what is remembered, under the same rules; return False if nothing of it fits."""
         own = [exchange for exchange in self._play.exchanges if exchange.key == "spine"]
-        for answers in (memory.answers, memory.mx):
+        for answers in (memory.answers, () if self._asks_mx_itself else memory.mx):
             if not answers or len(own) + len(answers) <= len(self._play.exchanges):
                 continue
             tier2_off, self._tier2_off = self._tier2_off, None if _is_paid(answers) else self._tier2_off

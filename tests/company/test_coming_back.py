@@ -16,15 +16,15 @@ from ct_stream.company.one_pass import WorkerGate
 from ct_stream.gate.memory import Memory
 from ct_stream.gate.output_stage import Origin
 from ct_stream.gate.providers import is_own_server
-from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, SpineAnswer, Trouble
+from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, MxAnswer, SpineAnswer, Trouble
 from ct_stream.gate.records import FailedAt, Known, Resumed
 from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, HeldBy, Passed
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
 from tests.company.test_one_pass import ASKED, FAILED, GOOD, ID, LATER, PATTERN, Controls, proven
-from tests.company.ways import proven_way
-from tests.gate.world import RULES, mx
+from tests.company.ways import counts_nothing, proven_way
+from tests.gate.world import RULES, YES, mx
 
 if TYPE_CHECKING:
     from ct_stream.gate.evidence import Way
@@ -51,6 +51,8 @@ class Company:
 
     def __init__(self, hosts: tuple[str, ...], says: MailboxAnswer | Wait, **parked: Any) -> None:
         self.says = says
+        self.hosts = hosts
+        self.remembered: MxAnswer | None = None
         self.asked = 0
         self.judged: list[str] = []
         self.rates = 0
@@ -71,10 +73,15 @@ class Company:
         } | parked  # fmt: skip
 
     async def _recall(self, _domain: str) -> Memory:
-        return Memory()
+        if self.remembered is None:
+            return Memory()
+        return Memory(mx=(Exchange(key="mx", answer=self.remembered, remembered=True),))
 
     async def _nothing(self, *_: object, **__: object) -> None:
         return None
+
+    async def _lookup_mx(self, _domain: str) -> MxAnswer:
+        return mx(*self.hosts)
 
     async def _ask(self, watch: Stopwatch, _address: object, hosts: tuple[str, ...]) -> MailboxAnswer | Wait:
         self.asked += 1
@@ -107,7 +114,7 @@ class Company:
 
         parts: Any = SimpleNamespace(
             memory=SimpleNamespace(recall=self._recall), own_way=proven_way(),
-            farewells=Farewells(), metrics=None, spine_check=None, spine_grace_s=60.0,
+            farewells=Farewells(), metrics=counts_nothing(), spine_check=None, spine_grace_s=60.0,
             limits=SimpleNamespace(mx_lookup=self._nothing), rules=RULES, controls=Controls(self.ways),
             guardrails=SimpleNamespace(
                 refresh=self._nothing, closed=set(), unreached=self._nothing, judge=self._judge, note=self._judge,
@@ -116,7 +123,7 @@ class Company:
                 ),
                 closed_to=lambda _: set(),
             ),
-            probing=SimpleNamespace(resolver=None, prober=prober),
+            probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=self._lookup_mx), prober=prober),
             paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,
             stalled_since=lambda _: 0.0, now=lambda: LATER,
             age_s=lambda moment: (LATER - moment).total_seconds(),
@@ -282,3 +289,13 @@ async def test_a_too_fast_reply_is_never_policy_even_if_another_host_refuses_us(
     for _ in range(4):
         assert isinstance(await company.come_back(), Wait)
     assert company.rates
+
+
+async def test_hosts_that_a_lying_resolver_named_are_looked_up_again_before_they_fail_anybody() -> None:
+    """Another worker met them, or they were remembered; an honest resolver does not know such a host."""
+    missing = Attempt(host="mx.captive.example", ip="", stage=Stage.CONNECT, trouble=Trouble.NO_ADDRESS)
+    nobody = MailboxAnswer(attempts=(missing,))
+    company = Company(("mx.captive.example",), nobody, last=nobody, waits_on=WaitsOn("control:dns"))
+    company.remembered = mx("mx.captive.example")
+    company.hosts, company.says = OWN, YES
+    assert isinstance(await company.come_back(), Passed)

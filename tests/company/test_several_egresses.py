@@ -17,12 +17,13 @@ from ct_stream.gate.evidence import Settling, heard_elsewhere
 from ct_stream.gate.memory import Memory
 from ct_stream.gate.output_stage import Origin
 from ct_stream.gate.providers import is_own_server
-from ct_stream.gate.questions import ControlKind, MailboxAnswer, SpineAnswer
+from ct_stream.gate.questions import ControlKind, MailboxAnswer, MxAnswer, SpineAnswer
 from ct_stream.gate.records import FailedAt, Known, Resumed
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
 from tests.company.test_coming_back import OWN, SHARED, attempt, refuses
 from tests.company.test_one_pass import ASKED, GOOD, ID, Controls
+from tests.company.ways import counts_nothing
 from tests.gate.world import RULES, YES, mx
 
 NETWORK = "192.0.2.0/24"
@@ -118,6 +119,9 @@ class Fleet:
         async def recall(_: str) -> Memory:
             return Memory()
 
+        async def lookup_mx(_: str) -> MxAnswer:
+            return mx(*self.hosts)
+
         def settling(age_s: float, met_at: str = "") -> Settling:
             x = met_at or e
             is_halted = self.states.get(x) == "halted"
@@ -165,7 +169,7 @@ class Fleet:
             elsewhere=lambda wait: heard_elsewhere(wait, e, others) if others else None,
         )  # fmt: skip
         parts: Any = SimpleNamespace(
-            memory=SimpleNamespace(recall=recall), own_way=own_way, farewells=Farewells(), metrics=None,
+            memory=SimpleNamespace(recall=recall), own_way=own_way, farewells=Farewells(), metrics=counts_nothing(),
             spine_check=None, spine_grace_s=60.0, limits=SimpleNamespace(mx_lookup=nothing), rules=RULES,
             controls=controls,
             guardrails=SimpleNamespace(
@@ -173,7 +177,8 @@ class Fleet:
                 closed_to=closed_to,
             ),
             probing=SimpleNamespace(
-                resolver=None, prober=lambda *_: SimpleNamespace(ask=ask, close=nothing, heard=())
+                resolver=SimpleNamespace(lookup_mx=lookup_mx),
+                prober=lambda *_: SimpleNamespace(ask=ask, close=nothing, heard=())
             ),
             paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0, stalled_since=lambda _: 0.0,
             now=lambda: self.now, age_s=lambda moment: (self.now - moment).total_seconds(),

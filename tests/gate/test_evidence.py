@@ -141,15 +141,15 @@ TABLE = {
         row="own way broken", left=[*FOUND], dns=OUTAGE, waits_on=SMTP, gives_time_back=True
     ),
     "the first look at silence": Back(
-        row="first look", left=[*FOUND], looks=0, looked=1, gives_time_back=True
+        row="first look", left=[*SPINE], looks=0, looked=1, gives_time_back=True
     ),
     "what was answered behind it is not asked again": Back(
-        row="first look", answers={**SILENT, SECOND: NO, THIRD: NO}, left=[*FOUND], looks=0, looked=1,
+        row="first look", answers={**SILENT, SECOND: NO, THIRD: NO}, left=[*SPINE], looks=0, looked=1,
         gives_time_back=True, answered=(SECOND, THIRD),
     ),
     "silence of a first host before a reply about us": Back(
         row="first look", answers=FOUND, pending=refusal(replace(NO_NAME, trouble=Trouble.TIMEOUT)),
-        left=[*FOUND], looks=0, looked=1, gives_time_back=True,
+        left=[*SPINE], looks=0, looked=1, gives_time_back=True,
     ),
     "an absence is an answer, and is not looked at twice": Back(
         row="else", answers=ABSENT, left=[*ABSENT], looks=0, looked=0, waits_on=DNS, moments=True

@@ -25,6 +25,7 @@ from tests.gate.test_evidence import (
     PROVEN_SINCE_TOO_LATE,
     SECOND,
     SILENT,
+    SPINE,
     TABLE,
     Back,
     refusal,
@@ -77,7 +78,7 @@ TAKEN = {
     "no chain, whatever it waited for meanwhile": Taken(
         row="no chain", left=[*FOUND], smtp=PROVEN_SINCE_TOO_LATE, reason=WaitReason.DAILY_CAP
     ),
-    "a first look is followed by another one": Taken(row="first look", left=[*FOUND], looks=0),
+    "a first look is followed by another one": Taken(row="first look", left=[*SPINE], looks=0),
     "a first look that nothing proves yet is not counted": Taken(
         row="another's proof", left=[*SILENT], looks=0, smtp=NO_PROOF_YET, waits=True
     ),
