@@ -60,7 +60,8 @@ KINDS = (
 DIALOGUES = frozenset(KINDS) - {"nxdomain", "nullmx", "refuse", ""}
 LATE_STEPS = ("smtp done", "recording", "recorded", "published", "stamped", "acked")
 DUPLICATES, JUNK = 0.02, 0.004
-AT_REST_S = 300.0
+#: Who is refused at a shared address waits ten minutes (FIRST_TRY_S), and may have been at the very end.
+AT_REST_S = 660.0
 SEEN_S = 8.0
 _AGAIN_S = 0.3
 #: What a query meets while Postgres is crashed, or its pool is taken down under it.

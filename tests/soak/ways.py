@@ -60,6 +60,14 @@ CROSS JOIN LATERAL unnest(
 ) AS s
 WHERE lower(s) > '2000-01-01'
 """
+#: What a run heard after its last control and before its end: nobody can ask that control's next one.
+_ENDS = """
+SELECT c.worker, extract(epoch FROM c.control_at)::float8 AS begin,
+    extract(epoch FROM coalesce(w.ended_at, w.seen_at))::float8 + 30 AS until
+FROM outreach.ct_controls AS c JOIN outreach.ct_workers AS w USING (worker)
+WHERE c.kind IN ('dns', 'smtp') AND c.control_at > '2000-01-01'
+    AND (w.ended_at IS NOT NULL OR w.seen_at < clock_timestamp() - interval '30 seconds')
+"""
 _PASSES = """
 SELECT outreach_id, domain, recorded_at, transcript, convert_from(value, 'UTF8')::jsonb ->> 'method_type' AS method
 FROM outreach.ct_outcomes WHERE outcome = 'PASS' AND domain IS NOT NULL
@@ -156,9 +164,14 @@ class Ways:
 
         Either the run that heard one lost its way: by its own record between its last good control and the next one,
         and by ours because we had broken it between the two questions, or had not mended it before the first for long.
-        Or the servers refused the worker's address, so that the answer is none.
+        Or the run ended before its next control. Or the servers refused the worker's address, so that the answer is
+        none.
         """
         stretches = await self.stretches()
+        ends: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        for row in await self.fleet.stack.admin.fetch(_ENDS):
+            if (ended := self._number_of(row["worker"])) is not None:
+                ends[ended].append((row["begin"], row["until"]))
         addresses = self._by_address()
         asked: dict[str, list[tuple[float, int, str]]] = defaultdict(list)
         for session in log.sessions():
@@ -176,6 +189,7 @@ class Ways:
                     if one.concerns(number)
                 )
                 is_void = was_broken and any(begin <= at <= end for begin, end in stretches[number])
+                is_void = is_void or any(begin <= at <= end for begin, end in ends[number])
                 void[recipient] += _BLOCKED_WORDS in reply or is_void
         return void
 
