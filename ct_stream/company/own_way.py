@@ -193,7 +193,7 @@ class OwnWay:
             self.parked_for_it = 0
             has = [kind for kind in ControlKind if self.lacks(kind) is None]
             if self._guardrails.smtp_rail in self._guardrails.halted:
-                has = [kind for kind in has if kind not in (ControlKind.SMTP, ControlKind.SMTP6)]
+                has = [kind for kind in has if kind not in PORT_25]
             # What failed over a way that is gone since, such as IPv6, is asked again over the others.
             lost = [kind for kind in ControlKind if self._ways[kind].is_failing]
             mine = [WaitsOn(f"{WaitsOn.control(kind)}:{self._controls.worker}") for kind in lost]
@@ -395,7 +395,7 @@ class Proofs:
         self._met_at, self._refused_at = resumed.met_at or self._own_way.egress, resumed.refused_at
         self._egresses = {run: its.egress for run, its in known.items() if its.egress}
         if not has_failed:
-            return weigh(resumed, {}, self._guardrails.settling(0.0), witness=witness, runs=runs)
+            return weigh(resumed, {}, ours, witness=witness, runs=runs)
         if resumed.pending is not None:
             await self._guardrails.refresh(now=True)  # another worker may have halted the tool just now
         assert resumed.failed_at is not None
@@ -447,7 +447,7 @@ class Proofs:
         return None
 
     def _egress_of(self, exchange: Exchange) -> str:
-        # What another worker met is marked as proven when this one goes on with it.
+        # What another worker met is marked as proven when this one takes the company over.
         if not exchange.proven:
             return self._own_way.egress
         return self._egresses.get(exchange.by) or self._met_at or self._own_way.egress

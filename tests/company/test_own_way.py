@@ -382,7 +382,7 @@ async def test_a_company_that_waits_for_our_ipv6_is_not_left_waiting_when_we_los
             assert await w.ask_all() is None, "it works on without IPv6"
             await w.parked.wake_sleepers(10)
         due = await w.parked.claim_due(10, take_over=w.way.take_over)
-        assert [one.origin.outreach_id for one in due] == [company.origin.outreach_id], "nobody ever goes on with it"
+        assert [one.origin.outreach_id for one in due] == [company.origin.outreach_id], "nobody ever takes it"
 
 
 async def test_a_machine_with_ipv6_alone_goes_on_while_its_control_of_ipv4_fails_again(
@@ -401,7 +401,7 @@ async def test_a_machine_with_ipv6_alone_goes_on_while_its_control_of_ipv4_fails
         w.controls.failed = failed  # type: ignore[method-assign]
         await w.way.ask(ControlKind.SMTP)
         assert w.way.trouble is None
-        assert seen_meanwhile == [None], "companies under way are put away each time that IPv4 is tried"
+        assert seen_meanwhile == [None], "companies under way are parked each time that IPv4 is tried"
         assert "This worker asks nobody" not in caplog.text, "which is not true"
 
 

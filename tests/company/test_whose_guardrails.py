@@ -13,7 +13,7 @@ from ct_stream.company.own_way import Proofs
 from ct_stream.gate.evidence import Moments, Witness, is_about_sender, open_needs, weigh
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, SpineAnswer
-from ct_stream.gate.records import FailedAt, Resumed
+from ct_stream.gate.records import FailedAt, Parked, Resumed
 from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.waits import Wait, WaitReason
@@ -26,6 +26,9 @@ from tests.store.parts import parked
 from tests.store.test_egress import Fleet, Worker, fleet, taken
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
     from tests.conftest import DatabaseDsns
 
 KINDS = (ControlKind.DNS, ControlKind.SMTP)
@@ -53,6 +56,24 @@ async def refused(worker: Worker) -> None:
     await worker.parked.park(company)
     await asyncio.sleep(0.05)
     await proves(worker)
+
+
+def silent(
+    worker: Worker,
+    asked_at: datetime,
+    hosts: Sequence[str],
+    *answers: Exchange,
+    waits_on: str = "control:smtp",
+    **fields: Any,
+) -> Parked:
+    """Return a company that was looked at twice and is due, as this worker parks it."""
+    spine = Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example"))
+    its_mx = Exchange(key="mx", answer=mx(*hosts), at=rfc3339(asked_at), by=worker.name)
+    company = parked(
+        after_s=0.0, waits_on=waits_on, reason=WaitReason.CONTROL, asked_at=asked_at, failed=FailedAt.NOW,
+        looks=1, **fields,
+    )  # fmt: skip
+    return replace(company, exchanges=(spine, its_mx, *answers))
 
 
 async def goes_on(worker: Worker, resumed: Resumed, *others: str, provider: str = "acme.example") -> Wait:
@@ -159,18 +180,7 @@ async def test_a_provider_that_shuns_two_addresses_fails_nobody_whose_silence_th
             key="rcpt:info", asked="info@acme.example",
             answer=MailboxAnswer(attempts=(coming_back.attempt(SHARED[0]),)), at=rfc3339(f.two.db.now()), by=f.two.name,
         )  # fmt: skip
-        company = replace(
-            parked(
-                after_s=0.0, waits_on="control:smtp", reason=WaitReason.CONTROL, asked_at=asked_at,
-                failed=FailedAt.NOW, looks=1, refused_at="default",
-            ),
-            exchanges=(
-                Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example")),
-                Exchange(key="mx", answer=mx(*SHARED), at=rfc3339(asked_at), by=f.two.name),
-                silence,
-            ),
-        )  # fmt: skip
-        await f.two.parked.park(company)
+        await f.two.parked.park(silent(f.two, asked_at, SHARED, silence, refused_at="default"))
         await asyncio.sleep(0.05)
         await proves(f.two)
         said: dict[str, Any] = {}
@@ -218,18 +228,7 @@ async def test_a_shared_providers_silence_over_ipv6_is_settled_as_over_ipv4(
             key="rcpt:info", asked="info@acme.example", answer=MailboxAnswer(attempts=(attempt,)),
             at=rfc3339(asked_at), by=f.one.name,
         )  # fmt: skip
-        company = replace(
-            parked(
-                after_s=0.0, waits_on=f"control:{kind}", reason=WaitReason.CONTROL, asked_at=asked_at,
-                failed=FailedAt.NOW, looks=1,
-            ),
-            exchanges=(
-                Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example")),
-                Exchange(key="mx", answer=mx(*SHARED), at=rfc3339(asked_at), by=f.one.name),
-                silence,
-            ),
-        )  # fmt: skip
-        await f.one.parked.park(company)
+        await f.one.parked.park(silent(f.one, asked_at, SHARED, silence, waits_on=f"control:{kind}"))
         await asyncio.sleep(0.05)
         for each in (*KINDS, ControlKind.SMTP6):
             await ways.succeeded(each, f.one.db.now(), "works")
@@ -258,25 +257,15 @@ async def test_silence_that_one_address_met_is_weighed_by_its_guardrails_after_a
         await proves(f.two)
         asked_at = f.two.db.now()
         first, second = SHARED[0], "mx1.othermail.example"
-        company = replace(
-            parked(
-                after_s=0.0, waits_on="control:smtp", reason=WaitReason.CONTROL, asked_at=asked_at,
-                failed=FailedAt.NOW, looks=1, refused_at="dc3",
-            ),
-            exchanges=(
-                Exchange(key="spine", answer=SpineAnswer(found=True, domain="acme.example")),
-                Exchange(key="mx", answer=mx(first, second), at=rfc3339(asked_at), by=f.two.name),
-                Exchange(
-                    key="rcpt:info", asked="info@acme.example", at=rfc3339(asked_at), by=f.one.name, proven=True,
-                    answer=MailboxAnswer(attempts=(coming_back.attempt(first),)),
-                ),
-                Exchange(
-                    key="rcpt:contact", asked="contact@acme.example", at=rfc3339(asked_at), by=f.two.name,
-                    answer=MailboxAnswer(attempts=(coming_back.attempt(second),)),
-                ),
-            ),
+        proven = Exchange(
+            key="rcpt:info", asked="info@acme.example", at=rfc3339(asked_at), by=f.one.name, proven=True,
+            answer=MailboxAnswer(attempts=(coming_back.attempt(first),)),
         )  # fmt: skip
-        await f.two.parked.park(company)
+        its_own = Exchange(
+            key="rcpt:contact", asked="contact@acme.example", at=rfc3339(asked_at), by=f.two.name,
+            answer=MailboxAnswer(attempts=(coming_back.attempt(second),)),
+        )  # fmt: skip
+        await f.two.parked.park(silent(f.two, asked_at, (first, second), proven, its_own, refused_at="dc3"))
         await asyncio.sleep(0.05)
         await proves(f.two)
         await f.two.rails.refresh(now=True)

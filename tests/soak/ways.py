@@ -142,7 +142,7 @@ class Ways:
     # ---------------------------------------------------------------- what is forgiven
 
     async def stretches(self) -> dict[int, list[tuple[float, float]]]:
-        """Return each worker's stretches of trouble, by its runs' own record, which a break of ours overlaps."""
+        """Return each worker's stretches of trouble, by its runs' own record, where we had broken its way."""
         found: dict[int, list[tuple[float, float]]] = defaultdict(list)
         for row in await self.fleet.stack.admin.fetch(_STRETCHES):
             number = self._number_of(row["worker"])
