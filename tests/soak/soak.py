@@ -60,8 +60,9 @@ KINDS = (
 DIALOGUES = frozenset(KINDS) - {"nxdomain", "nullmx", "refuse", ""}
 LATE_STEPS = ("smtp done", "recording", "recorded", "published", "stamped", "acked")
 DUPLICATES, JUNK = 0.02, 0.004
+AT_REST_S = 300.0
 #: Who is refused at a shared address waits ten minutes (FIRST_TRY_S), and may have been at the very end.
-AT_REST_S = 660.0
+REFUSED_S = 660.0
 SEEN_S = 8.0
 _AGAIN_S = 0.3
 #: What a query meets while Postgres is crashed, or its pool is taken down under it.
@@ -94,6 +95,13 @@ _UNDECIDED = """
         split_part(p.domain, '-', 1) AS kind, count(*) AS companies, min(p.spent_ms) AS spent_from,
         max(p.spent_ms) AS spent_to, max(jsonb_array_length(p.answers)) AS answers, max(p.detail) AS detail
     FROM outreach.ct_passes AS p GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY companies DESC LIMIT 20
+"""
+
+#: Who waits for anything but the time of a refusal.
+_LATE = """
+    SELECT p.state, p.reason, p.waits_on, count(*) AS companies, max(p.detail) AS detail FROM outreach.ct_passes AS p
+    WHERE (p.reason = 'refused' AND p.waits_on LIKE 'provider:%' AND p.not_before < 'infinity') IS NOT TRUE
+    GROUP BY 1, 2, 3 ORDER BY companies DESC LIMIT 20
 """
 
 
@@ -371,7 +379,7 @@ class Soak:
         """Return what does not hold, with figures, and how many dead servers' answers fell between two proofs."""
         log = await self.stack.farm.log()
         exposed, unexplained = await self.ways.exposed(log)
-        voided = await self.ways.voided(log)
+        voided, answers = await self.ways.voided(log)
         found = await invariants.check(
             self.stack,
             self.domains,
@@ -389,6 +397,7 @@ class Soak:
         found.expect(at_once <= AT_PROVIDER, 8, f"{at_once} sessions at once at a provider")
         found.figures |= {
             "passed on a lie before the control that followed": len(exposed),
+            "answers at RCPT": answers,
             "answers that broken ways made void": voided.total(),
             "most sessions at once at a provider": at_once,
         }
@@ -453,6 +462,8 @@ async def run(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
             mended = time.monotonic()
             soak.until = mended
             await invariants.wait_at_rest(stack, len(soak.domains), AT_REST_S)
+            late = await soak.sql(_LATE)
+            await invariants.wait_at_rest(stack, len(soak.domains), REFUSED_S - AT_REST_S)
             rest_s = time.monotonic() - mended
             undecided = await soak.sql(_UNDECIDED)
             for row in undecided:
@@ -460,8 +471,10 @@ async def run(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
             keeping.cancel()
             found, between_proofs = await soak.judge()
             broken = [*found.broken, *soak.tally.ends]
+            if late:
+                broken.append(f"not at rest {AT_REST_S:g} s after the last repair: {[dict(row) for row in late]}")
             if undecided:
-                broken.append(f"not at rest {AT_REST_S:g} s after the last repair")
+                broken.append(f"not at rest {REFUSED_S:g} s after the last repair")
             ends = [await asyncio.to_thread(stack.end_worker, worker) for worker in soak.workers]
             if any(ends):
                 broken.append(f"workers ended with {ends}")

@@ -12,11 +12,13 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from ct_stream.local.farm.scenarios import ALL_SCENARIOS
+from ct_stream.store.worker_record import BEAT_S
 from tests.faults.pauses import last_sign
 from tests.ways.breaking import WAYS
 
@@ -60,10 +62,11 @@ CROSS JOIN LATERAL unnest(
 ) AS s
 WHERE lower(s) > '2000-01-01'
 """
-#: What a run heard after its last control and before its end: nobody can ask that control's next one.
+#: What a run heard after its last control and before its end: nobody can ask the next one. A killed run's last
+#: beat came at most BEAT_S before its end.
 _ENDS = """
 SELECT c.worker, extract(epoch FROM c.control_at)::float8 AS begin,
-    extract(epoch FROM coalesce(w.ended_at, w.seen_at))::float8 + 30 AS until
+    extract(epoch FROM coalesce(w.ended_at, w.seen_at + $1::float8 * interval '1 second'))::float8 AS until
 FROM outreach.ct_controls AS c JOIN outreach.ct_workers AS w USING (worker)
 WHERE c.kind IN ('dns', 'smtp') AND c.control_at > '2000-01-01'
     AND (w.ended_at IS NOT NULL OR w.seen_at < clock_timestamp() - interval '30 seconds')
@@ -139,6 +142,11 @@ class Ways:
         """Return the runs of one worker, or of all."""
         return [run for run in runs if number is None or self._number_of(run) == number]
 
+    def _replaced_at(self, number: int, run: str) -> float:
+        """Return when another run of this worker began after this one."""
+        begun = self.began[_pid_of(run)]
+        return min((at for pid, at in self.began.items() if self.numbers[pid] == number and at > begun), default=inf)
+
     # ---------------------------------------------------------------- what is forgiven
 
     async def stretches(self) -> dict[int, list[tuple[float, float]]]:
@@ -148,9 +156,8 @@ class Ways:
             number = self._number_of(row["worker"])
             if number is None:
                 continue
-            begun = self.began[_pid_of(row["worker"])]
-            replaced = [at for pid, at in self.began.items() if self.numbers[pid] == number and at > begun]
-            begin, end = max(row["begin"], begun), min([row["until"], time.time(), *replaced])
+            begin = max(row["begin"], self.began[_pid_of(row["worker"])])
+            end = min(row["until"], time.time(), self._replaced_at(number, row["worker"]))
             if any(
                 one.begin.timestamp() < end and begin < one.end.timestamp() + _SLACK_S
                 for one in self.breaks
@@ -159,8 +166,10 @@ class Ways:
                 found[number].append((begin, end))
         return found
 
-    async def voided(self, log: FarmLog) -> Counter[str]:
+    async def voided(self, log: FarmLog) -> tuple[Counter[str], int]:
         """Return how many answers about each recipient a broken way has made void before it was asked about again.
+
+        And how many answers the servers gave in all.
 
         Either the run that heard one lost its way: by its own record between its last good control and the next one,
         and by ours because we had broken it between the two questions, or had not mended it before the first for long.
@@ -169,9 +178,9 @@ class Ways:
         """
         stretches = await self.stretches()
         ends: dict[int, list[tuple[float, float]]] = defaultdict(list)
-        for row in await self.fleet.stack.admin.fetch(_ENDS):
+        for row in await self.fleet.stack.admin.fetch(_ENDS, BEAT_S + 1.0):
             if (ended := self._number_of(row["worker"])) is not None:
-                ends[ended].append((row["begin"], row["until"]))
+                ends[ended].append((row["begin"], min(row["until"], self._replaced_at(ended, row["worker"]))))
         addresses = self._by_address()
         asked: dict[str, list[tuple[float, int, str]]] = defaultdict(list)
         for session in log.sessions():
@@ -189,9 +198,10 @@ class Ways:
                     if one.concerns(number)
                 )
                 is_void = was_broken and any(begin <= at <= end for begin, end in stretches[number])
-                is_void = is_void or any(begin <= at <= end for begin, end in ends[number])
+                # Its run ended between the two questions: while it lived it had no reason to ask again.
+                is_void = is_void or any(begin <= at <= end <= again_at for begin, end in ends[number])
                 void[recipient] += _BLOCKED_WORDS in reply or is_void
-        return void
+        return void, sum(map(len, asked.values()))
 
     async def exposed(self, log: FarmLog) -> tuple[set[UUID], list[str]]:
         """Return the companies that a lie passed before the next control could tell, and passes that nothing explains.
