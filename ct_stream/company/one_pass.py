@@ -13,7 +13,7 @@ from ct_stream.company.own_way import Proofs
 from ct_stream.company.paid_calls import CompanysCall
 from ct_stream.company.recall import Askers, Recall
 from ct_stream.gate.domains import canonical_domain
-from ct_stream.gate.evidence import Kept, Moments, is_about_sender, met_trouble, spent_s
+from ct_stream.gate.evidence import Kept, Moments, is_about_address, met_trouble, spent_s
 from ct_stream.gate.questions import SpineAnswer
 from ct_stream.gate.records import FailedAt, Parked
 from ct_stream.gate.waits import WaitReason
@@ -174,7 +174,7 @@ class CompanyPass:
 
     def _passed_on(self, ended: Waiting) -> Waiting:
         """Return how the pass ends if a server refused us: another egress may ask in our place, if none has yet."""
-        if ended.pending is None or self._refused_at or is_about_sender(ended.pending):
+        if ended.pending is None or self._refused_at or not is_about_address(ended.pending):
             return ended
         wait = self._own_way.elsewhere(ended.wait)
         if wait is None:

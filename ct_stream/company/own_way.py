@@ -34,6 +34,7 @@ from ct_stream.gate.evidence import (
     silent_providers,
     weigh,
 )
+from ct_stream.gate.providers import is_whereabouts
 from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.process.loops import Loop
@@ -299,20 +300,28 @@ class OwnWay:
         return result.refused and (result.is_authentic or self.egress not in self._at_work.values())
 
     async def last_word(self, within_s: float) -> None:
-        """Ask both controls once more before this worker ends, so that what it heard since the last ones counts.
+        """Ask the controls once more before this worker ends, so that what it heard since the last ones counts.
 
         Nobody can ask them later: a proxy that came in between would stay unnoticed.
         """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
-                for kind in (ControlKind.DNS, ControlKind.SMTP):
-                    if self.trouble is None and self._database.is_up:
-                        begun_at = self._database.now()
-                        result = await self._probing.ask_control(kind)
-                        if result.ok:
-                            await self._controls.succeeded(kind, begun_at, result.detail)
-                        else:
-                            await self._controls.failed(kind, result.detail)
+        if self.trouble is None and self._database.is_up:
+            proven = [kind for kind in ControlKind if self.lacks(kind) is None]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within_s), asyncio.TaskGroup() as group:
+                    for kind in proven:
+                        group.create_task(self._last_word(kind))
+
+    async def _last_word(self, kind: ControlKind) -> None:
+        begun_at = self._database.now()
+        try:
+            result = await self._probing.ask_control(kind)
+        except OSError as error:  # of this machine: it proves nothing
+            log.warning("The last control of %s could not be asked: %s", _NAMES[kind], error)
+            return
+        if result.ok:
+            await self._controls.succeeded(kind, begun_at, result.detail)
+        else:
+            await self._controls.failed(kind, result.detail)
 
     def _lost(self, kind: ControlKind, detail: str) -> None:
         """Stop asking and recording at once, before the database knows."""
@@ -364,6 +373,7 @@ class Proofs:
         self.moments = Moments()  #: of the running pass's failed answers
         # Of what a company brings back: the egress that met it, which one was refused before that, and those of runs.
         self._met_at = self._refused_at = ""
+        self._since = _FOR_EVER  # when it was first parked
         self._egresses: dict[str, str] = {}
 
     async def weigh(self, resumed: Resumed) -> Kept:
@@ -371,7 +381,7 @@ class Proofs:
         asked = {exchange.by for exchange in resumed.exchanges if exchange.by}
         has_failed, worker = not nothing_failed(resumed), self._controls.worker
         if not asked and not has_failed:
-            return weigh(resumed, {}, self._guardrails.settling(0.0))
+            return weigh(resumed, {}, self._guardrails.settling(0.0), by=worker)
         undated = [e for e in resumed.exchanges if met_trouble([e]) and e.by not in ("", worker)]
         if not has_failed and resumed.failed_at is None and undated:
             # Its worker was told to stop before it asked for a proof: what it met is still its own.
@@ -393,16 +403,17 @@ class Proofs:
             others=self._own_way.others,
         )
         self._met_at, self._refused_at = resumed.met_at or self._own_way.egress, resumed.refused_at
+        self._since = resumed.since
         self._egresses = {run: its.egress for run, its in known.items() if its.egress}
         if not has_failed:
-            return weigh(resumed, {}, ours, witness=witness, runs=runs)
+            return weigh(resumed, {}, ours, witness=witness, runs=runs, by=worker)
         if resumed.pending is not None:
             await self._guardrails.refresh(now=True)  # another worker may have halted the tool just now
         assert resumed.failed_at is not None
         settling = self._guardrails.settling(self._age_s(resumed.failed_at), self._met_at)
         ways = await self._controls.own() if witness.is_self else runs.get(met_by, {})
         ways = {kind: ways.get(kind, UNPROVEN) for kind in ControlKind}
-        return weigh(resumed, ways, settling, witness=witness, runs=runs)
+        return weigh(resumed, ways, settling, witness=witness, runs=runs, by=worker)
 
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:
         """Return a proof that began after the last failed one of these answers, or the wait for one.
@@ -425,8 +436,8 @@ class Proofs:
     async def _unreached(self, exchanges: Sequence[Exchange]) -> Wait | None:
         """Return the wait for what shared providers left without an answer; None: it counts against the company.
 
-        Whether a provider shuns an address, the guardrails of that address know: of who met its silence, and of who
-        met it first.
+        Whether a provider shuns an address, the guardrails of that address know. While it is closed to any of ours, its
+        silence counts at none.
         """
         failed_at = self.moments.failed_at
         age_s = 0.0 if failed_at is None else self._age_s(failed_at)
@@ -439,11 +450,13 @@ class Proofs:
                 wait = await self._guardrails.unreached(provider, age_s, egress)
                 if wait is not None:
                     return wait
-        if self._refused_at:
-            closed = self._guardrails.closed_to(self._refused_at)
-            for provider in sorted(silent_providers(exchanges, closed)):
-                if provider in closed:
-                    return shunned_elsewhere(provider, self._refused_at)
+        for egress in self._guardrails.shunned():
+            closed = self._guardrails.closed_to(egress)
+            for provider in sorted(silent_providers(exchanges, closed) & closed):
+                # The network of an own server is closed by what others there said of us. They say nothing of its
+                # silence, unless it was silent to that address too.
+                if egress == self._refused_at or not is_whereabouts(provider):
+                    return shunned_elsewhere(provider, egress, self._age_s(self._since))
         return None
 
     def _egress_of(self, exchange: Exchange) -> str:

@@ -33,7 +33,7 @@ from ct_stream.gate.questions import (
 from ct_stream.gate.records import FailedAt
 from ct_stream.gate.replies import Stage
 from ct_stream.gate.verdicts import HeldBy
-from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
+from ct_stream.gate.waits import NOTHING, Wait, WaitReason, WaitsOn, control_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 WINDOW_S = 600.0  #: for so long a control lets a worker ask; so much of what it hears may be astray unnoticed
 ELSEWHERE_S = 60.0  #: for a worker of another egress to take a company; then its own one asks again
-SHUNNED_S = 600.0  #: until it is seen again whether a provider that is closed to another egress still is
+SHUNNED_S, SHUNNED_MOST_S = 600.0, 21_600.0  #: between two looks at a provider that is closed to another egress
 LOOKS = 1  #: how often a silent server is asked again once our own way is proven
 PORT_25 = (ControlKind.SMTP, ControlKind.SMTP6)
 _SERVICE_CLOSES = 421  #: RFC 5321 section 3.8: a server that waited too long for us says so, and closes
@@ -103,8 +103,8 @@ class Way:
     def was_astray(self, at: datetime) -> bool:
         """Return whether an answer of this moment may be somebody's who answers in the place of others.
 
-        A control failed since, and none succeeded between; or its run was killed before the next one. Then a yes
-        proves as little as silence does.
+        A control failed since, and none succeeded between; or its run ended before the next one, as one that is killed
+        does. Then a yes proves as little as silence does.
         """
         # What was never proven was never used.
         if self.is_gone and _NEVER < self.control_at <= at:
@@ -310,6 +310,32 @@ def before_astray(exchanges: Sequence[Exchange], runs: Mapping[str, Mapping[Cont
     return kept
 
 
+def before_doubtful_mx(
+    exchanges: Sequence[Exchange], by: str, runs: Mapping[str, Mapping[ControlKind, Way]]
+) -> Sequence[Exchange]:
+    """Return the exchanges before the MX if that is no ground for a silence to be counted; otherwise all.
+
+    A resolver that lies names hosts that nobody reaches. So the run that meets the silence, `by` or who is on record,
+    must have heard the MX itself, or that of another run must be followed by controls of that run. Otherwise silence
+    would be proven by one way, and its cause come from another.
+    """
+    at = next((n for n, exchange in enumerate(exchanges) if isinstance(exchange.answer, MxAnswer)), None)
+    if at is None or not exchanges[at].by or exchanges[at].proven:
+        return exchanges
+    heard_by = exchanges[at].by
+    met_silence = {exchange.by for exchange in _as_if_unproven(exchanges[at:]) if met_trouble([exchange])} or {by}
+    if met_silence == {heard_by} or _is_controlled_since(exchanges[at], runs.get(heard_by, {})):
+        return exchanges
+    return exchanges[:at]
+
+
+def _is_controlled_since(exchange: Exchange, ways: Mapping[ControlKind, Way]) -> bool:
+    """Return whether controls of our resolvers and of port 25 have succeeded since, which know who answered them."""
+    at = datetime.fromisoformat(exchange.at) if exchange.at else _NEVER
+    names = ways.get(ControlKind.DNS, UNPROVEN)
+    return names.control_at > at and any(ways.get(kind, UNPROVEN).control_at > at for kind in PORT_25)
+
+
 def askers(exchanges: Iterable[Exchange]) -> set[str]:
     """Return the runs that heard answers of servers or resolvers for this company."""
     return {e.by for e in exchanges if _is_heard(e) and e.by and not e.remembered and not e.proven}
@@ -346,9 +372,13 @@ def is_private(held: Held, domain: str) -> bool:
     return held.by is HeldBy.REFUSED and is_own_server(held.host, domain)
 
 
-def is_about_sender(pending: Exchange) -> bool:
-    """Return whether a reply about us is about our sender, which is the same whatever address we come from."""
-    return isinstance(pending.answer, MailboxAnswer) and any(held.is_sender for held in refusals(pending.answer))
+def is_about_address(pending: Exchange) -> bool:
+    """Return whether a reply about us refuses the address that we come from, so that another one may be welcome.
+
+    Our sender is the same whatever address we come from. And who says "too fast" is not asked at once from elsewhere.
+    """
+    helds = refusals(pending.answer) if isinstance(pending.answer, MailboxAnswer) else []
+    return not any(held.is_sender or held.by is HeldBy.RATE for held in helds)
 
 
 def to_judge(helds: Sequence[Held], domain: str) -> list[Held]:
@@ -426,13 +456,17 @@ class Settling:
         return self.settle_s - max(0.0, self.age_s)
 
 
-def shunned_elsewhere(provider: str, egress: str) -> Wait:
-    """Return the wait for a provider's silence while it is closed to the address that met its silence first."""
+def shunned_elsewhere(provider: str, egress: str, waited_s: float) -> Wait:
+    """Return the wait for a provider's silence while it is closed to another address of ours: it may shun us all.
+
+    The company is looked at again when the provider opens to that one, and else each time it has waited twice as long.
+    """
     return Wait(
         reason=WaitReason.PROVIDER_SILENT,
-        detail=f"no server of {provider} could be reached, and it is closed to egress {egress}, which met that first; "
-        "this counts against the company only once it is open to that one again",
-        after_s=SHUNNED_S,
+        detail=f"no server of {provider} could be reached, and it is closed to our egress {egress}; this counts only "
+        "once it is open to that one again",
+        after_s=min(max(SHUNNED_S, waited_s), SHUNNED_MOST_S),
+        waits_on=WaitsOn.provider(provider, egress),
     )
 
 
@@ -603,7 +637,7 @@ class Case:
             return False  # to drop what the other one met would be to lose it
         if resumed.pending is None and not self._provider_was_silent_twice:
             return False
-        if resumed.pending is not None and is_about_sender(resumed.pending):
+        if resumed.pending is not None and not is_about_address(resumed.pending):
             return False
         # Once for each company: two addresses that are refused would pass it on for ever. A third one may ask for an
         # address that servers shun altogether.
@@ -712,7 +746,7 @@ class Case:
             and self.is_proven_about_us
             and bool(witness.others)
             and not (witness.is_elsewhere or resumed.refused_at)
-            and not is_about_sender(resumed.pending)
+            and is_about_address(resumed.pending)
         )
 
     def pass_on(self) -> Kept:
@@ -765,15 +799,15 @@ ROWS = (
     Row(
         id="astray",
         holds="one of them came while its worker had lost its way: a control of that worker failed since, with no "
-        "success between, or it was killed before its next one",
+        "success between, or it ended (was killed) before its next one",
         then="void from there, a yes as well as a no, and asked again",
         when=Case.was_heard_astray,
         keep=Case.keep_what_was_heard_before,
     ),
     Row(
         id="refused elsewhere",
-        holds="a reply about us that a worker of another egress met, or a shared provider's silence that one met "
-        "twice, and this egress may ask there; once for each company, or while that egress is halted",
+        holds="a reply about our address that a worker of another egress met, or a shared provider's silence that one "
+        "met twice, and this egress may ask there; once for each company, or while that egress is halted",
         then="dropped with what failed: this egress asks for itself",
         when=Case.was_refused_elsewhere,
         keep=Case.drop_and_ask_from_here,
@@ -822,7 +856,7 @@ ROWS = (
     ),
     Row(
         id="closed provider",
-        holds="the company waited for a closed provider, and met silence",
+        holds="the company waited for a provider that was closed to one of our addresses, and met silence",
         then="void: its one try must ask",
         when=Case.is_a_closed_providers_silence,
         keep=Case.void_though_proven,
@@ -844,7 +878,8 @@ ROWS = (
     ),
     Row(
         id="heard elsewhere",
-        holds="a reply about us (not about our sender), port 25 proven, no other egress asked yet, and one can now",
+        holds="a reply about our address (not our sender or our rate), port 25 proven, no other egress asked yet, and "
+        "one can now",
         then="waits for a worker of another egress",
         when=Case.can_be_heard_elsewhere,
         keep=Case.pass_on,
@@ -881,15 +916,32 @@ def weigh(
     *,
     witness: Witness = ITSELF,
     runs: Mapping[str, Mapping[ControlKind, Way]] | None = None,
+    by: str = "",
 ) -> Kept:
     """Return what still counts of the answers that a waiting company brings back. The first row that holds decides.
 
-    `ways` are those of the run that met what failed, the `witness`; `runs` those of all runs that asked.
+    `ways` are those of the run that met what failed, the `witness`; `runs` those of all runs that asked. `by` is the
+    run that weighs, and asks whatever is asked next.
     """
     true = before_astray(resumed.exchanges, runs or {})
     is_true = len(true) == len(resumed.exchanges)
     case = Case(resumed=resumed, ways=ways, settling=settling, witness=witness, true=None if is_true else true)
-    return next(row for row in ROWS if row.when(case)).keep(case)
+    kept = next(row for row in ROWS if row.when(case)).keep(case)
+    return kept if kept.wait is not None or kept.looks < LOOKS else _on_known_mx(kept, by, runs or {})
+
+
+def _on_known_mx(kept: Kept, by: str, runs: Mapping[str, Mapping[ControlKind, Way]]) -> Kept:
+    """Return what is kept for a second look, which may end in a FAIL: without an MX that is no ground for one."""
+    known = before_doubtful_mx(kept.exchanges, by, runs)
+    if len(known) == len(kept.exchanges):
+        return kept
+    return Kept(
+        exchanges=known,
+        answered=[*kept.answered, *answered(kept.exchanges)],
+        gives_time_back=kept.gives_time_back or met_trouble(_as_if_unproven(kept.exchanges)),
+        looks=kept.looks,
+        refused_at=kept.refused_at,
+    )
 
 
 def nothing_failed(resumed: Resumed) -> bool:
@@ -904,12 +956,14 @@ def nothing_failed(resumed: Resumed) -> bool:
 
 
 def _waits_for_a_silent_provider(resumed: Resumed) -> bool:
-    """Return whether a company that met silence waits until its provider is tried.
+    """Return whether a company that met silence waits until its provider is tried, or opens to another egress.
 
     The one that tries a closed provider must really ask: its silence is from before that, and proves our way alone.
     """
     exchanges = _as_if_unproven(resumed.exchanges)
-    return resumed.reason == WaitReason.PROVIDER_CLOSED and met_trouble(exchanges) and bool(open_needs(exchanges))
+    is_shunned = resumed.reason == WaitReason.PROVIDER_SILENT and resumed.waits_on != NOTHING
+    is_closed = resumed.reason == WaitReason.PROVIDER_CLOSED
+    return (is_closed or is_shunned) and met_trouble(exchanges) and bool(open_needs(exchanges))
 
 
 def _as_if_unproven(exchanges: Iterable[Exchange]) -> list[Exchange]:

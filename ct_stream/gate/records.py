@@ -99,7 +99,7 @@ class Parked:
     met_by: str = ""  #: the worker run that met its last failed answer; "": the one that parks it
     met_at: str = ""  #: the egress of that run; "": of the one that parks it
     first_at: str = ""  #: the egress that met its silence first, as long as it was not looked at again
-    refused_at: str = ""  #: the egress that was refused first, if another one asks or has asked in its place
+    refused_at: str = ""  #: the egress that was refused (or met silence) before, if another one asks in its place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,4 +121,4 @@ class Resumed:
     waits_on: WaitsOn  #: what it waited for
     met_by: str = ""  #: the worker run that met its last failed answer
     met_at: str = ""  #: the egress of that run
-    refused_at: str = ""  #: the egress that was refused first, if another one asks or has asked in its place
+    refused_at: str = ""  #: the egress that was refused (or met silence) before, if another one asks in its place

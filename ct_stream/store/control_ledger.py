@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ct_stream.store.database import Database
 
 _SIGN_EVERY_S = 1.0
+_FOR_EVER_S = 1e9
 _CHAIN_SLACK_S = 3.0  #: beyond two intervals, for a poll and a slow statement
 
 
@@ -70,8 +71,13 @@ class ControlLedger:
         return (await self.own())[kind]
 
     async def of_runs(self, runs: Collection[str]) -> dict[str, RunWays]:
-        """Return what these runs have proven; one that is not in it has never begun to prove anything."""
-        rows = await self._database.persist("control", list(runs), ALIVE_S)
+        """Return what these runs have proven; one that is not in it has never begun to prove anything.
+
+        While Postgres is away nobody gives a sign of life. So after that a silent run counts as gone only once it has
+        had as long as any other silent one.
+        """
+        alive_s = ALIVE_S if self._database.up_for_s > ALIVE_S else _FOR_EVER_S
+        rows = await self._database.persist("control", list(runs), alive_s)
         found: dict[str, dict[ControlKind, Way]] = {}
         gone: dict[str, bool] = {}
         egress: dict[str, str] = {}

@@ -92,6 +92,7 @@ class Database:
         self._probe_lock = asyncio.Lock()
         self._returning: set[asyncio.Task[None]] = set()
         self.failed_at = -inf  #: when a statement last met an outage, however short (monotonic)
+        self._up_at = inf  # since when statements can be expected to work (monotonic)
         self._down: str | None = "not connected to Postgres yet"
 
     # ---------------------------------------------------------------- state
@@ -100,6 +101,11 @@ class Database:
     def is_up(self) -> bool:
         """Return whether statements can be expected to work."""
         return self._up.is_set()
+
+    @property
+    def up_for_s(self) -> float:
+        """Return for how long that has been so, in seconds; 0.0 if it is not."""
+        return max(0.0, time.monotonic() - self._up_at) if self.is_up else 0.0
 
     @property
     def trouble(self) -> str | None:
@@ -198,8 +204,7 @@ class Database:
         finally:
             self._retrying -= 1
             if not self._retrying and not self._up.is_set():  # cancelled: the next statement finds out
-                self._down = None
-                self._up.set()
+                self._set_up()
 
     async def _until_up(self, pause_s: float) -> None:
         while True:
@@ -241,7 +246,11 @@ class Database:
             await connection.fetchval("SELECT 1")
         if not self._has_room:
             await self._require_room()
+        self._set_up()
+
+    def _set_up(self) -> None:
         self._down = None
+        self._up_at = time.monotonic()
         self._up.set()
 
     async def _require_room(self) -> None:

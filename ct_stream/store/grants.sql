@@ -138,7 +138,7 @@ DECLARE
         'ct_wake', 'ct_wake_one', 'ct_wake_proven', 'ct_woken_at_once', 'ct_wake_sleepers', 'ct_wake_capped',
         'ct_forget_passes',
         'ct_recall', 'ct_tidy',
-        'ct_rail', 'ct_egress_of', 'ct_egresses', 'ct_is_asking', 'ct_close_everywhere', 'ct_begin_egress',
+        'ct_rail', 'ct_egress_of', 'ct_network_of', 'ct_egresses', 'ct_is_asking', 'ct_close_everywhere', 'ct_begin_egress',
         'ct_control_is_ahead', 'ct_control_now', 'ct_proven_since', 'ct_is_running', 'ct_was_astray', 'ct_alive_s',
         'ct_count_try', 'ct_lock_try', 'ct_talks_wanted', 'ct_trial_talks', 'ct_set_guardrail', 'ct_end_trial',
         'ct_take_tier2', 'ct_answer_tier2',

@@ -118,6 +118,7 @@ class Guardrails:
             await self._close_where_due(provider, held.reason)
         else:
             provider = await self._close_around(held) or await self._shared_address(held, domain) or provider
+            self._suspects.add(provider)  # so a normal talk with a neighbour there wakes who waits
             if not is_whereabouts(provider):
                 # If a control domain's server accepts us, this is the company's own policy: that proof settles the
                 # scope.
@@ -181,6 +182,11 @@ class Guardrails:
     def closed_to(self, met_at: str) -> set[str]:
         """Return the providers (networks and addresses too) that are not open to an egress, as last read."""
         return self._seen_by(met_at).closed
+
+    def shunned(self) -> list[str]:
+        """Return the egresses to which some provider is closed, as last read."""
+        rows = [row for row in self._read if row["state"] in ("closed", "halted") and row["key"].startswith(_PROVIDER)]
+        return sorted({egress_of(row["key"]) for row in rows})
 
     async def note_talk(self, provider: str, ip: str) -> None:
         """Record a normal session at a provider, by a company that has its place at another one."""
@@ -324,7 +330,6 @@ class Guardrails:
         what = f"the own servers of {companies} companies there refused us within {_HOURS} h"
         why = f"{what}, with no normal session in between; the last one: {held.reason}"
         await self._close(where, why)
-        self._suspects.add(where)
         return where
 
     async def _shared_address(self, held: Held, domain: str) -> str | None:

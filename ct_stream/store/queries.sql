@@ -344,11 +344,7 @@ SELECT count(*) AS companies FROM (
 -- another one, if ours is open, and who was refused there. At most 200 of those: the rest waits for its own. What is closed
 -- there as one address may be closed here with its whole network.
 WITH rails AS (
-    SELECT g.key, outreach.ct_egress_of(g.key) AS egress, CASE  -- the first three groups of a /24 or a /48
-            WHEN g.key LIKE 'provider:%:%' THEN substring(g.key FROM '^provider:([0-9a-f]+:[0-9a-f]*:[0-9a-f]*)')
-            WHEN substr(g.key, 10, 1) BETWEEN '0' AND '9'
-            THEN substring(g.key FROM '^provider:([0-9]+[.][0-9]+[.][0-9]+)[.][0-9]+(/[0-9]+)?(@|$)')
-        END AS network
+    SELECT g.key, g.state, outreach.ct_egress_of(g.key) AS egress, outreach.ct_network_of(g.key) AS network
     FROM outreach.ct_guardrails AS g
     WHERE g.state <> 'open' AND (g.key LIKE 'provider:%' OR g.key LIKE 'tool:TOOL-005%')
 ), here AS (
@@ -363,7 +359,8 @@ SELECT r.key FROM rails AS r WHERE r.key LIKE 'tool:%' AND r.egress <> $3::text 
 UNION ALL
 SELECT * FROM (
     SELECT r.key FROM rails AS r
-    WHERE r.key LIKE 'provider:%' AND r.egress <> $3::text AND (SELECT h.may_ask FROM here AS h)
+    -- Who says that we ask too fast is not asked at once from elsewhere.
+    WHERE r.key LIKE 'provider:%' AND r.state <> 'paused' AND r.egress <> $3::text AND (SELECT h.may_ask FROM here AS h)
         AND outreach.ct_rail(split_part(r.key, '@', 1), $3::text) NOT IN (SELECT o.key FROM rails AS o)
         AND (
             r.network IS NULL

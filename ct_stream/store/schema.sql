@@ -154,7 +154,7 @@ CREATE TABLE outreach.ct_passes (
     met_by text,                      -- the worker run that met its last failed answer, or put it away unasked
     met_at text,                      -- the egress of that run
     first_at text,                    -- the egress that met its silence first: another one looks next, if there is one
-    refused_at text,                  -- the egress that was refused first, when another one asked in its place
+    refused_at text,                  -- the egress that was refused, or met silence, before another one asked in its place
     exceptions integer NOT NULL DEFAULT 0,
     traceback text,
     worker_version text,
@@ -450,6 +450,8 @@ SELECT
             THEN 'the next UTC day begins, or a unit of today is given back'
         WHEN p.reason = 'daily_cap' THEN 'the next UTC day begins'
         WHEN p.reason = 'refused' THEN 'it is known whether other companies are refused too'
+        WHEN p.reason = 'provider_silent' AND p.waits_on IS NOT NULL
+            THEN k.provider || ' is no longer closed, or it answers the worker that looks again; or a person resumes it: ct-stream guardrails resume ' || k.rail
         WHEN p.reason = 'provider_silent' THEN 'it is known whether the provider is silent for other companies too'
         WHEN p.reason = 'tier2' AND p.waits_on = 'tier2:turn' THEN 'the vendor gives a usable answer, or its turn comes'
         WHEN p.reason = 'tier2' THEN 'its paid call is answered, or the time for an answer is over'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LAST_CONTROL_S = 2.0
+_LAST_CONTROLS_S, _LEAST_LAST_CONTROLS_S = 15.0, 2.0  #: what the drain has left, but not more, or less, than this
 _FIRST_CONTROL_S = 5.0  #: to prove our own way before the first event comes, which would have to be parked
 
 
@@ -303,8 +304,10 @@ async def _work(
     log.info("Stopping: companies in hand get %g s to finish", settings.drain_s, extra={"action": "stopping"})
     health.set("start", "stopping")
     agent.stop_pulling()
+    drained_by = time.monotonic() + settings.drain_s
     await asyncio.gather(scheduler.drain(settings.drain_s), reading.stop(), paid_calls.drain(settings.drain_s))
-    await own_way.last_word(_LAST_CONTROL_S)
+    left_s = drained_by - time.monotonic()
+    await own_way.last_word(max(_LEAST_LAST_CONTROLS_S, min(left_s, _LAST_CONTROLS_S)))
     await companies.wait_parked()
     await farewells.wait()
     await loops.stop()

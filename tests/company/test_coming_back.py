@@ -5,6 +5,8 @@ The proofs of our way lie around every question unless a test says otherwise: th
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -14,15 +16,15 @@ import pytest
 from ct_stream.company.farewells import Farewells
 from ct_stream.company.one_pass import WorkerGate
 from ct_stream.gate.memory import Memory
-from ct_stream.gate.output_stage import Origin
+from ct_stream.gate.output_stage import Origin, rfc3339
 from ct_stream.gate.providers import is_own_server
 from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, MxAnswer, SpineAnswer, Trouble
 from ct_stream.gate.records import FailedAt, Known, Resumed
 from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, HeldBy, Passed
-from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
-from tests.company.test_one_pass import ASKED, FAILED, GOOD, ID, LATER, PATTERN, Controls, proven
+from ct_stream.gate.waits import NOTHING, Wait, WaitReason, WaitsOn, control_wait
+from tests.company.test_one_pass import ASKED, FAILED, GOOD, ID, LATER, ME, PATTERN, Controls, proven
 from tests.company.ways import counts_nothing, proven_way
 from tests.gate.world import RULES, YES, mx
 
@@ -46,6 +48,13 @@ def refuses(host: str, *before: Attempt) -> MailboxAnswer:
     return MailboxAnswer(attempts=(*before, Attempt(host=host, ip="192.0.2.2", stage=Stage.BANNER, reply=reply)))
 
 
+#: A host that only a lying resolver knows.
+CAPTIVE = ("mx.captive.example",)
+NOBODY_THERE = MailboxAnswer(
+    attempts=(Attempt(host=CAPTIVE[0], ip="", stage=Stage.CONNECT, trouble=Trouble.NO_ADDRESS),)
+)
+
+
 class Company:
     """What is kept of it while it is parked, what its servers say, and how often they were asked."""
 
@@ -61,6 +70,7 @@ class Company:
         self.takes_s = 0.1
         self.then: MailboxAnswer | None = None  #: what the shared server says once it is asked alone
         self.cap: Wait | None = None  #: what our limits say once, between two of its hosts
+        self.others: dict[str, dict[ControlKind, Way]] = {}  #: the ways of other runs
         last = parked.pop("last", None)
         self.row: dict[str, Any] = {
             "exchanges": (
@@ -89,6 +99,8 @@ class Company:
             watch.spent_s += watch.left_s
             return MailboxAnswer(attempts=(attempt(hosts[0], Trouble.DEADLINE),))
         watch.spent_s += self.takes_s
+        if hosts == CAPTIVE:
+            return NOBODY_THERE
         cap, self.cap = self.cap, None
         return cap or (self.then if self.then and hosts == SHARED else self.says)
 
@@ -115,13 +127,14 @@ class Company:
         parts: Any = SimpleNamespace(
             memory=SimpleNamespace(recall=self._recall), own_way=proven_way(),
             farewells=Farewells(), metrics=counts_nothing(), spine_check=None, spine_grace_s=60.0,
-            limits=SimpleNamespace(mx_lookup=self._nothing), rules=RULES, controls=Controls(self.ways),
+            limits=SimpleNamespace(mx_lookup=self._nothing), rules=RULES,
+            controls=Controls(self.ways, others=self.others),
             guardrails=SimpleNamespace(
                 refresh=self._nothing, closed=set(), unreached=self._nothing, judge=self._judge, note=self._judge,
                 settling=lambda *_: SimpleNamespace(
                     refusal=self._refusal, is_of_many=lambda *_: False, closed=(), halted_by=None
                 ),
-                closed_to=lambda _: set(),
+                closed_to=lambda _: set(), shunned=list,
             ),
             probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=self._lookup_mx), prober=prober),
             paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,
@@ -293,9 +306,32 @@ async def test_a_too_fast_reply_is_never_policy_even_if_another_host_refuses_us(
 
 async def test_hosts_that_a_lying_resolver_named_are_looked_up_again_before_they_fail_anybody() -> None:
     """Another worker met them, or they were remembered; an honest resolver does not know such a host."""
-    missing = Attempt(host="mx.captive.example", ip="", stage=Stage.CONNECT, trouble=Trouble.NO_ADDRESS)
-    nobody = MailboxAnswer(attempts=(missing,))
-    company = Company(("mx.captive.example",), nobody, last=nobody, waits_on=WaitsOn("control:dns"))
-    company.remembered = mx("mx.captive.example")
-    company.hosts, company.says = OWN, YES
+    company = Company(CAPTIVE, YES, last=NOBODY_THERE, waits_on=WaitsOn("control:dns"))
+    company.remembered = mx(*CAPTIVE)
+    company.hosts = OWN
+    assert isinstance(await company.come_back(), Passed)
+
+
+@pytest.mark.parametrize("looks", [0, 1])
+@pytest.mark.parametrize("is_silent", [False, True], ids=["nobody asked yet", "another one met silence"])
+async def test_silence_at_hosts_that_another_workers_resolver_named_fails_nobody(looks: int, is_silent: bool) -> None:
+    """That worker put the company away after its MX, and its own next control, which would show the lie, is to come."""
+    wait: dict[str, Any] = {"reason": "provider_busy", "waits_on": WaitsOn("places:captive.example")}
+    if is_silent:
+        wait = {"reason": "control", "waits_on": WaitsOn("control:dns"), "last": NOBODY_THERE}
+    company = Company(CAPTIVE, YES, looks=looks, failed_at=FAILED if is_silent else None, **wait)
+    company.hosts = OWN
+    spine, its_mx, *rest = company.row["exchanges"]
+    its_mx = replace(its_mx, by="liar/1/a", at=rfc3339(ASKED))
+    company.row["exchanges"] = (spine, its_mx, *(replace(e, by=ME, at=rfc3339(FAILED)) for e in rest))
+    result = await company.until_decided()
+    assert isinstance(result, Passed), result
+
+
+async def test_an_mx_that_its_worker_has_proven_since_is_not_asked_again() -> None:
+    company = Company(OWN, YES, looks=1, failed_at=None, reason="rate_limit", waits_on=NOTHING)
+    spine, its_mx = company.row["exchanges"]
+    company.row["exchanges"] = (spine, replace(its_mx, by="other/1/a", at=rfc3339(ASKED - timedelta(hours=1))))
+    company.others = {"other/1/a": {kind: replace(GOOD, control_at=ASKED) for kind in company.ways}}
+    company.hosts = CAPTIVE  # what our own resolver would say now
     assert isinstance(await company.come_back(), Passed)

@@ -39,7 +39,7 @@ from tests.company.ways import counts_nothing, proven_way
 from tests.gate.world import NO, RULES, mx, no_mx, said, trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 ID = UUID("3f0c6f0e-6f5e-4f6e-9a53-1f3c2f0f9a10")
 ASKED = datetime(2026, 1, 7, 9, 30, tzinfo=UTC)
@@ -61,18 +61,25 @@ def proven(*, since_s: float, until_s: float, trouble_s: tuple[float, float] = (
 GOOD = proven(since_s=-60, until_s=5)
 
 
+ME = "me/1/a"
+
+
 class Controls(ControlLedger):
     """The controls of a way that is known."""
 
-    def __init__(self, ways: dict[ControlKind, Way]) -> None:
-        super().__init__(cast("Any", None), 30.0)
+    def __init__(
+        self, ways: dict[ControlKind, Way], *, others: Mapping[str, dict[ControlKind, Way]] | None = None
+    ) -> None:
+        """`others`: those of other runs, where they differ."""
+        super().__init__(cast("Any", None), 30.0, ME)
         self._ways = ways
+        self._others = others or {}
 
     async def own(self) -> dict[ControlKind, Way]:
         return self._ways
 
     async def of_runs(self, runs: Collection[str]) -> dict[str, RunWays]:
-        return {run: RunWays(ways=self._ways, is_gone=False) for run in runs}
+        return {run: RunWays(ways=self._others.get(run, self._ways), is_gone=False) for run in runs}
 
 
 async def resume(
@@ -116,7 +123,9 @@ async def resume(
         memory=SimpleNamespace(recall=recall), own_way=proven_way(),
         farewells=Farewells(), metrics=counts_nothing(), spine_check=None, spine_grace_s=60.0,
         limits=SimpleNamespace(mx_lookup=mx_lookup),
-        guardrails=SimpleNamespace(refresh=refresh, settling=settling, closed=set(), closed_to=lambda _: set()),
+        guardrails=SimpleNamespace(
+            refresh=refresh, settling=settling, closed=set(), closed_to=lambda _: set(), shunned=list
+        ),
         rules=RULES, controls=Controls({ControlKind.DNS: dns, ControlKind.SMTP: smtp}),
         probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=lookup_mx), prober=lambda *_: prober),
         paid_calls=SimpleNamespace(off_because=lambda: "off"),

@@ -21,7 +21,7 @@ from ct_stream.store.control_ledger import ControlLedger
 from tests.company import test_coming_back as coming_back
 from tests.company.test_coming_back import OWN, SHARED, Company, refuses
 from tests.company.ways import proven_way
-from tests.gate.world import NO, YES, mx
+from tests.gate.world import NO, TOO_FAST, YES, mx
 from tests.store.parts import parked
 from tests.store.test_egress import fleet
 
@@ -191,3 +191,12 @@ async def test_silence_at_a_provider_that_is_closed_to_one_address_fails_nobody_
         answer = await proofs.confirm(ControlKind.SMTP, kept.exchanges)
         assert isinstance(answer, Wait), "it counts against the company, which fails"
         assert (answer.reason, answer.waits_on) == (WaitReason.PROVIDER_CLOSED, "provider:bigmail.example")
+
+
+async def test_who_says_that_we_ask_too_fast_is_heard_by_one_address(at: Any) -> None:
+    company = Company(OWN, TOO_FAST, failed_at=None, waits_on=WaitsOn(""), reason="rate_limit")
+    at("default", "dc2")
+    wait = await company.come_back()
+    assert isinstance(wait, Wait)
+    assert (wait.reason, wait.waits_on) == (WaitReason.OUR_RATE, "provider:acme.example")
+    assert company.row["refused_at"] == ""

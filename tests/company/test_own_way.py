@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,11 @@ import pytest
 
 from ct_stream.company.lease import Permits
 from ct_stream.company.own_way import OwnWay
+from ct_stream.gate.evidence import before_astray
 from ct_stream.gate.patterns import Address
-from ct_stream.gate.questions import ControlKind
+from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer
 from ct_stream.gate.records import FailedAt
+from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.metrics import Health
@@ -363,11 +366,40 @@ async def test_a_worker_asks_its_controls_once_more_before_it_ends(database: Dat
     async with worker(database) as w:
         await w.ask_all()
         heard_at = w.db.now()
+        over_ipv6 = Attempt(host="mx", ip="2001:db8::1", stage=Stage.RCPT, reply=Reply(code=250, text="ok"))
+        heard = [
+            *w.heard(),
+            Exchange(key="rcpt:info", answer=MailboxAnswer(attempts=(over_ipv6,)), at=heard_at.isoformat(), by=ME),
+        ]
         await w.way.last_word(5.0)
+        known = (await ControlLedger(w.db, 1.0, "other/1/b").of_runs([ME]))[ME]
+        ended = {kind: replace(way, is_gone=True) for kind, way in known.ways.items()}
+        assert before_astray(heard, {ME: ended}) == heard
         async with w.db.connection() as connection:
             asked = f"SELECT outreach.ct_was_astray(ARRAY['{ME}'], $1, $1)"
             assert not await connection.fetchval(asked, heard_at), "it has ended, and has proven it"
             assert await connection.fetchval(asked, w.db.now() + timedelta(minutes=1)), "what came after is anybody's"
+
+
+async def test_a_slow_last_control_takes_no_time_from_the_others(database: DatabaseDsns) -> None:
+    async with worker(database) as w:
+        await w.ask_all()
+        ask_control = w.way._probing.ask_control
+
+        async def slowly(kind: ControlKind) -> ControlResult:
+            if kind is ControlKind.DNS:
+                await asyncio.sleep(60)
+            return await ask_control(kind)
+
+        w.way._probing = SimpleNamespace(ask_control=slowly)  # type: ignore[assignment]
+        before = await w.way._controls.own()
+        await w.way.last_word(1.0)
+        after = await w.way._controls.own()
+        assert {kind for kind in ControlKind if after[kind].control_at > before[kind].control_at} == {
+            ControlKind.SMTP,
+            ControlKind.SMTP6,
+            ControlKind.DNS_TCP,
+        }
 
 
 async def test_a_company_that_waits_for_our_ipv6_is_not_left_waiting_when_we_lose_it(database: DatabaseDsns) -> None:

@@ -85,6 +85,8 @@ class Fleet:
         return due
 
     def woken_at(self) -> float:
+        if self.not_before < float("inf"):
+            return float("inf")  # ct_wake_sleepers: only who waits for no fixed time
         for x, (next_try, _) in self.tries.items():
             if self.row["waits_on"] == WaitsOn.provider(self.provider, x):
                 return next_try
@@ -174,7 +176,7 @@ class Fleet:
             controls=controls,
             guardrails=SimpleNamespace(
                 refresh=nothing, closed=closed_to(e), unreached=unreached, judge=judge, note=judge, settling=settling,
-                closed_to=closed_to,
+                closed_to=closed_to, shunned=lambda: [x for x, its in self.states.items() if its == "closed"],
             ),
             probing=SimpleNamespace(
                 resolver=SimpleNamespace(lookup_mx=lookup_mx),
@@ -219,7 +221,7 @@ CASES = [
     for kind in ("refuses", "silent", "own silent")
     for n in (2, 3)
     for states in itertools.product(STATES, repeat=n)
-    # Who met silence at a shared provider that is closed to one address may wait for that.
+    # Who met silence at a shared provider that is closed to one address waits for that: see below.
     if "ok" in states and list(states) == sorted(states) and not (kind == "silent" and "closed" in states)
 ]
 
@@ -256,6 +258,36 @@ async def test_whoever_one_open_address_talks_to_passes(kind: str, states: tuple
     assert not bad, f"{len(bad)} of 12: {bad[0]}"
 
 
+SHUNS = {"default": "closed", "dc2": "ok"}
+
+
+@pytest.mark.parametrize("asks_again_after_h", [1.0, 30.0])
+@pytest.mark.parametrize("what_ends_it", ["its server wakes up", "a person resumes it", "a normal talk opens it"])
+async def test_who_met_silence_that_is_closed_to_another_address_waits_for_what_is_named(
+    what_ends_it: str, asks_again_after_h: float
+) -> None:
+    """Nobody knows whether its provider shuns us. Meanwhile it is asked now and then, as at any closed provider."""
+    for seed in range(6):
+        fleet = Fleet(dict(SHUNS), dict.fromkeys(SHUNS, "silent"), SHARED, seed)
+        while fleet.t < asks_again_after_h * 3600 or not fleet.row["waits_on"].startswith("provider:"):
+            assert await fleet.step() is None, fleet.said
+        assert fleet.asked.total() <= 20, fleet.asked
+        ends = fleet.row["waits_on"]
+        assert fleet.row["reason"] in (WaitReason.PROVIDER_SILENT, WaitReason.PROVIDER_CLOSED), fleet.said[-1]
+        assert ends == WaitsOn.provider(fleet.provider), "people are told what they may resume"
+        if what_ends_it == "its server wakes up":
+            fleet.says = dict.fromkeys(SHUNS, "yes")
+        else:
+            fleet.states["default"], fleet.tries = "ok", {}
+            fleet.not_before = min(fleet.not_before, fleet.t)  # ct_set_guardrail wakes who waits on it
+            fleet.says = dict.fromkeys(SHUNS, "yes" if what_ends_it == "a normal talk opens it" else "silent")
+        before, asked = fleet.t, fleet.asked.total()
+        result = await fleet.play()
+        assert result == ("Failed" if what_ends_it == "a person resumes it" else "Passed"), fleet.said
+        assert fleet.asked.total() > asked, "decided by what was heard while it was closed"
+        assert fleet.t - before <= 7 * 3600
+
+
 @pytest.mark.parametrize("hosts", [OWN[:1], SHARED], ids=["own server", "shared provider"])
 async def test_a_silent_server_is_not_asked_again_and_again_where_another_address_has_it_closed(
     hosts: tuple[str, ...],
@@ -268,8 +300,8 @@ async def test_a_silent_server_is_not_asked_again_and_again_where_another_addres
     states = {"default": "closed", "dc2": "ok"}
     fleet = Fleet(states, dict.fromkeys(states, "silent"), hosts, 1, many="default")
     fleet.row |= {"refused_at": "dc3" if hosts is SHARED else ""}
-    for _ in range(60):
-        if await fleet.step() is not None:
-            break
-    asked = fleet.asked["dc2"]
-    assert asked <= 3, f"dc2 asked it {asked} times in {fleet.t:.0f} s"
+    for hours, most in ((1.0, 3), (48.0, 15)):
+        while fleet.t < hours * 3600 and await fleet.step() is None:
+            pass
+        asked = fleet.asked["dc2"]
+        assert asked <= most, f"dc2 asked it {asked} times in {fleet.t:.0f} s"

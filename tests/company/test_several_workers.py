@@ -94,7 +94,11 @@ class Ways(ControlLedger):
 
     async def of_runs(self, runs: Collection[str]) -> dict[str, RunWays]:
         return {
-            run.name: RunWays(ways=run.ways, is_gone=run.is_gone) for run in self._world.all_runs if run.name in runs
+            run.name: RunWays(
+                ways={kind: replace(way, is_gone=run.is_gone) for kind, way in run.ways.items()}, is_gone=run.is_gone
+            )
+            for run in self._world.all_runs
+            if run.name in runs
         }
 
 
@@ -228,7 +232,8 @@ class World:
             spine_check=SimpleNamespace(saw=lambda **_: None), spine_grace_s=0.0, rules=RULES,
             limits=SimpleNamespace(mx_lookup=nothing), controls=Ways(self, run),
             guardrails=SimpleNamespace(
-                refresh=nothing, closed=set(), closed_to=lambda _: set(), unreached=nothing,
+                refresh=nothing, closed=set(), closed_to=lambda _: set(), shunned=list,
+                unreached=nothing,
                 settling=lambda *_: Settling(settle_s=0.0, age_s=1.0),
             ),
             probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=lookup_mx), prober=prober),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ct_stream.company.own_way import Proofs
-from ct_stream.gate.evidence import Moments, Witness, is_about_sender, open_needs, weigh
+from ct_stream.gate.evidence import Moments, Witness, is_about_address, open_needs, weigh
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, SpineAnswer
 from ct_stream.gate.records import FailedAt, Parked, Resumed
@@ -21,7 +21,7 @@ from ct_stream.store.control_ledger import ControlLedger
 from tests.company import test_coming_back as coming_back
 from tests.company.test_coming_back import OWN, SHARED, refuses
 from tests.gate.test_evidence import TABLE
-from tests.gate.world import mx
+from tests.gate.world import NO, mx
 from tests.store.parts import parked
 from tests.store.test_egress import Fleet, Worker, fleet, taken
 
@@ -283,7 +283,29 @@ def test_what_is_said_of_our_sender_is_not_asked_again_from_another_address() ->
     reply = Reply(code=550, enhanced="5.1.8", text="Domain of sender address does not exist")
     answer = MailboxAnswer(attempts=(Attempt(host=OWN[1], ip="192.0.2.2", stage=Stage.MAIL, reply=reply),))
     pending = replace(its.resumed.pending, answer=answer)
-    assert is_about_sender(pending)
+    assert not is_about_address(pending)
     resumed = replace(its.resumed, pending=pending, met_by="two/1/b", met_at="dc2")
     witness = Witness(run="two/1/b", is_self=False, is_elsewhere=True)
     assert weigh(resumed, its.ways, its.settling, witness=witness).refused_at == ""
+
+
+async def test_an_outage_of_postgres_makes_no_other_worker_gone(database: DatabaseDsns) -> None:
+    """Nobody could give a sign of life, and the first one that is back weighs what another one heard."""
+    async with fleet(database) as f:
+        await proves(f.two)
+        await asyncio.sleep(0.05)
+        heard_at = f.two.db.now()
+        heard = [
+            Exchange(key=f"rcpt:{name}", answer=NO, asked=f"{name}@acme.example", at=rfc3339(heard_at), by=f.two.name)
+            for name in ("first.last", "firstlast")
+        ]
+        company = silent(f.two, heard_at, OWN, *heard, waits_on="")
+        await f.two.parked.park(replace(company, looks=0, failed=FailedAt.NONE))
+        await f.admin.execute("ALTER TABLE outreach.ct_workers DISABLE TRIGGER ALL")
+        await f.admin.execute("UPDATE outreach.ct_workers SET seen_at = seen_at - interval '31 s'")
+        [resumed] = await f.one.parked.claim_due(9)
+        kept = await proofs_of(f.one).weigh(resumed)
+        assert len(kept.exchanges) == len(resumed.exchanges) == 4
+        f.one.db._up_at -= 31.0  # who is silent for as long as that is gone
+        kept = await proofs_of(f.one).weigh(resumed)
+        assert [exchange.key for exchange in kept.exchanges] == ["spine"], "and nobody asks its controls any more"

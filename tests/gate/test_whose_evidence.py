@@ -266,7 +266,7 @@ def test_nothing_counts_that_a_worker_heard_after_its_last_control(dns: Way, smt
     assert len(before_astray(heard(proven=True), runs)) == 3
     its = Back(row="", left=[])
     resumed = replace(its.resumed, exchanges=tuple(heard()), failed_at=None)
-    kept = weigh(resumed, its.ways, its.settling, runs=runs)
+    kept = weigh(resumed, its.ways, its.settling, runs=runs, by="two/1/b")
     assert len(kept.exchanges) == left
     assert kept.gives_time_back is (left < 3)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from ct_stream.gate.providers import provider_at, registrable_domain
+from ct_stream.gate.evidence import shunned_elsewhere
+from ct_stream.gate.providers import network_of, provider_at, registrable_domain
 from ct_stream.gate.records import FailedAt
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
@@ -506,3 +507,78 @@ async def test_an_address_that_is_closed_elsewhere_is_no_other_one_in_its_networ
         assert await taken(f.one) == {company}
         await f.one.rails.set_state("provider:203.0.113.0/24", "closed", "refuses us", 600.0)
         assert await taken(f.one) == set(), "closed here too, with its network"
+
+
+async def test_who_says_that_we_ask_too_fast_is_not_asked_at_once_from_another_address(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        await f.two.refused_by("a.example", held=TOO_FAST)
+        assert await f.state(f"{PROVIDER}@dc2") == "paused"
+        assert f"{PROVIDER}@dc2" not in await f.one.parked.to_take_over()
+        await f.two.refused_by("b.example", "c.example")
+        assert await f.state(f"{PROVIDER}@dc2") == "closed"
+        assert f"{PROVIDER}@dc2" in await f.one.parked.to_take_over()
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.0/24"),
+        ("2001:db8:0:1::5", "2001:db8::/48"),
+        ("2001:db8:7:1::5", "2001:db8:7::/48"),
+        ("2001:db8::5", "2001:db8::/48"),
+    ],
+)
+async def test_who_waits_for_an_address_is_not_taken_over_where_its_network_is_closed(
+    database: DatabaseDsns, address: str, network: str
+) -> None:
+    assert network_of(address) == network
+    async with fleet(database) as f:
+        await f.one.rails.set_state(f"provider:{address}", "closed", "two companies there refuse us", 600.0)
+        assert f"provider:{address}" in await f.two.parked.to_take_over()
+        await f.two.rails.set_state(f"provider:{network}@dc2", "closed", "three companies there refuse us", 600.0)
+        assert f"provider:{address}" not in await f.two.parked.to_take_over()
+
+
+async def test_a_provider_that_only_looks_like_an_address_breaks_nothing(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        for name in ("999.1.2.3", "1.2.3.4.example", "a:b:c", "2001:db8::zz", "10.0.0.0/99"):
+            await f.one.rails.set_state(f"provider:{name}", "closed", "refuses us", 600.0)
+            assert f"provider:{name}" in await f.two.parked.to_take_over()
+
+
+async def test_a_normal_talk_with_a_neighbour_wakes_who_was_refused_at_their_address(database: DatabaseDsns) -> None:
+    """Their own servers share one machine: what it says of us is no company's own policy (ADR-CT-IMO-036)."""
+    ip = "192.0.2.7"
+    held = Held(by=HeldBy.REFUSED, host="mx.acme.example", reason="550 5.7.1 listed", ip=ip)
+    async with fleet(database) as f:
+
+        async def a_neighbour_talks(domain: str) -> None:
+            lease = await f.two.limits.begin_probe(domain, domain)
+            assert isinstance(lease, DomainLease)
+            lease.session_ended()
+            await lease.release(talked=True, talked_at=ip)
+            await f.two.rails.talked(domain, ip)
+
+        await a_neighbour_talks("b.example")
+        wait = await f.two.rails.judge(held, "acme.example", "acme.example")
+        assert wait.waits_on == f"provider:{ip}@dc2"
+        await f.two.parked.park(parked(after_s=wait.after_s, waits_on=wait.waits_on, reason=wait.reason))
+        assert not await f.two.parked.claim_due(9)
+        await a_neighbour_talks("c.example")
+        assert len(await f.two.parked.claim_due(9)) == 1
+
+
+async def test_held_names_the_guardrail_of_the_address_that_a_silent_provider_is_closed_to(
+    database: DatabaseDsns,
+) -> None:
+    async with fleet(database) as f:
+        await f.two.rails.set_state(f"{PROVIDER}@dc2", "closed", "silent to three companies", 600.0)
+        wait = shunned_elsewhere("bigmail.example", "dc2", 0.0)
+        await f.one.parked.park(parked(after_s=wait.after_s, waits_on=wait.waits_on, reason=wait.reason))
+        ends = await f.admin.fetchval("SELECT what_ends_it FROM outreach.ct_held")
+        assert f"ct-stream guardrails resume {PROVIDER}@dc2" in ends
+        assert "bigmail.example from egress dc2 is no longer closed" in ends
+        assert not await f.two.parked.claim_due(9, take_over=await f.two.parked.to_take_over())
+        await f.resume(f"{PROVIDER}@dc2")
+        await f.two.parked.wake_sleepers(10)
+        assert len(await f.two.parked.claim_due(9)) == 1

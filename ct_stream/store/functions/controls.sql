@@ -66,10 +66,11 @@ LANGUAGE sql STABLE AS $$
     SELECT EXISTS (
         SELECT 1 FROM outreach.ct_controls AS c
         -- What was never proven was never used.
-        WHERE c.worker = ANY (runs) AND c.kind <> 'dns_tcp' AND greatest(c.control_at, c.trouble_from) > '-infinity'
+        WHERE c.worker = ANY (runs) AND c.kind <> 'dns_tcp'  -- in the way of long answers alone
+            AND greatest(c.control_at, c.trouble_from) > '-infinity'
             AND (c.trouble_from > '-infinity' AND c.trouble_from <= ends AND begins < c.trouble_until
                 -- Nobody asks the control any more that would have shown it.
-                OR c.kind <> 'smtp6' AND c.control_at < ends AND NOT outreach.ct_is_running(c.worker, outreach.ct_alive_s())
+                OR c.control_at < ends AND NOT outreach.ct_is_running(c.worker, outreach.ct_alive_s())
                 OR c.earlier && tstzrange(begins, greatest(begins, ends), '[]'))
     )
 $$;

@@ -16,6 +16,21 @@ CREATE OR REPLACE FUNCTION outreach.ct_egress_of(rail text) RETURNS text LANGUAG
     SELECT coalesce(substring(rail FROM '@([^@]*)$'), 'default')
 $$;
 
+-- The network (a /24 or a /48) of such a guardrail if it is named after an address or a network; NULL if after anything else.
+CREATE OR REPLACE FUNCTION outreach.ct_network_of(rail text) RETURNS cidr
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    place inet;
+BEGIN
+    IF rail NOT LIKE 'provider:%:%' AND rail !~ '^provider:[0-9]+[.][0-9]+[.][0-9]+[.][0-9]+(/|@|$)' THEN
+        RETURN NULL;
+    END IF;
+    place := substring(rail FROM '^provider:([^@]*)')::inet;
+    RETURN network(set_masklen(place, CASE family(place) WHEN 4 THEN 24 ELSE 48 END));
+EXCEPTION WHEN invalid_text_representation THEN
+    RETURN NULL;
+END $$;
+
 -- The names of egresses that workers had within a week.
 CREATE OR REPLACE FUNCTION outreach.ct_egresses() RETURNS SETOF text LANGUAGE sql STABLE AS $$
     SELECT DISTINCT w.egress FROM outreach.ct_workers AS w
