@@ -28,6 +28,7 @@ from ct_stream.gate.evidence import (
     before_astray,
     heard_elsewhere,
     met_trouble,
+    not_yet,
     nothing_failed,
     open_needs,
     shunned_elsewhere,
@@ -41,7 +42,7 @@ from ct_stream.process.loops import Loop
 from ct_stream.store.guardrails import MAIL_FROM_RAIL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ct_stream.gate.evidence import Kept
     from ct_stream.gate.records import Resumed
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from ct_stream.metrics import Health
     from ct_stream.probes.mx import ControlResult
     from ct_stream.probes.probing import Probing
-    from ct_stream.store.control_ledger import ControlLedger
+    from ct_stream.store.control_ledger import ControlLedger, RunWays
     from ct_stream.store.database import Database
     from ct_stream.store.guardrails import Guardrails
     from ct_stream.store.parked import ParkedCompanies
@@ -390,6 +391,8 @@ class Proofs:
         met_by = resumed.met_by or worker
         others = asked if met_by == worker or not has_failed else asked | {met_by}
         known = await self._controls.of_runs(others) if others else {}
+        if (wait := _until_sure(known.values())) is not None:
+            return not_yet(resumed, wait)
         runs = {run: its.ways for run, its in known.items()}
         ours = self._guardrails.settling(0.0)
         witness = Witness(
@@ -471,8 +474,20 @@ class Proofs:
         others = askers(exchanges) - {self._controls.worker}
         if wait is not None or not others:
             return wait
-        runs = {run: its.ways for run, its in (await self._controls.of_runs(others)).items()}
+        known = await self._controls.of_runs(others)
+        if (wait := _until_sure(known.values())) is not None:
+            return wait
+        runs = {run: its.ways for run, its in known.items()}
         if len(before_astray(exchanges, runs)) == len(exchanges):
             return None
         detail = "another worker lost its way out when it asked, so what it heard is asked again"
         return Wait(reason=WaitReason.CONTROL, detail=detail, waits_on=WaitsOn.way())
+
+
+def _until_sure(runs: Iterable[RunWays]) -> Wait | None:
+    """Return the wait until it is known whether these runs have ended: what they heard counts, or not, by that."""
+    unsure_s = max((its.unsure_s for its in runs), default=0.0)
+    if not unsure_s:
+        return None
+    detail = "it is not known yet whether a worker that asked for it still runs: Postgres, or this worker, was away"
+    return Wait(reason=WaitReason.CONTROL, detail=detail, after_s=unsure_s)

@@ -944,6 +944,17 @@ def _on_known_mx(kept: Kept, by: str, runs: Mapping[str, Mapping[ControlKind, Wa
     )
 
 
+def not_yet(resumed: Resumed, wait: Wait) -> Kept:
+    """Return everything that it brings back, to wait on: for the same, and no longer than `wait` says."""
+    return Kept(
+        exchanges=resumed.exchanges,
+        asked_at=resumed.asked_at or resumed.since,
+        failed_at=resumed.failed_at,
+        looks=resumed.looks,
+        wait=replace(wait, reason=WaitReason(resumed.reason), waits_on=resumed.waits_on),
+    )
+
+
 def nothing_failed(resumed: Resumed) -> bool:
     """Return whether a waiting company has no failed answer on record, so that no proof matters to it."""
     if resumed.failed_at is None:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ct_stream.store.database import Database
 
 _SIGN_EVERY_S = 1.0
-_FOR_EVER_S = 1e9
 _CHAIN_SLACK_S = 3.0  #: beyond two intervals, for a poll and a slow statement
 
 
@@ -36,6 +35,7 @@ class RunWays:
 
     ways: Mapping[ControlKind, Way]
     is_gone: bool
+    unsure_s: float = 0.0  #: it looks gone; for so long others may only have had no chance to see its signs
     egress: str = ""  #: it asked from; "" if that is not known any more
 
 
@@ -73,23 +73,25 @@ class ControlLedger:
     async def of_runs(self, runs: Collection[str]) -> dict[str, RunWays]:
         """Return what these runs have proven; one that is not in it has never begun to prove anything.
 
-        While Postgres is away nobody gives a sign of life. So after that a silent run counts as gone only once it has
-        had as long as any other silent one.
+        While Postgres is away nobody gives a sign of life. Who has just been connected cannot tell that from an end.
         """
-        alive_s = ALIVE_S if self._database.up_for_s > ALIVE_S else _FOR_EVER_S
-        rows = await self._database.persist("control", list(runs), alive_s)
+        unsure_s = max(0.0, ALIVE_S - self._database.up_for_s)
+        rows = await self._database.persist("control", list(runs), ALIVE_S)
         found: dict[str, dict[ControlKind, Way]] = {}
         gone: dict[str, bool] = {}
+        unsure: dict[str, float] = {}
         egress: dict[str, str] = {}
         for row in rows:
             self._database.saw_clock(row["now"])
             found.setdefault(row["worker"], {})[ControlKind(row["kind"])] = _way(row)
             gone[row["worker"]] = row["is_gone"] and row["worker"] != self.worker
+            unsure[row["worker"]] = unsure_s if gone[row["worker"]] and not row["has_ended"] else 0.0
             egress[row["worker"]] = row["egress"] or ""
         return {
             run: RunWays(
                 ways={kind: replace(way, is_gone=gone[run]) for kind, way in ways.items()},
                 is_gone=gone[run],
+                unsure_s=unsure[run],
                 egress=egress[run],
             )
             for run, ways in found.items()

@@ -535,6 +535,7 @@ WITH forgotten AS (
 SELECT c.worker, c.kind, c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until,
     c.proven_since, c.control_at, ARRAY(SELECT coalesce(lower(r), '-infinity') FROM unnest(c.earlier) AS r) AS began,
     ARRAY(SELECT coalesce(upper(r), 'infinity') FROM unnest(c.earlier) AS r) AS ended, NOT outreach.ct_is_running(c.worker, $2::float8) AS is_gone,
+    coalesce((SELECT w.ended_at IS NOT NULL FROM outreach.ct_workers AS w WHERE w.worker = c.worker), true) AS has_ended,
     (SELECT w.egress FROM outreach.ct_workers AS w WHERE w.worker = c.worker) AS egress, clock_timestamp() AS now
 FROM outreach.ct_controls AS r, outreach.ct_control_now(r) AS c WHERE r.worker = ANY ($1::text[]);
 

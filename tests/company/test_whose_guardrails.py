@@ -18,6 +18,7 @@ from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.waits import Wait, WaitReason
 from ct_stream.store.control_ledger import ControlLedger
+from ct_stream.store.worker_record import Beat
 from tests.company import test_coming_back as coming_back
 from tests.company.test_coming_back import OWN, SHARED, refuses
 from tests.gate.test_evidence import TABLE
@@ -41,7 +42,7 @@ async def proves(worker: Worker) -> None:
 
 
 def proofs_of(worker: Worker, *others: str, age_s: float = 1000.0) -> Proofs:
-    own_way: Any = SimpleNamespace(egress=worker.egress, others=list(others))
+    own_way: Any = SimpleNamespace(egress=worker.egress, others=list(others), astray=lambda _: None)
     return Proofs(ControlLedger(worker.db, 30.0, worker.name), worker.rails, lambda _: age_s, own_way)
 
 
@@ -306,6 +307,13 @@ async def test_an_outage_of_postgres_makes_no_other_worker_gone(database: Databa
         [resumed] = await f.one.parked.claim_due(9)
         kept = await proofs_of(f.one).weigh(resumed)
         assert len(kept.exchanges) == len(resumed.exchanges) == 4
-        f.one.db._up_at -= 31.0  # who is silent for as long as that is gone
+        assert kept.wait is not None, "decided on the word of a worker that may have ended without its last control"
+        assert kept.wait.reason == resumed.reason
+        assert 0.0 < (kept.wait.after_s or 0.0) <= 30.0
+        assert isinstance(await proofs_of(f.one).astray(resumed.exchanges), Wait)
+        await f.two.record.beat(Beat(troubles={}, partitions=(), running=0))
+        assert (await proofs_of(f.one).weigh(resumed)).wait is None, "it still runs"
+        await f.admin.execute("UPDATE outreach.ct_workers SET seen_at = seen_at - interval '31 s'")
+        f.one.db._up_at -= 31.0
         kept = await proofs_of(f.one).weigh(resumed)
         assert [exchange.key for exchange in kept.exchanges] == ["spine"], "and nobody asks its controls any more"
