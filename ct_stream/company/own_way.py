@@ -26,6 +26,7 @@ from ct_stream.gate.evidence import (
     Witness,
     askers,
     before_astray,
+    ever_met_trouble,
     heard_elsewhere,
     met_trouble,
     not_yet,
@@ -35,14 +36,13 @@ from ct_stream.gate.evidence import (
     silent_providers,
     weigh,
 )
-from ct_stream.gate.providers import is_whereabouts
 from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.process.loops import Loop
 from ct_stream.store.guardrails import MAIL_FROM_RAIL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ct_stream.gate.evidence import Kept
     from ct_stream.gate.records import Resumed
@@ -316,13 +316,12 @@ class OwnWay:
         begun_at = self._database.now()
         try:
             result = await self._probing.ask_control(kind)
-        except OSError as error:  # of this machine: it proves nothing
-            log.warning("The last control of %s could not be asked: %s", _NAMES[kind], error)
-            return
-        if result.ok:
-            await self._controls.succeeded(kind, begun_at, result.detail)
-        else:
-            await self._controls.failed(kind, result.detail)
+            if result.ok:
+                await self._controls.succeeded(kind, begun_at, result.detail)
+            else:
+                await self._controls.failed(kind, result.detail)
+        except Exception:  # it proves nothing, and this worker has more to give back
+            log.exception("The last control of %s could not be asked", _NAMES[kind])
 
     def _lost(self, kind: ControlKind, detail: str) -> None:
         """Stop asking and recording at once, before the database knows."""
@@ -391,7 +390,7 @@ class Proofs:
         met_by = resumed.met_by or worker
         others = asked if met_by == worker or not has_failed else asked | {met_by}
         known = await self._controls.of_runs(others) if others else {}
-        if (wait := _until_sure(known.values())) is not None:
+        if (wait := _until_sure(known, resumed.exchanges)) is not None:
             return not_yet(resumed, wait)
         runs = {run: its.ways for run, its in known.items()}
         ours = self._guardrails.settling(0.0)
@@ -432,34 +431,37 @@ class Proofs:
         more = [other for other in open_needs(exchanges) if other in PORT_25 and other is not kind]
         if isinstance(answer, Wait) or kind not in PORT_25 or more:
             return answer
-        if met_trouble(exchanges):
+        if ever_met_trouble(exchanges):
             await self._guardrails.refresh(now=True)  # another worker may have closed its network just now
         return await self._unreached(exchanges) or answer
 
     async def _unreached(self, exchanges: Sequence[Exchange]) -> Wait | None:
         """Return the wait for what shared providers left without an answer; None: it counts against the company.
 
-        Whether a provider shuns an address, the guardrails of that address know. While it is closed to any of ours, its
-        silence counts at none.
+        Whether a provider shuns an address, the guardrails of that address know. What it left without an answer while
+        it was closed to any of ours counts at none.
         """
         failed_at = self.moments.failed_at
         age_s = 0.0 if failed_at is None else self._age_s(failed_at)
         by_egress: dict[str, list[Exchange]] = {}
         for exchange in exchanges:
             by_egress.setdefault(self._egress_of(exchange), []).append(exchange)
+        met_at = {egress for egress, met in by_egress.items() if ever_met_trouble(met)}
+        for provider in sorted(silent_providers(exchanges)):
+            shunned = self._guardrails.shunned_at(provider, failed_at, met_at)
+            if shunned is not None:
+                return shunned_elsewhere(provider, shunned.egress, self._age_s(self._since), is_open=shunned.is_open)
         for egress, met in by_egress.items():
             closed = self._guardrails.closed_to(egress)
             for provider in sorted(silent_providers(exchanges, closed) & silent_providers(met, closed)):
                 wait = await self._guardrails.unreached(provider, age_s, egress)
                 if wait is not None:
                     return wait
-        for egress in self._guardrails.shunned():
-            closed = self._guardrails.closed_to(egress)
-            for provider in sorted(silent_providers(exchanges, closed) & closed):
-                # The network of an own server is closed by what others there said of us. They say nothing of its
-                # silence, unless it was silent to that address too.
-                if egress == self._refused_at or not is_whereabouts(provider):
-                    return shunned_elsewhere(provider, egress, self._age_s(self._since))
+        # The network of an own server is closed by what others there said of us. They say nothing of its silence,
+        # unless it was silent to that address too.
+        closed = self._guardrails.closed_to(self._refused_at) if self._refused_at else set()
+        for provider in sorted(silent_providers(exchanges, closed) & closed):
+            return shunned_elsewhere(provider, self._refused_at, self._age_s(self._since))
         return None
 
     def _egress_of(self, exchange: Exchange) -> str:
@@ -475,7 +477,7 @@ class Proofs:
         if wait is not None or not others:
             return wait
         known = await self._controls.of_runs(others)
-        if (wait := _until_sure(known.values())) is not None:
+        if (wait := _until_sure(known, exchanges)) is not None:
             return wait
         runs = {run: its.ways for run, its in known.items()}
         if len(before_astray(exchanges, runs)) == len(exchanges):
@@ -484,10 +486,11 @@ class Proofs:
         return Wait(reason=WaitReason.CONTROL, detail=detail, waits_on=WaitsOn.way())
 
 
-def _until_sure(runs: Iterable[RunWays]) -> Wait | None:
-    """Return the wait until it is known whether these runs have ended: what they heard counts, or not, by that."""
-    unsure_s = max((its.unsure_s for its in runs), default=0.0)
-    if not unsure_s:
-        return None
-    detail = "it is not known yet whether a worker that asked for it still runs: Postgres, or this worker, was away"
-    return Wait(reason=WaitReason.CONTROL, detail=detail, after_s=unsure_s)
+def _until_sure(known: Mapping[str, RunWays], exchanges: Sequence[Exchange]) -> Wait | None:
+    """Return the wait until it is known whether a run has ended without a control after what it heard."""
+    for run, its in known.items():
+        ended = {kind: replace(way, is_gone=True) for kind, way in its.ways.items()}
+        if its.unsure_s and len(before_astray(exchanges, {run: ended})) < len(exchanges):
+            detail = f"it is not known yet whether worker {run} still runs, which asked for it"
+            return Wait(reason=WaitReason.CONTROL, detail=detail, after_s=its.unsure_s)
+    return None

@@ -211,6 +211,11 @@ def met_trouble(exchanges: Iterable[Exchange]) -> bool:
     )
 
 
+def ever_met_trouble(exchanges: Iterable[Exchange]) -> bool:
+    """Return the same as `met_trouble`, whether or not it is known that our own way was whole."""
+    return met_trouble(_as_if_unproven(exchanges))
+
+
 def met_name_trouble(exchanges: Iterable[Exchange]) -> bool:
     """Return whether a mail host's name could not be looked up, which may be our resolvers' trouble."""
     return any(
@@ -315,18 +320,22 @@ def before_doubtful_mx(
 ) -> Sequence[Exchange]:
     """Return the exchanges before the MX if that is no ground for a silence to be counted; otherwise all.
 
-    A resolver that lies names hosts that nobody reaches. So the run that meets the silence, `by` or who is on record,
-    must have heard the MX itself, or that of another run must be followed by controls of that run. Otherwise silence
-    would be proven by one way, and its cause come from another.
+    A resolver that lies names hosts that nobody reaches. So the run that met the silence, or will meet it (`by`), must
+    have heard the MX itself, or that of another run must be followed by controls of that run. Otherwise silence would
+    be proven by one way, and its cause come from another.
     """
     at = next((n for n, exchange in enumerate(exchanges) if isinstance(exchange.answer, MxAnswer)), None)
-    if at is None or not exchanges[at].by or exchanges[at].proven:
+    if at is None or not exchanges[at].by or not _names_hosts(exchanges[at]):
         return exchanges
     heard_by = exchanges[at].by
-    met_silence = {exchange.by for exchange in _as_if_unproven(exchanges[at:]) if met_trouble([exchange])} or {by}
+    met_silence = {exchange.by for exchange in exchanges[at:] if ever_met_trouble([exchange])} or {by}
     if met_silence == {heard_by} or _is_controlled_since(exchanges[at], runs.get(heard_by, {})):
         return exchanges
     return exchanges[:at]
+
+
+def _names_hosts(exchange: Exchange) -> bool:
+    return isinstance(exchange.answer, MxAnswer) and exchange.answer.status is MxStatus.FOUND
 
 
 def _is_controlled_since(exchange: Exchange, ways: Mapping[ControlKind, Way]) -> bool:
@@ -456,11 +465,20 @@ class Settling:
         return self.settle_s - max(0.0, self.age_s)
 
 
-def shunned_elsewhere(provider: str, egress: str, waited_s: float) -> Wait:
+def shunned_elsewhere(provider: str, egress: str, waited_s: float, *, is_open: bool = False) -> Wait:
     """Return the wait for a provider's silence while it is closed to another address of ours: it may shun us all.
 
-    The company is looked at again when the provider opens to that one, and else each time it has waited twice as long.
+    The company is looked at again when the provider opens to that one (at once where it `is_open`), and else each time
+    it has waited twice as long.
     """
+    if is_open:
+        return Wait(
+            reason=WaitReason.PROVIDER_SILENT,
+            detail=f"no server of {provider} could be reached while it was closed to our egress {egress}; "
+            "it is asked again",
+            after_s=0.0,
+            waits_on=WaitsOn.provider(provider, egress),
+        )
     return Wait(
         reason=WaitReason.PROVIDER_SILENT,
         detail=f"no server of {provider} could be reached, and it is closed to our egress {egress}; this counts only "
@@ -799,7 +817,7 @@ ROWS = (
     Row(
         id="astray",
         holds="one of them came while its worker had lost its way: a control of that worker failed since, with no "
-        "success between, or it ended (was killed) before its next one",
+        "success between, or it ended before its next one, as a killed one does",
         then="void from there, a yes as well as a no, and asked again",
         when=Case.was_heard_astray,
         keep=Case.keep_what_was_heard_before,
@@ -921,13 +939,15 @@ def weigh(
     """Return what still counts of the answers that a waiting company brings back. The first row that holds decides.
 
     `ways` are those of the run that met what failed, the `witness`; `runs` those of all runs that asked. `by` is the
-    run that weighs, and asks whatever is asked next.
+    run that weighs, and asks what is asked next: a second look does not rest on an MX of a doubtful way.
     """
     true = before_astray(resumed.exchanges, runs or {})
     is_true = len(true) == len(resumed.exchanges)
     case = Case(resumed=resumed, ways=ways, settling=settling, witness=witness, true=None if is_true else true)
     kept = next(row for row in ROWS if row.when(case)).keep(case)
-    return kept if kept.wait is not None or kept.looks < LOOKS else _on_known_mx(kept, by, runs or {})
+    # Whose rows are held is decided: nothing is asked for it.
+    is_open = kept.wait is None and kept.looks >= LOOKS and resumed.reason != WaitReason.ROW_HELD
+    return _on_known_mx(kept, by, runs or {}) if is_open else kept
 
 
 def _on_known_mx(kept: Kept, by: str, runs: Mapping[str, Mapping[ControlKind, Way]]) -> Kept:
@@ -938,7 +958,7 @@ def _on_known_mx(kept: Kept, by: str, runs: Mapping[str, Mapping[ControlKind, Wa
     return Kept(
         exchanges=known,
         answered=[*kept.answered, *answered(kept.exchanges)],
-        gives_time_back=kept.gives_time_back or met_trouble(_as_if_unproven(kept.exchanges)),
+        gives_time_back=True,
         looks=kept.looks,
         refused_at=kept.refused_at,
     )

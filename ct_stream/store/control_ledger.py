@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ct_stream.store.database import Database
 
 _SIGN_EVERY_S = 1.0
+_QUIET_S = 12.0  #: two beats and a little: a worker that gives no sign for so long may have ended
 _CHAIN_SLACK_S = 3.0  #: beyond two intervals, for a poll and a slow statement
 
 
@@ -35,7 +36,7 @@ class RunWays:
 
     ways: Mapping[ControlKind, Way]
     is_gone: bool
-    unsure_s: float = 0.0  #: it looks gone; for so long others may only have had no chance to see its signs
+    unsure_s: float = 0.0  #: it may have ended; that is known in so many seconds
     egress: str = ""  #: it asked from; "" if that is not known any more
 
 
@@ -73,29 +74,31 @@ class ControlLedger:
     async def of_runs(self, runs: Collection[str]) -> dict[str, RunWays]:
         """Return what these runs have proven; one that is not in it has never begun to prove anything.
 
-        While Postgres is away nobody gives a sign of life. Who has just been connected cannot tell that from an end.
+        One that has given no sign for a while may have ended, or not. And while Postgres is away nobody can give one:
+        who has just been connected cannot tell that from an end.
         """
-        unsure_s = max(0.0, ALIVE_S - self._database.up_for_s)
         rows = await self._database.persist("control", list(runs), ALIVE_S)
         found: dict[str, dict[ControlKind, Way]] = {}
-        gone: dict[str, bool] = {}
-        unsure: dict[str, float] = {}
-        egress: dict[str, str] = {}
+        signs: dict[str, asyncpg.Record] = {}
         for row in rows:
             self._database.saw_clock(row["now"])
             found.setdefault(row["worker"], {})[ControlKind(row["kind"])] = _way(row)
-            gone[row["worker"]] = row["is_gone"] and row["worker"] != self.worker
-            unsure[row["worker"]] = unsure_s if gone[row["worker"]] and not row["has_ended"] else 0.0
-            egress[row["worker"]] = row["egress"] or ""
-        return {
-            run: RunWays(
-                ways={kind: replace(way, is_gone=gone[run]) for kind, way in ways.items()},
-                is_gone=gone[run],
-                unsure_s=unsure[run],
-                egress=egress[run],
-            )
-            for run, ways in found.items()
-        }
+            signs[row["worker"]] = row
+        return {run: self._of_run(run, ways, signs[run]) for run, ways in found.items()}
+
+    def _of_run(self, run: str, ways: Mapping[ControlKind, Way], sign: asyncpg.Record) -> RunWays:
+        is_gone, unsure_s = bool(sign["is_gone"]) and run != self.worker, 0.0
+        if is_gone and not sign["has_ended"]:
+            unsure_s = max(0.0, ALIVE_S - self._database.heard_for_s)
+        elif run != self.worker and not is_gone and sign["quiet_s"] > _QUIET_S:
+            unsure_s = max(1.0, ALIVE_S - sign["quiet_s"])
+        is_gone = is_gone and not unsure_s
+        return RunWays(
+            ways={kind: replace(way, is_gone=is_gone) for kind, way in ways.items()},
+            is_gone=is_gone,
+            unsure_s=unsure_s,
+            egress=sign["egress"] or "",
+        )
 
     async def confirm(
         self, kind: ControlKind, window: Window | None, *, in_chain: bool = False

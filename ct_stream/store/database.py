@@ -53,6 +53,7 @@ _RETRY_FIRST_S, _RETRY_MOST_S = 0.2, 5.0
 _FAILING_S = 5.0  #: for so long a statement may fail before people are told
 _FORGOTTEN_S = 60.0  #: much longer than a time-out and a pause
 _AGAIN_S = 0.05  #: after a deadlock that we lost
+_LONG_SILENCE_S = 15.0  #: of Postgres; workers that live say so every 5 s, and look dead after 30 s
 POOL_SIZE = 8
 
 
@@ -92,7 +93,8 @@ class Database:
         self._probe_lock = asyncio.Lock()
         self._returning: set[asyncio.Task[None]] = set()
         self.failed_at = -inf  #: when a statement last met an outage, however short (monotonic)
-        self._up_at = inf  # since when statements can be expected to work (monotonic)
+        self._heard_at = -inf  # its last answer (monotonic)
+        self._heard_since = inf  # its first answer since a long silence
         self._down: str | None = "not connected to Postgres yet"
 
     # ---------------------------------------------------------------- state
@@ -103,9 +105,9 @@ class Database:
         return self._up.is_set()
 
     @property
-    def up_for_s(self) -> float:
-        """Return for how long that has been so, in seconds; 0.0 if it is not."""
-        return max(0.0, time.monotonic() - self._up_at) if self.is_up else 0.0
+    def heard_for_s(self) -> float:
+        """Return for how many seconds it has answered, without a silence in which running workers could look dead."""
+        return max(0.0, time.monotonic() - self._heard_since)
 
     @property
     def trouble(self) -> str | None:
@@ -204,7 +206,8 @@ class Database:
         finally:
             self._retrying -= 1
             if not self._retrying and not self._up.is_set():  # cancelled: the next statement finds out
-                self._set_up()
+                self._down = None
+                self._up.set()
 
     async def _until_up(self, pause_s: float) -> None:
         while True:
@@ -246,11 +249,7 @@ class Database:
             await connection.fetchval("SELECT 1")
         if not self._has_room:
             await self._require_room()
-        self._set_up()
-
-    def _set_up(self) -> None:
         self._down = None
-        self._up_at = time.monotonic()
         self._up.set()
 
     async def _require_room(self) -> None:
@@ -371,6 +370,10 @@ class Database:
         """Run the named query and return its rows."""
         async with self.connection(meets_users=meets_users(name)) as connection:
             rows = await connection.fetch(query(name), *args)
+        now = time.monotonic()
+        if now - self._heard_at > _LONG_SILENCE_S:
+            self._heard_since = now
+        self._heard_at = now
         return list(rows)
 
     async def fetch_one(self, name: str, *args: Any) -> asyncpg.Record | None:

@@ -31,7 +31,7 @@ from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
     from datetime import datetime
 
     import asyncpg
@@ -71,6 +71,14 @@ class _InTheWay:
     opened: dict[str, datetime]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shunned:
+    """An address of ours to which a provider is closed, or was."""
+
+    egress: str
+    is_open: bool = False  #: it was opened since
+
+
 class Guardrails:
     """The guardrails, shared by all workers."""
 
@@ -92,6 +100,7 @@ class Guardrails:
         self._not_open: set[str] = set()  # guardrails, as last read
         self._first_seen: dict[str, datetime] = {}  # guardrails that are open
         self._read: Sequence[asyncpg.Record] = ()
+        self._egresses: set[str] = set()  # that workers had within a week, as last read
         self._openings: dict[str, datetime] = {}  # of all egresses, as last read
         self._of_others: dict[str, _InTheWay] = {}
         self.opened: dict[str, datetime] = {}  #: guardrail to when it was opened again or resumed, as last read
@@ -183,10 +192,20 @@ class Guardrails:
         """Return the providers (networks and addresses too) that are not open to an egress, as last read."""
         return self._seen_by(met_at).closed
 
-    def shunned(self) -> list[str]:
-        """Return the egresses to which some provider is closed, as last read."""
-        rows = [row for row in self._read if row["state"] in ("closed", "halted") and row["key"].startswith(_PROVIDER)]
-        return sorted({egress_of(row["key"]) for row in rows})
+    def shunned_at(self, provider: str, failed_at: datetime | None, met_at: Container[str]) -> Shunned | None:
+        """Return an egress to which a provider is closed, or was when its last silence was met.
+
+        Of those that workers had within a week, and not closed to who met it: that is any closed provider's silence.
+        """
+        for row in self._read:
+            rail, egress = row["key"], egress_of(row["key"])
+            if base_of(rail) != WaitsOn.provider(provider) or egress not in self._egresses:
+                continue
+            if row["state"] in ("closed", "halted") and egress not in met_at:
+                return Shunned(egress=egress)
+            if row["state"] == "open" and failed_at is not None and self._openings.get(rail, failed_at) > failed_at:
+                return Shunned(egress=egress, is_open=True)
+        return None
 
     async def note_talk(self, provider: str, ip: str) -> None:
         """Record a normal session at a provider, by a company that has its place at another one."""
@@ -232,8 +251,10 @@ class Guardrails:
         self._refresh_at = time.monotonic() + _REFRESH_S
         changes = self._changes
         found = await self._database.persist("guardrails")
+        egresses = await self._database.persist("egresses")
         if changes != self._changes:
             return  # halted meanwhile: what was read may be older than the halt
+        self._egresses = {row["name"] for row in egresses}
         self._read, self._openings, self._of_others = found, self._when_opened(found), {}
         ours = self._in_the_way_of(self._egress)
         self.halted, self.closed, self.opened = ours.halted, ours.closed, ours.opened

@@ -344,7 +344,8 @@ SELECT count(*) AS companies FROM (
 -- another one, if ours is open, and who was refused there. At most 200 of those: the rest waits for its own. What is closed
 -- there as one address may be closed here with its whole network.
 WITH rails AS (
-    SELECT g.key, g.state, outreach.ct_egress_of(g.key) AS egress, outreach.ct_network_of(g.key) AS network
+    SELECT g.key, g.state, outreach.ct_egress_of(g.key) AS egress,
+        CASE WHEN g.key ~ '^provider:([0-9.]+|[0-9a-f:.]+:[0-9a-f:.]*)(/|@|$)' THEN outreach.ct_network_of(g.key) END AS network
     FROM outreach.ct_guardrails AS g
     WHERE g.state <> 'open' AND (g.key LIKE 'provider:%' OR g.key LIKE 'tool:TOOL-005%')
 ), here AS (
@@ -535,9 +536,11 @@ WITH forgotten AS (
 SELECT c.worker, c.kind, c.ok_begun_at, c.ok_detail, c.failed_at, c.failed_detail, c.trouble_from, c.trouble_until,
     c.proven_since, c.control_at, ARRAY(SELECT coalesce(lower(r), '-infinity') FROM unnest(c.earlier) AS r) AS began,
     ARRAY(SELECT coalesce(upper(r), 'infinity') FROM unnest(c.earlier) AS r) AS ended, NOT outreach.ct_is_running(c.worker, $2::float8) AS is_gone,
-    coalesce((SELECT w.ended_at IS NOT NULL FROM outreach.ct_workers AS w WHERE w.worker = c.worker), true) AS has_ended,
-    (SELECT w.egress FROM outreach.ct_workers AS w WHERE w.worker = c.worker) AS egress, clock_timestamp() AS now
-FROM outreach.ct_controls AS r, outreach.ct_control_now(r) AS c WHERE r.worker = ANY ($1::text[]);
+    w.worker IS NULL OR w.ended_at IS NOT NULL AS has_ended, w.egress,
+    coalesce(extract(epoch FROM clock_timestamp() - w.seen_at), 0)::float8 AS quiet_s, clock_timestamp() AS now
+FROM outreach.ct_controls AS r CROSS JOIN LATERAL outreach.ct_control_now(r) AS c
+LEFT JOIN outreach.ct_workers AS w ON w.worker = c.worker
+WHERE r.worker = ANY ($1::text[]);
 
 -- name: begin_control
 -- Take this worker run's right to ask a control: one of each kind at a time, and at most one in $2 seconds. It is asked
@@ -779,6 +782,10 @@ SELECT g.key, g.state, g.reason, g.next_try_at, g.tries, g.changed_by,
 FROM outreach.ct_guardrails AS g
 -- What a person must look at comes first.
 ORDER BY array_position(ARRAY['halted', 'closed', 'paused', 'trial', 'open'], g.state), g.key;
+
+-- name: egresses
+-- See ct_egresses.
+SELECT e.name FROM outreach.ct_egresses() AS e (name);
 
 -- name: record_exit
 -- Record the exit of a worker that hung, and where.

@@ -95,7 +95,7 @@ def parts(controls: ControlLedger, prober: Prober, now: Any) -> Any:
             settling=lambda age_s, _="": Settling(settle_s=600.0, age_s=age_s),
             closed=set(),
             closed_to=lambda _: set(),
-            shunned=list,
+            shunned_at=lambda *_: None,
         ),
         spine_check=SimpleNamespace(saw=lambda **_: None),
         pass_deadline_s=90.0,

@@ -23,7 +23,7 @@ from ct_stream.gate.records import FailedAt, Known, Resumed
 from ct_stream.gate.replies import Reply, Stage
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.verdicts import Failed, HeldBy, Passed
-from ct_stream.gate.waits import NOTHING, Wait, WaitReason, WaitsOn, control_wait
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
 from tests.company.test_one_pass import ASKED, FAILED, GOOD, ID, LATER, ME, PATTERN, Controls, proven
 from tests.company.ways import counts_nothing, proven_way
 from tests.gate.world import RULES, YES, mx
@@ -134,7 +134,7 @@ class Company:
                 settling=lambda *_: SimpleNamespace(
                     refusal=self._refusal, is_of_many=lambda *_: False, closed=(), halted_by=None
                 ),
-                closed_to=lambda _: set(), shunned=list,
+                closed_to=lambda _: set(), shunned_at=lambda *_: None,
             ),
             probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=self._lookup_mx), prober=prober),
             paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,
@@ -328,10 +328,19 @@ async def test_silence_at_hosts_that_another_workers_resolver_named_fails_nobody
     assert isinstance(result, Passed), result
 
 
-async def test_an_mx_that_its_worker_has_proven_since_is_not_asked_again() -> None:
-    company = Company(OWN, YES, looks=1, failed_at=None, reason="rate_limit", waits_on=NOTHING)
-    spine, its_mx = company.row["exchanges"]
-    company.row["exchanges"] = (spine, replace(its_mx, by="other/1/a", at=rfc3339(ASKED - timedelta(hours=1))))
-    company.others = {"other/1/a": {kind: replace(GOOD, control_at=ASKED) for kind in company.ways}}
-    company.hosts = CAPTIVE  # what our own resolver would say now
-    assert isinstance(await company.come_back(), Passed)
+@pytest.mark.parametrize("proven", [ControlKind.DNS, ControlKind.SMTP, None])
+async def test_silence_at_an_mx_that_its_worker_has_proven_since_counts(proven: ControlKind | None) -> None:
+    """Both of its controls have succeeded since. `proven`: only that one; None: both."""
+    silent = MailboxAnswer(attempts=(attempt(OWN[0]),))
+    company = Company(OWN[:1], YES, last=silent, looks=1)
+    spine, its_mx, silence = company.row["exchanges"]
+    its_mx = replace(its_mx, by="other/1/a", at=rfc3339(ASKED))
+    company.row["exchanges"] = (spine, its_mx, replace(silence, by=ME, at=rfc3339(FAILED)))
+    since, before = (replace(GOOD, control_at=ASKED + timedelta(seconds=n)) for n in (1, -1))
+    company.others = {
+        "other/1/a": {kind: since if proven in (None, kind) else before for kind in company.ways},
+        ME: company.ways,
+    }
+    result = await company.come_back()
+    assert isinstance(result, Failed if proven is None else Passed), "asked again, its server talks"
+    assert company.asked == (0 if proven is None else 2), company.asked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,7 @@ from ct_stream.gate.questions import ControlKind, MailboxAnswer, MxAnswer, Spine
 from ct_stream.gate.records import FailedAt, Known, Resumed
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
+from ct_stream.store.guardrails import Shunned
 from tests.company.test_coming_back import OWN, SHARED, attempt, refuses
 from tests.company.test_one_pass import ASKED, GOOD, ID, Controls
 from tests.company.ways import counts_nothing
@@ -43,6 +44,7 @@ class Fleet:
         self.provider = NETWORK if is_own_server(hosts[0], "acme.example") else "bigmail.example"
         self.t = 1.0
         self.tries = {e: [600.0, 0] for e, s in states.items() if s == "closed"}
+        self.opened: dict[str, datetime] = {}
         self.asked: Counter[str] = Counter()
         self.said: list[str] = []
         self.row: dict[str, Any] = {
@@ -135,6 +137,14 @@ class Fleet:
         def closed_to(x: str) -> set[str]:
             return {self.provider} if self.states.get(x) == "closed" else set()
 
+        def shunned_at(provider: str, failed_at: datetime | None, met_at: set[str]) -> Shunned | None:
+            for x, state in self.states.items():
+                if provider == self.provider and state == "closed" and x not in met_at:
+                    return Shunned(egress=x)
+                if provider == self.provider and failed_at is not None and self.opened.get(x, failed_at) > failed_at:
+                    return Shunned(egress=x, is_open=True)
+            return None
+
         async def judge(held: Any, domain: str, provider: str) -> Wait:
             del provider
             if is_own_server(held.host, domain) and self.states[e] != "closed":
@@ -176,7 +186,7 @@ class Fleet:
             controls=controls,
             guardrails=SimpleNamespace(
                 refresh=nothing, closed=closed_to(e), unreached=unreached, judge=judge, note=judge, settling=settling,
-                closed_to=closed_to, shunned=lambda: [x for x, its in self.states.items() if its == "closed"],
+                closed_to=closed_to, shunned_at=shunned_at,
             ),
             probing=SimpleNamespace(
                 resolver=SimpleNamespace(lookup_mx=lookup_mx),
@@ -278,7 +288,7 @@ async def test_who_met_silence_that_is_closed_to_another_address_waits_for_what_
         if what_ends_it == "its server wakes up":
             fleet.says = dict.fromkeys(SHUNS, "yes")
         else:
-            fleet.states["default"], fleet.tries = "ok", {}
+            fleet.states["default"], fleet.tries, fleet.opened = "ok", {}, {"default": fleet.now}
             fleet.not_before = min(fleet.not_before, fleet.t)  # ct_set_guardrail wakes who waits on it
             fleet.says = dict.fromkeys(SHUNS, "yes" if what_ends_it == "a normal talk opens it" else "silent")
         before, asked = fleet.t, fleet.asked.total()
@@ -286,6 +296,37 @@ async def test_who_met_silence_that_is_closed_to_another_address_waits_for_what_
         assert result == ("Failed" if what_ends_it == "a person resumes it" else "Passed"), fleet.said
         assert fleet.asked.total() > asked, "decided by what was heard while it was closed"
         assert fleet.t - before <= 7 * 3600
+
+
+@pytest.mark.parametrize("closes_at_s", [0.0, 100.0])
+@pytest.mark.parametrize("opens_at_s", [20.0, 300.0, 700.0])
+async def test_silence_from_before_a_provider_opened_to_another_address_is_asked_for_again(
+    closes_at_s: float, opens_at_s: float
+) -> None:
+    """Its outage is over: a company that met it must not be failed because it is."""
+    for seed in range(6):
+        states = {"default": "ok", "dc2": "ok"}
+        fleet = Fleet(states, dict.fromkeys(states, "silent"), SHARED, seed, many="dc2")
+
+        def closes(fleet: Fleet = fleet) -> None:
+            fleet.states["default"], fleet.tries = "closed", {"default": [fleet.t + 600.0, 0]}
+
+        def opens(fleet: Fleet = fleet) -> None:
+            fleet.states["default"], fleet.tries, fleet.opened = "ok", {}, {"default": fleet.now}
+            fleet.says = dict.fromkeys(fleet.states, "yes")
+            if fleet.row["waits_on"].startswith("provider:"):
+                fleet.not_before = min(fleet.not_before, fleet.t)
+
+        result = None
+        ahead = [(closes_at_s, closes), (max(opens_at_s, closes_at_s + 20.0), opens)]
+        while result is None:
+            next_s = min(map(fleet.free_at, fleet.states))
+            if ahead and ahead[0][0] <= next_s:
+                fleet.t = max(fleet.t, ahead[0][0])
+                ahead.pop(0)[1]()
+            else:
+                result = await fleet.step()
+        assert result == "Passed", (seed, fleet.said)
 
 
 @pytest.mark.parametrize("hosts", [OWN[:1], SHARED], ids=["own server", "shared provider"])
@@ -300,7 +341,7 @@ async def test_a_silent_server_is_not_asked_again_and_again_where_another_addres
     states = {"default": "closed", "dc2": "ok"}
     fleet = Fleet(states, dict.fromkeys(states, "silent"), hosts, 1, many="default")
     fleet.row |= {"refused_at": "dc3" if hosts is SHARED else ""}
-    for hours, most in ((1.0, 3), (48.0, 15)):
+    for hours, most in ((1.0, 5), (48.0, 20)):
         while fleet.t < hours * 3600 and await fleet.step() is None:
             pass
         asked = fleet.asked["dc2"]

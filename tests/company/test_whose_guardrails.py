@@ -314,6 +314,6 @@ async def test_an_outage_of_postgres_makes_no_other_worker_gone(database: Databa
         await f.two.record.beat(Beat(troubles={}, partitions=(), running=0))
         assert (await proofs_of(f.one).weigh(resumed)).wait is None, "it still runs"
         await f.admin.execute("UPDATE outreach.ct_workers SET seen_at = seen_at - interval '31 s'")
-        f.one.db._up_at -= 31.0
+        f.one.db._heard_since -= 31.0
         kept = await proofs_of(f.one).weigh(resumed)
         assert [exchange.key for exchange in kept.exchanges] == ["spine"], "and nobody asks its controls any more"

@@ -52,6 +52,10 @@ A control that is awaited proves that our own way works: our resolvers, or our w
 answers that a waiting company brings back is decided by the first row that holds (`gate/evidence.py`). *Void* means:
 dropped, with what rests on it, and asked again. Why: [ADR-CT-IMO-024](adr/ADR-CT-IMO-024-what-counts-as-evidence.md).
 
+Two things come on top. From the second look on, silence counts only at hosts that a proven way has named: otherwise the
+MX, and what rests on it, is asked again by whoever goes on. And what rests on a worker that may have ended a moment ago
+waits until that is known ([ADR-CT-IMO-037](adr/ADR-CT-IMO-037-what-a-second-look-rests-on.md)).
+
 | # | what holds | what becomes of the answers |
 |---|---|---|
 """

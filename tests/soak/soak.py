@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -97,10 +96,12 @@ _UNDECIDED = """
     FROM outreach.ct_passes AS p GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY companies DESC LIMIT 20
 """
 
-#: Who waits for anything but the time of a refusal.
+#: Who waits for anything but the time of a refusal that came before the last repair.
 _LATE = """
     SELECT p.state, p.reason, p.waits_on, count(*) AS companies, max(p.detail) AS detail FROM outreach.ct_passes AS p
-    WHERE (p.reason = 'refused' AND p.waits_on LIKE 'provider:%' AND p.not_before < 'infinity') IS NOT TRUE
+    WHERE (
+        p.reason = 'refused' AND p.waits_on LIKE 'provider:%' AND p.not_before < 'infinity' AND p.parked_at < $1
+    ) IS NOT TRUE
     GROUP BY 1, 2, 3 ORDER BY companies DESC LIMIT 20
 """
 
@@ -112,8 +113,6 @@ class Tally:
     kills: list[int] = field(default_factory=list)  #: dialogues in flight at each
     late_kills: Counter[str] = field(default_factory=Counter)
     other: Counter[str] = field(default_factory=Counter)
-    #: When answers that nobody had stored yet may have been lost, and their questions put again.
-    blows: list[datetime] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)  #: of workers, that no fault made by us explains
     duplicates: int = 0
     junk: int = 0
@@ -235,7 +234,7 @@ class Soak:
                     flying = await self.in_flight(worker)
                     self.tally.kills.append(flying)
                     self.tally.late_kills[step] += 1
-                    self.tally.blows.append(await self.now())
+                    self.ways.died(self.ways.numbers[worker.pid], await self.now())
                     self.say(f"killed at {step!r} with {flying} in flight")
                 else:
                     log = self.stack.workers.index(worker)
@@ -257,7 +256,7 @@ class Soak:
         victim.send_signal(signal.SIGKILL)
         await asyncio.to_thread(victim.wait)
         self.tally.kills.append(flying)
-        self.tally.blows.append(await self.now())
+        self.ways.died(self.ways.numbers[victim.pid], await self.now())
         self.say(f"killed with {flying} in flight")
         self.hashes = [*self.hashes[-3:], await self.look()]
         is_late = not self.late and self.chance.random() < 0.6  # one at a time: the other is there to be killed
@@ -288,7 +287,6 @@ class Soak:
         victim = self.chance.choice(self.workers)
         this = Break(number=self.ways.numbers[victim.pid], way="frozen", begin=await self.now())
         self.ways.frozen.append(this)
-        self.tally.blows.append(this.begin)
         victim.send_signal(signal.SIGSTOP)
         await asyncio.sleep(self.chance.uniform(8, 30))
         with suppress(ProcessLookupError):
@@ -383,7 +381,7 @@ class Soak:
         found = await invariants.check(
             self.stack,
             self.domains,
-            kills=await self.blows_met(),
+            kills=1,  # a session that a lie broke, or a worker that is told to end, may cost a question
             pause_s=None,
             before=self.hashes,
             junk=self.tally.junk,
@@ -419,21 +417,6 @@ class Soak:
                 )
         return found, between_proofs
 
-    async def blows_met(self) -> dict[str, int]:
-        """Return for each domain how many blows fell while its company was under way, and one more.
-
-        One that ends one more worker, or a session that a lie broke, costs at most that one question.
-        """
-        rows = await self.sql(
-            "SELECT s.domain, s.created_at, o.recorded_at FROM outreach.outreach AS s"
-            " JOIN outreach.ct_outcomes AS o USING (outreach_id) WHERE s.domain IS NOT NULL"
-        )
-        blows = sorted(self.tally.blows)
-        return {
-            row["domain"]: 1 + bisect_right(blows, row["recorded_at"]) - bisect_left(blows, row["created_at"])
-            for row in rows
-        }
-
     def say(self, text: str) -> None:
         """Print a line with the time left."""
         print(f"{self.until - time.monotonic():6.0f} s left  {len(self.domains):6d} minted  {text}", flush=True)
@@ -459,10 +442,10 @@ async def run(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
                 for number in range(WORKERS):
                     befalling.create_task(soak.break_way(number))
             await soak.delisted()
-            mended = time.monotonic()
+            mended, mended_at = time.monotonic(), await soak.now()
             soak.until = mended
             await invariants.wait_at_rest(stack, len(soak.domains), AT_REST_S)
-            late = await soak.sql(_LATE)
+            late = await soak.sql(_LATE, mended_at)
             await invariants.wait_at_rest(stack, len(soak.domains), REFUSED_S - AT_REST_S)
             rest_s = time.monotonic() - mended
             undecided = await soak.sql(_UNDECIDED)

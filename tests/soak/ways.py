@@ -100,6 +100,7 @@ class Ways:
     until: float
     breaks: list[Break] = field(default_factory=list)
     frozen: list[Break] = field(default_factory=list)  #: when a worker was stopped
+    killed: list[Break] = field(default_factory=list)  #: and when one was killed
     numbers: dict[int, int] = field(default_factory=dict)  #: of workers, by their process
     began: dict[int, float] = field(default_factory=dict)  #: when each process was started (time of day)
 
@@ -130,6 +131,22 @@ class Ways:
         """Remember whose process it is."""
         self.numbers[pid] = number
         self.began[pid] = time.time()
+
+    def died(self, number: int, at: datetime) -> None:
+        """Remember that this worker was killed."""
+        self.killed.append(Break(number=number, way="killed", begin=at, end=at))
+
+    def _lost_answers(self, number: int, heard_at: float, again_at: float) -> bool:
+        """Return whether this worker may have lost what it heard before it was stored.
+
+        It was killed between the two questions; or frozen, and lost its lease meanwhile.
+        """
+        return any(
+            one.begin.timestamp() <= again_at and heard_at <= one.end.timestamp() + after_s
+            for blows, after_s in ((self.killed, 0.0), (self.frozen, _SLACK_S))
+            for one in blows
+            if one.number == number
+        )
 
     def _number_of(self, run: str) -> int | None:
         return self.numbers.get(_pid_of(run))
@@ -167,14 +184,14 @@ class Ways:
         return found
 
     async def voided(self, log: FarmLog) -> tuple[Counter[str], int]:
-        """Return how many answers about each recipient a broken way has made void before it was asked about again.
+        """Return how many answers about each recipient were void, or lost, before it was asked about again.
 
         And how many answers the servers gave in all.
 
         Either the run that heard one lost its way: by its own record between its last good control and the next one,
         and by ours because we had broken it between the two questions, or had not mended it before the first for long.
-        Or the run ended before its next control. Or the servers refused the worker's address, so that the answer is
-        none.
+        Or the run ended before its next control, or before it had stored them. Or the servers refused the worker's
+        address, so that the answer is none.
         """
         stretches = await self.stretches()
         ends: dict[int, list[tuple[float, float]]] = defaultdict(list)
@@ -200,7 +217,7 @@ class Ways:
                 is_void = was_broken and any(begin <= at <= end for begin, end in stretches[number])
                 # Its run ended between the two questions: while it lived it had no reason to ask again.
                 is_void = is_void or any(begin <= at <= end <= again_at for begin, end in ends[number])
-                void[recipient] += _BLOCKED_WORDS in reply or is_void
+                void[recipient] += _BLOCKED_WORDS in reply or is_void or self._lost_answers(number, at, again_at)
         return void, sum(map(len, asked.values()))
 
     async def exposed(self, log: FarmLog) -> tuple[set[UUID], list[str]]:

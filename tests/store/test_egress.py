@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -15,7 +16,7 @@ from ct_stream.gate.providers import network_of, provider_at, registrable_domain
 from ct_stream.gate.records import FailedAt
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
-from ct_stream.store.guardrails import Guardrails
+from ct_stream.store.guardrails import Guardrails, Shunned
 from ct_stream.store.limits import DomainLease, SharedLimits
 from ct_stream.store.parked import ParkedCompanies
 from ct_stream.store.worker_record import Beat, WorkerRecord
@@ -23,6 +24,7 @@ from tests.store.parts import LIMITS, opened, parked, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import datetime
     from uuid import UUID
 
     from ct_stream.store.database import Database
@@ -577,8 +579,27 @@ async def test_held_names_the_guardrail_of_the_address_that_a_silent_provider_is
         await f.one.parked.park(parked(after_s=wait.after_s, waits_on=wait.waits_on, reason=wait.reason))
         ends = await f.admin.fetchval("SELECT what_ends_it FROM outreach.ct_held")
         assert f"ct-stream guardrails resume {PROVIDER}@dc2" in ends
-        assert "bigmail.example from egress dc2 is no longer closed" in ends
+        assert "bigmail.example is open to egress dc2 again" in ends
         assert not await f.two.parked.claim_due(9, take_over=await f.two.parked.to_take_over())
         await f.resume(f"{PROVIDER}@dc2")
         await f.two.parked.wake_sleepers(10)
         assert len(await f.two.parked.claim_due(9)) == 1
+
+
+async def test_which_of_our_addresses_a_provider_shuns_or_shunned_when_it_was_silent(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+
+        async def shunned(failed_at: datetime | None, *met_at: str) -> Shunned | None:
+            await f.one.rails.refresh(now=True)
+            return f.one.rails.shunned_at("bigmail.example", failed_at, set(met_at))
+
+        await f.two.rails.set_state(f"{PROVIDER}@gone", "closed", "an address that no worker has", 600.0)
+        assert await shunned(None, "default") is None
+        await f.two.rails.set_state(f"{PROVIDER}@dc2", "closed", "silent to three companies", 600.0)
+        failed_at = f.one.db.now()
+        assert await shunned(failed_at, "default") == Shunned(egress="dc2")
+        assert await shunned(failed_at, "default", "dc2") is None, "it waits as at any closed provider"
+        await asyncio.sleep(0.05)
+        await f.resume(f"{PROVIDER}@dc2")
+        assert await shunned(failed_at, "default", "dc2") == Shunned(egress="dc2", is_open=True)
+        assert await shunned(f.one.db.now() + timedelta(seconds=1), "default", "dc2") is None

@@ -66,7 +66,7 @@ LANGUAGE sql STABLE AS $$
     SELECT EXISTS (
         SELECT 1 FROM outreach.ct_controls AS c
         -- What was never proven was never used.
-        WHERE c.worker = ANY (runs) AND c.kind <> 'dns_tcp'  -- in the way of long answers alone
+        WHERE c.worker = ANY (runs) AND c.kind <> 'dns_tcp'  -- without that a long answer is not heard at all
             AND greatest(c.control_at, c.trouble_from) > '-infinity'
             AND (c.trouble_from > '-infinity' AND c.trouble_from <= ends AND begins < c.trouble_until
                 -- Nobody asks the control any more that would have shown it.

@@ -22,9 +22,6 @@ LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     place inet;
 BEGIN
-    IF rail NOT LIKE 'provider:%:%' AND rail !~ '^provider:[0-9]+[.][0-9]+[.][0-9]+[.][0-9]+(/|@|$)' THEN
-        RETURN NULL;
-    END IF;
     place := substring(rail FROM '^provider:([^@]*)')::inet;
     RETURN network(set_masklen(place, CASE family(place) WHEN 4 THEN 24 ELSE 48 END));
 EXCEPTION WHEN invalid_text_representation THEN

@@ -451,7 +451,8 @@ SELECT
         WHEN p.reason = 'daily_cap' THEN 'the next UTC day begins'
         WHEN p.reason = 'refused' THEN 'it is known whether other companies are refused too'
         WHEN p.reason = 'provider_silent' AND p.waits_on IS NOT NULL
-            THEN k.provider || ' is no longer closed, or it answers the worker that looks again; or a person resumes it: ct-stream guardrails resume ' || k.rail
+            THEN split_part(k.provider, ' from egress ', 1) || ' is open to egress ' || k.egress || ' again, or answers the worker that looks'
+                || ' again, or a person resumes it: ct-stream guardrails resume ' || k.rail
         WHEN p.reason = 'provider_silent' THEN 'it is known whether the provider is silent for other companies too'
         WHEN p.reason = 'tier2' AND p.waits_on = 'tier2:turn' THEN 'the vendor gives a usable answer, or its turn comes'
         WHEN p.reason = 'tier2' THEN 'its paid call is answered, or the time for an answer is over'
