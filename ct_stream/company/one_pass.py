@@ -195,6 +195,7 @@ class CompanyPass:
         """Return the company as it is parked: its wait, its answers, and when those that failed were asked and came."""
         failed = self._failed()
         on_record = self._resumed if failed is FailedAt.ON_RECORD else None
+        first_at = (on_record.met_at if on_record is not None else "") or self._own_way.egress
         return Parked(
             origin=origin,
             event_at=event_at,
@@ -208,7 +209,7 @@ class CompanyPass:
             looks=self._kept.looks,
             met_by=on_record.met_by if on_record is not None else "",
             met_at=on_record.met_at if on_record is not None else "",
-            first_at=self._own_way.egress if self._kept.looks == 0 and met_trouble(self.exchanges) else "",
+            first_at=first_at if self._kept.looks == 0 and met_trouble(self.exchanges) else "",
             refused_at=self._refused_at,
         )
 

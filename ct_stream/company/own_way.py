@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ct_stream.gate.egress import DEFAULT
 from ct_stream.gate.evidence import (
+    LONGEST_QUESTION_S,
     PORT_25,
     UNPROVEN,
     WINDOW_S,
@@ -26,6 +27,7 @@ from ct_stream.gate.evidence import (
     Witness,
     askers,
     before_astray,
+    closed_provider,
     ever_met_trouble,
     heard_elsewhere,
     met_trouble,
@@ -36,13 +38,14 @@ from ct_stream.gate.evidence import (
     silent_providers,
     weigh,
 )
+from ct_stream.gate.providers import is_whereabouts
 from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.process.loops import Loop
 from ct_stream.store.guardrails import MAIL_FROM_RAIL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 
     from ct_stream.gate.evidence import Kept
     from ct_stream.gate.records import Resumed
@@ -88,6 +91,7 @@ _ONLY_IPV6 = (
     "this machine reaches port 25 only over IPv6, so it leaves companies whose servers have only IPv4 addresses to "
     "workers on other machines"
 )
+_ONE_QUESTION = timedelta(seconds=LONGEST_QUESTION_S)
 _FOR_EVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -441,28 +445,46 @@ class Proofs:
         Whether a provider shuns an address, the guardrails of that address know. What it left without an answer while
         it was closed to any of ours counts at none.
         """
-        failed_at = self.moments.failed_at
-        age_s = 0.0 if failed_at is None else self._age_s(failed_at)
         by_egress: dict[str, list[Exchange]] = {}
         for exchange in exchanges:
             by_egress.setdefault(self._egress_of(exchange), []).append(exchange)
         met_at = {egress for egress, met in by_egress.items() if ever_met_trouble(met)}
-        for provider in sorted(silent_providers(exchanges)):
-            shunned = self._guardrails.shunned_at(provider, failed_at, met_at)
-            if shunned is not None:
-                return shunned_elsewhere(provider, shunned.egress, self._age_s(self._since), is_open=shunned.is_open)
+        shut = self._shut(exchanges, met_at)
+        for egress, provider, opened_at in sorted(shut, key=lambda one: (one[2] is not None, one[:2])):
+            if opened_at is None and egress in met_at:
+                return closed_provider(provider, egress)
+            silent_at = self._silent_at(exchanges, provider)
+            if opened_at is None or (silent_at is not None and opened_at > silent_at - _ONE_QUESTION):
+                return shunned_elsewhere(provider, egress, self._age_s(self._since), is_open=opened_at is not None)
         for egress, met in by_egress.items():
             closed = self._guardrails.closed_to(egress)
             for provider in sorted(silent_providers(exchanges, closed) & silent_providers(met, closed)):
+                silent_at = self._silent_at(met, provider, closed)
+                age_s = 0.0 if silent_at is None else self._age_s(silent_at)
                 wait = await self._guardrails.unreached(provider, age_s, egress)
                 if wait is not None:
                     return wait
-        # The network of an own server is closed by what others there said of us. They say nothing of its silence,
-        # unless it was silent to that address too.
-        closed = self._guardrails.closed_to(self._refused_at) if self._refused_at else set()
-        for provider in sorted(silent_providers(exchanges, closed) & closed):
-            return shunned_elsewhere(provider, self._refused_at, self._age_s(self._since))
         return None
+
+    def _shut(self, exchanges: Sequence[Exchange], met_at: Collection[str]) -> list[tuple[str, str, datetime | None]]:
+        """Return which of our addresses have a silent provider closed, or had it so, with when it was opened again.
+
+        The network of an own server is closed by what others there said of us. That says nothing of its silence, unless
+        it was silent to that address too.
+        """
+        return [
+            (egress, provider, shut[provider])
+            for egress in self._guardrails.egresses
+            for shut in (self._guardrails.shut_to(egress),)
+            for provider in silent_providers(exchanges, shut) & shut.keys()
+            if egress in met_at or egress == self._refused_at or not is_whereabouts(provider)
+        ]
+
+    def _silent_at(self, exchanges: Iterable[Exchange], provider: str, closed: Container[str] = ()) -> datetime | None:
+        """Return when this provider first left a question of this look without an answer."""
+        around = closed or {provider}
+        moments = [e.at for e in exchanges if e.at and provider in silent_providers([e], around)]
+        return datetime.fromisoformat(min(moments)) if moments else self.moments.failed_at
 
     def _egress_of(self, exchange: Exchange) -> str:
         # What another worker met is marked as proven when this one takes the company over.

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 WINDOW_S = 600.0  #: for so long a control lets a worker ask; so much of what it hears may be astray unnoticed
 ELSEWHERE_S = 60.0  #: for a worker of another egress to take a company; then its own one asks again
+LONGEST_QUESTION_S = 90.0  #: from putting a question to its answer, or to the end of a pass's deadline
 SHUNNED_S, SHUNNED_MOST_S = 600.0, 21_600.0  #: between two looks at a provider that is closed to another egress
 LOOKS = 1  #: how often a silent server is asked again once our own way is proven
 PORT_25 = (ControlKind.SMTP, ControlKind.SMTP6)
@@ -465,19 +466,26 @@ class Settling:
         return self.settle_s - max(0.0, self.age_s)
 
 
+def closed_provider(provider: str, egress: str) -> Wait:
+    """Return the wait for a provider that is closed to the address that met its silence."""
+    return Wait(
+        reason=WaitReason.PROVIDER_CLOSED,
+        detail=f"several companies at {provider} were refused or got no answer: it is down, or blocks us",
+        waits_on=WaitsOn.provider(provider, egress),
+    )
+
+
 def shunned_elsewhere(provider: str, egress: str, waited_s: float, *, is_open: bool = False) -> Wait:
     """Return the wait for a provider's silence while it is closed to another address of ours: it may shun us all.
 
-    The company is looked at again when the provider opens to that one (at once where it `is_open`), and else each time
-    it has waited twice as long.
+    The company is asked again when the provider opens to that one, and else each time it has waited twice as long.
+    Where it `is_open` by now, soon: but not before an answer can only be from after the opening.
     """
     if is_open:
         return Wait(
-            reason=WaitReason.PROVIDER_SILENT,
-            detail=f"no server of {provider} could be reached while it was closed to our egress {egress}; "
-            "it is asked again",
-            after_s=0.0,
-            waits_on=WaitsOn.provider(provider, egress),
+            reason=WaitReason.PROVIDER_CLOSED,
+            detail=f"no server of {provider} could be reached when it was closed to our egress {egress}",
+            after_s=min(max(LONGEST_QUESTION_S, waited_s / 2), SHUNNED_MOST_S),
         )
     return Wait(
         reason=WaitReason.PROVIDER_SILENT,
@@ -947,6 +955,7 @@ def weigh(
     kept = next(row for row in ROWS if row.when(case)).keep(case)
     # Whose rows are held is decided: nothing is asked for it.
     is_open = kept.wait is None and kept.looks >= LOOKS and resumed.reason != WaitReason.ROW_HELD
+    is_open = is_open and not _is_confirmed(kept.exchanges)
     return _on_known_mx(kept, by, runs or {}) if is_open else kept
 
 
@@ -971,7 +980,13 @@ def not_yet(resumed: Resumed, wait: Wait) -> Kept:
         asked_at=resumed.asked_at or resumed.since,
         failed_at=resumed.failed_at,
         looks=resumed.looks,
-        wait=replace(wait, reason=WaitReason(resumed.reason), waits_on=resumed.waits_on),
+        wait=replace(
+            wait,
+            reason=WaitReason(resumed.reason),
+            waits_on=resumed.waits_on,
+            # Whom another egress is to take is not to be taken back before that.
+            after_s=max(wait.after_s or 0.0, ELSEWHERE_S) if resumed.waits_on.is_passed_on else wait.after_s,
+        ),
     )
 
 

@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ct_stream.gate.egress import DEFAULT, base_of, egress_of, is_of_an_egress
-from ct_stream.gate.evidence import Settling
+from ct_stream.gate.evidence import Settling, closed_provider
 from ct_stream.gate.providers import (
     address_of,
     is_own_server,
@@ -31,7 +31,7 @@ from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     import asyncpg
@@ -71,14 +71,6 @@ class _InTheWay:
     opened: dict[str, datetime]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shunned:
-    """An address of ours to which a provider is closed, or was."""
-
-    egress: str
-    is_open: bool = False  #: it was opened since
-
-
 class Guardrails:
     """The guardrails, shared by all workers."""
 
@@ -100,7 +92,7 @@ class Guardrails:
         self._not_open: set[str] = set()  # guardrails, as last read
         self._first_seen: dict[str, datetime] = {}  # guardrails that are open
         self._read: Sequence[asyncpg.Record] = ()
-        self._egresses: set[str] = set()  # that workers had within a week, as last read
+        self._shut: dict[str, dict[str, datetime | None]] = {}  # by egress, see shut_to
         self._openings: dict[str, datetime] = {}  # of all egresses, as last read
         self._of_others: dict[str, _InTheWay] = {}
         self.opened: dict[str, datetime] = {}  #: guardrail to when it was opened again or resumed, as last read
@@ -181,31 +173,25 @@ class Guardrails:
         egress = met_at or self._egress
         why = "none of its servers could be reached"
         if is_whereabouts(provider) or await self._close_where_due(provider, why, egress):
-            return Wait(
-                reason=WaitReason.PROVIDER_CLOSED,
-                detail=f"several companies at {provider} were refused or got no answer: it is down, or blocks us",
-                waits_on=WaitsOn.provider(provider, egress),
-            )
+            return closed_provider(provider, egress)
         return self.settling(age_s, egress).silence(provider)
 
     def closed_to(self, met_at: str) -> set[str]:
         """Return the providers (networks and addresses too) that are not open to an egress, as last read."""
         return self._seen_by(met_at).closed
 
-    def shunned_at(self, provider: str, failed_at: datetime | None, met_at: Container[str]) -> Shunned | None:
-        """Return an egress to which a provider is closed, or was when its last silence was met.
+    def shut_to(self, egress: str) -> Mapping[str, datetime | None]:
+        """Return the providers (networks and addresses too) that are closed to an egress, or were a while ago.
 
-        Of those that workers had within a week, and not closed to who met it: that is any closed provider's silence.
+        With the moment when they were opened again; None: they are closed. Not those that were only paused, nor those
+        of an egress that no worker had within a week.
         """
-        for row in self._read:
-            rail, egress = row["key"], egress_of(row["key"])
-            if base_of(rail) != WaitsOn.provider(provider) or egress not in self._egresses:
-                continue
-            if row["state"] in ("closed", "halted") and egress not in met_at:
-                return Shunned(egress=egress)
-            if row["state"] == "open" and failed_at is not None and self._openings.get(rail, failed_at) > failed_at:
-                return Shunned(egress=egress, is_open=True)
-        return None
+        return self._shut.get(egress, {})
+
+    @property
+    def egresses(self) -> Collection[str]:
+        """Return the egresses to which some provider is closed, or was a while ago."""
+        return self._shut.keys()
 
     async def note_talk(self, provider: str, ip: str) -> None:
         """Record a normal session at a provider, by a company that has its place at another one."""
@@ -251,11 +237,16 @@ class Guardrails:
         self._refresh_at = time.monotonic() + _REFRESH_S
         changes = self._changes
         found = await self._database.persist("guardrails")
-        egresses = await self._database.persist("egresses")
+        shut = await self._database.persist("shut_providers")
         if changes != self._changes:
             return  # halted meanwhile: what was read may be older than the halt
-        self._egresses = {row["name"] for row in egresses}
         self._read, self._openings, self._of_others = found, self._when_opened(found), {}
+        self._shut = {}
+        for row in shut:
+            opened_at = None if row["is_shut"] else self._openings.get(row["key"])
+            if row["is_shut"] or opened_at is not None:
+                name = base_of(row["key"]).removeprefix(_PROVIDER)
+                self._shut.setdefault(egress_of(row["key"]), {})[name] = opened_at
         ours = self._in_the_way_of(self._egress)
         self.halted, self.closed, self.opened = ours.halted, ours.closed, ours.opened
         self._on_trial = any(row["key"] == self.smtp_rail and row["state"] == "trial" for row in found)

@@ -783,9 +783,17 @@ FROM outreach.ct_guardrails AS g
 -- What a person must look at comes first.
 ORDER BY array_position(ARRAY['halted', 'closed', 'paused', 'trial', 'open'], g.state), g.key;
 
--- name: egresses
--- See ct_egresses.
-SELECT e.name FROM outreach.ct_egresses() AS e (name);
+-- name: shut_providers
+-- Which providers are closed to an egress that workers had within a week, and which were until some moment of today?
+SELECT g.key, g.state <> 'open' AS is_shut FROM outreach.ct_guardrails AS g
+WHERE g.key LIKE 'provider:%' AND outreach.ct_egress_of(g.key) IN (SELECT e.name FROM outreach.ct_egresses() AS e (name))
+    AND (
+        g.state IN ('closed', 'halted')
+        OR g.state = 'open' AND g.since > clock_timestamp() - interval '1 day' AND (
+            SELECT l.state FROM outreach.ct_guardrail_log AS l
+            WHERE l.key = g.key AND l.state <> 'open' ORDER BY l.log_id DESC LIMIT 1
+        ) IN ('closed', 'halted')
+    );
 
 -- name: record_exit
 -- Record the exit of a worker that hung, and where.

@@ -71,6 +71,8 @@ class Company:
         self.then: MailboxAnswer | None = None  #: what the shared server says once it is asked alone
         self.cap: Wait | None = None  #: what our limits say once, between two of its hosts
         self.others: dict[str, dict[ControlKind, Way]] = {}  #: the ways of other runs
+        self.quiet: dict[str, float] = {}  #: other runs, and in how many seconds it is known whether they ended
+        self.first_at = ""  #: the address that is not to look again at once
         last = parked.pop("last", None)
         self.row: dict[str, Any] = {
             "exchanges": (
@@ -128,13 +130,13 @@ class Company:
             memory=SimpleNamespace(recall=self._recall), own_way=proven_way(),
             farewells=Farewells(), metrics=counts_nothing(), spine_check=None, spine_grace_s=60.0,
             limits=SimpleNamespace(mx_lookup=self._nothing), rules=RULES,
-            controls=Controls(self.ways, others=self.others),
+            controls=Controls(self.ways, others=self.others, quiet=self.quiet),
             guardrails=SimpleNamespace(
                 refresh=self._nothing, closed=set(), unreached=self._nothing, judge=self._judge, note=self._judge,
                 settling=lambda *_: SimpleNamespace(
                     refusal=self._refusal, is_of_many=lambda *_: False, closed=(), halted_by=None
                 ),
-                closed_to=lambda _: set(), shunned_at=lambda *_: None,
+                closed_to=lambda _: set(), egresses=(), shut_to=lambda _: {},
             ),
             probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=self._lookup_mx), prober=prober),
             paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,
@@ -148,6 +150,7 @@ class Company:
         result = await run.run()
         if isinstance(result, Wait):
             left = run.parked(origin, None, result)
+            self.first_at = left.first_at
             failed = {FailedAt.NOW: FAILED, FailedAt.ON_RECORD: self.row["failed_at"], FailedAt.NONE: None}
             self.row |= {
                 "exchanges": tuple(run.exchanges), "pending": left.pending, "looks": left.looks,
@@ -344,3 +347,19 @@ async def test_silence_at_an_mx_that_its_worker_has_proven_since_counts(proven: 
     result = await company.come_back()
     assert isinstance(result, Failed if proven is None else Passed), "asked again, its server talks"
     assert company.asked == (0 if proven is None else 2), company.asked
+
+
+@pytest.mark.parametrize(("waits_on", "after_s"), [("control:smtp", 10.0), ("egress:dc2", 60.0)])
+async def test_who_waits_until_a_quiet_worker_is_known_to_have_ended_waits_on_as_before(
+    waits_on: str, after_s: float
+) -> None:
+    """And its second look is still another address's: the quiet one was the first."""
+    silent = MailboxAnswer(attempts=(attempt(OWN[0]),))
+    company = Company(OWN[:1], YES, last=silent, waits_on=WaitsOn(waits_on), met_by="quiet/1/a", met_at="dc2")
+    company.row["exchanges"] = tuple(replace(e, by="quiet/1/a", at=rfc3339(FAILED)) for e in company.row["exchanges"])
+    company.others = {"quiet/1/a": {kind: replace(GOOD, control_at=ASKED) for kind in company.ways}}
+    company.quiet = {"quiet/1/a": 10.0}
+    wait = await company.come_back()
+    assert isinstance(wait, Wait)
+    assert (wait.reason, wait.waits_on, wait.after_s) == (WaitReason.CONTROL, waits_on, after_s)
+    assert (company.asked, company.first_at, company.row["failed_at"]) == (0, "dc2", FAILED)

@@ -68,18 +68,25 @@ class Controls(ControlLedger):
     """The controls of a way that is known."""
 
     def __init__(
-        self, ways: dict[ControlKind, Way], *, others: Mapping[str, dict[ControlKind, Way]] | None = None
+        self,
+        ways: dict[ControlKind, Way],
+        *,
+        others: Mapping[str, dict[ControlKind, Way]] | None = None,
+        quiet: Mapping[str, float] | None = None,
     ) -> None:
-        """`others`: those of other runs, where they differ."""
+        """`others`: the ways of other runs, where they differ; `quiet`: in how many seconds their end is known."""
         super().__init__(cast("Any", None), 30.0, ME)
         self._ways = ways
-        self._others = others or {}
+        self._others, self._quiet = others or {}, quiet or {}
 
     async def own(self) -> dict[ControlKind, Way]:
         return self._ways
 
     async def of_runs(self, runs: Collection[str]) -> dict[str, RunWays]:
-        return {run: RunWays(ways=self._others.get(run, self._ways), is_gone=False) for run in runs}
+        return {
+            run: RunWays(ways=self._others.get(run, self._ways), is_gone=False, unsure_s=self._quiet.get(run, 0.0))
+            for run in runs
+        }
 
 
 async def resume(
@@ -124,7 +131,8 @@ async def resume(
         farewells=Farewells(), metrics=counts_nothing(), spine_check=None, spine_grace_s=60.0,
         limits=SimpleNamespace(mx_lookup=mx_lookup),
         guardrails=SimpleNamespace(
-            refresh=refresh, settling=settling, closed=set(), closed_to=lambda _: set(), shunned_at=lambda *_: None
+            refresh=refresh, settling=settling, closed=set(), closed_to=lambda _: set(), egresses=(),
+            shut_to=lambda _: {},
         ),
         rules=RULES, controls=Controls({ControlKind.DNS: dns, ControlKind.SMTP: smtp}),
         probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=lookup_mx), prober=lambda *_: prober),

@@ -21,7 +21,6 @@ from ct_stream.gate.questions import ControlKind, MailboxAnswer, MxAnswer, Spine
 from ct_stream.gate.records import FailedAt, Known, Resumed
 from ct_stream.gate.transcript import Exchange
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
-from ct_stream.store.guardrails import Shunned
 from tests.company.test_coming_back import OWN, SHARED, attempt, refuses
 from tests.company.test_one_pass import ASKED, GOOD, ID, Controls
 from tests.company.ways import counts_nothing
@@ -137,13 +136,10 @@ class Fleet:
         def closed_to(x: str) -> set[str]:
             return {self.provider} if self.states.get(x) == "closed" else set()
 
-        def shunned_at(provider: str, failed_at: datetime | None, met_at: set[str]) -> Shunned | None:
-            for x, state in self.states.items():
-                if provider == self.provider and state == "closed" and x not in met_at:
-                    return Shunned(egress=x)
-                if provider == self.provider and failed_at is not None and self.opened.get(x, failed_at) > failed_at:
-                    return Shunned(egress=x, is_open=True)
-            return None
+        def shut_to(x: str) -> dict[str, datetime | None]:
+            if self.states.get(x) == "closed":
+                return {self.provider: None}
+            return {self.provider: self.opened[x]} if x in self.opened else {}
 
         async def judge(held: Any, domain: str, provider: str) -> Wait:
             del provider
@@ -186,7 +182,7 @@ class Fleet:
             controls=controls,
             guardrails=SimpleNamespace(
                 refresh=nothing, closed=closed_to(e), unreached=unreached, judge=judge, note=judge, settling=settling,
-                closed_to=closed_to, shunned_at=shunned_at,
+                closed_to=closed_to, egresses=list(self.states), shut_to=shut_to,
             ),
             probing=SimpleNamespace(
                 resolver=SimpleNamespace(lookup_mx=lookup_mx),

@@ -236,6 +236,8 @@ async def check_farm(
     ]
     found.expect(not often, 9, f"{len(often)} mailboxes were asked for too often: {often[:3]}")
     found.figures["mailboxes asked again"] = sum(1 for n in asked.values() if n > 1)
+    unexplained = sum(n - voided.get(recipient, 0) > 1 for recipient, n in asked.items())
+    found.figures["and for no reason that is known"] = unexplained
     # 8: one session at a domain at a time, and a pause after each.
     for domain, some in sessions.items() if pause_s is not None else ():
         for gap in pauses(some):

@@ -136,17 +136,20 @@ class Ways:
         """Remember that this worker was killed."""
         self.killed.append(Break(number=number, way="killed", begin=at, end=at))
 
-    def _lost_answers(self, number: int, heard_at: float, again_at: float) -> bool:
+    def _lost_answers(self, number: int, again: int, heard_at: float, again_at: float) -> bool:
         """Return whether this worker may have lost what it heard before it was stored.
 
-        It was killed between the two questions; or frozen, and lost its lease meanwhile.
+        It was killed between the two questions; or frozen, and lost its lease meanwhile. And one that was frozen goes
+        on where it was, whoever has asked since.
         """
-        return any(
-            one.begin.timestamp() <= again_at and heard_at <= one.end.timestamp() + after_s
-            for blows, after_s in ((self.killed, 0.0), (self.frozen, _SLACK_S))
-            for one in blows
-            if one.number == number
+        was_killed = any(one.number == number and heard_at <= one.end.timestamp() <= again_at for one in self.killed)
+        was_frozen = any(
+            one.number in (number, again)
+            and one.begin.timestamp() <= again_at
+            and heard_at <= one.end.timestamp() + _SLACK_S
+            for one in self.frozen
         )
+        return was_killed or was_frozen
 
     def _number_of(self, run: str) -> int | None:
         return self.numbers.get(_pid_of(run))
@@ -208,7 +211,9 @@ class Ways:
                     asked[recipient].append((session.wall + command.at - session.opened, number, command.reply))
         void: Counter[str] = Counter()
         for recipient, answers in asked.items():
-            for (at, number, reply), (again_at, *_) in pairwise(sorted(answers)):
+            for (at, number, reply), (again_at, again, _) in pairwise(sorted(answers)):
+                if not reply or reply.startswith("421"):
+                    continue  # no answer, and not counted as one
                 was_broken = any(
                     one.begin.timestamp() < again_at and at < one.end.timestamp() + _CONTROL_S + _SLACK_S
                     for one in self.breaks
@@ -217,7 +222,7 @@ class Ways:
                 is_void = was_broken and any(begin <= at <= end for begin, end in stretches[number])
                 # Its run ended between the two questions: while it lived it had no reason to ask again.
                 is_void = is_void or any(begin <= at <= end <= again_at for begin, end in ends[number])
-                void[recipient] += _BLOCKED_WORDS in reply or is_void or self._lost_answers(number, at, again_at)
+                void[recipient] += _BLOCKED_WORDS in reply or is_void or self._lost_answers(number, again, at, again_at)
         return void, sum(map(len, asked.values()))
 
     async def exposed(self, log: FarmLog) -> tuple[set[UUID], list[str]]:

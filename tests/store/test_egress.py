@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -16,7 +15,7 @@ from ct_stream.gate.providers import network_of, provider_at, registrable_domain
 from ct_stream.gate.records import FailedAt
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
-from ct_stream.store.guardrails import Guardrails, Shunned
+from ct_stream.store.guardrails import Guardrails
 from ct_stream.store.limits import DomainLease, SharedLimits
 from ct_stream.store.parked import ParkedCompanies
 from ct_stream.store.worker_record import Beat, WorkerRecord
@@ -24,7 +23,6 @@ from tests.store.parts import LIMITS, opened, parked, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from datetime import datetime
     from uuid import UUID
 
     from ct_stream.store.database import Database
@@ -586,20 +584,25 @@ async def test_held_names_the_guardrail_of_the_address_that_a_silent_provider_is
         assert len(await f.two.parked.claim_due(9)) == 1
 
 
-async def test_which_of_our_addresses_a_provider_shuns_or_shunned_when_it_was_silent(database: DatabaseDsns) -> None:
+async def test_which_of_our_addresses_a_provider_shuns_or_shunned_a_while_ago(database: DatabaseDsns) -> None:
     async with fleet(database) as f:
 
-        async def shunned(failed_at: datetime | None, *met_at: str) -> Shunned | None:
+        async def shut() -> dict[str, dict[str, bool]]:
+            """Return, by egress and provider, whether it is closed still."""
             await f.one.rails.refresh(now=True)
-            return f.one.rails.shunned_at("bigmail.example", failed_at, set(met_at))
+            return {e: {p: at is None for p, at in f.one.rails.shut_to(e).items()} for e in f.one.rails.egresses}
 
         await f.two.rails.set_state(f"{PROVIDER}@gone", "closed", "an address that no worker has", 600.0)
-        assert await shunned(None, "default") is None
+        await f.one.rails.set_state(PROVIDER, "paused", "says that we ask too fast", 60.0)
+        await f.one.rails.set_state(PROVIDER, "open", "talks normally again", None)
+        assert await shut() == {}, "a pause says nothing of silence"
         await f.two.rails.set_state(f"{PROVIDER}@dc2", "closed", "silent to three companies", 600.0)
-        failed_at = f.one.db.now()
-        assert await shunned(failed_at, "default") == Shunned(egress="dc2")
-        assert await shunned(failed_at, "default", "dc2") is None, "it waits as at any closed provider"
+        await f.two.rails.set_state("provider:192.0.2.0/24@dc2", "closed", "three companies there refuse us", 600.0)
+        assert await shut() == {"dc2": {"bigmail.example": True, "192.0.2.0/24": True}}
+        before = f.one.db.now()
         await asyncio.sleep(0.05)
         await f.resume(f"{PROVIDER}@dc2")
-        assert await shunned(failed_at, "default", "dc2") == Shunned(egress="dc2", is_open=True)
-        assert await shunned(f.one.db.now() + timedelta(seconds=1), "default", "dc2") is None
+        assert await shut() == {"dc2": {"bigmail.example": False, "192.0.2.0/24": True}}
+        opened_at = f.one.rails.shut_to("dc2")["bigmail.example"]
+        assert opened_at is not None
+        assert before < opened_at < f.one.db.now()

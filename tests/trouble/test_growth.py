@@ -187,7 +187,7 @@ RUN: list[tuple[str, str, tuple[object, ...]]] = [
     ("gate", "server", ()),
     ("gate", "wake_sleepers", (10, 30.0)),
     ("gate", "wake_capped", (10_000,)),
-    ("gate", "egresses", ()),
+    ("gate", "shut_providers", ()),
     ("gate", "control", (["worker", "broken"], 30.0)),
     ("gate", "control_succeeded", ("smtp", NOW, "", 60.0, "worker")),
     ("gate", "good_talk", (NOW, "", 60.0, "worker", "smtp")),

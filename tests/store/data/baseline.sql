@@ -450,6 +450,7 @@ SELECT
             THEN 'the next UTC day begins, or a unit of today is given back'
         WHEN p.reason = 'daily_cap' THEN 'the next UTC day begins'
         WHEN p.reason = 'refused' THEN 'it is known whether other companies are refused too'
+        WHEN p.reason = 'provider_closed' AND p.waits_on IS NULL THEN 'its server is asked again'
         WHEN p.reason = 'provider_silent' AND p.waits_on IS NOT NULL
             THEN split_part(k.provider, ' from egress ', 1) || ' is open to egress ' || k.egress || ' again, or answers the worker that looks'
                 || ' again, or a person resumes it: ct-stream guardrails resume ' || k.rail

@@ -1,0 +1,136 @@
+"""What a provider leaves without an answer counts only if it was closed to none of our addresses at that time."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ct_stream.gate.evidence import Moments
+from ct_stream.gate.output_stage import rfc3339
+from ct_stream.gate.questions import ControlAnswer, ControlKind, MailboxAnswer
+from ct_stream.gate.transcript import Exchange
+from ct_stream.gate.waits import Wait, WaitReason
+from tests.company.test_coming_back import OWN, SHARED, attempt
+from tests.company.test_whose_guardrails import proofs_of, proves, silent
+from tests.store.test_egress import Fleet, fleet
+
+if TYPE_CHECKING:
+    from ct_stream.company.own_way import Proofs
+    from tests.conftest import DatabaseDsns
+
+PROVIDER = "provider:bigmail.example"
+SETTLED_S, FRESH_S = 1000.0, 1.0
+FAR = timedelta(seconds=200)  #: longer than one question takes
+
+
+async def proven_silence(f: Fleet, hosts: tuple[str, ...] = SHARED, *, before: timedelta = timedelta(0)) -> Exchange:
+    """Park a company of the first egress whose hosts were silent so long before it was parked, and prove its way."""
+    await proves(f.one)
+    asked_at = f.one.db.now() - before - timedelta(seconds=1)
+    its = Exchange(
+        key="rcpt:info", asked="info@acme.example", answer=MailboxAnswer(attempts=(attempt(hosts[0]),)),
+        at=rfc3339(f.one.db.now() - before), by=f.one.name,
+    )  # fmt: skip
+    await f.one.parked.park(silent(f.one, asked_at, hosts, its))
+    await asyncio.sleep(0.05)
+    await f.admin.execute(
+        "UPDATE outreach.ct_controls SET proven_since = proven_since - interval '1 hour' WHERE worker = $1", f.one.name
+    )
+    await proves(f.one)
+    return its
+
+
+async def weighed(f: Fleet, *, age_s: float = SETTLED_S) -> tuple[Proofs, ControlAnswer | Wait]:
+    """Return what becomes of it now."""
+    await f.one.rails.refresh(now=True)
+    [resumed] = await f.one.parked.claim_due(9)
+    proofs = proofs_of(f.one, age_s=age_s)
+    kept = await proofs.weigh(resumed)
+    assert kept.wait is None
+    proofs.moments = Moments.of(resumed, kept, taken=len(kept.exchanges))
+    return proofs, await proofs.confirm(ControlKind.SMTP, kept.exchanges)
+
+
+async def opens(f: Fleet, rail: str, at: datetime) -> None:
+    """Let a guardrail that is closed have been opened at this moment."""
+    await f.resume(rail)
+    await f.admin.execute("UPDATE outreach.ct_guardrails SET since = $2 WHERE key = $1", rail, at)
+
+
+async def test_it_counts_once_it_is_settled_where_nothing_was_closed(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        await proven_silence(f)
+        _, answer = await weighed(f)
+        assert isinstance(answer, ControlAnswer)
+
+
+@pytest.mark.parametrize("egress", ["", "@dc2"])
+async def test_it_counts_at_none_while_it_is_closed_however_few_companies_are_counted(
+    database: DatabaseDsns, egress: str
+) -> None:
+    """A person resumed TOOL-005, which makes older evidence void, or the evidence is of yesterday."""
+    async with fleet(database) as f:
+        await f.one.rails.set_state(f"{PROVIDER}{egress}", "closed", "silent to three companies", 600.0)
+        await proven_silence(f)
+        _, wait = await weighed(f)
+        assert isinstance(wait, Wait), "it fails for ever"
+        assert wait.waits_on == f"{PROVIDER}{egress}"
+
+
+@pytest.mark.parametrize("egress", ["", "@dc2"])
+@pytest.mark.parametrize(
+    ("silent_before", "opened_before", "counts"),
+    [(600.0, 300.0, False), (600.0, 580.0, False), (600.0, 750.0, True), (0.0, 120.0, True)],
+)
+async def test_it_is_asked_again_if_it_opened_after_that(
+    database: DatabaseDsns, egress: str, silent_before: float, opened_before: float, counts: bool
+) -> None:
+    """What counts is when it was silent: a backup may have answered other questions long after that."""
+    async with fleet(database) as f:
+        rail = f"{PROVIDER}{egress}"
+        await f.one.rails.set_state(rail, "closed", "silent to three companies", 600.0)
+        await proven_silence(f, before=timedelta(seconds=silent_before))
+        await opens(f, rail, f.one.db.now() - timedelta(seconds=opened_before))
+        _, answer = await weighed(f)
+        assert isinstance(answer, ControlAnswer) == counts
+        if isinstance(answer, Wait):
+            assert (answer.reason, answer.waits_on) == (WaitReason.PROVIDER_CLOSED, "")
+            assert (answer.after_s or 0.0) >= 90.0, "then its answer is from after the opening"
+
+
+async def test_a_pause_that_ended_says_nothing_of_silence(database: DatabaseDsns) -> None:
+    """Otherwise a provider that now and then finds us too fast would have each of its dead companies asked for ever."""
+    async with fleet(database) as f:
+        await f.one.rails.set_state(PROVIDER, "paused", "says that we ask too fast", 60.0)
+        await proven_silence(f, before=FAR)
+        await opens(f, PROVIDER, f.one.db.now())
+        _, answer = await weighed(f)
+        assert isinstance(answer, ControlAnswer)
+
+
+async def test_a_network_that_opened_since_is_asked_again(database: DatabaseDsns) -> None:
+    """Its own server may have shunned us as the others there did."""
+    async with fleet(database) as f:
+        rail = "provider:192.0.2.0/24"
+        await f.one.rails.set_state(rail, "closed", "the own servers of three companies refuse us", 600.0)
+        await proven_silence(f, OWN[:1], before=FAR)
+        await opens(f, rail, f.one.db.now())
+        _, answer = await weighed(f)
+        assert isinstance(answer, Wait)
+
+
+async def test_proven_silence_is_settled_by_its_own_time(database: DatabaseDsns) -> None:
+    """Another worker met it. Since then a reply about us was in the way, so no moment of a failure is on record."""
+    async with fleet(database) as f:
+        its = await proven_silence(f, before=FAR)
+        proofs, _ = await weighed(f)
+        proofs.moments = Moments()
+        proven: list[Any] = [Exchange(**{name: getattr(its, name) for name in its.__slots__} | {"proven": True})]
+        assert isinstance(await proofs.confirm(ControlKind.SMTP, proven), ControlAnswer)
+        young = proofs_of(f.one, age_s=FRESH_S)
+        wait = await young.confirm(ControlKind.SMTP, proven)
+        assert isinstance(wait, Wait)
+        assert 0.0 < (wait.after_s or 0.0) < 60.0, "and that ends"
