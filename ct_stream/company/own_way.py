@@ -25,6 +25,8 @@ from ct_stream.gate.evidence import (
     Moments,
     Way,
     Witness,
+    asked_addresses,
+    asked_afresh,
     askers,
     before_astray,
     closed_provider,
@@ -38,7 +40,7 @@ from ct_stream.gate.evidence import (
     silent_providers,
     weigh,
 )
-from ct_stream.gate.providers import is_whereabouts
+from ct_stream.gate.providers import is_whereabouts, whereabouts
 from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.process.loops import Loop
@@ -449,13 +451,20 @@ class Proofs:
         for exchange in exchanges:
             by_egress.setdefault(self._egress_of(exchange), []).append(exchange)
         met_at = {egress for egress, met in by_egress.items() if ever_met_trouble(met)}
+        for egress in sorted(met_at):
+            wait = self._halted(egress, by_egress[egress])
+            if wait is not None:
+                return wait
         shut = self._shut(exchanges, met_at)
         for egress, provider, opened_at in sorted(shut, key=lambda one: (one[2] is not None, one[:2])):
             if opened_at is None and egress in met_at:
                 return closed_provider(provider, egress)
-            silent_at = self._silent_at(exchanges, provider)
-            if opened_at is None or (silent_at is not None and opened_at > silent_at - _ONE_QUESTION):
-                return shunned_elsewhere(provider, egress, self._age_s(self._since), is_open=opened_at is not None)
+            if opened_at is None:
+                return shunned_elsewhere(provider, egress, self._age_s(self._since))
+            begun_at = self._asked_at(self._silent_at(exchanges, provider))
+            if begun_at is not None and opened_at > begun_at:
+                what = f"no server of {provider} could be reached when it was closed to our egress {egress}"
+                return asked_afresh(what, self._age_s(self._since))
         for egress, met in by_egress.items():
             closed = self._guardrails.closed_to(egress)
             for provider in sorted(silent_providers(exchanges, closed) & silent_providers(met, closed)):
@@ -472,13 +481,38 @@ class Proofs:
         The network of an own server is closed by what others there said of us. That says nothing of its silence, unless
         it was silent to that address too.
         """
+        names = silent_providers(exchanges) | {where for ip in asked_addresses(exchanges) for where in whereabouts(ip)}
+        silent = [name for name in names if name in silent_providers(exchanges, {name})]
         return [
             (egress, provider, shut[provider])
             for egress in self._guardrails.egresses
             for shut in (self._guardrails.shut_to(egress),)
-            for provider in silent_providers(exchanges, shut) & shut.keys()
+            for provider in silent
+            if provider in shut
             if egress in met_at or egress == self._refused_at or not is_whereabouts(provider)
         ]
+
+    def _halted(self, egress: str, met: Sequence[Exchange]) -> Wait | None:
+        """Return the wait for silence that came while our own address was halted, or before a person resumed it."""
+        settling = self._guardrails.settling(0.0, egress)
+        if settling.halted_by is not None:
+            return Wait(
+                reason=WaitReason.HALTED,
+                detail=f"TOOL-005 is halted ({settling.halted_by}), so silence says nothing: {settling.halted}",
+                waits_on=settling.halted_by,
+            )
+        moments = [datetime.fromisoformat(e.at) for e in met if e.at and ever_met_trouble([e])]
+        begun_at = self._asked_at(min(moments, default=self.moments.failed_at))
+        if begun_at is not None and settling.resumed_at is not None and settling.resumed_at > begun_at:
+            what = f"its servers could not be reached when our egress {egress} was halted"
+            return asked_afresh(what, self._age_s(self._since))
+        return None
+
+    def _asked_at(self, silent_at: datetime | None) -> datetime | None:
+        """Return when the look began in which a server was silent, or else when its question was put at the latest."""
+        if self.moments.asked_at is not None or silent_at is None:
+            return self.moments.asked_at
+        return silent_at - _ONE_QUESTION
 
     def _silent_at(self, exchanges: Iterable[Exchange], provider: str, closed: Container[str] = ()) -> datetime | None:
         """Return when this provider first left a question of this look without an answer."""

@@ -242,6 +242,12 @@ def serves_again(exchange: Exchange, hosts: Sequence[str]) -> bool:
     return isinstance(exchange.answer, MailboxAnswer) and exchange.answer.attempts[-1].host in hosts
 
 
+def asked_addresses(exchanges: Iterable[Exchange]) -> set[str]:
+    """Return the addresses of the servers that were asked, whatever they said."""
+    answers = (exchange.answer for exchange in exchanges if isinstance(exchange.answer, MailboxAnswer))
+    return {attempt.ip for answer in answers for attempt in answer.attempts if attempt.ip}
+
+
 def may_be_ours(answer: Answer) -> bool:
     """Return whether this answer may come from a pause of our own process.
 
@@ -475,24 +481,29 @@ def closed_provider(provider: str, egress: str) -> Wait:
     )
 
 
-def shunned_elsewhere(provider: str, egress: str, waited_s: float, *, is_open: bool = False) -> Wait:
+def shunned_elsewhere(provider: str, egress: str, waited_s: float) -> Wait:
     """Return the wait for a provider's silence while it is closed to another address of ours: it may shun us all.
 
     The company is asked again when the provider opens to that one, and else each time it has waited twice as long.
-    Where it `is_open` by now, soon: but not before an answer can only be from after the opening.
     """
-    if is_open:
-        return Wait(
-            reason=WaitReason.PROVIDER_CLOSED,
-            detail=f"no server of {provider} could be reached when it was closed to our egress {egress}",
-            after_s=min(max(LONGEST_QUESTION_S, waited_s / 2), SHUNNED_MOST_S),
-        )
     return Wait(
         reason=WaitReason.PROVIDER_SILENT,
         detail=f"no server of {provider} could be reached, and it is closed to our egress {egress}; this counts only "
         "once it is open to that one again",
         after_s=min(max(SHUNNED_S, waited_s), SHUNNED_MOST_S),
         waits_on=WaitsOn.provider(provider, egress),
+    )
+
+
+def asked_afresh(what: str, waited_s: float) -> Wait:
+    """Return the wait of a company whose silence may come from what was in our way then, and is no more.
+
+    Not before an answer can only be from after that, and the later, the longer the company has waited.
+    """
+    return Wait(
+        reason=WaitReason.PROVIDER_CLOSED,
+        detail=f"{what}; that is over, so they are asked again",
+        after_s=min(max(LONGEST_QUESTION_S, waited_s / 2), SHUNNED_MOST_S),
     )
 
 
@@ -882,7 +893,8 @@ ROWS = (
     ),
     Row(
         id="closed provider",
-        holds="the company waited for a provider that was closed to one of our addresses, and met silence",
+        holds="the company met silence, and waited for a provider that was closed to one of our addresses, or for the "
+        "end of a halt",
         then="void: its one try must ask",
         when=Case.is_a_closed_providers_silence,
         keep=Case.void_though_proven,
@@ -1002,13 +1014,13 @@ def nothing_failed(resumed: Resumed) -> bool:
 
 
 def _waits_for_a_silent_provider(resumed: Resumed) -> bool:
-    """Return whether a company that met silence waits until its provider is tried, or opens to another egress.
+    """Return whether a company that met silence waits until its provider is tried, or a guardrail of ours is open.
 
     The one that tries a closed provider must really ask: its silence is from before that, and proves our way alone.
     """
     exchanges = _as_if_unproven(resumed.exchanges)
     is_shunned = resumed.reason == WaitReason.PROVIDER_SILENT and resumed.waits_on != NOTHING
-    is_closed = resumed.reason == WaitReason.PROVIDER_CLOSED
+    is_closed = resumed.reason in (WaitReason.PROVIDER_CLOSED, WaitReason.HALTED)
     return (is_closed or is_shunned) and met_trouble(exchanges) and bool(open_needs(exchanges))
 
 

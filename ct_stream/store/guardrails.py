@@ -47,6 +47,7 @@ EVIDENCE_KEPT = timedelta(hours=24)  #: how long a refusal or a normal session c
 FIRST_TRY_S = 600.0  #: until a closed provider is tried; then twice as long each time, see ct_count_try
 RATE_PAUSE_S = 60.0  #: until a provider that says "too fast" is tried; then twice as long each time
 _REFRESH_S = 5.0
+_READS = 10  #: for who must know what is true now, while this worker itself halts what refuses us
 _CLOCKS_DIFFER = timedelta(seconds=1)  #: our view of the database's clock is as old as the last look at it
 _HOURS = EVIDENCE_KEPT // timedelta(hours=1)
 _PROVIDER = WaitsOn.provider("")
@@ -235,18 +236,24 @@ class Guardrails:
         if not now and time.monotonic() < self._refresh_at:
             return
         self._refresh_at = time.monotonic() + _REFRESH_S
-        changes = self._changes
-        found = await self._database.persist("guardrails")
-        shut = await self._database.persist("shut_providers")
-        if changes != self._changes:
+        for _ in range(_READS if now else 1):
+            changes = self._changes
+            found = await self._database.persist("guardrails")
+            shut = await self._database.persist("shut_providers")
+            if changes == self._changes:
+                break
+        else:
             return  # halted meanwhile: what was read may be older than the halt
         self._read, self._openings, self._of_others = found, self._when_opened(found), {}
-        self._shut = {}
+        before, self._shut = self._shut, {}
         for row in shut:
-            opened_at = None if row["is_shut"] else self._openings.get(row["key"])
-            if row["is_shut"] or opened_at is not None:
-                name = base_of(row["key"]).removeprefix(_PROVIDER)
-                self._shut.setdefault(egress_of(row["key"]), {})[name] = opened_at
+            rail, name = row["key"], base_of(row["key"]).removeprefix(_PROVIDER)
+            opened_at = None if row["is_shut"] else row["opened_at"]
+            if opened_at is not None and row["is_open_since"]:
+                opened_at = max(opened_at, self._first_seen.get(rail, opened_at))
+            if opened_at is not None and (seen := before.get(egress_of(rail), {}).get(name)) is not None:
+                opened_at = max(opened_at, seen)
+            self._shut.setdefault(egress_of(rail), {})[name] = opened_at
         ours = self._in_the_way_of(self._egress)
         self.halted, self.closed, self.opened = ours.halted, ours.closed, ours.opened
         self._on_trial = any(row["key"] == self.smtp_rail and row["state"] == "trial" for row in found)

@@ -784,16 +784,20 @@ FROM outreach.ct_guardrails AS g
 ORDER BY array_position(ARRAY['halted', 'closed', 'paused', 'trial', 'open'], g.state), g.key;
 
 -- name: shut_providers
--- Which providers are closed to an egress that workers had within a week, and which were until some moment of today?
-SELECT g.key, g.state <> 'open' AS is_shut FROM outreach.ct_guardrails AS g
-WHERE g.key LIKE 'provider:%' AND outreach.ct_egress_of(g.key) IN (SELECT e.name FROM outreach.ct_egresses() AS e (name))
-    AND (
-        g.state IN ('closed', 'halted')
-        OR g.state = 'open' AND g.since > clock_timestamp() - interval '1 day' AND (
-            SELECT l.state FROM outreach.ct_guardrail_log AS l
-            WHERE l.key = g.key AND l.state <> 'open' ORDER BY l.log_id DESC LIMIT 1
-        ) IN ('closed', 'halted')
-    );
+-- Which providers are closed to an egress that workers had within a week, and when was one opened first that was closed last?
+SELECT g.key, g.state IN ('closed', 'halted') AS is_shut, coalesce((
+    SELECT o.at FROM outreach.ct_guardrail_log AS o
+    WHERE o.key = g.key AND o.log_id > shut.log_id AND o.state = 'open' ORDER BY o.log_id LIMIT 1
+), g.since) AS opened_at, NOT EXISTS (
+    SELECT 1 FROM outreach.ct_guardrail_log AS n WHERE n.key = g.key AND n.log_id > shut.log_id AND n.state <> 'open'
+) AS is_open_since
+FROM outreach.ct_guardrails AS g
+-- Whatever it was after that: a provider that has just opened may find us too fast, and is paused.
+CROSS JOIN LATERAL (
+    SELECT l.log_id FROM outreach.ct_guardrail_log AS l
+    WHERE l.key = g.key AND l.state IN ('closed', 'halted') ORDER BY l.log_id DESC LIMIT 1
+) AS shut
+WHERE g.key LIKE 'provider:%' AND outreach.ct_egress_of(g.key) IN (SELECT e.name FROM outreach.ct_egresses() AS e (name));
 
 -- name: record_exit
 -- Record the exit of a worker that hung, and where.

@@ -134,7 +134,7 @@ class Company:
             guardrails=SimpleNamespace(
                 refresh=self._nothing, closed=set(), unreached=self._nothing, judge=self._judge, note=self._judge,
                 settling=lambda *_: SimpleNamespace(
-                    refusal=self._refusal, is_of_many=lambda *_: False, closed=(), halted_by=None
+                    refusal=self._refusal, is_of_many=lambda *_: False, closed=(), halted_by=None, resumed_at=None
                 ),
                 closed_to=lambda _: set(), egresses=(), shut_to=lambda _: {},
             ),

@@ -123,7 +123,9 @@ async def resume(
         return None
 
     def settling(*_: object) -> SimpleNamespace:
-        return SimpleNamespace(refusal=lambda _: unsettled, is_of_many=lambda *_: False, closed=(), halted_by=None)
+        return SimpleNamespace(
+            refusal=lambda _: unsettled, is_of_many=lambda *_: False, closed=(), halted_by=None, resumed_at=None
+        )
 
     prober = SimpleNamespace(ask=ask, close=close, heard=())
     parts: Any = SimpleNamespace(

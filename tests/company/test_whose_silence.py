@@ -55,9 +55,12 @@ async def weighed(f: Fleet, *, age_s: float = SETTLED_S) -> tuple[Proofs, Contro
 
 
 async def opens(f: Fleet, rail: str, at: datetime) -> None:
-    """Let a guardrail that is closed have been opened at this moment."""
+    """Let a guardrail that is not open have been opened at this moment."""
     await f.resume(rail)
     await f.admin.execute("UPDATE outreach.ct_guardrails SET since = $2 WHERE key = $1", rail, at)
+    await f.admin.execute(
+        "UPDATE outreach.ct_guardrail_log SET at = $2 WHERE key = $1 AND state IN ('open', 'trial')", rail, at
+    )
 
 
 async def test_it_counts_once_it_is_settled_where_nothing_was_closed(database: DatabaseDsns) -> None:
@@ -83,7 +86,7 @@ async def test_it_counts_at_none_while_it_is_closed_however_few_companies_are_co
 @pytest.mark.parametrize("egress", ["", "@dc2"])
 @pytest.mark.parametrize(
     ("silent_before", "opened_before", "counts"),
-    [(600.0, 300.0, False), (600.0, 580.0, False), (600.0, 750.0, True), (0.0, 120.0, True)],
+    [(600.0, 300.0, False), (600.0, 602.0, True), (600.0, 750.0, True), (0.0, 120.0, True)],
 )
 async def test_it_is_asked_again_if_it_opened_after_that(
     database: DatabaseDsns, egress: str, silent_before: float, opened_before: float, counts: bool
@@ -99,6 +102,39 @@ async def test_it_is_asked_again_if_it_opened_after_that(
         if isinstance(answer, Wait):
             assert (answer.reason, answer.waits_on) == (WaitReason.PROVIDER_CLOSED, "")
             assert (answer.after_s or 0.0) >= 90.0, "then its answer is from after the opening"
+
+
+async def test_a_closed_address_counts_though_its_network_was_opened_before(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        network, address = "provider:192.0.2.0/24", "provider:192.0.2.1"
+        await f.one.rails.set_state(network, "closed", "the own servers of three companies refuse us", 600.0)
+        await opens(f, network, f.one.db.now() - timedelta(hours=1))
+        await f.one.rails.set_state(address, "closed", "the own servers of two companies refuse us", 600.0)
+        await proven_silence(f, OWN[:1], before=FAR)
+        await opens(f, address, f.one.db.now())
+        _, answer = await weighed(f)
+        assert isinstance(answer, Wait), "it opened after the silence"
+
+
+@pytest.mark.parametrize("hosts", [OWN[:1], SHARED], ids=["own server", "shared provider"])
+async def test_silence_while_our_address_is_halted_counts_at_nobodys(
+    database: DatabaseDsns, hosts: tuple[str, ...]
+) -> None:
+    """Servers may drop the packets of an address that others refuse in words."""
+    async with fleet(database) as f:
+        await proven_silence(f, hosts, before=FAR)
+        await f.one.rails.set_state("tool:TOOL-005", "halted", "listed", None)
+        _, wait = await weighed(f)
+        assert isinstance(wait, Wait)
+        assert (wait.reason, wait.waits_on) == (WaitReason.HALTED, "tool:TOOL-005")
+        await opens(f, "tool:TOOL-005", f.one.db.now())
+        await f.admin.execute("UPDATE outreach.ct_passes SET lease_owner = NULL, lease_until = NULL")
+        _, wait = await weighed(f)
+        assert isinstance(wait, Wait), "it was silent before a person resumed our address"
+        await f.admin.execute("UPDATE outreach.ct_passes SET lease_until = NULL, reason = 'halted', waits_on = $1", "x")
+        [resumed] = await f.one.parked.claim_due(9)
+        kept = await proofs_of(f.one, age_s=SETTLED_S).weigh(resumed)
+        assert [exchange.key for exchange in kept.exchanges] == ["spine", "mx"], "and is asked again"
 
 
 async def test_a_pause_that_ended_says_nothing_of_silence(database: DatabaseDsns) -> None:

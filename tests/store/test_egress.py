@@ -606,3 +606,7 @@ async def test_which_of_our_addresses_a_provider_shuns_or_shunned_a_while_ago(da
         opened_at = f.one.rails.shut_to("dc2")["bigmail.example"]
         assert opened_at is not None
         assert before < opened_at < f.one.db.now()
+        for state in ("paused", "open"):  # it has just opened, and finds us too fast
+            await f.two.rails.set_state(f"{PROVIDER}@dc2", state, "because", 60.0 if state == "paused" else None)
+            assert (await shut())["dc2"]["bigmail.example"] is False
+            assert f.one.rails.shut_to("dc2")["bigmail.example"] == opened_at
