@@ -23,8 +23,9 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -35,14 +36,11 @@ from aiokafka.errors import KafkaError
 from ct_stream.stream.topology import SPINE_CREATED
 from tests import brokers
 from tests.faults import invariants
-from tests.soak.ways import SILENT, WINDOW_S, Break, Ways, most_at_once, too_close
+from tests.soak.ways import MOST_ASKED, SILENT, WINDOW_S, Break, Ways, most_at_once, too_close
 from tests.ways.breaking import WAYS
 from tests.ways.fleet import Fleet
 from tests.ways.namespaces import build_world, in_a_world, missing
 from tools.kafka.cluster import BROKERS, KafkaCluster
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 PER_S = 14.0
 REPLY_S = 2.2  #: so that a pass takes about 25 s, and hundreds are in flight in each worker
@@ -377,11 +375,13 @@ class Soak:
         """Return what does not hold, with figures, and how many dead servers' answers fell between two proofs."""
         log = await self.stack.farm.log()
         exposed, unexplained = await self.ways.exposed(log)
-        voided, answers = await self.ways.voided(log)
+        voided, answers, stories = await self.ways.voided(log)
+        for story in stories:
+            self.say(f"asked too often: {story}")
         found = await invariants.check(
             self.stack,
             self.domains,
-            kills=1,  # a session that a lie broke, or a worker that is told to end, may cost a question
+            kills=MOST_ASKED - 1,
             pause_s=None,
             before=self.hashes,
             junk=self.tally.junk,
@@ -418,8 +418,9 @@ class Soak:
         return found, between_proofs
 
     def say(self, text: str) -> None:
-        """Print a line with the time left."""
-        print(f"{self.until - time.monotonic():6.0f} s left  {len(self.domains):6d} minted  {text}", flush=True)
+        """Print a line with the time, and how much is left."""
+        left = f"{datetime.now(UTC):%T} {self.until - time.monotonic():6.0f} s left"
+        print(f"{left}  {len(self.domains):6d} minted  {text}", flush=True)
 
 
 async def run(minutes: float, seed: int, folder: Path) -> dict[str, Any]:

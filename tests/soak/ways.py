@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from ct_stream.local.farm.log import Session
     from tests.ways.fleet import Fleet
 
+MOST_ASKED = 2  #: a session that a lie broke, or a worker that is told to end, may cost a question
+_STORIES = 8
+HEARD_S = 3.5  #: from a question, which the servers date their answers by, until its answer is heard
 WINDOW_S = 15.0  #: a control lets a worker ask for so long; the product's 600 s would expose every outcome of a soak
 #: A control's dialogue, at the soak's slow replies; the rounds of the loops that ask it; and a busy machine.
 _CONTROL_S, _SLACK_S = 14.0, 16.0
@@ -186,15 +189,15 @@ class Ways:
                 found[number].append((begin, end))
         return found
 
-    async def voided(self, log: FarmLog) -> tuple[Counter[str], int]:
+    async def voided(self, log: FarmLog) -> tuple[Counter[str], int, list[str]]:
         """Return how many answers about each recipient were void, or lost, before it was asked about again.
 
-        And how many answers the servers gave in all.
+        And how many answers the servers gave in all, and the stories of some that were asked about too often.
 
         Either the run that heard one lost its way: by its own record between its last good control and the next one,
         and by ours because we had broken it between the two questions, or had not mended it before the first for long.
-        Or the run ended before its next control, or before it had stored them. Or the servers refused the worker's
-        address, so that the answer is none.
+        Or the run ended before its next control, or before it had stored them, or it did not hear the last one of a
+        session, after which it said nothing. Or the servers refused the worker's address, so that the answer is none.
         """
         stretches = await self.stretches()
         ends: dict[int, list[tuple[float, float]]] = defaultdict(list)
@@ -206,24 +209,39 @@ class Ways:
         for session in log.sessions():
             number = addresses.get(session.peer)
             for command in session.commands if number is not None else ():
-                if number is not None and command.text[:8].upper() == "RCPT TO:":
-                    recipient = command.text[8:].strip().partition(">")[0].lstrip("<")
-                    asked[recipient].append((session.wall + command.at - session.opened, number, command.reply))
-        void: Counter[str] = Counter()
-        for recipient, answers in asked.items():
-            for (at, number, reply), (again_at, again, _) in pairwise(sorted(answers)):
-                if not reply or reply.startswith("421"):
+                if number is None or command.text[:8].upper() != "RCPT TO:":
+                    continue
+                if not command.reply or command.reply.startswith("421"):
                     continue  # no answer, and not counted as one
+                recipient = command.text[8:].strip().partition(">")[0].lstrip("<")
+                # Who hears an answer says something to it, if only QUIT.
+                reply = command.reply if command is not session.commands[-1] else ""
+                asked[recipient].append((session.wall + command.at - session.opened, number, reply))
+        void: Counter[str] = Counter()
+        stories: list[str] = []
+        for recipient, answers in asked.items():
+            told: list[str] = []
+            for (at, number, reply), (again_at, again, _) in pairwise(sorted(answers)):
+                heard_at = at + HEARD_S
                 was_broken = any(
                     one.begin.timestamp() < again_at and at < one.end.timestamp() + _CONTROL_S + _SLACK_S
                     for one in self.breaks
                     if one.concerns(number)
                 )
-                is_void = was_broken and any(begin <= at <= end for begin, end in stretches[number])
+                is_void = was_broken and any(begin <= heard_at and at <= end for begin, end in stretches[number])
                 # Its run ended between the two questions: while it lived it had no reason to ask again.
-                is_void = is_void or any(begin <= at <= end <= again_at for begin, end in ends[number])
-                void[recipient] += _BLOCKED_WORDS in reply or is_void or self._lost_answers(number, again, at, again_at)
-        return void, sum(map(len, asked.values()))
+                is_void = is_void or any(begin <= heard_at and at <= end <= again_at for begin, end in ends[number])
+                is_lost = not reply or self._lost_answers(number, again, at, again_at)
+                is_void = is_void or is_lost or _BLOCKED_WORDS in reply
+                void[recipient] += is_void
+                told.append(
+                    f"{datetime.fromtimestamp(at, UTC):%T.%f} worker {number} {reply[:3]}{' void' if is_void else ''}"
+                )
+            if len(answers) - void[recipient] > MOST_ASKED and len(stories) < _STORIES:
+                last_at, last_by, _ = max(answers)
+                told.append(f"{datetime.fromtimestamp(last_at, UTC):%T.%f} worker {last_by}")
+                stories.append(f"{recipient}: {', '.join(told)}")
+        return void, sum(map(len, asked.values())), stories
 
     async def exposed(self, log: FarmLog) -> tuple[set[UUID], list[str]]:
         """Return the companies that a lie passed before the next control could tell, and passes that nothing explains.
