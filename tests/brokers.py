@@ -10,6 +10,7 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.admin import DeleteGroupsRequest
@@ -48,6 +49,14 @@ def use(cluster: KafkaCluster) -> None:
 def kafka() -> KafkaCluster | None:
     """Return the running Apache Kafka, or None where the tests run on embedded brokers."""
     return _running[0] if _running else None
+
+
+def idempotent_producer(bootstrap: str, **options: Any) -> AIOKafkaProducer:
+    """Return a producer that writes each record once, where the broker can (the embedded one has no InitProducerId).
+
+    Without that a repeat after a slow answer is a second record, which a busy machine sees now and then.
+    """
+    return AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=kafka() is not None, **options)
 
 
 @asynccontextmanager

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from ct_stream.stream.retrying import retried
-from tests.brokers import kafka, lend_broker, wait_topics
+from tests.brokers import idempotent_producer, kafka, lend_broker, wait_topics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -78,7 +78,7 @@ async def broker(tmp_path: Path) -> AsyncIterator[str]:
 
 
 async def produce(broker: str, values: list[bytes]) -> None:
-    async with AIOKafkaProducer(bootstrap_servers=broker, acks="all") as producer:
+    async with idempotent_producer(broker) as producer:
         await asyncio.gather(*[await producer.send(TOPIC.topic, value, partition=0) for value in values])
 
 

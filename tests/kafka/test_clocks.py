@@ -13,7 +13,7 @@ from ct_stream.ops.publish import publish, read_events
 from ct_stream.ops.troubles import ServiceTrouble
 from ct_stream.settings import Settings, load_settings
 from ct_stream.stream.topology import create_topics
-from tests.brokers import keep_producers_times, lend_broker
+from tests.brokers import idempotent_producer, keep_producers_times, lend_broker
 from tests.faults.harness import Stack
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ async def test_a_record_of_any_time_is_accepted_and_read(cluster: KafkaCluster, 
     """Otherwise an old one would be beyond the retention when it arrives, and one ahead would be refused."""
     async with Stack(tmp_path) as stack:
         ids = await stack.mint(["info-a.example", "info-b.example"])
-        async with AIOKafkaProducer(bootstrap_servers=cluster.bootstrap, acks="all") as producer:
+        async with idempotent_producer(cluster.bootstrap) as producer:
             for company, days in zip(ids, (-60, 2), strict=True):
                 key = str(company).encode()
                 at = int(time.time() * 1000) + days * 24 * HOUR_MS

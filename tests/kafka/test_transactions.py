@@ -16,6 +16,7 @@ from ct_stream.ops.replay import lag
 from ct_stream.settings import load_settings
 from ct_stream.stream.position import outside_consumer
 from ct_stream.stream.topology import SPINE_CREATED
+from tests.brokers import idempotent_producer
 from tests.faults.harness import Stack
 from tests.kafka.upstream import send, transactional
 
@@ -79,7 +80,7 @@ async def test_an_open_transaction_is_waited_for(tmp_path: Path) -> None:
         async with transactional(stack.env["CT_KAFKA_BOOTSTRAP"]) as producer:
             await producer.begin_transaction()
             await producer.send_and_wait(SPINE_CREATED, f'{{"outreach_id": "{first}"}}'.encode(), partition=PARTITION)
-            async with AIOKafkaProducer(bootstrap_servers=stack.env["CT_KAFKA_BOOTSTRAP"], acks="all") as plain:
+            async with idempotent_producer(stack.env["CT_KAFKA_BOOTSTRAP"]) as plain:
                 for company, partition in ((second, PARTITION), (other, PARTITION + 1)):
                     value = f'{{"outreach_id": "{company}"}}'.encode()
                     await plain.send_and_wait(SPINE_CREATED, value, partition=partition)
@@ -99,7 +100,7 @@ async def test_holes_that_compaction_leaves_raise_no_alarm_and_hold_nothing_up(
         async with cluster.admin() as admin:
             settings = {"cleanup.policy": "compact", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.01"}
             await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, SPINE_CREATED, configs=settings)])
-        async with AIOKafkaProducer(bootstrap_servers=stack.env["CT_KAFKA_BOOTSTRAP"], acks="all") as producer:
+        async with idempotent_producer(stack.env["CT_KAFKA_BOOTSTRAP"]) as producer:
             for number in range(400):
                 if number == 397:  # Kafka never compacts the newest segment; let the last records have it
                     await asyncio.sleep(0.3)
@@ -110,7 +111,7 @@ async def test_holes_that_compaction_leaves_raise_no_alarm_and_hold_nothing_up(
         assert any(after - before > 1 for before, after in itertools.pairwise(left)), "no hole was left"
         worker = stack.start_worker()
         assert await stack.wait_decided(4, 40) == 4, stack.worker_log()[-2000:]
-        async with AIOKafkaProducer(bootstrap_servers=stack.env["CT_KAFKA_BOOTSTRAP"], acks="all") as producer:
+        async with idempotent_producer(stack.env["CT_KAFKA_BOOTSTRAP"]) as producer:
             for company in ids[4:]:
                 await _send(producer, company)
         assert await stack.wait_decided(8, 30) == 8, stack.worker_log()[-2000:]

@@ -6,7 +6,6 @@ from pathlib import Path  # noqa: TC003 - pytest reads the annotation
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
 from ct_stream.gate.failures import FailureCode
@@ -15,7 +14,7 @@ from ct_stream.ops.replay import replay
 from ct_stream.ops.story import story, story_lines
 from ct_stream.settings import Settings
 from ct_stream.stream.topology import CT_REJECTED, SPINE_CREATED, create_topics
-from tests.brokers import keep_producers_times, lend_broker
+from tests.brokers import idempotent_producer, keep_producers_times, lend_broker
 from tests.ops.rows import failed, record
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ async def test_replay_shows_each_record_with_its_outcome(tmp_path: Path, databas
         await create_topics(settings)
         await keep_producers_times(bootstrap, SPINE_CREATED, most_ahead_ms=2**63 - 1)
         await publish(settings, read_events([str(outcome.outreach_id), undecided], ids=True))
-        async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer:
+        async with idempotent_producer(bootstrap) as producer:
             await producer.send_and_wait(SPINE_CREATED, b"\xff not JSON")
             await producer.send_and_wait(SPINE_CREATED, b"{}", key=b"ahead", timestamp_ms=2**62)
             await producer.send_and_wait(outcome.topic, outcome.value, outcome.key, headers=list(outcome.headers))
@@ -61,7 +60,7 @@ async def test_show_finds_the_reject_of_a_company_that_the_gate_could_not_read(
         await create_topics(settings)
         headers = [("ct_reject_reason", b"key-differs"), ("ct_source_topic", b"spine.created")]
         headers += [("ct_source_partition", b"3"), ("ct_source_offset", b"41")]
-        async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all") as producer:
+        async with idempotent_producer(bootstrap) as producer:
             for key, value in [(str(other), b"{}"), (None, b'{"outreach_id": "%s"' % str(lost).upper().encode())]:
                 await producer.send_and_wait(CT_REJECTED, value, key and key.encode(), headers=headers)
         found = await story(settings, lost)
