@@ -562,6 +562,7 @@ class Case:
     settling: Settling
     witness: Witness = ITSELF
     true: Sequence[Exchange] | None = None  #: what is left before the first answer that its run heard astray; None: all
+    true_after: Sequence[Exchange] = ()  #: and what other runs heard after that one
 
     @property
     def asked_at(self) -> datetime:
@@ -664,6 +665,7 @@ class Case:
     def keep_what_was_heard_before(self) -> Kept:
         return Kept(
             exchanges=without_trouble(self.true or ()),
+            answered=answered(self.true_after),  # at the same hosts, if its MX names those again
             gives_time_back=True,
             looks=self.resumed.looks,
         )
@@ -837,7 +839,7 @@ ROWS = (
         id="astray",
         holds="one of them came while its worker had lost its way: a control of that worker failed since, with no "
         "success between, or it ended before its next one, as a killed one does",
-        then="void from there, a yes as well as a no, and asked again",
+        then="void from there, a yes as well as a no, and asked again; not what other workers heard at the same hosts",
         when=Case.was_heard_astray,
         keep=Case.keep_what_was_heard_before,
     ),
@@ -963,7 +965,14 @@ def weigh(
     """
     true = before_astray(resumed.exchanges, runs or {})
     is_true = len(true) == len(resumed.exchanges)
-    case = Case(resumed=resumed, ways=ways, settling=settling, witness=witness, true=None if is_true else true)
+    case = Case(
+        resumed=resumed,
+        ways=ways,
+        settling=settling,
+        witness=witness,
+        true=None if is_true else true,
+        true_after=[e for e in resumed.exchanges[len(true) :] if before_astray([e], runs or {})],
+    )
     kept = next(row for row in ROWS if row.when(case)).keep(case)
     # Whose rows are held is decided: nothing is asked for it.
     is_open = kept.wait is None and kept.looks >= LOOKS and resumed.reason != WaitReason.ROW_HELD

@@ -363,3 +363,30 @@ async def test_who_waits_until_a_quiet_worker_is_known_to_have_ended_waits_on_as
     assert isinstance(wait, Wait)
     assert (wait.reason, wait.waits_on, wait.after_s) == (WaitReason.CONTROL, waits_on, after_s)
     assert (company.asked, company.first_at, company.row["failed_at"]) == (0, "dc2", FAILED)
+
+
+@pytest.mark.parametrize("hosts", [OWN[:1], OWN[1:]], ids=["same host", "another host"])
+async def test_what_an_honest_worker_heard_at_the_hosts_of_a_void_mx_is_not_asked_again(
+    hosts: tuple[str, ...],
+) -> None:
+    """The worker that looked the MX up was killed before its next control. Another one has asked since."""
+    refuses = MailboxAnswer(
+        attempts=(Attempt(host=OWN[0], ip="192.0.2.1", stage=Stage.RCPT, reply=Reply(code=550, text="no such user")),)
+    )
+    company = Company(OWN[:1], YES, last=refuses, failed_at=None, reason="rate_limit", waits_on=WaitsOn(""))
+    spine, its_mx, heard = company.row["exchanges"]
+    its_mx, heard = replace(its_mx, by="killed/1/a", at=rfc3339(ASKED)), replace(heard, by=ME, at=rfc3339(FAILED))
+    company.row["exchanges"] = (spine, its_mx, heard)
+    before = replace(GOOD, control_at=ASKED - timedelta(seconds=1))
+    company.others = {
+        "killed/1/a": {kind: replace(before, is_gone=True) for kind in company.ways},
+        ME: dict.fromkeys(company.ways, before),
+    }
+    company.hosts = hosts
+    company.says = MailboxAnswer(
+        attempts=(Attempt(host=hosts[0], ip="192.0.2.1", stage=Stage.RCPT, reply=Reply(code=250, text="ok")),)
+    )
+    result = await company.come_back()
+    assert isinstance(result, Passed)
+    assert company.asked == 2, "the pattern that is accepted, and a random address"
+    assert ("refused 1 patterns" in result.note) == (hosts == OWN[:1]), "by the answer that is kept"
