@@ -51,12 +51,12 @@ def kafka() -> KafkaCluster | None:
     return _running[0] if _running else None
 
 
-def idempotent_producer(bootstrap: str, **options: Any) -> AIOKafkaProducer:
+def idempotent_producer(bootstrap: str) -> AIOKafkaProducer:
     """Return a producer that writes each record once, where the broker can (the embedded one has no InitProducerId).
 
     Without that a repeat after a slow answer is a second record, which a busy machine sees now and then.
     """
-    return AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=kafka() is not None, **options)
+    return AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=kafka() is not None)
 
 
 @asynccontextmanager

@@ -444,8 +444,8 @@ class Proofs:
     async def _unreached(self, exchanges: Sequence[Exchange]) -> Wait | None:
         """Return the wait for what shared providers left without an answer; None: it counts against the company.
 
-        Whether a provider shuns an address, the guardrails of that address know. What it left without an answer while
-        it was closed to any of ours counts at none.
+        The guardrails of each egress say whether a provider is closed to it. While it is closed to one of them, its
+        silence does not count at any of them.
         """
         by_egress: dict[str, list[Exchange]] = {}
         for exchange in exchanges:
@@ -485,8 +485,7 @@ class Proofs:
         silent = [name for name in names if name in silent_providers(exchanges, {name})]
         return [
             (egress, provider, shut[provider])
-            for egress in self._guardrails.egresses
-            for shut in (self._guardrails.shut_to(egress),)
+            for egress, shut in self._guardrails.shut.items()
             for provider in silent
             if provider in shut
             if egress in met_at or egress == self._refused_at or not is_whereabouts(provider)
@@ -545,8 +544,10 @@ class Proofs:
 def _until_sure(known: Mapping[str, RunWays], exchanges: Sequence[Exchange]) -> Wait | None:
     """Return the wait until it is known whether a run has ended without a control after what it heard."""
     for run, its in known.items():
+        if not its.unsure_s:
+            continue
         ended = {kind: replace(way, is_gone=True) for kind, way in its.ways.items()}
-        if its.unsure_s and len(before_astray(exchanges, {run: ended})) < len(exchanges):
+        if len(before_astray(exchanges, {run: ended})) < len(exchanges):
             detail = f"it is not known yet whether worker {run} still runs, which asked for it"
             return Wait(reason=WaitReason.CONTROL, detail=detail, after_s=its.unsure_s)
     return None

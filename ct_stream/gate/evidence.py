@@ -482,7 +482,7 @@ def closed_provider(provider: str, egress: str) -> Wait:
 
 
 def shunned_elsewhere(provider: str, egress: str, waited_s: float) -> Wait:
-    """Return the wait for a provider's silence while it is closed to another address of ours: it may shun us all.
+    """Return the wait for a provider's silence while it is closed to another egress: it may refuse all our addresses.
 
     The company is asked again when the provider opens to that one, and else each time it has waited twice as long.
     """
@@ -975,9 +975,10 @@ def weigh(
     )
     kept = next(row for row in ROWS if row.when(case)).keep(case)
     # Whose rows are held is decided: nothing is asked for it.
-    is_open = kept.wait is None and kept.looks >= LOOKS and resumed.reason != WaitReason.ROW_HELD
-    is_open = is_open and not _is_confirmed(kept.exchanges)
-    return _on_known_mx(kept, by, runs or {}) if is_open else kept
+    is_decided = resumed.reason == WaitReason.ROW_HELD or _is_confirmed(kept.exchanges)
+    if kept.wait is not None or kept.looks < LOOKS or is_decided:
+        return kept
+    return _on_known_mx(kept, by, runs or {})
 
 
 def _on_known_mx(kept: Kept, by: str, runs: Mapping[str, Mapping[ControlKind, Way]]) -> Kept:
@@ -1023,7 +1024,7 @@ def nothing_failed(resumed: Resumed) -> bool:
 
 
 def _waits_for_a_silent_provider(resumed: Resumed) -> bool:
-    """Return whether a company that met silence waits until its provider is tried, or a guardrail of ours is open.
+    """Return whether a company that met silence waits until a guardrail opens, or until its provider is tried.
 
     The one that tries a closed provider must really ask: its silence is from before that, and proves our way alone.
     """

@@ -31,7 +31,7 @@ from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn, control_wait
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     import asyncpg
@@ -93,7 +93,10 @@ class Guardrails:
         self._not_open: set[str] = set()  # guardrails, as last read
         self._first_seen: dict[str, datetime] = {}  # guardrails that are open
         self._read: Sequence[asyncpg.Record] = ()
-        self._shut: dict[str, dict[str, datetime | None]] = {}  # by egress, see shut_to
+        #: By egress: providers (networks and addresses too) that are closed to it, or were a while ago, with the moment
+        #: when they were opened again; None: they are closed. Not those that were only paused, nor those of an egress
+        #: that no worker had within a week.
+        self.shut: dict[str, dict[str, datetime | None]] = {}
         self._openings: dict[str, datetime] = {}  # of all egresses, as last read
         self._of_others: dict[str, _InTheWay] = {}
         self.opened: dict[str, datetime] = {}  #: guardrail to when it was opened again or resumed, as last read
@@ -181,19 +184,6 @@ class Guardrails:
         """Return the providers (networks and addresses too) that are not open to an egress, as last read."""
         return self._seen_by(met_at).closed
 
-    def shut_to(self, egress: str) -> Mapping[str, datetime | None]:
-        """Return the providers (networks and addresses too) that are closed to an egress, or were a while ago.
-
-        With the moment when they were opened again; None: they are closed. Not those that were only paused, nor those
-        of an egress that no worker had within a week.
-        """
-        return self._shut.get(egress, {})
-
-    @property
-    def egresses(self) -> Collection[str]:
-        """Return the egresses to which some provider is closed, or was a while ago."""
-        return self._shut.keys()
-
     async def note_talk(self, provider: str, ip: str) -> None:
         """Record a normal session at a provider, by a company that has its place at another one."""
         await self._database.persist(
@@ -245,7 +235,7 @@ class Guardrails:
         else:
             return  # halted meanwhile: what was read may be older than the halt
         self._read, self._openings, self._of_others = found, self._when_opened(found), {}
-        before, self._shut = self._shut, {}
+        before, self.shut = self.shut, {}
         for row in shut:
             rail, name = row["key"], base_of(row["key"]).removeprefix(_PROVIDER)
             opened_at = None if row["is_shut"] else row["opened_at"]
@@ -253,7 +243,7 @@ class Guardrails:
                 opened_at = max(opened_at, self._first_seen.get(rail, opened_at))
             if opened_at is not None and (seen := before.get(egress_of(rail), {}).get(name)) is not None:
                 opened_at = max(opened_at, seen)
-            self._shut.setdefault(egress_of(rail), {})[name] = opened_at
+            self.shut.setdefault(egress_of(rail), {})[name] = opened_at
         ours = self._in_the_way_of(self._egress)
         self.halted, self.closed, self.opened = ours.halted, ours.closed, ours.opened
         self._on_trial = any(row["key"] == self.smtp_rail and row["state"] == "trial" for row in found)

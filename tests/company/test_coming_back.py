@@ -136,7 +136,7 @@ class Company:
                 settling=lambda *_: SimpleNamespace(
                     refusal=self._refusal, is_of_many=lambda *_: False, closed=(), halted_by=None, resumed_at=None
                 ),
-                closed_to=lambda _: set(), egresses=(), shut_to=lambda _: {},
+                closed_to=lambda _: set(), shut={},
             ),
             probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=self._lookup_mx), prober=prober),
             paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,

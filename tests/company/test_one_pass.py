@@ -133,8 +133,7 @@ async def resume(
         farewells=Farewells(), metrics=counts_nothing(), spine_check=None, spine_grace_s=60.0,
         limits=SimpleNamespace(mx_lookup=mx_lookup),
         guardrails=SimpleNamespace(
-            refresh=refresh, settling=settling, closed=set(), closed_to=lambda _: set(), egresses=(),
-            shut_to=lambda _: {},
+            refresh=refresh, settling=settling, closed=set(), closed_to=lambda _: set(), shut={},
         ),
         rules=RULES, controls=Controls({ControlKind.DNS: dns, ControlKind.SMTP: smtp}),
         probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=lookup_mx), prober=lambda *_: prober),

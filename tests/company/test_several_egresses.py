@@ -182,7 +182,7 @@ class Fleet:
             controls=controls,
             guardrails=SimpleNamespace(
                 refresh=nothing, closed=closed_to(e), unreached=unreached, judge=judge, note=judge, settling=settling,
-                closed_to=closed_to, egresses=list(self.states), shut_to=shut_to,
+                closed_to=closed_to, shut={x: shut_to(x) for x in self.states},
             ),
             probing=SimpleNamespace(
                 resolver=SimpleNamespace(lookup_mx=lookup_mx),

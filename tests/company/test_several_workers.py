@@ -232,7 +232,7 @@ class World:
             spine_check=SimpleNamespace(saw=lambda **_: None), spine_grace_s=0.0, rules=RULES,
             limits=SimpleNamespace(mx_lookup=nothing), controls=Ways(self, run),
             guardrails=SimpleNamespace(
-                refresh=nothing, closed=set(), closed_to=lambda _: set(), egresses=(), shut_to=lambda _: {},
+                refresh=nothing, closed=set(), closed_to=lambda _: set(), shut={},
                 unreached=nothing,
                 settling=lambda *_: Settling(settle_s=0.0, age_s=1.0),
             ),

@@ -198,19 +198,6 @@ async def test_a_provider_that_shuns_two_addresses_fails_nobody_whose_silence_th
         assert isinstance(said["dc2"], Wait), f"the company fails for ever, by one look from dc2: {said['dc2']}"
 
 
-@pytest.mark.parametrize(
-    ("network", "address"),
-    [("192.0.2.0/24", "192.0.2.7"), ("2001:db8:7::/48", "2001:db8:7:1::5")],
-)
-async def test_an_address_and_its_network_are_compared_whatever_they_look_like(
-    database: DatabaseDsns, network: str, address: str
-) -> None:
-    async with fleet(database) as f:
-        await f.one.rails.set_state(f"provider:{address}", "closed", "two refused", 600.0)
-        await f.two.rails.set_state(f"provider:{network}@dc2", "closed", "three refused", 600.0)
-        assert f"provider:{address}" not in await f.two.parked.to_take_over()
-
-
 @pytest.mark.parametrize("kind", [ControlKind.SMTP, ControlKind.SMTP6])
 async def test_a_shared_providers_silence_over_ipv6_is_settled_as_over_ipv4(
     database: DatabaseDsns, kind: ControlKind

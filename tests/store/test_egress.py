@@ -590,7 +590,7 @@ async def test_which_of_our_addresses_a_provider_shuns_or_shunned_a_while_ago(da
         async def shut() -> dict[str, dict[str, bool]]:
             """Return, by egress and provider, whether it is closed still."""
             await f.one.rails.refresh(now=True)
-            return {e: {p: at is None for p, at in f.one.rails.shut_to(e).items()} for e in f.one.rails.egresses}
+            return {e: {p: at is None for p, at in its.items()} for e, its in f.one.rails.shut.items()}
 
         await f.two.rails.set_state(f"{PROVIDER}@gone", "closed", "an address that no worker has", 600.0)
         await f.one.rails.set_state(PROVIDER, "paused", "says that we ask too fast", 60.0)
@@ -603,10 +603,10 @@ async def test_which_of_our_addresses_a_provider_shuns_or_shunned_a_while_ago(da
         await asyncio.sleep(0.05)
         await f.resume(f"{PROVIDER}@dc2")
         assert await shut() == {"dc2": {"bigmail.example": False, "192.0.2.0/24": True}}
-        opened_at = f.one.rails.shut_to("dc2")["bigmail.example"]
+        opened_at = f.one.rails.shut["dc2"]["bigmail.example"]
         assert opened_at is not None
         assert before < opened_at < f.one.db.now()
         for state in ("paused", "open"):  # it has just opened, and finds us too fast
             await f.two.rails.set_state(f"{PROVIDER}@dc2", state, "because", 60.0 if state == "paused" else None)
             assert (await shut())["dc2"]["bigmail.example"] is False
-            assert f.one.rails.shut_to("dc2")["bigmail.example"] == opened_at
+            assert f.one.rails.shut["dc2"]["bigmail.example"] == opened_at
