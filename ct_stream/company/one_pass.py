@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from ct_stream.company.checks import SpineRow
 from ct_stream.company.lease import Permits, Tellings
-from ct_stream.company.own_way import Proofs
 from ct_stream.company.paid_calls import CompanysCall
+from ct_stream.company.proofs import Proofs
 from ct_stream.company.recall import Askers, Recall
 from ct_stream.gate.domains import canonical_domain
 from ct_stream.gate.evidence import Kept, Moments, is_about_address, met_trouble, spent_s

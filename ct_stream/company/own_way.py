@@ -18,44 +18,27 @@ from typing import TYPE_CHECKING
 
 from ct_stream.gate.egress import DEFAULT
 from ct_stream.gate.evidence import (
-    LONGEST_QUESTION_S,
     PORT_25,
     UNPROVEN,
     WINDOW_S,
-    Moments,
     Way,
-    Witness,
-    asked_addresses,
-    asked_afresh,
     askers,
     before_astray,
-    closed_provider,
-    ever_met_trouble,
     heard_elsewhere,
-    met_trouble,
-    not_yet,
-    nothing_failed,
-    open_needs,
-    shunned_elsewhere,
-    silent_providers,
-    weigh,
 )
-from ct_stream.gate.providers import is_whereabouts, whereabouts
-from ct_stream.gate.questions import ControlAnswer, ControlKind
+from ct_stream.gate.questions import ControlKind
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 from ct_stream.process.loops import Loop
 from ct_stream.store.guardrails import MAIL_FROM_RAIL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from ct_stream.gate.evidence import Kept
-    from ct_stream.gate.records import Resumed
     from ct_stream.gate.transcript import Exchange
     from ct_stream.metrics import Health
     from ct_stream.probes.mx import ControlResult
     from ct_stream.probes.probing import Probing
-    from ct_stream.store.control_ledger import ControlLedger, RunWays
+    from ct_stream.store.control_ledger import ControlLedger
     from ct_stream.store.database import Database
     from ct_stream.store.guardrails import Guardrails
     from ct_stream.store.parked import ParkedCompanies
@@ -93,7 +76,6 @@ _ONLY_IPV6 = (
     "this machine reaches port 25 only over IPv6, so it leaves companies whose servers have only IPv4 addresses to "
     "workers on other machines"
 )
-_ONE_QUESTION = timedelta(seconds=LONGEST_QUESTION_S)
 _FOR_EVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -359,195 +341,3 @@ class OwnWay:
 
     def _wait(self, detail: str) -> Wait:
         return Wait(reason=WaitReason.CONTROL, detail=detail, waits_on=WaitsOn.way())
-
-
-class Proofs:
-    """Says what the proofs of our own way mean for the answers of one company."""
-
-    def __init__(
-        self,
-        controls: ControlLedger,
-        guardrails: Guardrails,
-        age_s: Callable[[datetime], float],
-        own_way: OwnWay,
-    ) -> None:
-        """`age_s`: of a moment of the database, at most as long as this process has been running."""
-        self._controls = controls
-        self._own_way = own_way
-        self._guardrails = guardrails
-        self._age_s = age_s
-        self.moments = Moments()  #: of the running pass's failed answers
-        # Of what a company brings back: the egress that met it, which one was refused before that, and those of runs.
-        self._met_at = self._refused_at = ""
-        self._since = _FOR_EVER  # when it was first parked
-        self._egresses: dict[str, str] = {}
-
-    async def weigh(self, resumed: Resumed) -> Kept:
-        """Return what a company brings back from its wait. Proofs are read only of runs that asked or met a failure."""
-        asked = {exchange.by for exchange in resumed.exchanges if exchange.by}
-        has_failed, worker = not nothing_failed(resumed), self._controls.worker
-        if not asked and not has_failed:
-            return weigh(resumed, {}, self._guardrails.settling(0.0), by=worker)
-        undated = [e for e in resumed.exchanges if met_trouble([e]) and e.by not in ("", worker)]
-        if not has_failed and resumed.failed_at is None and undated:
-            # Its worker was told to stop before it asked for a proof: what it met is still its own.
-            failed_at = datetime.fromisoformat(undated[-1].at) + timedelta(milliseconds=1)
-            resumed, has_failed = replace(resumed, failed_at=failed_at, met_by=undated[-1].by), True
-        met_by = resumed.met_by or worker
-        others = asked if met_by == worker or not has_failed else asked | {met_by}
-        known = await self._controls.of_runs(others) if others else {}
-        if (wait := _until_sure(known, resumed.exchanges)) is not None:
-            return not_yet(resumed, wait)
-        runs = {run: its.ways for run, its in known.items()}
-        ours = self._guardrails.settling(0.0)
-        witness = Witness(
-            run=met_by,
-            is_self=met_by == worker,
-            is_gone=met_by != worker and (met_by not in known or known[met_by].is_gone),
-            is_elsewhere=resumed.met_at not in ("", self._own_way.egress),
-            here=self._own_way.egress,
-            is_halted_here=ours.halted_by is not None,
-            closed_here=ours.closed,
-            others=self._own_way.others,
-        )
-        self._met_at, self._refused_at = resumed.met_at or self._own_way.egress, resumed.refused_at
-        self._since = resumed.since
-        self._egresses = {run: its.egress for run, its in known.items() if its.egress}
-        if not has_failed:
-            return weigh(resumed, {}, ours, witness=witness, runs=runs, by=worker)
-        if resumed.pending is not None:
-            await self._guardrails.refresh(now=True)  # another worker may have halted the tool just now
-        assert resumed.failed_at is not None
-        settling = self._guardrails.settling(self._age_s(resumed.failed_at), self._met_at)
-        ways = await self._controls.own() if witness.is_self else runs.get(met_by, {})
-        ways = {kind: ways.get(kind, UNPROVEN) for kind in ControlKind}
-        return weigh(resumed, ways, settling, witness=witness, runs=runs, by=worker)
-
-    async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:
-        """Return a proof that began after the last failed one of these answers, or the wait for one.
-
-        For a shared provider's silence a proof of port 25 is not enough: time must pass, or the provider is closed.
-        """
-        moments = self.moments
-        answer: ControlAnswer | Wait
-        if any(exchange.proven for exchange in exchanges) and kind not in open_needs(exchanges):
-            answer = ControlAnswer(detail="the worker that met it has proven its own way before and after")
-        else:
-            answer = await self._controls.confirm(kind, moments.window(exchanges), in_chain=moments.is_in_chain(kind))
-        more = [other for other in open_needs(exchanges) if other in PORT_25 and other is not kind]
-        if isinstance(answer, Wait) or kind not in PORT_25 or more:
-            return answer
-        if ever_met_trouble(exchanges):
-            await self._guardrails.refresh(now=True)  # another worker may have closed its network just now
-        return await self._unreached(exchanges) or answer
-
-    async def _unreached(self, exchanges: Sequence[Exchange]) -> Wait | None:
-        """Return the wait for what shared providers left without an answer; None: it counts against the company.
-
-        The guardrails of each egress say whether a provider is closed to it. While it is closed to one of them, its
-        silence does not count at any of them.
-        """
-        by_egress: dict[str, list[Exchange]] = {}
-        for exchange in exchanges:
-            by_egress.setdefault(self._egress_of(exchange), []).append(exchange)
-        met_at = {egress for egress, met in by_egress.items() if ever_met_trouble(met)}
-        for egress in sorted(met_at):
-            wait = self._halted(egress, by_egress[egress])
-            if wait is not None:
-                return wait
-        shut = self._shut(exchanges, met_at)
-        for egress, provider, opened_at in sorted(shut, key=lambda one: (one[2] is not None, one[:2])):
-            if opened_at is None and egress in met_at:
-                return closed_provider(provider, egress)
-            if opened_at is None:
-                return shunned_elsewhere(provider, egress, self._age_s(self._since))
-            begun_at = self._asked_at(self._silent_at(exchanges, provider))
-            if begun_at is not None and opened_at > begun_at:
-                what = f"no server of {provider} could be reached when it was closed to our egress {egress}"
-                return asked_afresh(what, self._age_s(self._since))
-        for egress, met in by_egress.items():
-            closed = self._guardrails.closed_to(egress)
-            for provider in sorted(silent_providers(exchanges, closed) & silent_providers(met, closed)):
-                silent_at = self._silent_at(met, provider, closed)
-                age_s = 0.0 if silent_at is None else self._age_s(silent_at)
-                wait = await self._guardrails.unreached(provider, age_s, egress)
-                if wait is not None:
-                    return wait
-        return None
-
-    def _shut(self, exchanges: Sequence[Exchange], met_at: Collection[str]) -> list[tuple[str, str, datetime | None]]:
-        """Return which of our addresses have a silent provider closed, or had it so, with when it was opened again.
-
-        The network of an own server is closed by what others there said of us. That says nothing of its silence, unless
-        it was silent to that address too.
-        """
-        names = silent_providers(exchanges) | {where for ip in asked_addresses(exchanges) for where in whereabouts(ip)}
-        silent = [name for name in names if name in silent_providers(exchanges, {name})]
-        return [
-            (egress, provider, shut[provider])
-            for egress, shut in self._guardrails.shut.items()
-            for provider in silent
-            if provider in shut
-            if egress in met_at or egress == self._refused_at or not is_whereabouts(provider)
-        ]
-
-    def _halted(self, egress: str, met: Sequence[Exchange]) -> Wait | None:
-        """Return the wait for silence that came while our own address was halted, or before a person resumed it."""
-        settling = self._guardrails.settling(0.0, egress)
-        if settling.halted_by is not None:
-            return Wait(
-                reason=WaitReason.HALTED,
-                detail=f"TOOL-005 is halted ({settling.halted_by}), so silence says nothing: {settling.halted}",
-                waits_on=settling.halted_by,
-            )
-        moments = [datetime.fromisoformat(e.at) for e in met if e.at and ever_met_trouble([e])]
-        begun_at = self._asked_at(min(moments, default=self.moments.failed_at))
-        if begun_at is not None and settling.resumed_at is not None and settling.resumed_at > begun_at:
-            what = f"its servers could not be reached when our egress {egress} was halted"
-            return asked_afresh(what, self._age_s(self._since))
-        return None
-
-    def _asked_at(self, silent_at: datetime | None) -> datetime | None:
-        """Return when the look began in which a server was silent, or else when its question was put at the latest."""
-        if self.moments.asked_at is not None or silent_at is None:
-            return self.moments.asked_at
-        return silent_at - _ONE_QUESTION
-
-    def _silent_at(self, exchanges: Iterable[Exchange], provider: str, closed: Container[str] = ()) -> datetime | None:
-        """Return when this provider first left a question of this look without an answer."""
-        around = closed or {provider}
-        moments = [e.at for e in exchanges if e.at and provider in silent_providers([e], around)]
-        return datetime.fromisoformat(min(moments)) if moments else self.moments.failed_at
-
-    def _egress_of(self, exchange: Exchange) -> str:
-        # What another worker met is marked as proven when this one takes the company over.
-        if not exchange.proven:
-            return self._own_way.egress
-        return self._egresses.get(exchange.by) or self._met_at or self._own_way.egress
-
-    async def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:
-        """Return the wait of a company for which a worker heard one of these answers after its way was lost."""
-        wait = self._own_way.astray(exchanges)
-        others = askers(exchanges) - {self._controls.worker}
-        if wait is not None or not others:
-            return wait
-        known = await self._controls.of_runs(others)
-        if (wait := _until_sure(known, exchanges)) is not None:
-            return wait
-        runs = {run: its.ways for run, its in known.items()}
-        if len(before_astray(exchanges, runs)) == len(exchanges):
-            return None
-        detail = "another worker lost its way out when it asked, so what it heard is asked again"
-        return Wait(reason=WaitReason.CONTROL, detail=detail, waits_on=WaitsOn.way())
-
-
-def _until_sure(known: Mapping[str, RunWays], exchanges: Sequence[Exchange]) -> Wait | None:
-    """Return the wait until it is known whether a run has ended without a control after what it heard."""
-    for run, its in known.items():
-        if not its.unsure_s:
-            continue
-        ended = {kind: replace(way, is_gone=True) for kind, way in its.ways.items()}
-        if len(before_astray(exchanges, {run: ended})) < len(exchanges):
-            detail = f"it is not known yet whether worker {run} still runs, which asked for it"
-            return Wait(reason=WaitReason.CONTROL, detail=detail, after_s=its.unsure_s)
-    return None

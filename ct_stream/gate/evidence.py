@@ -440,14 +440,19 @@ class Settling:
             for name in whereabouts(held.ip)
         )
 
+    def halt(self, so: str = "") -> Wait:
+        """Return the wait until TOOL-005, which is halted, is resumed. `so`: what that means for the company."""
+        assert self.halted_by is not None
+        return Wait(
+            reason=WaitReason.HALTED,
+            detail=f"TOOL-005 is halted ({self.halted_by}){so and f', so {so}'}: {self.halted}",
+            waits_on=self.halted_by,
+        )
+
     def refusal(self, what: str) -> Wait | None:
         """Return the wait until a refusal by one company's own server counts as its policy; None: it counts now."""
         if self.halted_by is not None:
-            return Wait(
-                reason=WaitReason.HALTED,
-                detail=f"TOOL-005 is halted ({self.halted_by}): {self.halted}",
-                waits_on=self.halted_by,
-            )
+            return self.halt()
         if self._left_s <= 0:
             return None
         return Wait(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ct_stream.company.own_way import Proofs
+from ct_stream.company.proofs import Proofs
 from ct_stream.gate.evidence import Moments
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.gate.questions import ControlKind, MailboxAnswer, SpineAnswer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ct_stream.company.own_way import Proofs
+from ct_stream.company.proofs import Proofs
 from ct_stream.gate.evidence import Moments, Witness, is_about_address, open_needs, weigh
 from ct_stream.gate.output_stage import rfc3339
 from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, SpineAnswer

@@ -18,7 +18,7 @@ from tests.company.test_whose_guardrails import proofs_of, proves, silent
 from tests.store.test_egress import Fleet, fleet
 
 if TYPE_CHECKING:
-    from ct_stream.company.own_way import Proofs
+    from ct_stream.company.proofs import Proofs
     from tests.conftest import DatabaseDsns
 
 PROVIDER = "provider:bigmail.example"

@@ -1,0 +1,148 @@
+"""What the proofs of each worker's own way mean for the answers of one company.
+
+Here they are read, and waited for. What they mean is decided in gate/evidence.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from ct_stream.company.silence import Past, Silence
+from ct_stream.gate.evidence import (
+    PORT_25,
+    UNPROVEN,
+    Moments,
+    Witness,
+    askers,
+    before_astray,
+    ever_met_trouble,
+    met_trouble,
+    not_yet,
+    nothing_failed,
+    open_needs,
+    weigh,
+)
+from ct_stream.gate.questions import ControlAnswer, ControlKind
+from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ct_stream.company.own_way import OwnWay
+    from ct_stream.gate.evidence import Kept
+    from ct_stream.gate.records import Resumed
+    from ct_stream.gate.transcript import Exchange
+    from ct_stream.store.control_ledger import ControlLedger, RunWays
+    from ct_stream.store.guardrails import Guardrails
+
+
+class Proofs:
+    """Says what the proofs of our own way mean for the answers of one company."""
+
+    def __init__(
+        self,
+        controls: ControlLedger,
+        guardrails: Guardrails,
+        age_s: Callable[[datetime], float],
+        own_way: OwnWay,
+    ) -> None:
+        """`age_s`: of a moment of the database, at most as long as this process has been running."""
+        self._controls = controls
+        self._own_way = own_way
+        self._guardrails = guardrails
+        self._age_s = age_s
+        self.moments = Moments()  #: of the running pass's failed answers
+        self._past = Past(here=own_way.egress)
+
+    async def weigh(self, resumed: Resumed) -> Kept:
+        """Return what a company brings back from its wait. Proofs are read only of runs that asked or met a failure."""
+        asked = {exchange.by for exchange in resumed.exchanges if exchange.by}
+        has_failed, worker = not nothing_failed(resumed), self._controls.worker
+        if not asked and not has_failed:
+            return weigh(resumed, {}, self._guardrails.settling(0.0), by=worker)
+        undated = [e for e in resumed.exchanges if met_trouble([e]) and e.by not in ("", worker)]
+        if not has_failed and resumed.failed_at is None and undated:
+            # Its worker was told to stop before it asked for a proof: what it met is still its own.
+            failed_at = datetime.fromisoformat(undated[-1].at) + timedelta(milliseconds=1)
+            resumed, has_failed = replace(resumed, failed_at=failed_at, met_by=undated[-1].by), True
+        met_by = resumed.met_by or worker
+        others = asked if met_by == worker or not has_failed else asked | {met_by}
+        known = await self._controls.of_runs(others) if others else {}
+        if (wait := _until_sure(known, resumed.exchanges)) is not None:
+            return not_yet(resumed, wait)
+        runs = {run: its.ways for run, its in known.items()}
+        ours, here = self._guardrails.settling(0.0), self._own_way.egress
+        witness = Witness(
+            run=met_by,
+            is_self=met_by == worker,
+            is_gone=met_by != worker and (met_by not in known or known[met_by].is_gone),
+            is_elsewhere=resumed.met_at not in ("", here),
+            here=here,
+            is_halted_here=ours.halted_by is not None,
+            closed_here=ours.closed,
+            others=self._own_way.others,
+        )
+        self._past = Past(
+            here=here,
+            met_at=resumed.met_at,
+            refused_at=resumed.refused_at,
+            since=resumed.since,
+            egresses={run: its.egress for run, its in known.items() if its.egress},
+        )
+        if not has_failed:
+            return weigh(resumed, {}, ours, witness=witness, runs=runs, by=worker)
+        if resumed.pending is not None:
+            await self._guardrails.refresh(now=True)  # another worker may have halted the tool just now
+        assert resumed.failed_at is not None
+        settling = self._guardrails.settling(self._age_s(resumed.failed_at), resumed.met_at or here)
+        ways = await self._controls.own() if witness.is_self else runs.get(met_by, {})
+        ways = {kind: ways.get(kind, UNPROVEN) for kind in ControlKind}
+        return weigh(resumed, ways, settling, witness=witness, runs=runs, by=worker)
+
+    async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:
+        """Return a proof that began after the last failed one of these answers, or the wait for one.
+
+        For a shared provider's silence a proof of port 25 is not enough: time must pass, or the provider is closed.
+        """
+        moments = self.moments
+        answer: ControlAnswer | Wait
+        if any(exchange.proven for exchange in exchanges) and kind not in open_needs(exchanges):
+            answer = ControlAnswer(detail="the worker that met it has proven its own way before and after")
+        else:
+            answer = await self._controls.confirm(kind, moments.window(exchanges), in_chain=moments.is_in_chain(kind))
+        more = [other for other in open_needs(exchanges) if other in PORT_25 and other is not kind]
+        if isinstance(answer, Wait) or kind not in PORT_25 or more:
+            return answer
+        if ever_met_trouble(exchanges):
+            await self._guardrails.refresh(now=True)  # another worker may have closed its network just now
+        silence = Silence(self._guardrails, self._age_s, exchanges, moments, self._past)
+        return await silence.wait() or answer
+
+    async def astray(self, exchanges: Sequence[Exchange]) -> Wait | None:
+        """Return the wait of a company for which a worker heard one of these answers after its way was lost."""
+        wait = self._own_way.astray(exchanges)
+        others = askers(exchanges) - {self._controls.worker}
+        if wait is not None or not others:
+            return wait
+        known = await self._controls.of_runs(others)
+        if (wait := _until_sure(known, exchanges)) is not None:
+            return wait
+        runs = {run: its.ways for run, its in known.items()}
+        if len(before_astray(exchanges, runs)) == len(exchanges):
+            return None
+        detail = "another worker lost its way out when it asked, so what it heard is asked again"
+        return Wait(reason=WaitReason.CONTROL, detail=detail, waits_on=WaitsOn.way())
+
+
+def _until_sure(known: Mapping[str, RunWays], exchanges: Sequence[Exchange]) -> Wait | None:
+    """Return the wait until it is known whether a run has ended without a control after what it heard."""
+    for run, its in known.items():
+        if not its.unsure_s:
+            continue
+        ended = {kind: replace(way, is_gone=True) for kind, way in its.ways.items()}
+        if len(before_astray(exchanges, {run: ended})) < len(exchanges):
+            detail = f"it is not known yet whether worker {run} still runs, which asked for it"
+            return Wait(reason=WaitReason.CONTROL, detail=detail, after_s=its.unsure_s)
+    return None
