@@ -201,7 +201,7 @@ class CompanyPass:
             event_at=event_at,
             wait=wait,
             domain=self._domain(),
-            exchanges=tuple(self.exchanges),
+            exchanges=(*self.exchanges, *(replace(exchange, aside=True) for exchange in self._driver.aside)),
             pending=self._pending(),
             spent_s=self._driver.spent_s,
             asked_at=self._asked_at(),

@@ -6,7 +6,6 @@ Here they are read, and waited for. What they mean is decided in gate/evidence.p
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ct_stream.company.silence import Past, Silence
@@ -17,8 +16,8 @@ from ct_stream.gate.evidence import (
     Witness,
     askers,
     before_astray,
+    dated,
     ever_met_trouble,
-    met_trouble,
     not_yet,
     nothing_failed,
     open_needs,
@@ -29,6 +28,7 @@ from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
 
     from ct_stream.company.own_way import OwnWay
     from ct_stream.gate.evidence import Kept
@@ -58,15 +58,22 @@ class Proofs:
 
     async def weigh(self, resumed: Resumed) -> Kept:
         """Return what a company brings back from its wait. Proofs are read only of runs that asked or met a failure."""
+        aside = [exchange for exchange in resumed.exchanges if exchange.aside]
+        if not aside:
+            return await self._weigh(resumed)
+        known = await self._controls.of_runs({exchange.by for exchange in aside if exchange.by})
+        runs = {run: its.ways for run, its in known.items()}
+        true = [replace(exchange, aside=False) for exchange in aside if before_astray([exchange], runs)]
+        kept = await self._weigh(replace(resumed, exchanges=tuple(e for e in resumed.exchanges if not e.aside)))
+        return replace(kept, answered=[*true, *kept.answered])
+
+    async def _weigh(self, resumed: Resumed) -> Kept:
         asked = {exchange.by for exchange in resumed.exchanges if exchange.by}
-        has_failed, worker = not nothing_failed(resumed), self._controls.worker
+        worker, was_dated = self._controls.worker, resumed.failed_at is not None
+        resumed = dated(resumed, worker)
+        has_failed = (not was_dated and resumed.failed_at is not None) or not nothing_failed(resumed)
         if not asked and not has_failed:
             return weigh(resumed, {}, self._guardrails.settling(0.0), by=worker)
-        undated = [e for e in resumed.exchanges if met_trouble([e]) and e.by not in ("", worker)]
-        if not has_failed and resumed.failed_at is None and undated:
-            # Its worker was told to stop before it asked for a proof: what it met is still its own.
-            failed_at = datetime.fromisoformat(undated[-1].at) + timedelta(milliseconds=1)
-            resumed, has_failed = replace(resumed, failed_at=failed_at, met_by=undated[-1].by), True
         met_by = resumed.met_by or worker
         others = asked if met_by == worker or not has_failed else asked | {met_by}
         known = await self._controls.of_runs(others) if others else {}

@@ -88,7 +88,7 @@ class Silence:
             moments = [datetime.fromisoformat(e.at) for e in met if e.at and ever_met_trouble([e])]
             begun_at = self._asked_at(min(moments, default=self._moments.failed_at))
             if begun_at is not None and settling.resumed_at is not None and settling.resumed_at > begun_at:
-                what = f"its servers could not be reached when our egress {egress} was halted"
+                what = f"its servers could not be reached before the last halt of our egress {egress} was over"
                 return asked_afresh(what, self._waited_s)
         return None
 
@@ -102,7 +102,7 @@ class Silence:
                 return shunned_elsewhere(provider, egress, self._waited_s)
             begun_at = self._asked_at(self._silent_at(self._exchanges, provider))
             if begun_at is not None and opened_at > begun_at:
-                what = f"no server of {provider} could be reached when it was closed to our egress {egress}"
+                what = f"no server of {provider} could be reached before it was opened again to our egress {egress}"
                 return asked_afresh(what, self._waited_s)
         return None
 
@@ -140,9 +140,13 @@ class Silence:
         return 0.0 if self._past.since is None else self._age_s(self._past.since)
 
     def _asked_at(self, silent_at: datetime | None) -> datetime | None:
-        """Return when the look began in which a server was silent, or else when its question was put at the latest."""
-        if self._moments.asked_at is not None or silent_at is None:
-            return self._moments.asked_at
+        """Return when the look began in which a server was silent, or else when its question was put at the latest.
+
+        What another worker met, and has proven, may be from a look before the one whose moments are on record.
+        """
+        asked_at = self._moments.asked_at
+        if silent_at is None or (asked_at is not None and asked_at <= silent_at):
+            return asked_at
         return silent_at - _ONE_QUESTION
 
     def _silent_at(self, exchanges: Iterable[Exchange], provider: str, closed: Container[str] = ()) -> datetime | None:

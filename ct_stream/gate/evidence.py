@@ -11,7 +11,7 @@ proofs; what the proofs mean for an answer is decided only here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -238,8 +238,15 @@ def answered(exchanges: Iterable[Exchange]) -> list[Exchange]:
 
 
 def serves_again(exchange: Exchange, hosts: Sequence[str]) -> bool:
-    """Return whether an answer that followed a void one holds for the same question, now put to these hosts."""
-    return isinstance(exchange.answer, MailboxAnswer) and exchange.answer.attempts[-1].host in hosts
+    """Return whether an answer that followed a void one holds for the same question, now put to these hosts.
+
+    Only that of the best host, or of one that was asked after all better ones: a backup may know no mailboxes, or take
+    anything.
+    """
+    if not isinstance(exchange.answer, MailboxAnswer):
+        return False
+    *before, spoke = (attempt.host for attempt in exchange.answer.attempts)
+    return spoke in hosts and set(hosts[: hosts.index(spoke)]) <= set(before)
 
 
 def asked_addresses(exchanges: Iterable[Exchange]) -> set[str]:
@@ -1015,6 +1022,23 @@ def not_yet(resumed: Resumed, wait: Wait) -> Kept:
             after_s=max(wait.after_s or 0.0, ELSEWHERE_S) if resumed.waits_on.is_passed_on else wait.after_s,
         ),
     )
+
+
+def dated(resumed: Resumed, by: str) -> Resumed:
+    """Return it with the moment of its last failed answer where none is on record, as the run `by` weighs it.
+
+    Its worker was told to stop before it asked for a proof: what it met is still its own. Or a reply about us came
+    after a silence that was proven already, which its company waits with since.
+    """
+    if resumed.failed_at is not None:
+        return resumed
+    met = [e for e in resumed.exchanges if e.at and met_trouble([e]) and e.by not in ("", by)]
+    if not met and _waits_for_a_silent_provider(resumed):
+        met = [e for e in resumed.exchanges if e.at and ever_met_trouble([e])]
+    if not met:
+        return resumed
+    failed_at = datetime.fromisoformat(met[-1].at) + timedelta(milliseconds=1)
+    return replace(resumed, failed_at=failed_at, met_by=met[-1].by)
 
 
 def nothing_failed(resumed: Resumed) -> bool:

@@ -41,6 +41,7 @@ class Exchange:
     remembered: bool = False  #: answered to another company of the same domain
     by: str = ""  #: the worker run that asked, as in ct_workers; whether over IPv4 or IPv6, its attempts' addresses say
     proven: bool = False  #: it failed, and another run that took the company over found it proven by the run that asked
+    aside: bool = False  #: an answer before it is void; it serves if its question comes up again at the same host
 
 
 class OutOfStep(Exception):
@@ -106,6 +107,7 @@ def to_json(exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:
         | ({"remembered": True} if e.remembered else {})
         | ({"by": e.by} if e.by else {})
         | ({"proven": True} if e.proven else {})
+        | ({"aside": True} if e.aside else {})
         for e in exchanges
     ]
 
@@ -121,6 +123,7 @@ def from_json(values: Sequence[dict[str, Any]]) -> list[Exchange]:
             remembered=v.get("remembered", False),
             by=v.get("by", ""),
             proven=v.get("proven", False),
+            aside=v.get("aside", False),
         )
         for v in values
     ]

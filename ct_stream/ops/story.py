@@ -139,6 +139,8 @@ def exchange_lines(values: list[dict[str, Any]]) -> Iterator[str]:
         if are_several and by not in ("", last):
             last = by
             yield f"    heard by worker {by}:"
+        if exchange.aside:
+            more.append("kept: an answer before it is void, and it serves if this question comes up again")
         if exchange.remembered:
             more.append(f"remembered: this is what it answered for another company of this domain at {exchange.at}")
         yield f"{number:2}. {_question(exchange)}: {first}"

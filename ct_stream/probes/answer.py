@@ -139,6 +139,11 @@ class PassDriver:
         return tuple(self._play.exchanges)
 
     @property
+    def aside(self) -> tuple[Exchange, ...]:
+        """Return the answers whose questions have not come up again."""
+        return tuple(self._answered.values())
+
+    @property
     def spent_s(self) -> float:
         """Return how long the pass has waited for servers, including the time spent before it was resumed."""
         return self._stopwatch.spent_s

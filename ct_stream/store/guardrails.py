@@ -47,6 +47,7 @@ EVIDENCE_KEPT = timedelta(hours=24)  #: how long a refusal or a normal session c
 FIRST_TRY_S = 600.0  #: until a closed provider is tried; then twice as long each time, see ct_count_try
 RATE_PAUSE_S = 60.0  #: until a provider that says "too fast" is tried; then twice as long each time
 _REFRESH_S = 5.0
+_MOST_SUSPECTS = 10_000  #: so that a worker's memory does not grow for as long as it runs
 _READS = 10  #: for who must know what is true now, while this worker itself halts what refuses us
 _CLOCKS_DIFFER = timedelta(seconds=1)  #: our view of the database's clock is as old as the last look at it
 _HOURS = EVIDENCE_KEPT // timedelta(hours=1)
@@ -82,7 +83,7 @@ class Guardrails:
         self._egress = egress
         self.smtp_rail = WaitsOn.tool("TOOL-005", egress)  #: of this egress
         self._settle_s = settle_s
-        self._suspects: set[str] = set()  # providers whose next normal session matters
+        self._suspects: dict[str, None] = {}  # providers whose next normal session matters, the newest last
         self._on_trial = False
         self._refresh_at = 0.0
         self._changes = 0
@@ -107,7 +108,7 @@ class Guardrails:
         `provider`: as what the server counted when it was asked: the network of an own server that is closed.
         """
         await self._note_reply(held, domain)
-        self._suspects.add(provider)
+        self._suspect(provider)
         if held.by is HeldBy.RATE:
             await self.set_state(
                 self._provider(provider), "paused", f"says that we ask too fast: {held.reason}", RATE_PAUSE_S
@@ -123,7 +124,7 @@ class Guardrails:
             await self._close_where_due(provider, held.reason)
         else:
             provider = await self._close_around(held) or await self._shared_address(held, domain) or provider
-            self._suspects.add(provider)  # so a normal talk with a neighbour there wakes who waits
+            self._suspect(provider)  # so a normal talk with a neighbour there wakes who waits
             if not is_whereabouts(provider):
                 # If a control domain's server accepts us, this is the company's own policy: that proof settles the
                 # scope.
@@ -166,7 +167,7 @@ class Guardrails:
             "note_refusal", provider, domain, "silent", "", "none of its servers could be reached", False, "", "",
             self._worker, self._egress, False,
         )  # fmt: skip
-        self._suspects.add(provider)
+        self._suspect(provider)
 
     async def unreached(self, provider: str, age_s: float, met_at: str = "") -> Wait | None:
         """Return the wait for a shared provider's silence of this age; None: it counts against the company.
@@ -197,7 +198,7 @@ class Guardrails:
         """
         for name in (provider, *whereabouts(ip)):
             if name in self._suspects:
-                self._suspects.discard(name)
+                del self._suspects[name]
                 await self.set_state(self._provider(name), "open", "talks normally again", None)
         if self._on_trial and (await self._database.persist("end_trial", self._egress))[0]["opened"]:
             self._on_trial = False
@@ -209,14 +210,14 @@ class Guardrails:
             "set_guardrail", rail, state, reason, -1.0 if next_try_s is None else next_try_s
         )
         ours = not is_of_an_egress(rail) or egress_of(rail) == self._egress
+        changed = bool(rows[0]["changed"])
         if state == "halted":
-            self._changes += 1
+            self._changes += changed or rail not in self.halted
             self.halted.setdefault(rail, reason)
         elif state == "closed" and ours:
             self.closed.add(base_of(rail).removeprefix(_PROVIDER))
         elif state == "open" and ours:
             self.closed.discard(base_of(rail).removeprefix(_PROVIDER))
-        changed = bool(rows[0]["changed"])
         if changed:
             say_guardrail(rail, state, reason)
         return changed
@@ -228,8 +229,9 @@ class Guardrails:
         self._refresh_at = time.monotonic() + _REFRESH_S
         for _ in range(_READS if now else 1):
             changes = self._changes
-            found = await self._database.persist("guardrails")
+            # In this order: what is opened between the two counts as closed until the next time.
             shut = await self._database.persist("shut_providers")
+            found = await self._database.persist("guardrails")
             if changes == self._changes:
                 break
         else:
@@ -237,17 +239,23 @@ class Guardrails:
         self._read, self._openings, self._of_others = found, self._when_opened(found), {}
         before, self.shut = self.shut, {}
         for row in shut:
-            rail, name = row["key"], base_of(row["key"]).removeprefix(_PROVIDER)
-            opened_at = None if row["is_shut"] else row["opened_at"]
-            if opened_at is not None and row["is_open_since"]:
-                opened_at = max(opened_at, self._first_seen.get(rail, opened_at))
-            if opened_at is not None and (seen := before.get(egress_of(rail), {}).get(name)) is not None:
-                opened_at = max(opened_at, seen)
-            self.shut.setdefault(egress_of(rail), {})[name] = opened_at
+            egress, name = egress_of(row["key"]), base_of(row["key"]).removeprefix(_PROVIDER)
+            opened_at = None if row["is_shut"] else self._opened_at(row, before.get(egress, {}).get(name))
+            self.shut.setdefault(egress, {})[name] = opened_at
         ours = self._in_the_way_of(self._egress)
         self.halted, self.closed, self.opened = ours.halted, ours.closed, ours.opened
         self._on_trial = any(row["key"] == self.smtp_rail and row["state"] == "trial" for row in found)
-        self._suspects |= self.closed
+        self._suspect(*self.closed)
+
+    def _opened_at(self, row: asyncpg.Record, seen: datetime | None) -> datetime:
+        """Return when a provider was opened that was closed before. `seen`: as the last refresh had it."""
+        now = self._database.now()
+        opened_at: datetime = row["opened_at"]
+        if opened_at > now + _CLOCKS_DIFFER:  # written before the clock was set back
+            return seen or now
+        if row["is_open_since"]:
+            opened_at = max(opened_at, self._first_seen.get(row["key"], opened_at))
+        return opened_at if seen is None else max(opened_at, seen)
 
     def _seen_by(self, egress: str) -> _InTheWay:
         if egress == self._egress:  # with what this worker itself has changed since they were read
@@ -316,6 +324,14 @@ class Guardrails:
                 reason = f"{of_last} refuse {what}, the last one {provider_of(held.host, domain)}: {held.reason}"
                 await self.set_state(rail, "halted", reason, None)
                 return
+
+    def _suspect(self, *providers: str) -> None:
+        """Note that the next normal session at these matters, and forget the oldest of too many."""
+        for provider in providers:
+            self._suspects.pop(provider, None)
+            self._suspects[provider] = None
+        while len(self._suspects) > _MOST_SUSPECTS:
+            del self._suspects[next(iter(self._suspects))]
 
     def _provider(self, provider: str) -> WaitsOn:
         return WaitsOn.provider(provider, self._egress)

@@ -787,15 +787,16 @@ ORDER BY array_position(ARRAY['halted', 'closed', 'paused', 'trial', 'open'], g.
 -- Which providers are closed to an egress that workers had within a week, and when was one opened first that was closed last?
 SELECT g.key, g.state IN ('closed', 'halted') AS is_shut, coalesce((
     SELECT o.at FROM outreach.ct_guardrail_log AS o
-    WHERE o.key = g.key AND o.log_id > shut.log_id AND o.state = 'open' ORDER BY o.log_id LIMIT 1
-), g.since) AS opened_at, NOT EXISTS (
-    SELECT 1 FROM outreach.ct_guardrail_log AS n WHERE n.key = g.key AND n.log_id > shut.log_id AND n.state <> 'open'
-) AS is_open_since
+    WHERE o.key = g.key AND o.log_id > shut.log_id AND o.state = 'open' ORDER BY o.key, o.log_id LIMIT 1
+), g.since) AS opened_at, (
+    SELECT n.log_id FROM outreach.ct_guardrail_log AS n
+    WHERE n.key = g.key AND n.log_id > shut.log_id AND n.state <> 'open' ORDER BY n.key, n.log_id LIMIT 1
+) IS NULL AS is_open_since
 FROM outreach.ct_guardrails AS g
 -- Whatever it was after that: a provider that has just opened may find us too fast, and is paused.
 CROSS JOIN LATERAL (
     SELECT l.log_id FROM outreach.ct_guardrail_log AS l
-    WHERE l.key = g.key AND l.state IN ('closed', 'halted') ORDER BY l.log_id DESC LIMIT 1
+    WHERE l.key = g.key AND l.state IN ('closed', 'halted') ORDER BY l.key DESC, l.log_id DESC LIMIT 1
 ) AS shut
 WHERE g.key LIKE 'provider:%' AND outreach.ct_egress_of(g.key) IN (SELECT e.name FROM outreach.ct_egresses() AS e (name));
 

@@ -276,6 +276,7 @@ CREATE TABLE outreach.ct_guardrail_log (
     by_role text NOT NULL DEFAULT session_user
 );
 CREATE INDEX ct_guardrail_log_key_idx ON outreach.ct_guardrail_log (key, log_id);
+CREATE INDEX ct_guardrail_log_shut_idx ON outreach.ct_guardrail_log (key, log_id) WHERE state IN ('closed', 'halted');
 CREATE INDEX ct_guardrail_log_at_idx ON outreach.ct_guardrail_log (at);
 
 -- Evidence of servers that refuse us, for the scopes domain, provider and address. Evidence of the last 24 hours

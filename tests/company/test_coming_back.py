@@ -29,6 +29,8 @@ from tests.company.ways import counts_nothing, proven_way
 from tests.gate.world import RULES, YES, mx
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from ct_stream.gate.evidence import Way
     from ct_stream.probes.stopwatch import Stopwatch
 
@@ -61,6 +63,10 @@ class Company:
     def __init__(self, hosts: tuple[str, ...], says: MailboxAnswer | Wait, **parked: Any) -> None:
         self.says = says
         self.hosts = hosts
+        self.at_hosts: dict[str, MailboxAnswer] = {}  #: what the best host says, where hosts say different things
+        self.shut: dict[str, dict[str, datetime | None]] = {}  #: as `Guardrails.shut`
+        self.resumed_at: datetime | None = None  #: when a person resumed TOOL-005
+        self.limited: list[Wait] = []  #: what our limits say to its look-ups of MX, one after the other
         self.remembered: MxAnswer | None = None
         self.asked = 0
         self.judged: list[str] = []
@@ -92,6 +98,9 @@ class Company:
     async def _nothing(self, *_: object, **__: object) -> None:
         return None
 
+    async def _limit(self) -> Wait | None:
+        return self.limited.pop(0) if self.limited else None
+
     async def _lookup_mx(self, _domain: str) -> MxAnswer:
         return mx(*self.hosts)
 
@@ -104,6 +113,8 @@ class Company:
         if hosts == CAPTIVE:
             return NOBODY_THERE
         cap, self.cap = self.cap, None
+        if hosts[0] in self.at_hosts:
+            return cap or self.at_hosts[hosts[0]]
         return cap or (self.then if self.then and hosts == SHARED else self.says)
 
     async def _judge(self, held: Any, domain: str, provider: str) -> Wait:
@@ -129,14 +140,15 @@ class Company:
         parts: Any = SimpleNamespace(
             memory=SimpleNamespace(recall=self._recall), own_way=proven_way(),
             farewells=Farewells(), metrics=counts_nothing(), spine_check=None, spine_grace_s=60.0,
-            limits=SimpleNamespace(mx_lookup=self._nothing), rules=RULES,
+            limits=SimpleNamespace(mx_lookup=self._limit), rules=RULES,
             controls=Controls(self.ways, others=self.others, quiet=self.quiet),
             guardrails=SimpleNamespace(
                 refresh=self._nothing, closed=set(), unreached=self._nothing, judge=self._judge, note=self._judge,
                 settling=lambda *_: SimpleNamespace(
-                    refusal=self._refusal, is_of_many=lambda *_: False, closed=(), halted_by=None, resumed_at=None
+                    refusal=self._refusal, is_of_many=lambda *_: False, closed=(), halted_by=None,
+                    resumed_at=self.resumed_at,
                 ),
-                closed_to=lambda _: set(), shut={},
+                closed_to=lambda _: set(), shut=self.shut,
             ),
             probing=SimpleNamespace(resolver=SimpleNamespace(lookup_mx=self._lookup_mx), prober=prober),
             paid_calls=SimpleNamespace(off_because=lambda: "off"), pass_deadline_s=90.0,
@@ -153,10 +165,11 @@ class Company:
             self.first_at = left.first_at
             failed = {FailedAt.NOW: FAILED, FailedAt.ON_RECORD: self.row["failed_at"], FailedAt.NONE: None}
             self.row |= {
-                "exchanges": tuple(run.exchanges), "pending": left.pending, "looks": left.looks,
+                "exchanges": left.exchanges, "pending": left.pending, "looks": left.looks,
                 "reason": result.reason.value, "waits_on": result.waits_on, "failed_at": failed[left.failed],
                 "asked_at": self.row["asked_at"] if left.asked_at is None else ASKED, "spent_s": left.spent_s,
                 "refused_at": left.refused_at, "met_at": left.met_at or parts.own_way.egress,
+                "met_by": left.met_by or ME,
             }  # fmt: skip
         return result
 
@@ -365,28 +378,147 @@ async def test_who_waits_until_a_quiet_worker_is_known_to_have_ended_waits_on_as
     assert (company.asked, company.first_at, company.row["failed_at"]) == (0, "dc2", FAILED)
 
 
-@pytest.mark.parametrize("hosts", [OWN[:1], OWN[1:]], ids=["same host", "another host"])
-async def test_what_an_honest_worker_heard_at_the_hosts_of_a_void_mx_is_not_asked_again(
-    hosts: tuple[str, ...],
-) -> None:
-    """The worker that looked the MX up was killed before its next control. Another one has asked since."""
-    refuses = MailboxAnswer(
-        attempts=(Attempt(host=OWN[0], ip="192.0.2.1", stage=Stage.RCPT, reply=Reply(code=550, text="no such user")),)
+NO_SUCH_USER = Reply(code=550, enhanced="5.1.1", text="no such user")
+
+
+def says(host: str, reply: Reply, *before: Attempt) -> MailboxAnswer:
+    return MailboxAnswer(attempts=(*before, Attempt(host=host, ip="192.0.2.1", stage=Stage.RCPT, reply=reply)))
+
+
+def of_a_killed_workers_mx(reply: Reply, patterns: int = 1) -> Company:
+    """Return a company that an honest worker asked about, at a host that a worker named which was killed."""
+    company = Company(OWN[:1], YES, failed_at=None, reason="rate_limit", waits_on=WaitsOn(""))
+    spine, its_mx = company.row["exchanges"]
+    heard = (
+        Exchange(key=f"rcpt:{pattern.name}", answer=says(OWN[0], reply), by=ME, at=rfc3339(FAILED))
+        for pattern in RULES.patterns[:patterns]
     )
-    company = Company(OWN[:1], YES, last=refuses, failed_at=None, reason="rate_limit", waits_on=WaitsOn(""))
-    spine, its_mx, heard = company.row["exchanges"]
-    its_mx, heard = replace(its_mx, by="killed/1/a", at=rfc3339(ASKED)), replace(heard, by=ME, at=rfc3339(FAILED))
-    company.row["exchanges"] = (spine, its_mx, heard)
+    company.row["exchanges"] = (spine, replace(its_mx, by="killed/1/a", at=rfc3339(ASKED)), *heard)
     before = replace(GOOD, control_at=ASKED - timedelta(seconds=1))
     company.others = {
         "killed/1/a": {kind: replace(before, is_gone=True) for kind in company.ways},
         ME: dict.fromkeys(company.ways, before),
     }
+    return company
+
+
+@pytest.mark.parametrize("hosts", [OWN[:1], OWN, OWN[1:]], ids=["same host", "still the best", "another host"])
+async def test_what_an_honest_worker_heard_at_the_hosts_of_a_void_mx_is_not_asked_again(
+    hosts: tuple[str, ...],
+) -> None:
+    """The worker that looked the MX up was killed before its next control. Another one has asked since."""
+    company = of_a_killed_workers_mx(NO_SUCH_USER)
     company.hosts = hosts
-    company.says = MailboxAnswer(
-        attempts=(Attempt(host=hosts[0], ip="192.0.2.1", stage=Stage.RCPT, reply=Reply(code=250, text="ok")),)
-    )
+    company.says = says(hosts[0], Reply(code=250, text="ok"))
     result = await company.come_back()
     assert isinstance(result, Passed)
     assert company.asked == 2, "the pattern that is accepted, and a random address"
-    assert ("refused 1 patterns" in result.note) == (hosts == OWN[:1]), "by the answer that is kept"
+    assert ("refused 1 patterns" in result.note) == (hosts != OWN[1:]), "by the answer that is kept"
+
+
+@pytest.mark.parametrize(("reply", "patterns"), [(NO_SUCH_USER, len(RULES.patterns)), (Reply(code=250, text="ok"), 1)])
+async def test_a_host_that_is_a_backup_now_does_not_speak_for_the_best_one(reply: Reply, patterns: int) -> None:
+    """A resolver that lies, or is behind the times, named the backup alone. It may know no mailboxes, or take all."""
+    company = of_a_killed_workers_mx(reply, patterns)
+    best, backup = company.hosts = (OWN[1], OWN[0])
+    the_other = Reply(code=250, text="ok") if reply is NO_SUCH_USER else NO_SUCH_USER
+    company.at_hosts = {best: says(best, the_other), backup: says(backup, reply)}
+    result = await company.come_back()
+    assert isinstance(result, Passed if reply is NO_SUCH_USER else Failed), result
+    assert company.asked == (2 if reply is NO_SUCH_USER else len(RULES.patterns))
+
+
+async def test_a_backup_that_spoke_after_the_best_host_had_is_not_asked_again() -> None:
+    best, backup = OWN
+    busy = Attempt(host=best, ip="192.0.2.2", stage=Stage.BANNER, reply=Reply(code=421, text="busy"))
+    company = of_a_killed_workers_mx(NO_SUCH_USER)
+    *others, first = company.row["exchanges"]
+    company.row["exchanges"] = (*others, replace(first, answer=says(backup, NO_SUCH_USER, busy)))
+    company.hosts = OWN
+    company.at_hosts = {backup: says(backup, NO_SUCH_USER)}
+    assert isinstance(await company.come_back(), Failed)
+    assert company.asked == len(RULES.patterns) - 1
+
+
+async def test_what_the_worker_that_lost_its_way_heard_after_its_mx_is_asked_again() -> None:
+    """A proxy in its way says yes to everybody."""
+    company = of_a_killed_workers_mx(Reply(code=250, text="ok"))
+    *others, first = company.row["exchanges"]
+    company.row["exchanges"] = (*others, replace(first, by="killed/1/a"))
+    company.says = says(OWN[0], NO_SUCH_USER)
+    assert isinstance(await company.come_back(), Failed)
+
+
+async def test_what_is_kept_beside_a_void_answer_outlives_one_more_wait() -> None:
+    company = of_a_killed_workers_mx(NO_SUCH_USER, len(RULES.patterns) - 1)
+    company.says = says(OWN[0], NO_SUCH_USER)
+    company.limited = [Wait(reason=WaitReason.RATE_LIMIT, detail="50 a second", after_s=0.1)]
+    assert isinstance(await company.come_back(), Wait)
+    assert isinstance(await company.come_back(), Failed)
+    assert company.asked == 1, "the other seven were answered"
+
+
+# ---------------------------------------------------------------- silence that is proven already
+
+
+def with_proven_silence(first: str) -> Company:
+    """Return a company whose first host was silent to another worker, twice; then its backup found us too fast."""
+    backup = OWN[1]
+    company = Company(
+        (first, backup), says(backup, TOO_FAST), last=says(backup, NO_SUCH_USER, attempt(first)), looks=1,
+        met_by="other/1/a", met_at="default",
+    )  # fmt: skip
+    company.row["exchanges"] = tuple(
+        e if e.key == "spine" else replace(e, by="other/1/a", at=rfc3339(ASKED + timedelta(seconds=1)))
+        for e in company.row["exchanges"]
+    )
+    company.others = {"other/1/a": {k: replace(GOOD, control_at=ASKED + timedelta(seconds=3)) for k in company.ways}}
+    return company
+
+
+@pytest.mark.parametrize(
+    ("first", "what"), [(OWN[0], "resumed"), (SHARED[0], "opened"), (SHARED[0], "closed"), (SHARED[0], "shunned")]
+)
+async def test_who_waits_for_a_silent_provider_to_open_is_asked_when_its_time_has_come(first: str, what: str) -> None:
+    """A reply about us came after the silence, so no moment of a failure was on record."""
+    company = with_proven_silence(first)
+    wait = await company.come_back()
+    assert isinstance(wait, Wait)
+    assert (wait.reason, company.row["failed_at"]) == (WaitReason.OUR_RATE, None)
+    company.says = says(OWN[1], NO_SUCH_USER)
+    since = ASKED + timedelta(minutes=5)
+    if what == "resumed":
+        company.resumed_at = since
+    else:
+        egress = "dc2" if what == "shunned" else "default"
+        company.shut = {egress: {"bigmail.example": since if what == "opened" else None}}
+    waits = await company.come_back()
+    assert isinstance(waits, Wait)
+    asked = company.asked
+    for _ in range(2):
+        await company.come_back()
+    assert company.asked > asked, "it waits for ever, and is never asked again"
+
+
+@pytest.mark.parametrize("what", ["opened", "resumed"])
+async def test_a_later_look_makes_an_older_silence_no_younger(what: str) -> None:
+    """The provider opened, or TOOL-005 was resumed, after its silence and before another worker met its backup's."""
+    company = with_proven_silence(SHARED[0])
+    silent_at = ASKED - timedelta(minutes=10)
+    company.row["exchanges"] = tuple(
+        e if e.key == "spine" else replace(e, at=rfc3339(silent_at)) for e in company.row["exchanges"]
+    )
+    company.row |= {"asked_at": silent_at - timedelta(seconds=5), "failed_at": silent_at}
+    whole = replace(proven(since_s=-3000, until_s=5), control_at=ASKED)
+    company.ways = dict.fromkeys(company.ways, whole)
+    company.others = {"other/1/a": company.ways}
+    since = ASKED - timedelta(minutes=5)
+    if what == "opened":
+        company.shut = {"dc2": {"bigmail.example": since}}
+    else:
+        company.resumed_at = since
+    company.says = MailboxAnswer(attempts=(attempt(OWN[1]),))
+    waits = [wait for _ in range(3) if isinstance(wait := await company.come_back(), Wait)]
+    assert len(waits) == 3, "its silence is from before that, and it fails for ever"
+    assert "asked again" in waits[1].detail
+    assert company.asked == 2

@@ -201,7 +201,7 @@ class Fleet:
         left = run.parked(origin, None, result)
         failed = {FailedAt.NOW: self.now, FailedAt.ON_RECORD: self.row["failed_at"], FailedAt.NONE: None}
         self.row |= {
-            "exchanges": tuple(run.exchanges), "pending": left.pending, "looks": left.looks,
+            "exchanges": left.exchanges, "pending": left.pending, "looks": left.looks,
             "reason": result.reason.value, "waits_on": result.waits_on, "failed_at": failed[left.failed],
             "asked_at": self.row["asked_at"] if left.asked_at is None else left.asked_at, "spent_s": left.spent_s,
             "met_by": left.met_by or worker, "met_at": left.met_at or e, "refused_at": left.refused_at,

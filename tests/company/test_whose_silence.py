@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
 from ct_stream.gate.evidence import Moments
@@ -26,7 +28,9 @@ SETTLED_S, FRESH_S = 1000.0, 1.0
 FAR = timedelta(seconds=200)  #: longer than one question takes
 
 
-async def proven_silence(f: Fleet, hosts: tuple[str, ...] = SHARED, *, before: timedelta = timedelta(0)) -> Exchange:
+async def proven_silence(
+    f: Fleet, hosts: tuple[str, ...] = SHARED, *, before: timedelta = timedelta(0), refused_at: str = ""
+) -> Exchange:
     """Park a company of the first egress whose hosts were silent so long before it was parked, and prove its way."""
     await proves(f.one)
     asked_at = f.one.db.now() - before - timedelta(seconds=1)
@@ -34,7 +38,7 @@ async def proven_silence(f: Fleet, hosts: tuple[str, ...] = SHARED, *, before: t
         key="rcpt:info", asked="info@acme.example", answer=MailboxAnswer(attempts=(attempt(hosts[0]),)),
         at=rfc3339(f.one.db.now() - before), by=f.one.name,
     )  # fmt: skip
-    await f.one.parked.park(silent(f.one, asked_at, hosts, its))
+    await f.one.parked.park(replace(silent(f.one, asked_at, hosts, its), refused_at=refused_at))
     await asyncio.sleep(0.05)
     await f.admin.execute(
         "UPDATE outreach.ct_controls SET proven_since = proven_since - interval '1 hour' WHERE worker = $1", f.one.name
@@ -158,13 +162,85 @@ async def test_a_network_that_opened_since_is_asked_again(database: DatabaseDsns
         assert isinstance(answer, Wait)
 
 
+@pytest.mark.parametrize("refused_at", ["", "dc2"])
+async def test_a_network_that_is_closed_to_the_address_that_was_refused_counts(
+    database: DatabaseDsns, refused_at: str
+) -> None:
+    """What others there say of another address of ours is no word about this company, unless it was refused there."""
+    async with fleet(database) as f:
+        await f.one.rails.set_state("provider:192.0.2.0/24@dc2", "closed", "own servers refuse us", 600.0)
+        await proven_silence(f, OWN[:1], before=FAR, refused_at=refused_at)
+        _, answer = await weighed(f)
+        assert isinstance(answer, Wait) == bool(refused_at)
+
+
+async def test_an_opening_of_the_future_is_over_once_it_was_seen(database: DatabaseDsns) -> None:
+    """The clock ran a year ahead when the provider opened, and was set back."""
+    async with fleet(database) as f:
+        await f.one.rails.set_state(PROVIDER, "closed", "silent to three companies", 600.0)
+        await opens(f, PROVIDER, f.one.db.now() + timedelta(days=365))
+        await f.one.rails.refresh(now=True)
+        seen_at = f.one.rails.shut["default"]["bigmail.example"]
+        assert seen_at is not None
+        assert seen_at <= f.one.db.now()
+        await asyncio.sleep(0.05)
+        await f.one.rails.refresh(now=True)
+        assert f.one.rails.shut["default"]["bigmail.example"] == seen_at, "then its silence never counts"
+
+
+@pytest.mark.parametrize("is_between", [False, True], ids=["before we look", "between two statements of one look"])
+async def test_an_opening_counts_from_when_others_can_see_it(database: DatabaseDsns, is_between: bool) -> None:
+    """A person resumed it, went to lunch, and committed. For everybody else it was closed meanwhile."""
+    async with fleet(database) as f:
+        rail = f"{PROVIDER}@dc2"
+        await f.one.rails.set_state(rail, "closed", "silent to three companies", 600.0)
+        await f.one.rails.refresh(now=True)
+        person = await asyncpg.connect(database.admin)
+        change = person.transaction()
+        await change.start()
+        await person.fetchval("SELECT outreach.resume_guardrail($1, 'because')", rail)
+        await asyncio.sleep(0.1)
+        silent_at = f.one.db.now()
+        persist, commits = f.one.db.persist, [change.commit]
+
+        async def and_commits(name: str, *args: Any) -> Any:
+            rows = await persist(name, *args)
+            if commits:
+                await commits.pop()()
+            return rows
+
+        if is_between:
+            f.one.db.persist = and_commits  # type: ignore[method-assign]
+        else:
+            await commits.pop()()
+        await f.one.rails.refresh(now=True)
+        for _ in range(2):
+            opened_at = f.one.rails.shut["dc2"]["bigmail.example"]
+            assert opened_at is None or opened_at > silent_at, "silence of that time counts"
+            await f.one.rails.refresh(now=True)
+        assert opened_at is not None
+        await person.close()
+
+
+async def test_the_oldest_silence_at_an_address_is_held_against_its_last_halt(database: DatabaseDsns) -> None:
+    async with fleet(database) as f:
+        its = await proven_silence(f, OWN[:1], before=timedelta(seconds=600))
+        await f.one.rails.set_state("tool:TOOL-005", "halted", "listed", None)
+        await opens(f, "tool:TOOL-005", f.one.db.now() - timedelta(seconds=300))
+        proofs, _ = await weighed(f)
+        proofs.moments = Moments()
+        older = replace(its, proven=True)
+        younger = replace(its, key="rcpt:contact", at=rfc3339(f.one.db.now()), proven=True)
+        assert isinstance(await proofs.confirm(ControlKind.SMTP, [older, younger]), Wait)
+
+
 async def test_proven_silence_is_settled_by_its_own_time(database: DatabaseDsns) -> None:
     """Another worker met it. Since then a reply about us was in the way, so no moment of a failure is on record."""
     async with fleet(database) as f:
         its = await proven_silence(f, before=FAR)
         proofs, _ = await weighed(f)
         proofs.moments = Moments()
-        proven: list[Any] = [Exchange(**{name: getattr(its, name) for name in its.__slots__} | {"proven": True})]
+        proven = [replace(its, proven=True)]
         assert isinstance(await proofs.confirm(ControlKind.SMTP, proven), ControlAnswer)
         young = proofs_of(f.one, age_s=FRESH_S)
         wait = await young.confirm(ControlKind.SMTP, proven)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,10 +16,12 @@ from ct_stream.company.checks import InputCheck
 from ct_stream.gate.providers import registrable_domain
 from ct_stream.gate.verdicts import Held, HeldBy
 from ct_stream.gate.waits import Wait, WaitReason
+from ct_stream.store import guardrails as rails
 from ct_stream.store.exits import Exit, hung_again, record_exit
 from ct_stream.store.guardrails import FIRST_TRY_S, SMTP_RAIL, Guardrails
 from ct_stream.store.limits import DomainLease, SharedLimits
 from ct_stream.store.parked import ParkedCompanies
+from ct_stream.store.queries import query
 from tests.store.parts import EXCHANGES, LIMITS, opened, parked, running
 
 if TYPE_CHECKING:
@@ -619,3 +622,59 @@ async def test_three_hangs_at_one_place_in_the_window_are_told_until_a_person_re
             " WHERE exit_id = (SELECT min(e.exit_id) FROM outreach.ct_watchdog_exits AS e)"
         )
         assert await hung_again(db, 600, 3) is None
+
+
+async def test_what_this_worker_halts_while_it_reads_is_read_again(database: DatabaseDsns) -> None:
+    """Another one has closed a provider meanwhile, which must not stay unknown until the next look."""
+    async with parts(database) as p:
+        await p.two.set_state("provider:bigmail.example", "closed", "silent to three companies", 600.0)
+        persist, halts = p.one._database.persist, [SMTP_RAIL, "mail_from"]
+
+        async def and_halts(name: str, *args: Any) -> Any:
+            rows = await persist(name, *args)
+            if name == "guardrails" and halts:
+                await p.one.set_state(halts.pop(), "halted", "listed", None)
+            return rows
+
+        p.one._database.persist = and_halts  # type: ignore[method-assign]
+        await p.one.refresh(now=True)
+        assert p.one.closed == {"bigmail.example"}
+        assert set(p.one.halted) == {SMTP_RAIL, "mail_from"}
+
+
+async def test_a_long_log_is_not_read_for_what_was_closed(database: DatabaseDsns) -> None:
+    """Every five seconds each worker asks for that. Providers that now and then find us too fast have a long log."""
+    async with parts(database) as p:
+        await p.admin.execute(
+            """
+            INSERT INTO outreach.ct_workers (worker, machine, egress, version, toolbox, troubles, partitions, running)
+                VALUES ('one', '', 'default', '', '{}', '{}', '{}', 0);
+            INSERT INTO outreach.ct_guardrails (key, state, reason)
+                SELECT 'provider:p' || n || '.example', 'open', '' FROM generate_series(1, 5) AS n;
+            INSERT INTO outreach.ct_guardrail_log (key, state, reason)
+                SELECT 'provider:p' || n % 5 + 1 || '.example',
+                CASE WHEN n <= 3 THEN 'closed' WHEN n % 2 = 0 THEN 'open' ELSE 'paused' END, ''
+                FROM generate_series(1, 20000) AS n ORDER BY n;
+            """
+        )
+        await p.admin.execute("ANALYZE outreach.ct_guardrail_log")
+        explained = await p.admin.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query('shut_providers')}")
+        plan = json.loads(explained)[0]["Plan"]
+        assert plan["Actual Rows"] == 3
+        assert read_by(plan) < 200
+
+
+def read_by(plan: dict[str, Any]) -> int:
+    """Return how many rows a plan's parts have read, those that they dropped too."""
+    rows = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+    return int(rows * plan["Actual Loops"]) + sum(map(read_by, plan.get("Plans", ())))
+
+
+async def test_a_worker_that_meets_very_many_servers_that_refuse_it_remembers_so_many(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rails, "_MOST_SUSPECTS", 3)
+    async with parts(database) as p:
+        for n in range(5):
+            await p.one.silent(f"p{n}.example", "acme.example")
+        assert list(p.one._suspects) == ["p2.example", "p3.example", "p4.example"]

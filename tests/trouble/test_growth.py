@@ -106,7 +106,7 @@ REPORTS = {
     "has_own_outcomes": "once, when a worker starts; ends at the first row of our own",
     "rehearsal_companies": "once, when a worker starts; ends at 1,000 undecided companies",
     "guardrails": "all that were closed within the last weeks: ct_tidy removes the others",
-    "shut_providers": "the same guardrails",
+    "shut_providers": "one look-up in the log for each of these guardrails",
     "refusing_networks": "the domains of the day, whenever a server refuses us",
     "without_outcome": "migrate counts",
     "spine_control": "ends at the first row of the spine",
