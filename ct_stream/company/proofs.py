@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ct_stream.company.silence import Past, Silence
 from ct_stream.gate.evidence import (
+    FORGOTTEN,
     PORT_25,
     UNPROVEN,
     Moments,
@@ -25,16 +26,17 @@ from ct_stream.gate.evidence import (
 )
 from ct_stream.gate.questions import ControlAnswer, ControlKind
 from ct_stream.gate.waits import Wait, WaitReason, WaitsOn
+from ct_stream.store.control_ledger import RunWays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
 
     from ct_stream.company.own_way import OwnWay
     from ct_stream.gate.evidence import Kept
     from ct_stream.gate.records import Resumed
     from ct_stream.gate.transcript import Exchange
-    from ct_stream.store.control_ledger import ControlLedger, RunWays
+    from ct_stream.store.control_ledger import ControlLedger
     from ct_stream.store.guardrails import Guardrails
 
 
@@ -61,7 +63,7 @@ class Proofs:
         aside = [exchange for exchange in resumed.exchanges if exchange.aside]
         if not aside:
             return await self._weigh(resumed)
-        known = await self._controls.of_runs({exchange.by for exchange in aside if exchange.by})
+        known = await self._known({exchange.by for exchange in aside if exchange.by})
         runs = {run: its.ways for run, its in known.items()}
         true = [replace(exchange, aside=False) for exchange in aside if before_astray([exchange], runs)]
         kept = await self._weigh(replace(resumed, exchanges=tuple(e for e in resumed.exchanges if not e.aside)))
@@ -76,7 +78,7 @@ class Proofs:
             return weigh(resumed, {}, self._guardrails.settling(0.0), by=worker)
         met_by = resumed.met_by or worker
         others = asked if met_by == worker or not has_failed else asked | {met_by}
-        known = await self._controls.of_runs(others) if others else {}
+        known = await self._known(others)
         if (wait := _until_sure(known, resumed.exchanges)) is not None:
             return not_yet(resumed, wait)
         runs = {run: its.ways for run, its in known.items()}
@@ -84,7 +86,7 @@ class Proofs:
         witness = Witness(
             run=met_by,
             is_self=met_by == worker,
-            is_gone=met_by != worker and (met_by not in known or known[met_by].is_gone),
+            is_gone=met_by != worker and known[met_by].is_gone,
             is_elsewhere=resumed.met_at not in ("", here),
             here=here,
             is_halted_here=ours.halted_by is not None,
@@ -107,6 +109,12 @@ class Proofs:
         ways = await self._controls.own() if witness.is_self else runs.get(met_by, {})
         ways = {kind: ways.get(kind, UNPROVEN) for kind in ControlKind}
         return weigh(resumed, ways, settling, witness=witness, runs=runs, by=worker)
+
+    async def _known(self, runs: Collection[str]) -> dict[str, RunWays]:
+        """Return what is known of these runs: of one that is forgotten, that nothing holds which it heard."""
+        known = await self._controls.of_runs(runs) if runs else {}
+        forgotten = set(runs) - set(known) - {self._controls.worker}
+        return known | dict.fromkeys(forgotten, RunWays(ways=dict.fromkeys(ControlKind, FORGOTTEN), is_gone=True))
 
     async def confirm(self, kind: ControlKind, exchanges: Sequence[Exchange]) -> ControlAnswer | Wait:
         """Return a proof that began after the last failed one of these answers, or the wait for one.
@@ -133,7 +141,7 @@ class Proofs:
         others = askers(exchanges) - {self._controls.worker}
         if wait is not None or not others:
             return wait
-        known = await self._controls.of_runs(others)
+        known = await self._known(others)
         if (wait := _until_sure(known, exchanges)) is not None:
             return wait
         runs = {run: its.ways for run, its in known.items()}

@@ -131,6 +131,12 @@ UNPROVEN = Way(
     trouble_until=_NEVER,
     proven_since=datetime.max.replace(tzinfo=UTC),
 )  #: what is known of a run that has proven nothing
+FORGOTTEN = replace(
+    UNPROVEN,
+    trouble_from=_NEVER + timedelta(microseconds=1),
+    trouble_until=datetime.max.replace(tzinfo=UTC),
+    is_gone=True,
+)  #: of one that ended so long ago that its controls are tidied away: what it heard may have been anybody's
 
 
 def confirmed(kind: ControlKind, way: Way, window: Window, *, in_chain: bool) -> ControlAnswer | Wait:
@@ -237,14 +243,15 @@ def answered(exchanges: Iterable[Exchange]) -> list[Exchange]:
     ]
 
 
-def serves_again(exchange: Exchange, hosts: Sequence[str]) -> bool:
+def serves_again(exchange: Exchange, question: ProbeMailbox) -> bool:
     """Return whether an answer that followed a void one holds for the same question, now put to these hosts.
 
     Only that of the best host, or of one that was asked after all better ones: a backup may know no mailboxes, or take
-    anything.
+    anything. And the mailbox is the same: the spine's domain, or the rules, may have changed meanwhile.
     """
-    if not isinstance(exchange.answer, MailboxAnswer):
+    if not isinstance(exchange.answer, MailboxAnswer) or exchange.asked != str(question.address):
         return False
+    hosts = question.hosts
     *before, spoke = (attempt.host for attempt in exchange.answer.attempts)
     return spoke in hosts and set(hosts[: hosts.index(spoke)]) <= set(before)
 
@@ -1034,7 +1041,7 @@ def dated(resumed: Resumed, by: str) -> Resumed:
         return resumed
     met = [e for e in resumed.exchanges if e.at and met_trouble([e]) and e.by not in ("", by)]
     if not met and _waits_for_a_silent_provider(resumed):
-        met = [e for e in resumed.exchanges if e.at and ever_met_trouble([e])]
+        met = [e for e in resumed.exchanges if e.at and e.proven and ever_met_trouble([e])]
     if not met:
         return resumed
     failed_at = datetime.fromisoformat(met[-1].at) + timedelta(milliseconds=1)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ct_stream.gate.verdicts import Verdict
 
 
+#: Before the key of an answer that was set aside. A version that knows nothing of such answers must not take it for one
+#: that counts: it refuses the key, and a newer worker takes the company up.
+_ASIDE = "aside:"
 _TOOLS = {"TOOL-004": MxAnswer, "TOOL-005": MailboxAnswer, "TOOL-019": VerifyAnswer}
 
 
@@ -103,11 +106,10 @@ def tools_used(exchanges: Sequence[Exchange]) -> list[str]:
 def to_json(exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:
     """Return the exchanges as JSON values; `from_json` is its inverse."""
     return [
-        {"key": e.key, "asked": e.asked, "at": e.at, "answer": _plain(e.answer)}
+        {"key": _ASIDE * e.aside + e.key, "asked": e.asked, "at": e.at, "answer": _plain(e.answer)}
         | ({"remembered": True} if e.remembered else {})
         | ({"by": e.by} if e.by else {})
         | ({"proven": True} if e.proven else {})
-        | ({"aside": True} if e.aside else {})
         for e in exchanges
     ]
 
@@ -116,14 +118,14 @@ def from_json(values: Sequence[dict[str, Any]]) -> list[Exchange]:
     """Return the exchanges that `to_json` gave. Raises KeyError or ValueError on anything else."""
     return [
         Exchange(
-            key=v["key"],
+            key=v["key"].removeprefix(_ASIDE),
             asked=v["asked"],
             at=v["at"],
-            answer=_answer(v["key"], v["answer"]),
+            answer=_answer(v["key"].removeprefix(_ASIDE), v["answer"]),
             remembered=v.get("remembered", False),
             by=v.get("by", ""),
             proven=v.get("proven", False),
-            aside=v.get("aside", False),
+            aside=v["key"].startswith(_ASIDE),
         )
         for v in values
     ]

@@ -141,7 +141,8 @@ class PassDriver:
     @property
     def aside(self) -> tuple[Exchange, ...]:
         """Return the answers whose questions have not come up again."""
-        return tuple(self._answered.values())
+        kept = {exchange.key for exchange in self._play.exchanges}
+        return tuple(exchange for key, exchange in self._answered.items() if key not in kept)
 
     @property
     def spent_s(self) -> float:
@@ -196,7 +197,7 @@ class PassDriver:
             if self._recall(memory):
                 return None
         known = self._answered.pop(question.key, None)
-        if known is not None and isinstance(question, ProbeMailbox) and serves_again(known, question.hosts):
+        if known is not None and isinstance(question, ProbeMailbox) and serves_again(known, question):
             self._play.answer(known.answer, asked=known.asked, at=known.at, by=known.by)
             return None
         begun_at, spent_s = time.monotonic(), self.spent_s

@@ -17,6 +17,7 @@ from ct_stream.company.farewells import Farewells
 from ct_stream.company.one_pass import WorkerGate
 from ct_stream.gate.memory import Memory
 from ct_stream.gate.output_stage import Origin, rfc3339
+from ct_stream.gate.patterns import render
 from ct_stream.gate.providers import is_own_server
 from ct_stream.gate.questions import Attempt, ControlKind, MailboxAnswer, MxAnswer, SpineAnswer, Trouble
 from ct_stream.gate.records import FailedAt, Known, Resumed
@@ -78,6 +79,7 @@ class Company:
         self.cap: Wait | None = None  #: what our limits say once, between two of its hosts
         self.others: dict[str, dict[ControlKind, Way]] = {}  #: the ways of other runs
         self.quiet: dict[str, float] = {}  #: other runs, and in how many seconds it is known whether they ended
+        self.forgotten: set[str] = set()  #: other runs of which nothing is known any more
         self.first_at = ""  #: the address that is not to look again at once
         last = parked.pop("last", None)
         self.row: dict[str, Any] = {
@@ -141,7 +143,7 @@ class Company:
             memory=SimpleNamespace(recall=self._recall), own_way=proven_way(),
             farewells=Farewells(), metrics=counts_nothing(), spine_check=None, spine_grace_s=60.0,
             limits=SimpleNamespace(mx_lookup=self._limit), rules=RULES,
-            controls=Controls(self.ways, others=self.others, quiet=self.quiet),
+            controls=Controls(self.ways, others=self.others, quiet=self.quiet, forgotten=self.forgotten),
             guardrails=SimpleNamespace(
                 refresh=self._nothing, closed=set(), unreached=self._nothing, judge=self._judge, note=self._judge,
                 settling=lambda *_: SimpleNamespace(
@@ -390,7 +392,13 @@ def of_a_killed_workers_mx(reply: Reply, patterns: int = 1) -> Company:
     company = Company(OWN[:1], YES, failed_at=None, reason="rate_limit", waits_on=WaitsOn(""))
     spine, its_mx = company.row["exchanges"]
     heard = (
-        Exchange(key=f"rcpt:{pattern.name}", answer=says(OWN[0], reply), by=ME, at=rfc3339(FAILED))
+        Exchange(
+            key=f"rcpt:{pattern.name}",
+            asked=str(render(pattern, RULES.probe_name, "acme.example")),
+            answer=says(OWN[0], reply),
+            by=ME,
+            at=rfc3339(FAILED),
+        )
         for pattern in RULES.patterns[:patterns]
     )
     company.row["exchanges"] = (spine, replace(its_mx, by="killed/1/a", at=rfc3339(ASKED)), *heard)
@@ -456,6 +464,84 @@ async def test_what_is_kept_beside_a_void_answer_outlives_one_more_wait() -> Non
     assert isinstance(await company.come_back(), Wait)
     assert isinstance(await company.come_back(), Failed)
     assert company.asked == 1, "the other seven were answered"
+
+
+async def test_what_was_answered_about_another_mailbox_does_not_serve() -> None:
+    """The spine's domain, or the rules, have changed while the company waited."""
+    company = of_a_killed_workers_mx(Reply(code=250, text="ok"))
+    *others, first = company.row["exchanges"]
+    company.row["exchanges"] = (*others, replace(first, asked="somebody@old.example"))
+    company.says = says(OWN[0], NO_SUCH_USER)
+    assert isinstance(await company.come_back(), Failed)
+
+
+async def test_what_was_set_aside_and_heard_astray_is_asked_again() -> None:
+    """A control of the worker that asked fails while the company waits once more."""
+    company = of_a_killed_workers_mx(Reply(code=250, text="ok"))
+    company.limited = [Wait(reason=WaitReason.RATE_LIMIT, detail="50 a second", after_s=0.1)]
+    assert isinstance(await company.come_back(), Wait)
+    lost = replace(company.others[ME][ControlKind.SMTP], trouble_from=ASKED, trouble_until=LATER)
+    company.others[ME] = dict.fromkeys(company.ways, lost)
+    company.says = says(OWN[0], NO_SUCH_USER)
+    assert isinstance(await company.come_back(), Failed)
+    assert company.asked == len(RULES.patterns)
+
+
+async def test_of_two_answers_to_a_question_the_newer_one_serves() -> None:
+    company = of_a_killed_workers_mx(Reply(code=250, text="ok"))
+    *others, newer = company.row["exchanges"]
+    older = replace(newer, answer=says(OWN[0], NO_SUCH_USER), aside=True)
+    company.row["exchanges"] = (*others, newer, older)
+    company.says = says(OWN[0], NO_SUCH_USER)
+    result = await company.come_back()
+    assert isinstance(result, Passed)
+    assert company.asked == 1, "the random address"
+
+
+async def test_what_is_still_kept_is_not_set_aside_too() -> None:
+    first, second = RULES.patterns[:2]
+    company = Company(OWN, Wait(reason=WaitReason.RATE_LIMIT, detail="50 a second", after_s=0.1))
+    silent = MailboxAnswer(attempts=(attempt(OWN[0]),))
+    company.row["exchanges"] += (
+        Exchange(key=f"rcpt:{first.name}", answer=says(OWN[0], NO_SUCH_USER), by=ME, at=rfc3339(ASKED)),
+        Exchange(key=f"rcpt:{second.name}", answer=silent, by=ME, at=rfc3339(ASKED + timedelta(milliseconds=500))),
+    )
+    broken = replace(GOOD, trouble_from=ASKED + timedelta(seconds=1), trouble_until=FAILED + timedelta(seconds=1))
+    company.ways[ControlKind.SMTP] = replace(broken, control_at=FAILED + timedelta(seconds=1))
+    assert isinstance(await company.come_back(), Wait)
+    assert [e.key for e in company.row["exchanges"]] == ["spine", "mx", f"rcpt:{first.name}"]
+
+
+@pytest.mark.parametrize("by", ["forgotten/1/a", ME])
+async def test_what_a_forgotten_worker_heard_is_asked_again(by: str) -> None:
+    """A halt lasted so long that what its controls showed is tidied away. It may have talked to a proxy."""
+    company = Company(OWN[:1], says(OWN[0], NO_SUCH_USER), failed_at=None, reason="halted", waits_on=WaitsOn("tool:x"))
+    spine, its_mx = company.row["exchanges"]
+    heard = Exchange(key=f"rcpt:{PATTERN}", answer=says(OWN[0], Reply(code=250, text="ok")), at=rfc3339(FAILED))
+    company.row["exchanges"] = (spine, *(replace(e, by=by, at=rfc3339(FAILED)) for e in (its_mx, heard)))
+    company.forgotten = {"forgotten/1/a"}
+    result = await company.come_back()
+    assert isinstance(result, Passed if by == ME else Failed)
+
+
+@pytest.mark.parametrize(
+    ("reason", "waits_on"), [("halted", "tool:TOOL-005"), ("provider_closed", "provider:x.example")]
+)
+async def test_silence_that_nothing_has_proven_is_no_first_look(reason: str, waits_on: str) -> None:
+    """A limit came between its first two questions, and then a halt: no moment of a failure is on record."""
+    half = says(OWN[1], NO_SUCH_USER, attempt(OWN[0]))
+    company = Company(OWN, half, last=half, failed_at=None, reason=reason, waits_on=WaitsOn(waits_on), met_by=ME)
+    company.row["exchanges"] = tuple(
+        e if e.key == "spine" else replace(e, by=ME, at=rfc3339(ASKED + timedelta(seconds=1)))
+        for e in company.row["exchanges"]
+    )
+    early = ASKED - timedelta(seconds=5)
+    company.ways = dict.fromkeys(company.ways, replace(GOOD, ok_begun_at=early, control_at=early))
+    assert isinstance(await company.come_back(), Wait)
+    assert company.row["looks"] == 0
+    company.ways = dict.fromkeys(company.ways, GOOD)
+    company.says = says(OWN[0], Reply(code=250, text="ok"))
+    assert isinstance(await company.until_decided(), Passed)
 
 
 # ---------------------------------------------------------------- silence that is proven already

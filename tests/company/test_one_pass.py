@@ -73,11 +73,15 @@ class Controls(ControlLedger):
         *,
         others: Mapping[str, dict[ControlKind, Way]] | None = None,
         quiet: Mapping[str, float] | None = None,
+        forgotten: Collection[str] = (),
     ) -> None:
-        """`others`: the ways of other runs, where they differ; `quiet`: in how many seconds their end is known."""
+        """`others`: the ways of other runs, where they differ; `quiet`: in how many seconds their end is known.
+
+        `forgotten`: runs of which nothing is known any more.
+        """
         super().__init__(cast("Any", None), 30.0, ME)
         self._ways = ways
-        self._others, self._quiet = others or {}, quiet or {}
+        self._others, self._quiet, self._forgotten = others or {}, quiet or {}, forgotten
 
     async def own(self) -> dict[ControlKind, Way]:
         return self._ways
@@ -86,6 +90,7 @@ class Controls(ControlLedger):
         return {
             run: RunWays(ways=self._others.get(run, self._ways), is_gone=False, unsure_s=self._quiet.get(run, 0.0))
             for run in runs
+            if run not in self._forgotten
         }
 
 

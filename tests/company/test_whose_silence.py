@@ -219,6 +219,9 @@ async def test_an_opening_counts_from_when_others_can_see_it(database: DatabaseD
             assert opened_at is None or opened_at > silent_at, "silence of that time counts"
             await f.one.rails.refresh(now=True)
         assert opened_at is not None
+        await f.two.rails.set_state(rail, "paused", "says that we ask too fast", 60.0)
+        await f.one.rails.refresh(now=True)
+        assert f.one.rails.shut["dc2"]["bigmail.example"] == opened_at, "whatever came after that"
         await person.close()
 
 

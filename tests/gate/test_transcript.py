@@ -83,6 +83,14 @@ def test_an_exchange_survives_its_json(key: str, answer: Answer) -> None:
     assert from_json(to_json([exchange])) == [exchange]
 
 
+def test_an_answer_set_aside_is_refused_by_a_version_that_does_not_know_of_such() -> None:
+    """It would take it for one that counts, and fail the company by it."""
+    aside = Exchange(key="rcpt:info", asked="info@acme.example", answer=NO, aside=True)
+    [value] = to_json([aside])
+    assert from_json([value]) == [aside]
+    assert value["key"].partition(":")[0] not in ("spine", "mx", "rcpt", "control", "verify")
+
+
 def test_controls_are_no_tools() -> None:
     control = Exchange(key="control:dns", answer=ControlAnswer(detail="works"))
     probe = Exchange(key="rcpt:info", answer=NO)

@@ -259,7 +259,10 @@ async def test_no_backup_fails_a_company_whose_first_host_may_be_silent_by_our_f
 
 
 async def test_what_the_same_server_answered_before_is_not_asked_again() -> None:
-    known = [Exchange(key="rcpt:firstlast", answer=NO), Exchange(key="rcpt:f.last", answer=NO)]
+    known = [
+        Exchange(key="rcpt:firstlast", asked="jordanwhitfield@acme.example", answer=NO),
+        Exchange(key="rcpt:f.last", asked="j.whitfield@acme.example", answer=NO),
+    ]
     scripted = Scripted(SPINE, None, FOUND, TIMEOUT_AT_RCPT, YES, NO)
     run = driver(scripted, answered=known)
     assert isinstance(await run.run(), Passed)
