@@ -521,7 +521,7 @@ def asked_afresh(what: str, waited_s: float) -> Wait:
     """
     return Wait(
         reason=WaitReason.PROVIDER_CLOSED,
-        detail=f"{what}; that is over, so they are asked again",
+        detail=f"{what}, so they are asked again",
         after_s=min(max(LONGEST_QUESTION_S, waited_s / 2), SHUNNED_MOST_S),
     )
 
