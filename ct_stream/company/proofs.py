@@ -86,7 +86,8 @@ class Proofs:
         witness = Witness(
             run=met_by,
             is_self=met_by == worker,
-            is_gone=met_by != worker and known[met_by].is_gone,
+            # Nobody asks about whose look has met nothing that failed.
+            is_gone=met_by != worker and met_by in known and known[met_by].is_gone,
             is_elsewhere=resumed.met_at not in ("", here),
             here=here,
             is_halted_here=ours.halted_by is not None,

@@ -132,10 +132,7 @@ UNPROVEN = Way(
     proven_since=datetime.max.replace(tzinfo=UTC),
 )  #: what is known of a run that has proven nothing
 FORGOTTEN = replace(
-    UNPROVEN,
-    trouble_from=_NEVER + timedelta(microseconds=1),
-    trouble_until=datetime.max.replace(tzinfo=UTC),
-    is_gone=True,
+    UNPROVEN, control_at=_NEVER + timedelta(microseconds=1), is_gone=True
 )  #: of one that ended so long ago that its controls are tidied away: what it heard may have been anybody's
 
 

@@ -524,6 +524,25 @@ async def test_what_a_forgotten_worker_heard_is_asked_again(by: str) -> None:
     assert isinstance(result, Passed if by == ME else Failed)
 
 
+@pytest.mark.parametrize("is_shut", [False, True], ids=["tidied", "opened since"])
+async def test_silence_that_a_forgotten_worker_met_and_proved_is_asked_again(is_shut: bool) -> None:
+    """It waited for a closed provider for more than a week."""
+    silent = MailboxAnswer(attempts=(attempt(SHARED[0]),))
+    company = Company(
+        SHARED, says(SHARED[0], Reply(code=250, text="ok")), last=silent, looks=1, reason="provider_closed",
+        waits_on=WaitsOn("provider:bigmail.example"), met_by="forgotten/1/a", met_at="default",
+    )  # fmt: skip
+    spine, its_mx, silence = (replace(e, by=ME, at=rfc3339(ASKED)) for e in company.row["exchanges"])
+    company.row["exchanges"] = (spine, its_mx, replace(silence, by="forgotten/1/a", proven=True))
+    company.forgotten = {"forgotten/1/a"}
+    company.others = {ME: {kind: replace(GOOD, control_at=ASKED + timedelta(seconds=1)) for kind in company.ways}}
+    if is_shut:
+        company.shut = {"default": {"bigmail.example": LATER}}
+    result = await company.come_back()
+    assert isinstance(result, Passed), result
+    assert company.asked == 2
+
+
 @pytest.mark.parametrize(
     ("reason", "waits_on"), [("halted", "tool:TOOL-005"), ("provider_closed", "provider:x.example")]
 )

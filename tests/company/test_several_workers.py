@@ -57,6 +57,7 @@ class Run:
     fault: str | None = None
     until: int = 0  #: when it is mended
     is_gone: bool = False
+    is_whole: bool = False  #: from now on its way holds, and nothing limits it
     ways: dict[ControlKind, Way] = field(default_factory=lambda: dict.fromkeys(KINDS, UNPROVEN))
     lost: list[tuple[datetime, datetime]] = field(default_factory=list)  #: from the last success to a failure
     asked: dict[ControlKind, float] = field(default_factory=lambda: dict.fromkeys(KINDS, -inf))
@@ -204,7 +205,18 @@ class World:
             company.looks = asked_before + 1
             return self._lookup_mx(run)
 
-        async def ask(watch: Stopwatch, address: Address, _hosts: object) -> MailboxAnswer:
+        def limit() -> Wait | None:
+            # Of all workers over a day or a second: who meets one is often taken up by another run.
+            if run.is_whole or self.chance.random() > 0.2:
+                return None
+            return Wait(reason=WaitReason.RATE_LIMIT, detail="so many a second", after_s=1.0)
+
+        async def limited() -> Wait | None:
+            return limit()
+
+        async def ask(watch: Stopwatch, address: Address, _hosts: object) -> MailboxAnswer | Wait:
+            if (wait := limit()) is not None:
+                return wait
             company.looks = asked_before + 1
             watch.spent_s += 0.1
             return self._mailbox(run, company, address)
@@ -216,7 +228,7 @@ class World:
             return Memory()
 
         def prober(_: object, watch: Stopwatch) -> SimpleNamespace:
-            async def ask_it(address: Address, hosts: object) -> MailboxAnswer:
+            async def ask_it(address: Address, hosts: object) -> MailboxAnswer | Wait:
                 return await ask(watch, address, hosts)
 
             return SimpleNamespace(ask=ask_it, close=nothing, heard=())
@@ -230,7 +242,7 @@ class World:
             memory=SimpleNamespace(recall=recall), own_way=proven_way(astray),
             farewells=Farewells(), metrics=SimpleNamespace(tool_calls=count),
             spine_check=SimpleNamespace(saw=lambda **_: None), spine_grace_s=0.0, rules=RULES,
-            limits=SimpleNamespace(mx_lookup=nothing), controls=Ways(self, run),
+            limits=SimpleNamespace(mx_lookup=limited), controls=Ways(self, run),
             guardrails=SimpleNamespace(
                 refresh=nothing, closed=set(), closed_to=lambda _: set(), shut={},
                 unreached=nothing,
@@ -301,6 +313,7 @@ async def test_every_company_is_decided_within_a_few_looks_once_one_way_holds(ha
         left = world.open_companies
         late += len(left)
         whole = world.chance.choice(world.runs)
+        whole.is_whole = True
         before = {company.number: company.looks for company in left}
         while world.open_companies and world.tick < HOLDS_FROM + MOST_TICKS:
             await world.go_on(whole)
