@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -83,7 +84,9 @@ class Guardrails:
         self._egress = egress
         self.smtp_rail = WaitsOn.tool("TOOL-005", egress)  #: of this egress
         self._settle_s = settle_s
-        self._suspects: dict[str, None] = {}  # providers whose next normal session matters, the newest last
+        self._suspects: OrderedDict[str, None] = (
+            OrderedDict()
+        )  # providers whose next normal session matters, the newest last
         self._on_trial = False
         self._refresh_at = 0.0
         self._changes = 0
@@ -197,8 +200,8 @@ class Guardrails:
         During a trial of TOOL-005 the session counts.
         """
         for name in (provider, *whereabouts(ip)):
-            if name in self._suspects:
-                del self._suspects[name]
+            if name in self._suspects or name in self.closed:
+                self._suspects.pop(name, None)
                 await self.set_state(self._provider(name), "open", "talks normally again", None)
         if self._on_trial and (await self._database.persist("end_trial", self._egress))[0]["opened"]:
             self._on_trial = False
@@ -245,13 +248,14 @@ class Guardrails:
         ours = self._in_the_way_of(self._egress)
         self.halted, self.closed, self.opened = ours.halted, ours.closed, ours.opened
         self._on_trial = any(row["key"] == self.smtp_rail and row["state"] == "trial" for row in found)
-        self._suspect(*self.closed)
 
     def _opened_at(self, row: asyncpg.Record, seen: datetime | None) -> datetime:
         """Return when a provider was opened that was closed before. `seen`: as the last refresh had it."""
         now = self._database.now()
         opened_at: datetime = row["opened_at"]
-        if opened_at > now + _CLOCKS_DIFFER:  # written before the clock was set back
+        # What is later than now was written, or seen, before the clock was set back.
+        seen = None if seen is None else min(seen, now)
+        if opened_at > now + _CLOCKS_DIFFER:
             return seen or now
         if row["is_open_since"]:
             opened_at = max(opened_at, self._first_seen.get(row["key"], opened_at))
@@ -285,7 +289,7 @@ class Guardrails:
         now = self._database.now()
         are_open = {row["key"]: row["since"] for row in rows if row["state"] in ("open", "trial")}
         self._first_seen = {
-            rail: self._first_seen.get(rail) or (now if rail in self._not_open else since)
+            rail: min(now, self._first_seen.get(rail) or (now if rail in self._not_open else since))
             for rail, since in are_open.items()
         }
         self._not_open = {row["key"] for row in rows} - set(are_open)
@@ -325,13 +329,12 @@ class Guardrails:
                 await self.set_state(rail, "halted", reason, None)
                 return
 
-    def _suspect(self, *providers: str) -> None:
-        """Note that the next normal session at these matters, and forget the oldest of too many."""
-        for provider in providers:
-            self._suspects.pop(provider, None)
-            self._suspects[provider] = None
-        while len(self._suspects) > _MOST_SUSPECTS:
-            del self._suspects[next(iter(self._suspects))]
+    def _suspect(self, provider: str) -> None:
+        """Note that the next normal session there matters, though it is open, and forget the oldest of too many."""
+        self._suspects[provider] = None
+        self._suspects.move_to_end(provider)
+        if len(self._suspects) > _MOST_SUSPECTS:
+            self._suspects.popitem(last=False)
 
     def _provider(self, provider: str) -> WaitsOn:
         return WaitsOn.provider(provider, self._egress)

@@ -188,6 +188,26 @@ async def test_an_opening_of_the_future_is_over_once_it_was_seen(database: Datab
         assert f.one.rails.shut["default"]["bigmail.example"] == seen_at, "then its silence never counts"
 
 
+async def test_openings_that_were_seen_before_the_clock_was_set_back_are_over(
+    database: DatabaseDsns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise silence, and refusals of us, would count for nobody until the clock comes there again."""
+    async with fleet(database) as f:
+        for rail, state in ((PROVIDER, "closed"), ("tool:TOOL-005", "halted")):
+            await f.one.rails.set_state(rail, state, "listed", 600.0 if state == "closed" else None)
+        await f.one.rails.refresh(now=True)
+        for rail in (PROVIDER, "tool:TOOL-005"):
+            await f.resume(rail)
+        await f.one.rails.refresh(now=True)
+        now = f.one.db.now() - timedelta(hours=2)
+        monkeypatch.setattr(f.one.db, "now", lambda: now)
+        await f.one.rails.refresh(now=True)
+        opened_at, resumed_at = f.one.rails.shut["default"]["bigmail.example"], f.one.rails.settling(0.0).resumed_at
+        assert opened_at is not None
+        assert opened_at <= now
+        assert resumed_at is None or resumed_at <= now
+
+
 @pytest.mark.parametrize("is_between", [False, True], ids=["before we look", "between two statements of one look"])
 async def test_an_opening_counts_from_when_others_can_see_it(database: DatabaseDsns, is_between: bool) -> None:
     """A person resumed it, went to lunch, and committed. For everybody else it was closed meanwhile."""

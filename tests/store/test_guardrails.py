@@ -678,3 +678,9 @@ async def test_a_worker_that_meets_very_many_servers_that_refuse_it_remembers_so
         for n in range(5):
             await p.one.silent(f"p{n}.example", "acme.example")
         assert list(p.one._suspects) == ["p2.example", "p3.example", "p4.example"]
+        for n in range(5):
+            await p.two.set_state(f"provider:p{n}.example", "closed", "silent to three companies", 600.0)
+        await p.one.refresh(now=True)
+        for n in range(5):
+            await p.one.talked(f"p{n}.example")
+            assert await p.state(f"provider:p{n}.example") == "open", "whatever it remembers"
