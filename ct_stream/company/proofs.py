@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from ct_stream.company.own_way import OwnWay
-    from ct_stream.gate.evidence import Kept
+    from ct_stream.gate.evidence import Kept, Way
     from ct_stream.gate.records import Resumed
     from ct_stream.gate.transcript import Exchange
     from ct_stream.store.control_ledger import ControlLedger
@@ -60,28 +60,26 @@ class Proofs:
 
     async def weigh(self, resumed: Resumed) -> Kept:
         """Return what a company brings back from its wait. Proofs are read only of runs that asked or met a failure."""
+        worker = self._controls.worker
+        asked = {exchange.by for exchange in resumed.exchanges if exchange.by}
         aside = [exchange for exchange in resumed.exchanges if exchange.aside]
-        if not aside:
-            return await self._weigh(resumed)
-        known = await self._known({exchange.by for exchange in aside if exchange.by})
-        runs = {run: its.ways for run, its in known.items()}
+        in_order = replace(resumed, exchanges=tuple(e for e in resumed.exchanges if not e.aside))
+        its = dated(in_order, worker)
+        has_failed = its is not in_order or not nothing_failed(its)
+        if not asked and not has_failed:
+            return weigh(its, {}, self._guardrails.settling(0.0), by=worker)
+        met_by = {its.met_by} - {"", worker} if has_failed else set()
+        known = await self._known(asked | met_by)
+        kept = await self._weigh(its, known, has_failed=has_failed)
+        runs = _ways(known)
         true = [replace(exchange, aside=False) for exchange in aside if before_astray([exchange], runs)]
-        kept = await self._weigh(replace(resumed, exchanges=tuple(e for e in resumed.exchanges if not e.aside)))
         return replace(kept, answered=[*true, *kept.answered])
 
-    async def _weigh(self, resumed: Resumed) -> Kept:
-        asked = {exchange.by for exchange in resumed.exchanges if exchange.by}
-        worker, was_dated = self._controls.worker, resumed.failed_at is not None
-        resumed = dated(resumed, worker)
-        has_failed = (not was_dated and resumed.failed_at is not None) or not nothing_failed(resumed)
-        if not asked and not has_failed:
-            return weigh(resumed, {}, self._guardrails.settling(0.0), by=worker)
+    async def _weigh(self, resumed: Resumed, known: Mapping[str, RunWays], *, has_failed: bool) -> Kept:
+        worker, runs = self._controls.worker, _ways(known)
         met_by = resumed.met_by or worker
-        others = asked if met_by == worker or not has_failed else asked | {met_by}
-        known = await self._known(others)
         if (wait := _until_sure(known, resumed.exchanges)) is not None:
             return not_yet(resumed, wait)
-        runs = {run: its.ways for run, its in known.items()}
         ours, here = self._guardrails.settling(0.0), self._own_way.egress
         witness = Witness(
             run=met_by,
@@ -145,11 +143,14 @@ class Proofs:
         known = await self._known(others)
         if (wait := _until_sure(known, exchanges)) is not None:
             return wait
-        runs = {run: its.ways for run, its in known.items()}
-        if len(before_astray(exchanges, runs)) == len(exchanges):
+        if len(before_astray(exchanges, _ways(known))) == len(exchanges):
             return None
         detail = "another worker lost its way out when it asked, so what it heard is asked again"
         return Wait(reason=WaitReason.CONTROL, detail=detail, waits_on=WaitsOn.way())
+
+
+def _ways(known: Mapping[str, RunWays]) -> dict[str, Mapping[ControlKind, Way]]:
+    return {run: its.ways for run, its in known.items()}
 
 
 def _until_sure(known: Mapping[str, RunWays], exchanges: Sequence[Exchange]) -> Wait | None:

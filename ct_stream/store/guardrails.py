@@ -84,9 +84,8 @@ class Guardrails:
         self._egress = egress
         self.smtp_rail = WaitsOn.tool("TOOL-005", egress)  #: of this egress
         self._settle_s = settle_s
-        self._suspects: OrderedDict[str, None] = (
-            OrderedDict()
-        )  # providers whose next normal session matters, the newest last
+        # Providers whose next normal session matters, the newest last.
+        self._suspects: OrderedDict[str, None] = OrderedDict()
         self._on_trial = False
         self._refresh_at = 0.0
         self._changes = 0

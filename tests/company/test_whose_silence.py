@@ -166,7 +166,7 @@ async def test_a_network_that_opened_since_is_asked_again(database: DatabaseDsns
 async def test_a_network_that_is_closed_to_the_address_that_was_refused_counts(
     database: DatabaseDsns, refused_at: str
 ) -> None:
-    """What others there say of another address of ours is no word about this company, unless it was refused there."""
+    """The servers there refuse another of our addresses. That matters only to a company that was asked from it."""
     async with fleet(database) as f:
         await f.one.rails.set_state("provider:192.0.2.0/24@dc2", "closed", "own servers refuse us", 600.0)
         await proven_silence(f, OWN[:1], before=FAR, refused_at=refused_at)
